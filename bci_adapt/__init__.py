@@ -1,0 +1,3 @@
+"""Decode movement from primate spike recordings as electrodes drift."""
+
+__version__ = "0.1.0"

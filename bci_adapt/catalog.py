@@ -1,0 +1,50 @@
+"""The variants of a folder, found by listing it: there is no registry and no table to edit."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+from bci_adapt.errors import InputError
+
+
+def variants(package: str, base: type) -> dict[str, Any]:
+    """Return every variant in `package`, by its ``name``, in alphabetical order.
+
+    A variant is a module-level instance of `base`, or a concrete subclass of it defined in the module where it is
+    found. Adding a file to the folder is all it takes; two variants of one name are an error.
+    """
+    found: dict[str, Any] = {}
+    for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        module = importlib.import_module(f"{package}.{info.name}")
+        for value in vars(module).values():
+            concrete = (
+                inspect.isclass(value)
+                and issubclass(value, base)
+                and value.__module__ == module.__name__
+                and not inspect.isabstract(value)
+                and isinstance(getattr(value, "name", None), str)
+            )
+            if not concrete and not (isinstance(value, base) and not inspect.isclass(value)):
+                continue
+            if found.setdefault(value.name, value) is not value:
+                raise ImportError(f"two variants named {value.name!r} in {package}")
+    return dict(sorted(found.items()))
+
+
+def pick(package: str, base: type, name: str) -> Any:
+    """Return the variant called `name`; `InputError` names the nearest known one when there is none."""
+    known = variants(package, base)
+    if name not in known:
+        raise InputError(f"{unknown(name, known, package.rpartition('.')[2].rstrip('s'))}")
+    return known[name]
+
+
+def unknown(name: str, known: Any, what: str) -> str:
+    """Message for an unknown `name`: the nearest known one, and all of them."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"unknown {what} {name!r}{hint} (known: {', '.join(map(str, known))})"

@@ -1,0 +1,67 @@
+"""Files that are either whole or absent, and digests of what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def cache_root() -> Path:
+    """Folder of everything that can be rebuilt: ``$BCI_ADAPT_CACHE``, or ``data_cache`` in the working folder."""
+    return Path(os.environ.get("BCI_ADAPT_CACHE") or "data_cache").absolute()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut (a no-op where folders cannot be opened)."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; on success its file or folder is synced and renamed to `target`.
+
+    The body may create a file or a folder at the yielded path. If it raises, whatever it wrote is removed and
+    `target` is left as it was. A folder that already stands at `target` wins: the new one is discarded, because
+    two writers of one content key write the same content.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    holder = Path(tempfile.mkdtemp(prefix=f".{target.name[:60]}.", suffix=".part", dir=target.parent))
+    temporary = holder / target.name
+    try:
+        yield temporary
+        if not temporary.exists():
+            raise FileNotFoundError(f"nothing was written for {target}")
+        for path in [temporary, *(temporary.rglob("*") if temporary.is_dir() else ())]:
+            if path.is_file():
+                with open(path, "rb+") as handle:
+                    os.fsync(handle.fileno())
+        if not (temporary.is_dir() and target.is_dir()):
+            os.replace(temporary, target)
+        _sync_folder(target.parent)
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write `text` (UTF-8) to `target` atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
