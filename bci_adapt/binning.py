@@ -1,0 +1,200 @@
+"""Spike times to counts, signals to bin values: numpy only, time in integer ticks.
+
+Row i of a binned array covers ``(start + i bin, start + (i + 1) bin]``: the time of a row is its bin's end, and a
+spike on an edge belongs to the bin it ends. Times are rounded to ticks of one microsecond before any comparison,
+so that no bin gains or loses a spike to floating-point round-off.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bci_adapt.errors import InputError
+
+TICKS_PER_S = 1_000_000
+MAX_CELLS = 2**29
+"""Largest (bins x channels) that is binned at once; 96 channels at 20 ms reach it after 31 hours."""
+
+
+def to_ticks(seconds: ArrayLike) -> NDArray[np.int64]:
+    """Return times in seconds as whole ticks of 1 µs; `InputError` when one is not finite or beyond 3000 years."""
+    seconds = np.asarray(seconds, dtype=np.float64)
+    if not np.all(np.abs(seconds) < 1e11):
+        raise InputError("times must be finite seconds (NaN, infinite or absurdly large ones found)")
+    return np.rint(seconds * TICKS_PER_S).astype(np.int64)
+
+
+def bin_ticks(bin_s: float) -> int:
+    """Return a bin width as whole ticks; `InputError` unless it is a positive whole number of microseconds.
+
+    >>> bin_ticks(0.02)
+    20000
+    """
+    if not np.isfinite(bin_s) or bin_s <= 0 or bin_s > 1e6:
+        raise InputError(f"bin_s must be a positive number of seconds, got {bin_s}")
+    ticks = round(bin_s * TICKS_PER_S)
+    if ticks < 1 or abs(bin_s * TICKS_PER_S - ticks) > 1e-6 * ticks:
+        raise InputError(f"bin_s must be a whole number of microseconds, got {bin_s!r}")
+    return ticks
+
+
+def whole_bins(duration_s: float, bin_s: float) -> int:
+    """Return how many whole bins fit into a duration.
+
+    >>> whole_bins(1.0, 0.02)
+    50
+    """
+    return int(to_ticks(duration_s)) // bin_ticks(bin_s)
+
+
+def require_size(n_bins: int, n_channels: int) -> None:
+    """Raise `InputError` when an array of (n_bins, n_channels) would be unreasonably large."""
+    if n_bins * max(n_channels, 1) > MAX_CELLS:
+        raise InputError(
+            f"{n_bins:,} bins of {n_channels} channels were asked for, at most {MAX_CELLS:,} values are binned at "
+            "once: choose a larger bin_s, or check the units of the timestamps"
+        )
+
+
+def bin_ends_s(start_s: float, n_bins: int, bin_s: float) -> NDArray[np.float64]:
+    """Return the end of every bin, (n_bins,) seconds, exact to the tick.
+
+    >>> bin_ends_s(0.0, 3, 0.1).tolist()
+    [0.1, 0.2, 0.3]
+    """
+    return (to_ticks(start_s) + bin_ticks(bin_s) * np.arange(1, n_bins + 1)) / TICKS_PER_S
+
+
+def _rows(times_s: ArrayLike, start_s: float, n_bins: int, bin_s: float) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    rows = (to_ticks(times_s) - to_ticks(start_s) - 1) // bin_ticks(bin_s)
+    return rows, (rows >= 0) & (rows < n_bins)
+
+
+def spike_counts(
+    spike_times_s: ArrayLike, channel_index: ArrayLike, n_channels: int, start_s: float, n_bins: int, bin_s: float
+) -> NDArray[np.uint16]:
+    """Count spikes, (n_spikes,) in seconds and in any order, into (n_bins, n_channels) of uint16.
+
+    `channel_index` (n_spikes,) says which channel a spike belongs to. Spikes outside ``(start, start + n_bins bin]``
+    are not counted; every other spike is counted exactly once. `InputError` when a count exceeds uint16, an index is
+    out of range or the result would be unreasonably large.
+
+    >>> spike_counts([0.01, 0.02, 0.021, 0.04], [0, 0, 0, 1], 2, 0.0, 2, 0.02).tolist()
+    [[2, 0], [1, 1]]
+    """
+    require_size(n_bins, n_channels)
+    channel_index = np.asarray(channel_index, dtype=np.int64)
+    rows, inside = _rows(spike_times_s, start_s, n_bins, bin_s)
+    if rows.shape != channel_index.shape or rows.ndim != 1:
+        raise InputError(f"one channel index per spike is needed, got {channel_index.shape} for {rows.shape}")
+    if channel_index.size and not (channel_index.min() >= 0 and channel_index.max() < n_channels):
+        raise InputError(f"channel indices must lie in 0..{n_channels - 1}")
+    flat = rows[inside] * n_channels + channel_index[inside]
+    counts = np.bincount(flat, minlength=n_bins * n_channels).reshape(n_bins, n_channels)
+    if counts.max(initial=0) > np.iinfo(np.uint16).max:
+        raise InputError(f"a bin holds {counts.max():,} spikes, more than 65,535: choose a smaller bin_s")
+    return counts.astype(np.uint16)
+
+
+def signal_means(
+    values: ArrayLike, timestamps_s: ArrayLike, start_s: float, n_bins: int, bin_s: float
+) -> NDArray[np.float64]:
+    """Return the mean of the finite samples in each bin, (n_bins, n_axes); NaN where a bin has none.
+
+    `values` is (n_samples, n_axes) sampled at `timestamps_s` (n_samples,), in any order.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    require_size(n_bins, values.shape[1])
+    rows, inside = _rows(timestamps_s, start_s, n_bins, bin_s)
+    means = np.empty((n_bins, values.shape[1]))
+    for axis, column in enumerate(values.T):
+        use = inside & np.isfinite(column)
+        total = np.bincount(rows[use], weights=column[use], minlength=n_bins)
+        number = np.bincount(rows[use], minlength=n_bins)
+        means[:, axis] = np.divide(total, number, out=np.full(n_bins, np.nan), where=number > 0)
+    return means
+
+
+def segment_starts(segment: ArrayLike) -> NDArray[np.int64]:
+    """Return the first row of every segment of `segment` (n_bins,), in order."""
+    segment = np.asarray(segment)
+    return np.flatnonzero(np.concatenate([[True] if segment.size else [], np.diff(segment) != 0]))
+
+
+def segment_slices(segment: ArrayLike) -> list[slice]:
+    """Return the rows of every segment, in order."""
+    edges = [*segment_starts(segment).tolist(), np.asarray(segment).size]
+    return [slice(a, b) for a, b in pairwise(edges)]
+
+
+def rebin_rows(segment: ArrayLike, bin_s: float, new_bin_s: float) -> NDArray[np.int64]:
+    """Return which rows are put together when bins get wider: (n_new_bins, rows per new bin).
+
+    Groups never cross a segment and start at its first row; rows that do not fill a last group are left out.
+    `InputError` unless the old width divides the new one: binned counts can only be summed, never split.
+    """
+    factor, rest = divmod(bin_ticks(new_bin_s), bin_ticks(bin_s))
+    if rest or factor < 1:
+        raise InputError(
+            f"the data are binned at {bin_s:g} s and {new_bin_s:g} s is not a whole multiple of it: counts can only be "
+            f"summed, use a multiple of {bin_s:g}"
+        )
+    groups = [
+        np.arange(rows.start, rows.stop - (rows.stop - rows.start) % factor).reshape(-1, factor)
+        for rows in segment_slices(segment)
+    ]
+    return np.concatenate(groups) if groups else np.empty((0, factor), dtype=np.int64)
+
+
+def rebin_counts(counts: NDArray[np.uint16], rows: NDArray[np.int64]) -> NDArray[np.uint16]:
+    """Sum `counts` (n_bins, n_channels) over the groups of `rebin_rows`; `InputError` when a sum exceeds uint16."""
+    if rows.shape[1] == 1:
+        return counts[rows[:, 0]]
+    total = counts[rows].sum(axis=1, dtype=np.uint64)
+    if total.max(initial=0) > np.iinfo(np.uint16).max:
+        raise InputError(f"a wider bin would hold {total.max():,} spikes, more than 65,535: choose a smaller bin_s")
+    return total.astype(np.uint16)
+
+
+def backward_difference(position: ArrayLike, segment: ArrayLike, bin_s: float) -> NDArray[np.float64]:
+    """Return v_i = (p_i - p_{i-1}) / bin_s for `position` (n_bins, n_axes): causal; NaN in a segment's first bin."""
+    position = np.asarray(position, dtype=np.float64)
+    velocity = np.full_like(position, np.nan)
+    velocity[1:] = np.diff(position, axis=0) / bin_s
+    velocity[segment_starts(segment)] = np.nan
+    return velocity
+
+
+def causal_smooth(
+    values: ArrayLike, segment: ArrayLike, bin_s: float, width_s: float, kind: str = "exponential"
+) -> NDArray[np.float64]:
+    """Smooth `values` (n_bins, n_columns) with the past alone, never across a segment.
+
+    ``exponential``: y_i = a y_{i-1} + (1 - a) x_i with a = exp(-bin_s / width_s) and y_0 = x_0.
+    ``boxcar``: the mean of the last ``round(width_s / bin_s)`` bins, of fewer at a segment's start.
+    `InputError` for another kind or a width that is not positive.
+    """
+    from scipy.signal import lfilter
+
+    if kind not in ("exponential", "boxcar"):
+        raise InputError(f"unknown smoothing {kind!r} (known: exponential, boxcar)")
+    if not np.isfinite(width_s) or width_s <= 0:
+        raise InputError(f"width_s must be a positive number of seconds, got {width_s}")
+    values = np.asarray(values, dtype=np.float64)
+    smooth = np.empty_like(values)
+    decay = float(np.exp(-bin_s / width_s))
+    n_width = max(round(width_s / bin_s), 1)
+    for rows in segment_slices(segment):
+        x = values[rows]
+        if kind == "exponential":
+            smooth[rows] = lfilter([1 - decay], [1, -decay], x, axis=0, zi=decay * x[:1])[0]
+        else:
+            # Cancelling running sums of counts are exact; ones of a slowly moving position lose a few last digits.
+            total = np.concatenate([np.zeros_like(x[:1]), np.cumsum(x, axis=0)])
+            last = np.arange(1, len(x) + 1)
+            first = np.maximum(last - n_width, 0)
+            smooth[rows] = (total[last] - total[first]) / (last - first)[:, None]
+    return smooth

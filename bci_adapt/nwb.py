@@ -1,0 +1,528 @@
+"""Open an NWB 2 file with plain HDF5 reads, describe what is in it, and hand out its parts checked.
+
+No pynwb here: extension namespaces that cannot be loaded, old schemas and slow tables do not matter to HDF5, and the
+waveforms of a units table are never touched. Whatever cannot be used is an `InputError` that names file and key.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from bci_adapt.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+MAX_BYTES = 8 * 2**30
+"""Largest dataset that is read into memory."""
+NAN_FRACTION_BYTES = 256 * 2**20
+"""Largest series whose missing values `describe` counts."""
+TRIALS = "intervals/trials"
+ELECTRODES = "general/extracellular_ephys/electrodes"
+_READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError, MemoryError)
+_HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+")
+_COUNTS = re.compile(r"threshold.?crossing|spike.?count|binned|^counts?$", re.IGNORECASE)
+_VOLTAGE = {"ElectricalSeries", "SpikeEventSeries"}
+
+
+def clean(value: Any, limit: int = 2000) -> str:
+    """Return text from a file as one line that is safe to print: no control or direction characters, not too long."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace")
+    text = " ".join(_HIDDEN.sub(" ", str(value)).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+class NwbFile:
+    """An open NWB file: a context manager whose methods read parts of it or raise `InputError` with file and key."""
+
+    def __init__(self, path: Path, h5: h5py.File) -> None:
+        self.path, self.h5, self.name = path, h5, path.name
+        self.version = ""
+        self.warnings: list[str] = []
+        self.objects: dict[str, h5py.Group | h5py.Dataset] = {}
+
+    def __enter__(self) -> NwbFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.h5.close()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.objects
+
+    def error(self, key: str, message: str) -> InputError:
+        """An `InputError` about `key` of this file."""
+        return InputError(f"{self.path}: {key} {message}")
+
+    def attribute(self, key: str, name: str, default: Any = None) -> Any:
+        """Attribute `name` of the object at `key` (the root for ""), or `default`."""
+        try:
+            value = (self.objects[key] if key else self.h5).attrs.get(name, default)
+        except _READ_ERRORS as error:
+            raise self.error(key or "/", f"has an unreadable attribute {name} ({error})") from error
+        return clean(value) if isinstance(value, bytes | str) else value
+
+    def dataset(self, key: str) -> h5py.Dataset:
+        """The dataset at `key`, not read."""
+        found = self.objects.get(key)
+        if not isinstance(found, h5py.Dataset):
+            raise self.error(key, "is missing" if found is None else "is a group, a dataset was expected")
+        return found
+
+    def array(self, key: str) -> NDArray[Any]:
+        """The whole dataset at `key`."""
+        dataset = self.dataset(key)
+        if dataset.size is None:
+            raise self.error(key, "is empty")
+        if dataset.size * dataset.dtype.itemsize > MAX_BYTES:
+            raise self.error(key, f"claims shape {dataset.shape}, more than {MAX_BYTES >> 30} GiB: not read")
+        try:
+            return np.asarray(dataset[()])
+        except _READ_ERRORS as error:
+            raise self.error(key, f"cannot be read ({clean(error)}); is the file complete?") from error
+
+    def numbers(self, key: str) -> NDArray[Any]:
+        """The dataset at `key`, which must hold real numbers."""
+        kind = self.dataset(key).dtype.kind
+        if kind not in "iufb":
+            raise self.error(key, f"must hold numbers, found {self.dataset(key).dtype}")
+        return self.array(key)
+
+    def strings(self, key: str) -> list[str]:
+        """The dataset at `key` as text, one per row."""
+        return [clean(value) for value in np.atleast_1d(self.array(key)).ravel().tolist()]
+
+    def text(self, key: str, default: str = "") -> str:
+        """The scalar text at `key`, or `default` when it is absent or empty."""
+        return (" ".join(self.strings(key)) if isinstance(self.objects.get(key), h5py.Dataset) else "") or default
+
+    def children(self, key: str) -> list[str]:
+        """Keys directly below the group at `key`, in alphabetical order."""
+        return sorted(k for k in self.objects if k.startswith(f"{key}/") and "/" not in k[len(key) + 1 :])
+
+    def series(self) -> list[str]:
+        """Keys of everything shaped like a time series (data with a clock), in alphabetical order."""
+        return sorted(
+            {
+                key.rpartition("/")[0]
+                for key in self.objects
+                if key.endswith(("/timestamps", "/starting_time")) and not key.startswith(("stimulus/", "units/"))
+            }
+        )
+
+    def rows(self, table: str) -> int:
+        """Number of rows of the table at `table`; 0 when it is absent."""
+        return len(self.array(f"{table}/id")) if f"{table}/id" in self else 0
+
+    def times_s(self, series: str, n_samples: int) -> NDArray[np.float64]:
+        """Sample times (n_samples,) of a series in seconds: its timestamps, or its start and rate."""
+        key = f"{series}/timestamps"
+        if key in self:
+            times = self.numbers(key).astype(np.float64)
+            if times.shape != (n_samples,):
+                raise self.error(key, f"must be ({n_samples},), one per sample, found {times.shape}")
+            if not np.isfinite(times).all():
+                raise self.error(key, f"has {np.count_nonzero(~np.isfinite(times))} values that are not finite")
+            return times
+        start_s, rate_hz = self.clock(series)
+        return start_s + np.arange(n_samples) / rate_hz
+
+    def clock(self, series: str) -> tuple[float, float]:
+        """Start in seconds and rate in Hz of a series that has no timestamps."""
+        key = f"{series}/starting_time"
+        if key not in self:
+            raise self.error(series, "has neither timestamps nor starting_time")
+        start = self.numbers(key)
+        rate = self.attribute(key, "rate")
+        try:
+            start_s, rate_hz = float(start.reshape(())), float(np.asarray(rate).reshape(()))
+        except (TypeError, ValueError) as error:
+            raise self.error(
+                key, f"must be one number with an attribute rate, found {start.shape}, {rate!r}"
+            ) from error
+        if not np.isfinite(start_s) or not 0 < rate_hz < 1e9:
+            raise self.error(key, f"must be finite with a positive rate in Hz, found {start_s} and rate {rate_hz}")
+        return start_s, rate_hz
+
+    def values(self, series: str) -> tuple[NDArray[np.float64], str]:
+        """Values (n_samples, n_columns) of a series with conversion and offset applied, and their unit."""
+        key = f"{series}/data"
+        data = self.numbers(key).astype(np.float64)
+        if data.ndim not in (1, 2):
+            raise self.error(key, f"must be (samples,) or (samples, columns), found {data.shape}")
+        factors = []
+        for name, default in (("conversion", 1.0), ("offset", 0.0)):
+            try:
+                factors.append(float(np.asarray(self.attribute(key, name, default)).reshape(())))
+            except (TypeError, ValueError) as error:
+                raise self.error(key, f"has an attribute {name} that is not a number") from error
+        if not np.isfinite(factors).all() or factors[0] == 0:
+            raise self.error(key, f"has conversion {factors[0]} and offset {factors[1]}, finite ones are needed")
+        return data.reshape(len(data), -1) * factors[0] + factors[1], str(self.attribute(key, "unit", ""))
+
+
+def _scan(file: NwbFile) -> None:
+    """List every object by key, refusing what would lead out of this file."""
+    root = file.h5["/"]
+    assert isinstance(root, h5py.Group)
+    pending: list[tuple[str, h5py.Group]] = [("", root)]
+    seen = {root}
+    while pending:
+        key, group = pending.pop()
+        for name in group:
+            child = f"{key}/{name}" if key else str(name)
+            if child == "specifications":
+                continue
+            link = group.get(name, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                raise file.error(child, f"is a link to another file ({clean(link.filename)}): not followed; copy it in")
+            try:
+                found = group[name]
+            except (KeyError, OSError, RuntimeError) as error:
+                if not isinstance(link, h5py.SoftLink):
+                    raise file.error(child, f"cannot be opened ({clean(error)}); is the file complete?") from error
+                file.warnings.append(f"{clean(child)} is a link to nothing")
+                continue
+            if isinstance(found, h5py.Dataset):
+                if found.external or found.is_virtual:
+                    raise file.error(child, "is stored in another file: not followed; copy it in")
+            elif isinstance(found, h5py.Group):
+                if found in seen:  # the same group by a second path: kept, but not walked again
+                    file.objects[child] = found
+                    continue
+                seen.add(found)
+                pending.append((child, found))
+            else:
+                continue
+            file.objects[child] = found
+
+
+def open_nwb(path: Path | str) -> NwbFile:
+    """Open an NWB 2 file for reading; use it as a context manager.
+
+    `InputError`, naming the file, when it is missing, truncated, not HDF5, of NWB 1.x, not NWB, or links to others.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():
+            path.stat()
+            raise InputError(f"{path}: not a file; an NWB file was expected")
+        h5 = h5py.File(path, "r")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (OSError, RuntimeError) as error:
+        number = getattr(error, "errno", None)
+        if number in (errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
+            raise InputError(f"{path}: cannot be opened ({os.strerror(number)})") from error
+        truncated = "truncated" in str(error)
+        reason = "the file is truncated; fetch it again" if truncated else "not an HDF5 file, so not NWB 2"
+        raise InputError(f"{path}: {reason} ({clean(error, 200)})") from error
+    file = NwbFile(path, h5)
+    try:
+        version = h5.attrs.get("nwb_version")
+        old = h5.get("nwb_version")
+        if version is None and isinstance(old, h5py.Dataset):
+            raise InputError(f"{path}: written for {clean(old[()], 40)}; only NWB 2 can be read, convert it first")
+        if version is None:
+            raise InputError(f"{path}: an HDF5 file, but not NWB (no attribute nwb_version)")
+        file.version = clean(version, 40)
+        if file.version.removeprefix("NWB-").startswith(("0", "1")):
+            raise InputError(f"{path}: written for NWB {file.version}; only NWB 2 can be read, convert it first")
+        _scan(file)
+    except InputError:
+        h5.close()
+        raise
+    except _READ_ERRORS as error:
+        h5.close()
+        raise InputError(f"{path}: cannot be read ({clean(error, 200)}); is the file complete?") from error
+    return file
+
+
+def identity(file: NwbFile) -> dict[str, str]:
+    """Return session_id, subject and session_start (ISO 8601, UTC when the file names no zone) of a file.
+
+    The id is that of the file with the subject in front, ``sub-C_ses-CO-20131003``, so that two subjects never share
+    one, in characters that can stand in a file name.
+    """
+    subject = file.text("general/subject/subject_id")
+    session = file.text("general/session_id") or file.text("identifier") or file.path.stem
+    if subject and not session.startswith("sub-"):
+        session = f"sub-{subject}_ses-{session}"
+    start = file.text("session_start_time")
+    try:
+        moment = datetime.fromisoformat(start)
+    except ValueError as error:
+        raise file.error("session_start_time", f"must be a date and time (ISO 8601), found {start!r}") from error
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return {
+        "session_id": re.sub(r"[^A-Za-z0-9._+-]+", "-", session).strip("-.")[:120] or "session",
+        "subject": subject,
+        "session_start": moment.isoformat(),
+    }
+
+
+def spike_table(file: NwbFile) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
+    """Return all spike times in seconds (n_spikes,), the row of `units` each belongs to, and the number of units.
+
+    One read of the flat array and its index: a read per unit would be a hundred times slower. Times need not be
+    sorted within a unit.
+    """
+    times_s = finite_times_s(file, "units/spike_times")
+    ends = file.numbers("units/spike_times_index").astype(np.int64)
+    sizes = np.diff(ends, prepend=0)
+    if ends.ndim != 1 or (sizes < 0).any() or (ends[-1] if ends.size else 0) != times_s.size:
+        raise file.error("units/spike_times_index", f"does not divide the {times_s.size} spike times into units")
+    return times_s, np.repeat(np.arange(ends.size), sizes), ends.size
+
+
+def finite_times_s(file: NwbFile, key: str) -> NDArray[np.float64]:
+    """Return the finite times in seconds (n,) at `key`."""
+    times_s = file.numbers(key).astype(np.float64)
+    if times_s.ndim != 1 or not np.isfinite(times_s).all():
+        raise file.error(key, f"must be finite times in one dimension, found {times_s.shape} with NaN or infinity")
+    return times_s
+
+
+@dataclass(frozen=True)
+class Neural:
+    """A neural source: spike times of units, counts per bin, or voltage."""
+
+    kind: str
+    path: str
+    shape: tuple[int, ...]
+    channels: int
+    unit: str
+    rate_hz: float | None
+    start_s: float | None
+    stop_s: float | None
+
+
+@dataclass(frozen=True)
+class Series:
+    """A time series that may serve as a target."""
+
+    path: str
+    type: str
+    shape: tuple[int, ...]
+    unit: str
+    rate_hz: float | None
+    timestamps: bool
+    start_s: float | None
+    stop_s: float | None
+    nan_fraction: float | None
+
+
+@dataclass
+class Description:
+    """What is inside an NWB file, and what would be used of it."""
+
+    file: str
+    nwb_version: str
+    session_id: str
+    subject: str
+    session_start: str
+    description: str
+    neural: list[Neural] = field(default_factory=list)
+    series: list[Series] = field(default_factory=list)
+    trials: dict[str, Any] = field(default_factory=dict)
+    electrodes: dict[str, Any] = field(default_factory=dict)
+    units: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    layouts: list[dict[str, Any]] = field(default_factory=list)
+    chosen: str | None = None
+    why: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        return asdict(self)
+
+    def paths(self) -> set[str]:
+        """Paths of all neural sources and series."""
+        return {source.path for source in [*self.neural, *self.series]}
+
+    def table(self) -> Group:
+        """A renderable of rich; text of the file is never read as markup."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        def table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
+            made = Table(title=Text(title), title_justify="left")
+            for column in columns:
+                made.add_column(column, overflow="fold")
+            for row in rows:
+                made.add_row(*(Text("–" if value is None else clean(value, 200)) for value in row))
+            return made
+
+        def size(shape: tuple[int, ...]) -> str:
+            return " × ".join(map(str, shape))
+
+        def span(source: Neural | Series) -> str:
+            if source.start_s is None or source.stop_s is None:
+                return "–"
+            return f"{source.start_s:.3f} … {source.stop_s:.3f}"
+
+        def number(value: float | None) -> str | None:
+            return None if value is None else f"{value:.6g}"
+
+        parts: list[Any] = [
+            table(
+                self.file,
+                ["", ""],
+                [
+                    ["NWB version", self.nwb_version],
+                    ["session", self.session_id],
+                    ["subject", self.subject or None],
+                    ["start", self.session_start],
+                    ["description", self.description or None],
+                    ["trials", ", ".join([str(self.trials["count"]), *self.trials["columns"]])],
+                    ["electrodes", ", ".join([str(self.electrodes["count"]), *self.electrodes["groups"]])],
+                ],
+            ),
+            table(
+                "Neural sources",
+                ["kind", "path", "shape", "channels", "unit", "rate (Hz)", "span (s)"],
+                [[n.kind, n.path, size(n.shape), n.channels, n.unit, number(n.rate_hz), span(n)] for n in self.neural],
+            ),
+            table(
+                "Target series",
+                ["path", "type", "shape", "unit", "clock", "span (s)", "missing"],
+                [
+                    [
+                        s.path,
+                        s.type,
+                        size(s.shape),
+                        s.unit,
+                        "timestamps" if s.timestamps else f"{number(s.rate_hz) or '?'} Hz",
+                        span(s),
+                        None if s.nan_fraction is None else f"{100 * s.nan_fraction:.2g} %",
+                    ]
+                    for s in self.series
+                ],
+            ),
+        ]
+        if self.layouts:
+            rows = [[layout["name"], f"{layout['score']:.2f}", layout["reason"]] for layout in self.layouts]
+            parts += [table("Layouts", ["layout", "score", "reason"], rows), Text(self.why)]
+        parts += [Text(f"Warning: {warning}", style="yellow") for warning in self.warnings]
+        return Group(*parts)
+
+
+def _span(file: NwbFile, series: str, n_samples: int) -> tuple[float | None, float | None, float | None]:
+    """First and last sample time and rate (None for explicit timestamps) without reading all timestamps."""
+    key = f"{series}/timestamps"
+    if key in file:
+        stamps = file.dataset(key)
+        if stamps.ndim != 1 or stamps.dtype.kind not in "iuf":
+            raise file.error(key, f"must be numbers in one dimension, found {stamps.dtype} {stamps.shape}")
+        if stamps.shape != (n_samples,):
+            raise file.error(key, f"must be ({n_samples},), one per sample, found {stamps.shape}")
+        return (None, None, None) if not n_samples else (float(stamps[0]), float(stamps[-1]), None)
+    start_s, rate_hz = file.clock(series)
+    return start_s, start_s + max(n_samples - 1, 0) / rate_hz, rate_hz
+
+
+def _describe_series(file: NwbFile, found: Description) -> None:
+    for key in file.series():
+        if not isinstance(file.objects.get(f"{key}/data"), h5py.Dataset):
+            found.warnings.append(f"{key} has no data")
+            continue
+        data = file.dataset(f"{key}/data")
+        if data.shape is None or data.dtype.kind not in "iuf" or data.ndim not in (1, 2) or not data.size:
+            found.warnings.append(f"{key} is not a table of numbers ({data.dtype}, {data.shape}): not used")
+            continue
+        shape = tuple(int(n) for n in data.shape)
+        try:
+            start_s, stop_s, rate_hz = _span(file, key, shape[0])
+        except InputError as error:
+            start_s = stop_s = rate_hz = None
+            found.warnings.append(str(error).removeprefix(f"{file.path}: "))
+        kind, unit = str(file.attribute(key, "neurodata_type", "")), str(file.attribute(f"{key}/data", "unit", ""))
+        name = key.rpartition("/")[2]
+        columns = shape[1] if len(shape) == 2 else 1
+        counts = _COUNTS.search(name) or unit.lower() in ("count", "counts", "spikes")
+        if kind in _VOLTAGE or (counts and columns > 1):
+            what = "binned counts" if counts else "voltage"
+            found.neural.append(Neural(what, key, shape, columns, unit, rate_hz, start_s, stop_s))
+            continue
+        missing = None
+        if data.dtype.kind != "f":
+            missing = 0.0
+        elif data.size * data.dtype.itemsize <= NAN_FRACTION_BYTES:
+            missing = float(np.isnan(file.array(f"{key}/data")).mean())
+        stamped = f"{key}/timestamps" in file
+        found.series.append(Series(key, kind, shape, unit, rate_hz, stamped, start_s, stop_s, missing))
+
+
+def describe(path: Path | str) -> Description:
+    """Describe an NWB file: neural sources, series, trials, electrodes and warnings, nothing chosen yet.
+
+    `InputError` as in `open_nwb`. What is odd inside a file that opens becomes a warning.
+    """
+    with open_nwb(path) as file:
+        return describe_open(file)
+
+
+def describe_open(file: NwbFile) -> Description:
+    """As `describe`, of a file that is already open."""
+    about = file.text("session_description")
+    who = identity(file)
+    found = Description(
+        file.name, file.version, who["session_id"], who["subject"], who["session_start"], description=about
+    )
+    if about.lower().startswith("warning"):
+        found.warnings.append(f"session_description: {about}")
+    if "units" in file:
+        found.units = {"columns": _columns(file, "units")}
+        if "units/spike_times" in file:
+            try:
+                times_s, _, n_units = spike_table(file)
+            except InputError as error:
+                found.warnings.append(str(error).removeprefix(f"{file.path}: "))
+            else:
+                span = (float(times_s.min()), float(times_s.max())) if times_s.size else (None, None)
+                found.units |= {"count": n_units, "spikes": int(times_s.size)}
+                found.neural.append(Neural("spike times", "units", (n_units,), n_units, "s", None, *span))
+    _describe_series(file, found)
+    found.trials = {"count": file.rows(TRIALS), "columns": _columns(file, TRIALS)}
+    groups = file.strings(f"{ELECTRODES}/group_name") if f"{ELECTRODES}/group_name" in file else []
+    found.electrodes = {
+        "count": file.rows(ELECTRODES),
+        "columns": _columns(file, ELECTRODES),
+        "groups": sorted(set(groups)),
+    }
+    found.warnings += file.warnings
+    return found
+
+
+def _columns(file: NwbFile, table: str) -> list[str]:
+    names = [key.rpartition("/")[2] for key in file.children(table)]
+    return [name for name in names if name != "id" and not name.endswith("_index")]
+
+
+def column(file: NwbFile, table: str, name: str) -> NDArray[Any] | None:
+    """Return a plain column of a table, one value or one row of values per table row; None when it is absent.
+
+    Text is decoded. A ragged column, or one of references, is treated as absent.
+    """
+    key = f"{table}/{name}"
+    if not isinstance(file.objects.get(key), h5py.Dataset) or f"{key}_index" in file:
+        return None
+    dtype = file.dataset(key).dtype
+    if dtype.kind not in "iufb" and h5py.check_string_dtype(dtype) is None:
+        return None
+    values = file.array(key) if dtype.kind in "iufb" else np.asarray(file.strings(key), dtype=np.str_)
+    if values.ndim < 1 or len(values) != file.rows(table):
+        raise file.error(key, f"must have one value per row ({file.rows(table)}), found {values.shape}")
+    return values

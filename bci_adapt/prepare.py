@@ -1,0 +1,171 @@
+"""From an NWB file to a session: choose a layout, read, mask what a rule flags, check, write."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from bci_adapt import binning, catalog, quality
+from bci_adapt.errors import InputError
+from bci_adapt.layouts.base import Layout
+from bci_adapt.nwb import Description, NwbFile, describe_open, open_nwb
+from bci_adapt.quality import Thresholds
+from bci_adapt.session import check, kinematic_names, write_session
+
+
+def inspect(path: Path | str) -> Description:
+    """Describe an NWB file together with the layouts that were tried, the one that would be used, and why.
+
+    `InputError` when the file cannot be opened as NWB 2.
+    """
+    with open_nwb(path) as file:
+        return _choose(file)[1]
+
+
+def prepare(
+    path: Path | str,
+    bin_s: float,
+    out: Path | str | None = None,
+    layout: str | None = None,
+    thresholds: Thresholds | None = None,
+) -> xr.Dataset:
+    """Return the session of an NWB file in bins of `bin_s` seconds, and write it to the file `out` when given.
+
+    `layout` is the name of one, otherwise the best match is taken. Values that rules of `quality` flag stay in place
+    with their masks False. `InputError` names the file and what cannot be used; nothing is then left at `out`.
+    """
+    binning.bin_ticks(bin_s)
+    with open_nwb(path) as file:
+        if layout is None:
+            chosen = _choose(file)[0]
+            if chosen is None:
+                raise InputError(f"{file.path}: {_choose(file)[1].why}")
+        else:
+            chosen = catalog.pick("bci_adapt.layouts", Layout, layout)()
+        try:
+            session = chosen.read(file, bin_s)
+        except InputError as error:
+            raise error if str(file.path) in str(error) else InputError(f"{file.path}: {error}") from error
+        session = _finish(session, file, thresholds or Thresholds())
+    if out is not None:
+        write_session(session, out)
+    return session
+
+
+def prepare_file(
+    path: Path | str,
+    out: Path | str,
+    bin_s: float,
+    layout: str | None = None,
+    thresholds: Thresholds | None = None,
+) -> Path:
+    """Prepare an NWB file into the session file `out`, or into ``<session_id>.nc`` when `out` is a folder.
+
+    Returns the path written. The file is whole or absent; `InputError` as in `prepare`.
+    """
+    session = prepare(path, bin_s, layout=layout, thresholds=thresholds)
+    out = Path(out)
+    target = out if out.suffix == ".nc" else out / f"{session.attrs['session_id']}.nc"
+    write_session(session, target)
+    return target
+
+
+def _choose(file: NwbFile) -> tuple[Layout | None, Description]:
+    found = describe_open(file)
+    best: tuple[float, Layout | None] = (0.0, None)
+    for name, kind in catalog.variants("bci_adapt.layouts", Layout).items():
+        layout = kind()
+        score, reason = layout.matches(found)
+        found.layouts.append({"name": name, "score": float(score), "reason": reason})
+        if score > best[0]:
+            best = (score, layout)
+    found.layouts.sort(key=lambda tried: -tried["score"])
+    if best[1] is None:
+        reasons = "; ".join(f"{tried['name']}: {tried['reason']}" for tried in found.layouts)
+        found.why = f"no layout fits ({reasons})"
+    else:
+        found.chosen = best[1].name
+        found.why = f"{found.chosen} would be used: {found.layouts[0]['reason']}"
+        if not best[1].verified_on:
+            found.why += " (this layout has not been verified on a real file)"
+    return best[1], found
+
+
+def _finish(session: xr.Dataset, file: NwbFile, thresholds: Thresholds) -> xr.Dataset:
+    """Add derived velocity, masks and warnings, and check the result."""
+    bin_s = float(session.attrs["bin_s"])
+    segment, counts = session["segment"].values, session["counts"].values
+    position, unit = session["position"].values, str(session["position"].attrs["units"])
+    velocity = binning.backward_difference(position, segment, bin_s)
+    session["velocity"] = ("time", "axis"), velocity, {"units": f"{unit}/s", "derived": "(p_i - p_{i-1}) / bin_s"}
+    session["velocity_valid"] = ("time", "axis"), np.isfinite(velocity)
+    warnings: list[str] = session.attrs["warnings"]
+    figures: dict[str, float] = {}
+
+    def note(name: str, flags: np.ndarray, what: str) -> None:
+        figures[name] = float(np.count_nonzero(flags) * bin_s)
+        if flags.any():
+            warnings.append(f"{what}: {figures[name]:.1f} s ({100 * flags.mean():.1f} % of the bins) masked")
+
+    silent = quality.silent_bins(counts, segment, bin_s, thresholds.silent_s)
+    note("silent_s", silent, f"every channel silent for more than {thresholds.silent_s:g} s")
+    session["valid"].values &= ~silent
+    usable = counts[session["valid"].values].any(axis=0)
+    if np.count_nonzero(usable) < 2:
+        raise InputError(
+            f"{file.path}: {np.count_nonzero(usable)} of {usable.size} channels ever spike where neurons are observed, "
+            "at least two usable channels are needed"
+        )
+
+    scale = quality.cm_per_unit(unit)
+    if scale is None:
+        warnings.append(
+            f"position has unit {unit!r}: no limit of speed applies, standing still means no movement at all"
+        )
+    extent = thresholds.still_extent_cm / scale if scale else 0.0
+    still = quality.still_bins(position, segment, bin_s, thresholds.still_s, extent)
+    note(
+        "still_s",
+        still,
+        f"cursor within {thresholds.still_extent_cm if scale else 0:g} cm for more than {thresholds.still_s:g} s",
+    )
+    for name in kinematic_names(session):
+        session[f"{name}_valid"].values &= ~still[:, None]
+        speed_scale = quality.cm_per_unit(str(session[name].attrs["units"]))
+        if name.endswith("velocity") and speed_scale:
+            limit = thresholds.max_speed_cm_s / speed_scale
+            fast = quality.fast_bins(session[name].values, segment, limit, thresholds.speed_neighbours)
+            note(
+                f"fast_{name}_s",
+                fast,
+                f"{name} above {thresholds.max_speed_cm_s:g} cm/s (± {thresholds.speed_neighbours} bins)",
+            )
+            session[f"{name}_valid"].values &= ~fast[:, None]
+
+    if "recorded_velocity" in session:
+        recorded = session["recorded_velocity"].values
+        both = session["velocity_valid"].values & np.isfinite(recorded)
+        correlation, factor = quality.velocity_agreement(recorded, velocity, both)
+        units = [quality.cm_per_unit(str(session[name].attrs["units"])) for name in ("recorded_velocity", "velocity")]
+        factor *= units[0] / units[1] if units[0] and units[1] else 1.0
+        figures |= {"velocity_correlation": correlation, "velocity_scale": factor}
+        if not correlation >= thresholds.min_agreement or not 0.5 < factor < 2:
+            warnings.append(
+                f"recorded velocity is not the difference of position (correlation {correlation:.2f}, scale "
+                f"{factor:.2f}): prefer velocity, which is derived from position"
+            )
+    session.attrs["quality"] = json.dumps({k: None if np.isnan(v) else round(v, 6) for k, v in figures.items()})
+    session.attrs["thresholds"] = json.dumps(asdict(thresholds))
+    session.attrs["warnings"] = json.dumps(warnings, ensure_ascii=False)
+    check(session)
+    return session
+
+
+def session_warnings(session: xr.Dataset) -> list[Any]:
+    """Return the warnings stored with a session."""
+    return json.loads(session.attrs["warnings"])

@@ -1,0 +1,229 @@
+"""One recording session as labelled arrays: an `xarray.Dataset` of raw values, checked, stored and split.
+
+Dimensions ``time``, ``channel``, ``axis``, ``trial``. ``time`` is the end of a bin in seconds: row i covers
+``(time_i - bin_s, time_i]``. Inside a ``segment`` time is regular; a gap starts a new segment and has no rows.
+Every kinematic variable carries a mask ``<name>_valid`` of its own, because velocity lacks the first bin of a segment
+and bins of implausible speed, which position does not. Values flagged as implausible stay where they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from bci_adapt.binning import bin_ticks, to_ticks
+from bci_adapt.errors import InputError
+from bci_adapt.storage import atomic_path
+
+BIN_EDGE = "(start, end]"
+TEXT_ATTRS = [
+    "session_id",
+    "subject",
+    "session_start",
+    "bin_edge",
+    "source_file",
+    "source_sha256",
+    "layout",
+    "licence",
+    "code_version",
+    "description",
+    "channel_identity",
+]
+ATTRS = (*TEXT_ATTRS, "bin_s", "warnings", "thresholds")
+
+
+def assemble(
+    *,
+    time_s: np.ndarray,
+    counts: np.ndarray,
+    segment: np.ndarray,
+    valid: np.ndarray,
+    channels: Sequence[str],
+    axes: Sequence[str],
+    kinematics: Mapping[str, tuple[np.ndarray, str]],
+    trials: Mapping[str, np.ndarray],
+    attrs: Mapping[str, Any],
+) -> xr.Dataset:
+    """Put plain arrays together as a session.
+
+    `time_s` (n_bins,) bin ends; `counts` (n_bins, n_channels) uint16; `segment` (n_bins,) int; `valid` (n_bins,) bool;
+    `kinematics` maps a name to values (n_bins, n_axes) and their unit, usable where they are not NaN; `trials` maps
+    ``trial_...`` names to arrays whose first dimension is the trial.
+    """
+    variables: dict[str, Any] = {
+        "counts": (("time", "channel"), np.asarray(counts, dtype=np.uint16), {"units": "spikes"}),
+        "segment": ("time", np.asarray(segment, dtype=np.int32)),
+        "valid": ("time", np.asarray(valid, dtype=bool)),
+    }
+    for name, (values, unit) in kinematics.items():
+        values = np.asarray(values, dtype=np.float64)
+        variables[name] = (("time", "axis"), values, {"units": unit})
+        variables[f"{name}_valid"] = (("time", "axis"), np.isfinite(values))
+    for name, values in trials.items():
+        variables[name] = (("trial", "axis")[: values.ndim], values)
+    coords = {
+        "time": ("time", np.asarray(time_s, dtype=np.float64), {"units": "s"}),
+        "channel": np.asarray(channels, dtype=np.str_),
+        "axis": np.asarray(axes, dtype=np.str_),
+    }
+    return xr.Dataset(variables, coords, dict(attrs))
+
+
+def kinematic_names(session: xr.Dataset) -> list[str]:
+    """Return the names of the kinematic variables (time, axis) that have a mask, in alphabetical order."""
+    return sorted(
+        str(name)
+        for name, value in session.data_vars.items()
+        if value.dims == ("time", "axis") and not str(name).endswith("_valid")
+    )
+
+
+def check(session: xr.Dataset) -> None:
+    """Raise `InputError`, naming what is wrong, unless `session` keeps the schema of this module."""
+    where = str(session.attrs.get("session_id") or session.attrs.get("source_file") or "session")
+
+    def require(holds: Any, message: str) -> None:
+        if not holds:
+            raise InputError(f"{where}: {message}")
+
+    missing = [name for name in ATTRS if name not in session.attrs]
+    require(not missing, f"attributes missing: {', '.join(missing)}")
+    for name in TEXT_ATTRS:
+        require(isinstance(session.attrs[name], str), f"attribute {name} must be text")
+    require(session.attrs["bin_edge"] == BIN_EDGE, f"bin_edge must be {BIN_EDGE!r}, not {session.attrs['bin_edge']!r}")
+    for name, kind in (("warnings", list), ("thresholds", dict)):
+        try:
+            holds = isinstance(json.loads(session.attrs[name]), kind)
+        except (TypeError, ValueError):
+            holds = False
+        require(holds, f"attribute {name} must be a JSON {kind.__name__}")
+
+    layouts = {"counts": ("time", "channel"), "segment": ("time",), "valid": ("time",)}
+    dtypes = {"counts": np.uint16, "segment": np.int32, "valid": np.bool_}
+    names = kinematic_names(session)
+    require(names, "no kinematic variable (time, axis)")
+    for name in names:
+        layouts |= {name: ("time", "axis"), f"{name}_valid": ("time", "axis")}
+        dtypes |= {name: np.float64, f"{name}_valid": np.bool_}
+    for name, dims in layouts.items():
+        require(name in session.data_vars, f"variable {name} is missing")
+        require(session[name].dims == dims, f"{name} must have dimensions {dims}, not {session[name].dims}")
+        dtype = np.dtype(dtypes[name])
+        require(session[name].dtype == dtype, f"{name} must be {dtype}, not {session[name].dtype}")
+    for name in ("time", "channel", "axis"):
+        require(name in session.coords, f"coordinate {name} is missing")
+    for name in ("channel", "axis"):
+        labels = session[name].values
+        require(labels.dtype.kind == "U", f"labels of {name} must be text, not {labels.dtype}")
+        require(len(set(labels.tolist())) == labels.size, f"labels of {name} must be unique")
+    require(session.sizes["channel"] >= 2, f"at least two channels are needed, found {session.sizes['channel']}")
+    require(session.sizes["time"] > 0, "there is not a single bin")
+
+    time_s, segment = session["time"].values, session["segment"].values
+    require(time_s.dtype == np.float64, f"time must be float64, not {time_s.dtype}")
+    ticks = bin_ticks(float(session.attrs["bin_s"]))
+    steps = np.diff(to_ticks(time_s))
+    inside = np.diff(segment) == 0
+    require(np.all(np.diff(segment) >= 0), "segment numbers must not decrease")
+    require(np.all(steps[inside] == ticks), "time must increase by bin_s from bin to bin inside a segment")
+    for name in names:
+        require(isinstance(session[name].attrs.get("units"), str), f"{name} has no attribute units")
+        lost = ~np.isfinite(session[name].values) & session[f"{name}_valid"].values
+        require(not lost.any(), f"{name} is NaN in {lost.sum()} places that {name}_valid calls usable")
+
+    for name, kind in {"trial_start_s": "f", "trial_stop_s": "f", "trial_go_s": "f", "trial_result": "U"}.items():
+        require(name in session.data_vars, f"variable {name} is missing")
+        require(session[name].dims == ("trial",), f"{name} must have dimension trial")
+        require(session[name].dtype.kind == kind, f"{name} must be {'text' if kind == 'U' else 'float'}")
+
+
+def write_session(session: xr.Dataset, path: Path | str) -> None:
+    """Check `session` and write it as netCDF; the file at `path` is whole or, on any failure, untouched."""
+    check(session)
+    # Without a fill value NaN and every other bit pattern come back as they were.
+    encoding: dict[Any, dict[str, Any]] = {
+        name: {"_FillValue": None} for name, value in session.variables.items() if value.dtype.kind == "f"
+    }
+    encoding["counts"] = {"zlib": True, "complevel": 1, "shuffle": True}
+    with atomic_path(Path(path)) as temporary:
+        session.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+
+
+def read_session(path: Path | str) -> xr.Dataset:
+    """Read and check a session written by `write_session`; `InputError` names a file that is missing or not one."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such session file")
+    try:
+        session = xr.load_dataset(path, engine="h5netcdf")
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise InputError(f"{path}: not a readable session file ({error}); prepare it again") from error
+    session = session.assign({str(name): _text(value) for name, value in session.variables.items() if _is_text(value)})
+    for value in session.variables.values():
+        value.encoding = {}
+    session.encoding = {}
+    try:
+        check(session)
+    except InputError as error:
+        raise InputError(f"{path}: not a session: {error}") from error
+    return session
+
+
+def _is_text(variable: xr.Variable) -> bool:
+    return variable.dtype.kind in "OTU"
+
+
+def _text(variable: xr.Variable) -> xr.Variable:
+    """Text comes back from netCDF as Python objects; give it numpy's own type again."""
+    return xr.Variable(variable.dims, np.asarray(variable.values.tolist(), dtype=np.str_), variable.attrs)
+
+
+def split(session: xr.Dataset, stream_s: float, min_held_out_s: float) -> tuple[xr.Dataset, xr.Dataset]:
+    """Split a session in time: its first `stream_s` seconds of bins, and the rest.
+
+    A trial goes where it starts, one without a start to the rest. `InputError` when the rest holds less than
+    `min_held_out_s` seconds of bins.
+    """
+    bin_s = float(session.attrs["bin_s"])
+    if not stream_s > 0 or not min_held_out_s >= 0:
+        raise InputError(f"stream_s must be positive and min_held_out_s not negative, got {stream_s}, {min_held_out_s}")
+    n_stream = to_ticks(stream_s) // bin_ticks(bin_s)
+    n_held_out = session.sizes["time"] - n_stream
+    if n_held_out < 1 or n_held_out * bin_ticks(bin_s) < to_ticks(min_held_out_s):
+        raise InputError(
+            f"{session.attrs['session_id']}: {session.sizes['time'] * bin_s:.1f} s are recorded; after a stream of "
+            f"{stream_s:g} s {max(n_held_out, 0) * bin_s:.1f} s are left, at least {min_held_out_s:g} s are to be held "
+            "out: shorten the stream or leave this session out"
+        )
+    early = session["trial_start_s"].values < session["time"].values[n_stream] - bin_s
+    parts = (slice(None, n_stream), early), (slice(n_stream, None), ~early)
+    stream, held_out = (session.isel(time=rows, trial=np.flatnonzero(chosen)) for rows, chosen in parts)
+    return stream, held_out
+
+
+def require_same_channels(a: xr.Dataset, b: xr.Dataset) -> None:
+    """Raise `InputError`, listing what differs, unless two sessions have the same channels in the same order."""
+    first, second = a["channel"].values.tolist(), b["channel"].values.tolist()
+    if first == second:
+        return
+    names = [str(s.attrs.get("session_id", "session")) for s in (a, b)]
+
+    def listed(labels: list[str]) -> str:
+        return f"{', '.join(labels[:8])}{f' and {len(labels) - 8} more' if len(labels) > 8 else ''}"
+
+    differences = [
+        f"only in {name}: {listed(extra)}"
+        for name, extra in zip(
+            names, ([c for c in first if c not in set(second)], [c for c in second if c not in set(first)]), strict=True
+        )
+        if extra
+    ] or ["the same channels in another order"]
+    raise InputError(
+        f"channels of {names[0]} ({len(first)}) and {names[1]} ({len(second)}) differ; {'; '.join(differences)}. "
+        "A decoder needs the same channels on every day: choose sessions of one array, or match them first"
+    )

@@ -1,0 +1,51 @@
+"""NWB files that already lie in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bci_adapt import catalog
+from bci_adapt.errors import InputError
+from bci_adapt.nwb import identity, open_nwb
+from bci_adapt.sources.base import Source
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Folder(Source):
+    """All ``*.nwb`` files below a folder, oldest session first."""
+
+    name = "folder"
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def list(self) -> pd.DataFrame:
+        """See `Source.list`; `InputError` for a folder that is missing or has no NWB file, and for a bad file."""
+        import pandas as pd
+
+        if not self.path.is_dir():
+            raise InputError(f"{self.path}: no such folder; a folder of NWB files was expected")
+        paths = sorted(path for path in self.path.rglob("*.nwb") if not path.name.startswith("."))
+        if not paths:
+            raise InputError(f"{self.path}: no *.nwb file in this folder")
+        rows = []
+        for path in paths:
+            with open_nwb(path) as file:
+                rows.append({**identity(file), "path": path})
+        table = pd.DataFrame(rows).set_index("session_id")
+        for session_id in table.index[table.index.duplicated()]:
+            names = ", ".join(path.name for path in table.loc[[session_id], "path"])
+            raise InputError(f"{self.path}: {names} are all session {session_id!r}; keep one of them")
+        table["session_start"] = pd.to_datetime(table["session_start"], utc=True, format="ISO8601")
+        table = table.sort_values(["session_start", "subject"], kind="stable")
+        return table.loc[:, ["path", "subject", "session_start"]]
+
+    def fetch(self, session_id: str) -> Path:
+        """See `Source.fetch`."""
+        table = self.list()
+        if session_id not in table.index:
+            raise InputError(f"{self.path}: {catalog.unknown(session_id, table.index, 'session')}")
+        return Path(table.loc[session_id, "path"])
