@@ -12,14 +12,15 @@ from bci_adapt.errors import InputError
 
 
 def variants(package: str, base: type) -> dict[str, Any]:
-    """Return every variant in `package`, by its ``name``, in alphabetical order.
+    """Return every variant in `package` (a folder of modules, or a single module), by its ``name``, sorted.
 
     A variant is a module-level instance of `base`, or a concrete subclass of it defined in the module where it is
     found. Adding a file to the folder is all it takes; two variants of one name are an error.
     """
     found: dict[str, Any] = {}
-    for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        module = importlib.import_module(f"{package}.{info.name}")
+    root = importlib.import_module(package)
+    names = [info.name for info in pkgutil.iter_modules(root.__path__)] if hasattr(root, "__path__") else []
+    for module in [importlib.import_module(f"{package}.{name}") for name in names] or [root]:
         for value in vars(module).values():
             concrete = (
                 inspect.isclass(value)

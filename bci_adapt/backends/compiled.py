@@ -1,0 +1,86 @@
+"""Bind the loop to one cell, rule, optimiser and loss, and compile it with numba – or leave it in plain Python.
+
+Every function is plain Python in its own file. `bound_loop` gives `loop` the parts it needs as its globals, so each
+combination is compiled as a whole (nothing is called through a pointer) from one source. The compiled loop is kept on
+disk in a folder named by a digest of every kernel source: numba watches only the file that defines a function, and
+would otherwise run stale code after an edit elsewhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import platform
+import types
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bci_adapt.backends import loop as source
+from bci_adapt.cells.base import Cell
+from bci_adapt.credit.base import CreditRule, make_tools
+from bci_adapt.optimizers import Optimizer
+from bci_adapt.storage import cache_root
+
+_KERNEL_SOURCES = ("cells", "credit", "backends", "optimizers.py")
+# error_model: IEEE division instead of a check that stops SIMD; the flags allow sums to be reordered, no more.
+_OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}, "nogil": True}
+
+
+@functools.cache
+def sources_digest() -> str:
+    """Digest of every kernel source and of the compiler, which names the folder of compiled kernels."""
+    root = Path(source.__file__).parents[1]
+    digest = hashlib.sha256(f"{version('numba')} {version('numpy')} {platform.machine()}".encode())
+    for name in _KERNEL_SOURCES:
+        for path in sorted((root / name).rglob("*.py")) if (root / name).is_dir() else [root / name]:
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _on_disk(*parts: Any) -> bool:
+    """Only shipped parts are kept on disk: the digest does not cover what a user defines elsewhere."""
+    return all(getattr(part, "__module__", "").startswith("bci_adapt.") for part in parts)
+
+
+def bound_loop(
+    cell: Cell, rule: CreditRule, optimizer: Optimizer, loss: str, *, compiled: bool = True, boundscheck: bool = False
+) -> Callable:
+    """Return the loop for these parts; compiled ones are shared by all constants of a rule or optimiser."""
+    if not compiled:
+        return _bind(cell, rule, optimizer, loss, lambda function: function)
+    key = (cell, type(rule), type(optimizer), loss, boundscheck)
+    if key not in _compiled:
+        _compiled[key] = _compile(cell, rule, optimizer, loss, boundscheck)
+    return _compiled[key]
+
+
+_compiled: dict[tuple, Callable] = {}
+
+
+def _bind(cell: Cell, rule: CreditRule, optimizer: Optimizer, loss: str, wrap: Callable) -> types.FunctionType:
+    tools = make_tools(cell, np, loss, cell.feature, wrap)
+    prepare, row = (wrap(function) for function in rule.make(tools))
+    scope = dict(vars(source))
+    scope |= {"forward": tools.forward, "readout": tools.readout, "prepare": prepare, "row": row}
+    scope["update"] = wrap(optimizer.make())
+    function = types.FunctionType(source.loop.__code__, scope, source.loop.__name__)
+    function.__qualname__ = f"loop_{cell.name}_{rule.name}_{optimizer.name}_{loss}"
+    function.__module__ = source.__name__
+    return function
+
+
+def _compile(cell: Cell, rule: CreditRule, optimizer: Optimizer, loss: str, boundscheck: bool) -> Callable:
+    import numba
+
+    on_disk = _on_disk(cell.make, type(rule), type(optimizer)) and not boundscheck
+    if on_disk:
+        folder = cache_root() / "kernels" / sources_digest()
+        folder.mkdir(parents=True, exist_ok=True)
+        numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
+    options = {**_OPTIONS, "boundscheck": boundscheck}
+    function = _bind(cell, rule, optimizer, loss, numba.njit(**options))
+    return numba.njit(**options, cache=on_disk)(function)

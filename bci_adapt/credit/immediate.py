@@ -1,0 +1,38 @@
+"""Immediate derivatives: h_{t-1} is a constant (propagation depth d = 0)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bci_adapt.credit.base import CreditRule
+
+
+@dataclass(frozen=True)
+class Immediate(CreditRule):
+    """∂E_t/∂W ≈ p_t ⊗ z_t with p = (∂s'/∂a)ᵀ q: O(parameters) per label, no memory at all (arXiv 2603.28750)."""
+
+    name: ClassVar[str] = "immediate"
+    description: ClassVar[str] = "h_{t-1} held constant: p ⊗ z, no memory (d = 0)"
+
+    def work_shapes(self, network):
+        k, gates, n = len(network.cell.slots), len(network.cell.gates), network.n_hidden
+        return ((k, gates, n), (k, k, n), (gates, n))
+
+    def make(self, tools):
+        recorded, partials, pull = tools.recorded, tools.partials, tools.pull
+
+        def prepare(net, ring, slot, first, last, constants, memory, work, u, e, q):
+            recorded(net, ring, slot, u, e, q)
+            partials(ring.a[slot], ring.before[slot], ring.after[slot], work[0], work[1])
+            pull(q, work[0], work[2])
+
+        def row(i, net, ring, slot, constants, memory, work, q, g):
+            z = ring.z[slot]
+            for gate in range(net.blocks.shape[0]):
+                start, width, begin = net.blocks[gate, 0], net.blocks[gate, 1], net.blocks[gate, 2]
+                read = z[start : start + width]
+                out = g[begin : begin + width]
+                factor = work[2][gate, i]
+                for j in range(width):
+                    out[j] = factor * read[j]
+
+        return prepare, row
