@@ -1,0 +1,657 @@
+"""Jobs with content keys, run by dask.distributed: nothing that has been done is done twice.
+
+An experiment is a graph of `Job`. The key of a job is a digest of everything its result depends on: the function, the
+sources of the modules that function imports, the versions of the numerical libraries, the parameters, and the
+contents (or keys) of its inputs. The key is part of the result's file name, so *done* means *the file is there*.
+Deleting the cache, or any part of it, is always safe.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import heapq
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from bci_adapt.errors import InputError
+from bci_adapt.storage import atomic_path, cache_root, file_digest
+
+# Libraries whose release can change a number; their installed versions enter every key.
+NUMERICAL_LIBRARIES = (
+    *("h5netcdf", "h5py", "hdmf", "llvmlite", "numba", "numpy"),
+    *("pandas", "pynwb", "scikit-learn", "scipy", "torch", "xarray"),
+)
+# One thread per worker: the jobs are the parallelism. Read by the libraries when they are first imported.
+_ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS"), "1"
+)
+_DASK_CONFIG = {
+    "distributed.scheduler.allowed-failures": 0,  # retried here instead, one by one, so that no bystander is blamed
+    "distributed.scheduler.worker-ttl": None,  # compiled loops hold the GIL for minutes; that is not a dead worker
+    "distributed.worker.profile.enabled": False,  # its sampling thread would disturb every measured time
+}
+_CONNECT_TIMEOUT_S = 10.0
+_MAX_TRIES = 3  # of a job whose worker process dies
+_OWNER = ".owner"
+
+
+# ------------------------------------------------------------------------------------------------ keys
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Job:
+    """One function call whose result is a file or a folder in the cache.
+
+    `function` is ``"package.module:name"``, called as ``name(parameters, inputs, out)`` with the parameters as they
+    come back from JSON (tuples are lists), `inputs` as a dict of paths, and `out` the path to write. `inputs` are
+    other jobs (their results) or raw files (known by their contents). `modules` are further modules whose sources
+    belong to the key, for variants picked by name at run time; a package stands for every module in it. `label`
+    and `cost` (expected seconds) steer display and order only, and `stem` is the human part of the file name.
+    """
+
+    kind: str
+    function: str
+    stem: str
+    folder: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Job | Path] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
+    suffix: str = ""
+    label: str = ""
+    cost: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.]+:\w+", self.function):
+            raise ValueError(f"a job's function reads 'package.module:name', got {self.function!r}")
+        if not self.cost >= 0:
+            raise ValueError(f"a job's cost is its expected seconds, 0 or more, got {self.cost!r}")
+        if not self.label:
+            object.__setattr__(self, "label", f"{self.kind} {self.stem}")
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """All that the key is made of, JSON-able: function, sources, versions, parameters, inputs.
+
+        Raises `InputError` for an input file that is missing and TypeError for parameters JSON cannot hold.
+        """
+        return {
+            "function": self.function,
+            "sources": _sources(self.function, self.modules),
+            "versions": _versions(),
+            "parameters": json.loads(_canonical(self.parameters)),
+            "inputs": {
+                name: value.key if isinstance(value, Job) else f"sha256:{_content(Path(value).absolute(), self.label)}"
+                for name, value in self.inputs.items()
+            },
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of the recipe, in hexadecimal."""
+        return _digest(self.recipe)
+
+    @property
+    def path(self) -> Path:
+        """Where the result is, or will be."""
+        stem = re.sub(r"[^\w.-]+", "_", self.stem, flags=re.ASCII).strip("._-")[:80] or self.kind
+        return cache_root() / self.folder / f"{stem}-{self.key[:16]}{self.suffix}"
+
+
+def _canonical(value: Any) -> str:
+    """JSON with sorted keys, no spaces and no NaN: equal contents give equal text."""
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """Mappings as dicts, refusing keys that JSON would silently turn into text."""
+    if isinstance(value, Mapping):
+        if odd := [key for key in value if not isinstance(key, str)]:
+            raise TypeError(f"the keys of a job's parameters are text, got {odd[0]!r}")
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
+
+
+@cache
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in NUMERICAL_LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _content(path: Path, label: str) -> str:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, needed by {label!r}; check the data folder of the config")
+    status = path.stat()
+    return _content_at(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _content_at(path: Path, size: int, modified_ns: int) -> str:
+    """Digest of a file, remembered for as long as its size and time of change stay the same."""
+    return file_digest(path)
+
+
+def _sources(function: str, modules: Iterable[str] = ()) -> dict[str, str]:
+    """SHA-256 of each source that `function` and `modules` import, directly or not, also inside functions.
+
+    Followed: the function's own package and this one. Importing a module runs the ``__init__`` of its packages, so
+    those belong to it; the outermost ``__init__``, which offers names from everywhere, counts only where a name is
+    taken from it. A data file that a module names and that lies beside it counts like a source.
+    """
+    entry = function.partition(":")[0]
+    roots = {}
+    for name in {__name__.partition(".")[0], *(module.partition(".")[0] for module in (entry, *modules))}:
+        if (spec := importlib.util.find_spec(name)) is None:
+            raise ImportError(f"no module named {name!r}, wanted by job function {function!r}")
+        roots[name] = spec
+    pending = [entry, *modules]
+    for module in pending[:]:
+        path = _module_file(module, roots[module.partition(".")[0]])
+        if path is None:
+            raise ImportError(f"no module named {module!r}, wanted by job function {function!r}")
+        if module in modules and (path.is_dir() or path.name == "__init__.py"):
+            folder = path if path.is_dir() else path.parent
+            inside = (file.relative_to(folder).with_suffix("").parts for file in folder.rglob("*.py"))
+            pending += [".".join((module, *parts)).removesuffix(".__init__") for parts in inside]
+    found: dict[str, str] = {}
+    seen: set[str] = set()
+    while pending:
+        name = pending.pop()
+        root, _, below = name.partition(".")
+        if name in seen or root not in roots:
+            continue
+        seen.add(name)
+        path, parent = _module_file(name, roots[root]), name.rpartition(".")[0]
+        if below and (path is None or parent != root):  # an attribute of its parent, or run after its parent
+            pending.append(parent)
+        if path is None or path.is_dir():
+            continue
+        status = path.stat()
+        found[name], imported, named = _source_at(path, status.st_size, status.st_mtime_ns, name)
+        pending += imported
+        found |= {
+            f"{name}/{file}": _content(path.with_name(file), name) for file in named if path.with_name(file).is_file()
+        }
+    return dict(sorted(found.items()))
+
+
+def _module_file(name: str, root: Any) -> Path | None:
+    """Source file of a module, the folder of a package without ``__init__``, or None if `name` is no module."""
+    if root.submodule_search_locations is None:
+        return Path(root.origin) if name == root.name else None
+    base = Path(next(iter(root.submodule_search_locations))).joinpath(*name.split(".")[1:])
+    files = (base / "__init__.py", base.with_name(f"{base.name}.py"))
+    return next((path for path in files if path.is_file()), base if base.is_dir() else None)
+
+
+@cache
+def _source_at(path: Path, size: int, modified_ns: int, module: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Digest of a source file, the dotted names it imports, and the strings in it that look like file names."""
+    text = path.read_bytes()
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    imported: set[str] = set()
+    named: set[str] = set()
+    pending: list[ast.AST] = [ast.parse(text, filename=str(path))]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            pending += node.orelse  # the body is never run
+            continue
+        pending += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = importlib.util.resolve_name("." * node.level + base, package)
+            imported |= {f"{base}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            named |= set(re.findall(r"\A[\w-]+(?:\.[\w-]+)*\.(?!py\Z)[\w-]+\Z", node.value))
+    return hashlib.sha256(text).hexdigest(), tuple(sorted(imported)), tuple(sorted(named))
+
+
+# ------------------------------------------------------------------------------------------------ planning
+
+
+def plan(jobs: Iterable[Job]) -> tuple[list[Job], list[Job]]:
+    """Return the jobs to run and the jobs whose results are there; neither looks beyond a finished job.
+
+    The first list is in order of priority: by the expected seconds from a job's start to the end of the longest chain
+    that needs it, longest first, which puts inputs before what they feed.
+    """
+    order: dict[Path, Job] = {}
+    reused: dict[Path, Job] = {}
+
+    def visit(job: Job) -> None:
+        if job.path in order or job.path in reused:
+            return
+        if job.path.exists():
+            reused[job.path] = job
+            return
+        for value in job.inputs.values():
+            if isinstance(value, Job):
+                visit(value)
+        order[job.path] = job
+
+    for job in jobs:
+        visit(job)
+    urgency = _urgency(list(order.values()))
+    return sorted(order.values(), key=lambda job: -urgency[job.path]), list(reused.values())
+
+
+def _urgency(jobs: Sequence[Job]) -> dict[Path, float]:
+    """Expected seconds from the start of each job to the end of its longest chain; `jobs` have inputs first."""
+    after = {job.path: 0.0 for job in jobs}
+    for job in reversed(jobs):
+        after[job.path] += job.cost
+        for value in job.inputs.values():
+            if isinstance(value, Job) and value.path in after:
+                after[value.path] = max(after[value.path], after[job.path])
+    return after
+
+
+# ------------------------------------------------------------------------------------------------ execution
+
+
+class Progress(Protocol):
+    """What `execute` tells while it works; `done` comes once for each of the `total` jobs, skipped ones too."""
+
+    def start(self, total: int, reused: int) -> None: ...
+
+    def done(self, label: str, seconds: float, ok: bool) -> None: ...
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that raised, or whose worker kept dying: one line for the reader, the traceback for the developer."""
+
+    label: str
+    key: str
+    message: str
+    error: str
+    is_input_error: bool
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A job that could not start because `because`, the label of a job it needs, failed."""
+
+    label: str
+    key: str
+    because: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Counts of jobs executed successfully and reused, and every job that has no result."""
+
+    executed: int
+    reused: int
+    failed: tuple[Failure, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+
+def execute(
+    jobs: Iterable[Job],
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Run what `jobs` need and do not have yet, each job in a worker process with one thread.
+
+    `workers` is the number of processes (default: one per CPU); 0 runs the jobs one after another in this process.
+    `scheduler` is the address of a running dask scheduler instead, whose workers see the same file system. A job that
+    raises is a `Failure`; what depends on it is skipped and everything else goes on. With nothing to run, nothing is
+    started. An interrupt (Ctrl-C) stops the workers, removes what they had half-written and is raised again.
+
+    Raises `InputError` if `workers` is negative, if both are given, or if nothing answers at `scheduler`.
+    """
+    if workers is not None and scheduler is not None:
+        raise InputError(f"workers={workers} and scheduler={scheduler!r} exclude each other; give one of them")
+    if workers is not None and workers < 0:
+        raise InputError(f"workers must be 1 or more (or 0: in this process, one after another), got {workers}")
+    to_run, reused = plan(jobs)
+    if progress is not None:
+        progress.start(len(to_run), len(reused))
+    if not to_run:
+        return Outcome(0, len(reused))
+    folders = {job.path.parent for job in to_run}
+    _sweep(folders)
+    try:
+        with _environment(BCI_ADAPT_CACHE=str(cache_root()), **_ONE_THREAD):
+            if scheduler is not None:
+                pool = _Cluster(scheduler)
+            elif workers == 0:
+                pool = _Serial()
+            else:
+                pool = _Cluster(min(workers or _cpu_count(), len(to_run)))
+            with pool:
+                return _run(pool, to_run, len(reused), progress)
+    finally:
+        _sweep(folders)
+
+
+def _run(pool: _Serial | _Cluster, to_run: Sequence[Job], n_reused: int, progress: Progress | None) -> Outcome:
+    """Keep `pool` busy with the most urgent of the jobs whose inputs are there."""
+    urgency = _urgency(to_run)
+    rank = {job.path: index for index, job in enumerate(to_run)}
+    missing = {
+        job.path: {value.path for value in job.inputs.values() if isinstance(value, Job) and value.path in rank}
+        for job in to_run
+    }
+    dependents: dict[Path, list[Path]] = {path: [] for path in rank}
+    for path, needed in missing.items():
+        for source in needed:
+            dependents[source].append(path)
+    ready = [rank[path] for path, needed in missing.items() if not needed]
+    heapq.heapify(ready)
+    waiting = {path for path, needed in missing.items() if needed}
+    tries = dict.fromkeys(rank, 0)
+    suspects: list[int] = []  # their worker died, perhaps of another job: tried again alone, when all else is done
+    n_running, n_executed = 0, 0
+    failed: list[Failure] = []
+    skipped: list[Skipped] = []
+
+    def tell(job: Job, seconds: float, ok: bool) -> None:
+        if progress is not None:
+            progress.done(job.label, seconds, ok)
+
+    while ready or suspects or n_running:
+        while (ready and n_running < pool.slots) or (suspects and not n_running):
+            job = to_run[heapq.heappop(ready or suspects)]
+            tries[job.path] += 1
+            pool.submit(job.path, _task(job), round(1000 * urgency[job.path]))
+            n_running += 1
+        for path, report in pool.collect():
+            n_running -= 1
+            job = to_run[rank[path]]
+            if report.died and tries[path] < _MAX_TRIES:
+                heapq.heappush(suspects, rank[path])
+                continue
+            ok = report.error is None
+            tell(job, report.seconds, ok)
+            if ok:
+                n_executed += not report.found
+                n_reused += report.found
+                for dependent in dependents[path]:
+                    missing[dependent].discard(path)
+                    if not missing[dependent] and dependent in waiting:
+                        waiting.remove(dependent)
+                        heapq.heappush(ready, rank[dependent])
+                continue
+            failed.append(Failure(job.label, job.key, report.message, report.error or "", report.is_input_error))
+            lost = list(dependents[path])
+            while lost:
+                dependent = lost.pop()
+                if dependent in waiting:
+                    waiting.remove(dependent)
+                    lost += dependents[dependent]
+                    skip = to_run[rank[dependent]]
+                    skipped.append(Skipped(skip.label, skip.key, job.label))
+                    tell(skip, 0.0, False)
+    return Outcome(n_executed, n_reused, tuple(failed), tuple(skipped))
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What comes back from a worker, plain data: exceptions need not survive the journey."""
+
+    seconds: float = 0.0
+    found: bool = False
+    message: str = ""
+    error: str | None = None
+    is_input_error: bool = False
+    died: bool = False
+
+
+def _task(job: Job) -> dict[str, Any]:
+    """Arguments of `_perform`: text and paths that mean the same on any machine that shares the file system."""
+    return {
+        "function": job.function,
+        "modules": tuple(job.modules),
+        "code": _digest([job.recipe["sources"], job.recipe["versions"]]),
+        "parameters": job.recipe["parameters"],
+        "inputs": {
+            name: str(value.path if isinstance(value, Job) else Path(value).absolute())
+            for name, value in job.inputs.items()
+        },
+        "out": str(job.path),
+        "cache": str(cache_root()),
+    }
+
+
+def _perform(
+    function: str,
+    modules: tuple[str, ...],
+    code: str,
+    parameters: dict[str, Any],
+    inputs: dict[str, str],
+    out: str,
+    cache: str,
+) -> _Report:
+    """Run one job where this is called, with one thread, writing its result atomically."""
+    started = time.perf_counter()
+    target = Path(out)
+    try:
+        if target.exists():  # another run of the same experiment has been faster
+            return _Report(time.perf_counter() - started, found=True)
+        with _environment(BCI_ADAPT_CACHE=cache, **_ONE_THREAD):
+            if code != _digest([_sources(function, modules), _versions()]):
+                raise InputError(
+                    f"the code or library versions behind {function} are not those this run was planned with: "
+                    "a source was edited meanwhile, or a remote worker has another installation; start the run again"
+                )
+            module, _, name = function.partition(":")
+            call = getattr(importlib.import_module(module), name)
+            with _one_thread(), atomic_path(target) as temporary:
+                (temporary.parent / _OWNER).write_text(json.dumps([socket.gethostname(), os.getpid()]))
+                call(parameters, {key: Path(value) for key, value in inputs.items()}, temporary)
+        return _Report(time.perf_counter() - started)
+    except InputError as error:
+        return _Report(time.perf_counter() - started, False, str(error), traceback.format_exc(), True)
+    except (Exception, SystemExit) as error:
+        message = f"{type(error).__name__}: {error}".removesuffix(": ")
+        return _Report(time.perf_counter() - started, False, message, traceback.format_exc())
+
+
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Set environment variables for a while, and undo whatever else the body sets."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Limit the libraries that were loaded before the environment said so."""
+    from threadpoolctl import threadpool_limits
+
+    torch = sys.modules.get("torch")
+    n_threads = torch.get_num_threads() if torch else 0
+    with threadpool_limits(1):
+        if torch:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            if torch:
+                torch.set_num_threads(n_threads)
+
+
+def _cpu_count() -> int:
+    from dask.system import cpu_count  # respects affinity and the quota of a container
+
+    return cpu_count()
+
+
+def _sweep(folders: Iterable[Path]) -> None:
+    """Remove half-written results whose writer, a process of this machine, is gone."""
+    import psutil
+
+    for holder in [path for folder in folders for path in folder.glob(".*.part")]:
+        try:
+            host, pid = json.loads((holder / _OWNER).read_text())
+            gone = host == socket.gethostname() and psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            gone = True
+        except (OSError, ValueError):  # not ours, or not yet signed
+            continue
+        if gone:
+            shutil.rmtree(holder, ignore_errors=True)
+
+
+class _Serial:
+    """One job after another, in this process: for debugging, and where processes cannot be started."""
+
+    slots: float = 1
+
+    def __init__(self) -> None:
+        self._done: list[tuple[Path, _Report]] = []
+
+    def __enter__(self) -> _Serial:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def submit(self, path: Path, task: dict[str, Any], priority: int) -> None:
+        self._done.append((path, _perform(**task)))
+
+    def collect(self) -> list[tuple[Path, _Report]]:
+        done, self._done = self._done, []
+        return done
+
+
+class _Cluster:
+    """Worker processes on this machine, or (given an address) the workers of a running dask scheduler.
+
+    On this machine a job is handed out only when a process is free, so the order is exactly that of the priorities;
+    a remote scheduler gets every job that is ready, so that an adaptive cluster can see what there is to do.
+    """
+
+    def __init__(self, target: int | str) -> None:
+        self.slots: float = float("inf") if isinstance(target, str) else target
+        self._target = target
+        self._stack = contextlib.ExitStack()
+        self._futures: dict[Any, tuple[Path, Any]] = {}
+
+    def __enter__(self) -> _Cluster:
+        import dask.config
+        from distributed import Client, LocalCluster, as_completed
+
+        with self._stack as stack:
+            stack.enter_context(dask.config.set(_DASK_CONFIG))
+            if isinstance(self._target, str):
+                try:
+                    client = Client(self._target, timeout=_CONNECT_TIMEOUT_S, set_as_default=False)
+                except (OSError, ValueError, RuntimeError, ImportError) as error:
+                    raise InputError(
+                        f"no dask scheduler answers at {self._target!r} ({error}); expected an address like "
+                        "tcp://host:8786 with a scheduler of the same dask release, or leave it out to work locally"
+                    ) from error
+            else:
+                stack.enter_context(_hidden_main())
+                with _ignored_interrupts():  # inherited: Ctrl-C is for this process, which then stops its workers
+                    cluster = LocalCluster(
+                        n_workers=self._target,
+                        threads_per_worker=1,
+                        processes=True,
+                        memory_limit=0,  # jobs keep nothing in dask's memory: nothing to spill, no limit to enforce
+                        dashboard_address=None,  # pyright: ignore[reportArgumentType]
+                        silence_logs=logging.CRITICAL,
+                    )
+                stack.callback(cluster.close)
+                client = Client(cluster, set_as_default=False)
+            stack.callback(client.close)
+            self._client, self._completed = client, as_completed(loop=client.loop)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._stack:
+            if self._futures:
+                self._client.cancel([future for _, future in self._futures.values()], force=True)
+
+    def submit(self, path: Path, task: dict[str, Any], priority: int) -> None:
+        future = self._client.submit(_perform, **task, pure=False, priority=priority)
+        self._futures[future.key] = path, future
+        self._completed.add(future)
+
+    def collect(self) -> list[tuple[Path, _Report]]:
+        """Wait for at least one job; a worker that died too often is an error like any other."""
+        from distributed import KilledWorker
+
+        done = []
+        for future in self._completed.next_batch(block=True):
+            path, _ = self._futures.pop(future.key)
+            try:
+                report = future.result()
+            except KilledWorker:
+                message = (
+                    f"its worker process died {_MAX_TRIES} times: out of memory, killed, or crashed outside Python"
+                )
+                report = _Report(message=message, error=message, died=True)
+            except Exception as error:
+                report = _Report(message=f"{type(error).__name__}: {error}", error=traceback.format_exc())
+            done.append((path, report))
+        return done
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Keep new worker processes from running the user's script again, as multiprocessing's spawn would.
+
+    A script that is read from top to bottom then needs no ``if __name__ == "__main__"``, and no worker pays for the
+    imports of a command line. Jobs are found by module name, so workers have no use for the script.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+@contextlib.contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
