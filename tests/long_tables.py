@@ -1,0 +1,137 @@
+"""Long tables with known contents, for the tests of everything that reads results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bci_adapt.results import ADAPTIVE, long_table
+
+NETWORK_ARMS = {
+    "frozen": {"tanh": -0.25, "gru": -0.08},
+    "normaliser": {"tanh": 0.22, "gru": 0.30},
+    "readout": {"tanh": 0.31, "gru": 0.38},
+    "immediate_rmsprop_fixed": {"tanh": 0.30, "gru": 0.37},
+    "immediate_rmsprop": {"tanh": 0.39, "gru": 0.47},
+    "immediate_rmsprop_ema": {"tanh": 0.41, "gru": 0.49},
+    "immediate_sgd": {"tanh": 0.40, "gru": 0.45},
+    "window4_rmsprop": {"tanh": 0.50, "gru": 0.58},
+    "rtrl_rmsprop": {"tanh": 0.43},
+    "network_oracle": {"tanh": 0.54, "gru": 0.57},
+}
+LINEAR_ARMS = {"rls": 0.39, "ridge_oracle": 0.40, "persistence": -0.4}
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    """One complete row; `changes` replace its columns."""
+    base = {
+        **{"source": "s1", "target": "t1", "source_date": "2020-01-01", "target_date": "2020-01-11", "day_gap": 10.0},
+        **{"variable": "velocity", "arm": "frozen", "decoder": "online", "cell": "tanh", "n_hidden": 64, "rule": ""},
+        **{"optimizer": "", "normaliser": "", "average": "", "supervision": "labels", "delay_s": 0.5},
+        **{"label_fraction": 1.0, "budget_s": 600.0, "rate": 3e-4, "seed": 0, "phase": "held_out", "metric": "r2"},
+        **{"value": 0.5, "n_bins": 9000, "canary": False, "status": "ok", "reason": ""},
+    }
+    row = base | changes
+    row["canary"] = changes.get("canary", row["arm"].startswith("canary:"))
+    return row
+
+
+def study(
+    n_targets: int = 6, n_seeds: int = 2, spread: float = 0.04, seed: int = 0, **arms: dict[str, float] | float
+) -> Any:
+    """Long table of a whole study whose arm means are `NETWORK_ARMS` and `LINEAR_ARMS`, replaced by `arms`.
+
+    Two sources per target; days differ by `spread` in a way all arms share, seeds by a quarter of it.
+    """
+    rng = np.random.default_rng(seed)
+    levels: dict[tuple[str, str], float] = {}
+    for arm, level in (NETWORK_ARMS | LINEAR_ARMS | arms).items():
+        for cell, value in (level if isinstance(level, dict) else {"": level}).items():
+            levels[arm, cell] = value
+    for arm, cell in list(levels):
+        if arm in ADAPTIVE:
+            levels.setdefault((f"canary:{arm}", cell), 0.02)
+    metrics = {"r2": 0.0, "r2_uniform": -0.02, "r2:x": 0.03, "r2:y": -0.03, "pearson": 0.2, "rmse": 2.0}
+    records = []
+    for target in range(n_targets):
+        day = rng.normal(0, spread)
+        for source in range(2):
+            for (arm, cell), level in levels.items():
+                one_seed = not cell or arm.startswith(("canary:", "rtrl"))
+                for replica in range(1 if one_seed else n_seeds):
+                    for phase, shift in (("online", 0.01), ("held_out", 0.0)):
+                        noise = rng.normal(0, spread / 4)
+                        records += [
+                            row(
+                                **{"source": f"day-0{source}", "target": f"day-{10 + target}", "arm": arm},
+                                **{"cell": cell, "n_hidden": 64 * bool(cell), "seed": replica, "phase": phase},
+                                **{"day_gap": 9.0 * (target + 1) - source, "metric": metric},
+                                **{"target_date": f"2020-03-{10 + target}", "source_date": f"2020-01-0{1 + source}"},
+                                value=level + day + noise + shift + offset,
+                            )
+                            for metric, offset in metrics.items()
+                        ]
+    return long_table(records)
+
+
+def curves(rows: Any, stream_s: float = 600.0, held_out_s: float = 480.0, seed: int = 0) -> Any:
+    """Windowed R² of every run in `rows`: adaptive arms rise to their score, the others stay at it."""
+    rng = np.random.default_rng(seed)
+    keys = ["source", "target", "arm", "cell", "seed"]
+    scores = rows[(rows["metric"] == "r2") & (rows["phase"] == "held_out") & ~rows["canary"]]
+    records = []
+    for key in scores.itertuples(index=False):
+        for start in np.arange(0, stream_s + held_out_s, 60.0):
+            learned = 1 - np.exp(-(start + 60) / 200) if key.arm in ADAPTIVE else 1.0
+            records.append(
+                {name: getattr(key, name) for name in keys}
+                | {"phase": "online" if start < stream_s else "held_out", "time_s": start + 30.0}
+                | {"r2": key.value * learned + 0.1 * (learned - 1) + rng.normal(0, 0.05)}
+            )
+    return long_table(records, "curves")
+
+
+def trajectories(rows: Any, seed: int = 0, duration_s: float = 20.0, bin_s: float = 0.05) -> Any:
+    """A centre-out like excerpt of one pair: smooth velocities, decoded with an error that follows the score."""
+    rng = np.random.default_rng(seed)
+    time_s = np.arange(0, duration_s, bin_s)
+    runs = rows[(rows["metric"] == "r2") & (rows["phase"] == "held_out") & ~rows["canary"]]
+    runs = runs[(runs["source"] == runs["source"].iloc[0]) & (runs["target"] == runs["target"].iloc[-1])]
+    kernel = np.hanning(21) / np.hanning(21).sum()
+    true = {
+        axis: 30 * np.convolve(np.sign(np.sin(time_s * rate)) * (np.sin(time_s * rate * 3.1) > 0), kernel, "same")
+        for axis, rate in (("x", 0.9), ("y", 1.3))
+    }
+    records = []
+    for run in runs[runs["seed"] == 0].itertuples(index=False):
+        for axis, series in true.items():
+            error = 12 * np.convolve(rng.normal(0, 1, len(time_s)), kernel, "same") * (1 - run.value) * 3
+            decoded = series * max(run.value, 0) ** 0.5 + error
+            records += [
+                {"source": run.source, "target": run.target, "arm": run.arm, "cell": run.cell, "seed": 0}
+                | {"time_s": float(t), "axis": axis, "true": float(a), "decoded": float(b)}
+                for t, a, b in zip(time_s, series, decoded, strict=True)
+            ]
+    return long_table(records, "trajectories")
+
+
+def manifest(**changes: Any) -> dict[str, Any]:
+    """What a run says about itself."""
+    sessions = [
+        {"session_id": f"day-{i}", "date": f"2020-03-{i}", "minutes": 20.0, "n_channels": 96, "warnings": []}
+        | {"valid_fraction": 0.98}
+        for i in range(10, 16)
+    ]
+    base = {
+        "name": "study",
+        "config": {"name": "study", "variable": "velocity", "delay_s": 0.5, "seeds": [0, 1], "cells": ["tanh", "gru"]},
+        "created": "2020-05-01T12:00:00+00:00",
+        "versions": {"bci_adapt": "0.1.0", "python": "3.11.9", "numpy": "2.4.6"},
+        "jobs": {"executed": 42, "reused": 3, "failed": []},
+        "unscorable": [],
+        "rates_tuned": False,
+        "sessions": sessions,
+        "command": "bci-adapt run configs/study.toml --data recordings",
+    }
+    return base | changes
