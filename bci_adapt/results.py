@@ -281,10 +281,9 @@ def text_table(
         leaking = bool(leaks and leaks.get(line["arm"]))
         note = "; ".join(filter(None, [line["note"], "this setting leaks" if leaking else ""]))
         scores = [score_text(line[phase]) for phase in PHASES]
-        cell = CELLS.get(line["cell"], line["cell"]) if new_cell else ""
         table.add_row(
-            Text(cell),
-            Text(ARMS.get(line["arm"], line["arm"])),
+            Text(cell_label(line["cell"]) if new_cell else ""),
+            Text(arm_label(line["arm"])),
             *map(Text, scores),
             str(line["n_targets"]),
             Text(note, style="bold red" if leaking else "dim"),
@@ -335,6 +334,17 @@ def number(value: float, digits: int = 2) -> str:
     """`value` with a true minus sign, and no minus before a rounded zero."""
     text = f"{value:.{digits}f}"
     return text.replace("-", "−") if float(text) else text.lstrip("-")
+
+
+def arm_label(arm: str) -> str:
+    """Words for an arm's name."""
+    name = ARMS.get(arm.removeprefix(CANARY), arm)
+    return f"{name}, shuffled neurons" if arm.startswith(CANARY) else name
+
+
+def cell_label(cell: str) -> str:
+    """Words for a cell's name; "linear" for decoders without one."""
+    return CELLS.get(cell, cell)
 
 
 def metric_label(metric: str) -> str:

@@ -26,11 +26,33 @@ LINEAR_ARMS = {"rls": 0.39, "ridge_oracle": 0.40, "persistence": -0.4}
 def row(**changes: Any) -> dict[str, Any]:
     """One complete row; `changes` replace its columns."""
     base = {
-        **{"source": "s1", "target": "t1", "source_date": "2020-01-01", "target_date": "2020-01-11", "day_gap": 10.0},
-        **{"variable": "velocity", "arm": "frozen", "decoder": "online", "cell": "tanh", "n_hidden": 64, "rule": ""},
-        **{"optimizer": "", "normaliser": "", "average": "", "supervision": "labels", "delay_s": 0.5},
-        **{"label_fraction": 1.0, "budget_s": 600.0, "rate": 3e-4, "seed": 0, "phase": "held_out", "metric": "r2"},
-        **{"value": 0.5, "n_bins": 9000, "canary": False, "status": "ok", "reason": ""},
+        "source": "s1",
+        "target": "t1",
+        "source_date": "2020-01-01",
+        "target_date": "2020-01-11",
+        "day_gap": 10.0,
+        "variable": "velocity",
+        "arm": "frozen",
+        "decoder": "online",
+        "cell": "tanh",
+        "n_hidden": 64,
+        "rule": "",
+        "optimizer": "",
+        "normaliser": "",
+        "average": "",
+        "supervision": "labels",
+        "delay_s": 0.5,
+        "label_fraction": 1.0,
+        "budget_s": 600.0,
+        "rate": 3e-4,
+        "seed": 0,
+        "phase": "held_out",
+        "metric": "r2",
+        "value": 0.5,
+        "n_bins": 9000,
+        "canary": False,
+        "status": "ok",
+        "reason": "",
     }
     row = base | changes
     row["canary"] = changes.get("canary", row["arm"].startswith("canary:"))
@@ -64,10 +86,17 @@ def study(
                         noise = rng.normal(0, spread / 4)
                         records += [
                             row(
-                                **{"source": f"day-0{source}", "target": f"day-{10 + target}", "arm": arm},
-                                **{"cell": cell, "n_hidden": 64 * bool(cell), "seed": replica, "phase": phase},
-                                **{"day_gap": 9.0 * (target + 1) - source, "metric": metric},
-                                **{"target_date": f"2020-03-{10 + target}", "source_date": f"2020-01-0{1 + source}"},
+                                source=f"day-0{source}",
+                                target=f"day-{10 + target}",
+                                arm=arm,
+                                cell=cell,
+                                n_hidden=64 * bool(cell),
+                                seed=replica,
+                                phase=phase,
+                                day_gap=9.0 * (target + 1) - source,
+                                metric=metric,
+                                target_date=f"2020-03-{10 + target}",
+                                source_date=f"2020-01-0{1 + source}",
                                 value=level + day + noise + shift + offset,
                             )
                             for metric, offset in metrics.items()
