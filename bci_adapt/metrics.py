@@ -43,10 +43,7 @@ def pearson_axes(y: ArrayLike, prediction: ArrayLike, mask: ArrayLike | None = N
     true, decoded = _deviations(y, mask), _deviations(prediction, mask)
     product = (true * decoded).sum(0)
     power, decoded_power = (true**2).sum(0), (decoded**2).sum(0)
-    rounding = (16 * np.finfo(float).eps) ** 2 * (np.where(mask, prediction, 0.0) ** 2).sum(
-        0
-    )  # a constant has this left
-    flat = decoded_power <= rounding
+    flat = decoded_power == 0
     with np.errstate(invalid="ignore", divide="ignore"):
         correlation = np.where(flat, 0.0, product / np.sqrt(power * np.where(flat, 1.0, decoded_power)))
     return np.where((power > 0) & (mask.sum(0) > 1), np.clip(correlation, -1, 1), np.nan)
@@ -111,9 +108,12 @@ def _door(y: ArrayLike, prediction: ArrayLike, mask: ArrayLike | None) -> tuple[
 
 
 def _deviations(values: Array, mask: NDArray[np.bool_]) -> Array:
-    """Masked deviations from each axis' masked mean, 0 elsewhere."""
+    """Masked deviations from each axis' masked mean, 0 elsewhere, and exactly 0 on an axis that never changes."""
+    if not len(values):
+        return values
+    changes = np.where(mask, values, -np.inf).max(0) != np.where(mask, values, np.inf).min(0)
     values = np.where(mask, values, 0.0)
-    return np.where(mask, values - values.sum(0) / np.maximum(mask.sum(0), 1), 0.0)
+    return np.where(mask & changes, values - values.sum(0) / np.maximum(mask.sum(0), 1), 0.0)
 
 
 def _sums(y: Array, prediction: Array, mask: NDArray[np.bool_]) -> tuple[Array, Array]:

@@ -1,0 +1,180 @@
+"""The long table: its door, its file, its summary, its leak verdict and its JSON."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from long_tables import curves, manifest, row, study, trajectories
+from rich.console import Console
+
+from bci_adapt.errors import InputError
+from bci_adapt.results import (
+    ADAPTIVE,
+    ARMS,
+    ROWS,
+    json_payload,
+    leak,
+    long_table,
+    number,
+    read_results,
+    summarise,
+    text_table,
+    write_results,
+)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return study()
+
+
+def test_file_returns_what_was_written(tmp_path, rows):
+    rows = rows.assign(weight_change=0.2)
+    rows.loc[3, ["value", "status", "reason", "day_gap"]] = [np.nan, "failed", "naïve Σ: diverged", np.nan]
+    tables = rows, curves(rows), trajectories(rows)
+    attrs = {"config": {"seeds": [0, 1], "none": None}, "n": 3, "rate": 0.5, "name": "é", "empty": "", "tuned": False}
+    write_results(tmp_path / "results.nc", *tables, attrs)
+    back = read_results(tmp_path / "results.nc")
+    for written, read in zip(tables, back, strict=False):
+        pd.testing.assert_frame_equal(written, read)
+    assert back.attrs == attrs
+    assert [type(back.attrs[name]) for name in ("n", "rate", "tuned")] == [int, float, bool]
+    empty = [long_table([], kind) for kind in ("rows", "curves", "trajectories")]
+    write_results(tmp_path / "empty.nc", *empty, {})
+    for written, read in zip(empty, read_results(tmp_path / "empty.nc"), strict=False):
+        pd.testing.assert_frame_equal(written, read)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.nc", "results.nc"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"day_gap": "ten"}, "'day_gap' takes float, row 1 has 'ten'"),
+        ({"seed": 1.5}, "'seed' takes int, row 0 has"),
+        ({"cell": None}, "'cell' takes text|'cell' takes str"),
+        ({"canary": 1}, "'canary' takes bool, row 1 has 1"),
+        ({"rate": "3e-4"}, "'rate' takes float, row 1 has '3e-4'"),
+        ({"arm": "magic"}, "'arm', row 1: expected one of frozen"),
+        ({"phase": "offline"}, "'phase', row 1: expected online or held_out, got 'offline'"),
+        ({"variable": "speed"}, "'variable', row 1"),
+        ({"status": "fine"}, "'status', row 1"),
+        ({"canary": True}, "'canary', row 1: expected True exactly where"),
+        ({"value": np.nan}, "'value', row 1: expected a finite score where status is ok"),
+        ({"metric": "rmse", "value": np.inf}, "'value', row 1: expected a finite score"),
+        ({"extra": 1}, "'extra' is not in the schema"),
+        ({"target": "t1"}, "'value', row 1: expected one score for each run"),
+    ],
+)
+def test_door_names_the_column(tmp_path, change, message):
+    bad = [row(), row(target="t2") | change]
+    with pytest.raises(InputError, match=message):
+        long_table(bad)
+    empty = long_table([], "curves"), long_table([], "trajectories")
+    with pytest.raises(InputError, match=message):
+        write_results(tmp_path / "results.nc", pd.DataFrame(bad), *empty, {})
+    assert not list(tmp_path.iterdir()), "nothing half-written"
+
+
+def test_door_names_a_missing_column_and_an_unreadable_file(tmp_path):
+    for name in ROWS:
+        with pytest.raises(InputError, match=f"column '{name}' is missing"):
+            long_table([{key: value for key, value in row().items() if key != name}])
+    with pytest.raises(InputError, match=r"nothing\.nc: no such file"):
+        read_results(tmp_path / "nothing.nc")
+    (tmp_path / "text.nc").write_text("not a table")
+    with pytest.raises(InputError, match=r"text\.nc: not a readable results file"):
+        read_results(tmp_path / "text.nc")
+
+
+def test_summary_averages_seeds_then_pairs_then_days():
+    values = [  # day, source, seed, value: pair means 1 and 4 → day 2.5; day 0.5
+        ("t1", "a", 0, 0.0),
+        ("t1", "a", 1, 2.0),
+        ("t1", "b", 0, 4.0),
+        ("t2", "a", 0, 0.5),
+    ]
+    ok = [row(target=t, source=s, seed=k, value=v) for t, s, k, v in values]
+    bad = row(target="t3", value=np.nan, status="failed", reason="diverged")
+    faulty = row(target="t4", value=np.nan, status="unscorable", reason="target stands still")
+    (entry,) = summarise(long_table([*ok, bad, faulty]))
+    assert (entry["mean"], entry["n_targets"]) == (1.5, 2)
+    assert entry["low"] <= 0.5 < 2.5 <= entry["high"]
+    assert entry["note"] == "1 of 5 runs failed"
+    (alone,) = summarise(long_table([bad]))
+    assert alone["n_targets"] == 0
+    assert np.isnan([alone["mean"], alone["low"], alone["high"]]).all()
+    assert summarise(long_table([])) == []
+
+
+def test_summary_of_a_study_lists_every_arm_in_order(rows):
+    summary = summarise(rows)
+    assert summary == summarise(rows.sample(frac=1, random_state=0).sort_index()), "seeded"
+    arms = [entry["arm"] for entry in summary]
+    plain = list(dict.fromkeys(arm for arm in arms if not arm.startswith("canary:")))
+    assert plain == list(ARMS)
+    assert {arm.removeprefix("canary:") for arm in arms if arm.startswith("canary:")} == set(ADAPTIVE)
+    entry = next(e for e in summary if (e["arm"], e["cell"]) == ("frozen", "gru") and e["phase"] == "held_out")
+    assert entry["mean"] == pytest.approx(-0.08, abs=0.05)
+    assert entry["low"] < entry["mean"] < entry["high"]
+    assert (entry["metric"], entry["n_targets"]) == ("r2", 6)
+
+
+def test_summary_says_what_did_not_adapt_and_refuses_to_pool_settings(rows):
+    unmoved = rows.assign(weight_change=np.where(rows["arm"] == "readout", 0.004, 0.3))
+    unmoved.loc[unmoved["arm"] == "frozen", "weight_change"] = 0.0
+    assert {entry["arm"] for entry in summarise(unmoved) if entry["note"]} == {"readout"}
+    mixed = rows.assign(delay_s=np.where(rows["target"] == "day-10", 0.0, 0.5))
+    with pytest.raises(InputError, match=r"delay_s: arm .* several values \[0\.0, 0\.5\]"):
+        summarise(mixed)
+
+
+@pytest.mark.parametrize(
+    ("canary", "own", "verdict"),
+    [(0.3, 0.5, True), (0.2, 0.5, False), (0.09, 0.1, False), (0.12, -0.3, True), (-0.5, 0.4, False)],
+)
+def test_leak_compares_a_canary_with_its_arm(canary, own, verdict):
+    both = [
+        row(arm=arm, phase="online", target=f"t{day}", value=value + day / 1000)
+        for day in (0, 1)
+        for arm, value in (("canary:readout", canary), ("readout", own))
+    ]
+    quiet = [row(arm=arm, cell="gru", phase="online", value=0.05) for arm in ("canary:readout", "readout")]
+    elsewhere = row(arm="readout", phase="online", target="t9", value=5.0)  # no canary for this pair
+    alone = row(arm="immediate_sgd", phase="online", value=0.4)
+    assert leak(long_table([*both, *quiet, elsewhere, alone])) == {"readout": verdict}
+
+
+def test_payload_is_json_and_complete(rows):
+    rows = rows.copy()
+    rows.loc[0, "day_gap"] = np.nan
+    payload = json_payload(rows, manifest(unscorable=[{"source": "a", "target": "b", "reason": "flat"}]))
+    back = json.loads(json.dumps(payload, allow_nan=False))
+    assert list(back) == ["rows", "summary", "unscorable", "refused", "leak", "jobs"]
+    assert len(back["rows"]) == len(rows)
+    assert list(back["rows"][0]) == list(ROWS)
+    assert back["rows"][0]["day_gap"] is None
+    assert {"arm", "cell", "variable", "phase", "metric", "mean", "low", "high", "n_targets"} <= set(back["summary"][0])
+    assert back["unscorable"][0]["reason"] == "flat"
+    assert back["refused"][0]["arm"] == "rls"
+    assert set(back["leak"]) == set(ADAPTIVE)
+    assert back["jobs"]["executed"] == 42
+
+
+@pytest.mark.parametrize(("tuned", "words"), [(False, "rates not tuned"), (True, "rates tuned")])
+def test_terminal_table(rows, tuned, words):
+    console = Console(width=120, record=True, file=None, quiet=False, force_terminal=False)
+    with console.capture() as capture:
+        console.print(text_table(summarise(rows), tuned, leaks={"rls": True}))
+    text = capture.get()
+    assert words in text
+    assert "immediate + RMSprop" in text
+    assert "−0.25 [" in text
+    assert text.count("this setting leaks") == 1
+    assert "canary" not in text
+
+
+def test_numbers_carry_a_true_minus_and_no_negative_zero():
+    assert [number(value) for value in (-0.254, -0.001, 0.0, 1.005)] == ["−0.25", "0.00", "0.00", "1.00"]
