@@ -9,6 +9,7 @@ Deleting the cache, or any part of it, is always safe.
 from __future__ import annotations
 
 import ast
+import asyncio
 import contextlib
 import hashlib
 import heapq
@@ -566,6 +567,7 @@ class _Cluster:
         self.slots: float = float("inf") if isinstance(target, str) else target
         self._target = target
         self._stack = contextlib.ExitStack()
+        self._cluster: Any = None
         self._futures: dict[Any, tuple[Path, Any]] = {}
 
     def __enter__(self) -> _Cluster:
@@ -584,6 +586,7 @@ class _Cluster:
                     ) from error
             else:
                 stack.enter_context(_hidden_main())
+                stack.enter_context(_environment(DASK_LOGGING__DISTRIBUTED="critical"))  # of the workers
                 with _ignored_interrupts():  # inherited: Ctrl-C is for this process, which then stops its workers
                     cluster = LocalCluster(
                         n_workers=self._target,
@@ -595,6 +598,7 @@ class _Cluster:
                     )
                 stack.callback(cluster.close)
                 client = Client(cluster, set_as_default=False)
+                self._cluster = cluster
             stack.callback(client.close)
             self._client, self._completed = client, as_completed(loop=client.loop)
             self._stack = stack.pop_all()
@@ -602,8 +606,10 @@ class _Cluster:
 
     def __exit__(self, *exception: object) -> None:
         with self._stack:
-            if self._futures:
+            if self._futures:  # interrupted
                 self._client.cancel([future for _, future in self._futures.values()], force=True)
+                if self._cluster is not None:  # a job cannot be asked to stop; its process can be stopped
+                    self._cluster.sync(_close_all, list(self._cluster.workers.values()))
 
     def submit(self, path: Path, task: dict[str, Any], priority: int) -> None:
         future = self._client.submit(_perform, **task, pure=False, priority=priority)
@@ -628,6 +634,10 @@ class _Cluster:
                 report = _Report(message=f"{type(error).__name__}: {error}", error=traceback.format_exc())
             done.append((path, report))
         return done
+
+
+async def _close_all(nannies: Sequence[Any]) -> None:
+    await asyncio.gather(*(nanny.close(timeout=0.2) for nanny in nannies))
 
 
 @contextlib.contextmanager
