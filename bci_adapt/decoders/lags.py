@@ -1,0 +1,92 @@
+"""What the linear decoders share: normalised square-root counts, stacked over a few past bins, with a constant."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from bci_adapt.decoders.base import Bins, Decoder
+from bci_adapt.errors import InputError
+from bci_adapt.normaliser import Normaliser
+
+
+def lagged(x: np.ndarray, stretch: np.ndarray, n_lags: int, before: np.ndarray | None = None) -> np.ndarray:
+    """Stack x (n_bins, n_channels) with its n_lags − 1 past bins, newest first, and a column of ones.
+
+    Lags from another stretch (`stretch` (n_bins,), a number per bin) are zero, the normalised mean. `before`
+    (n_lags − 1, n_channels) holds the bins before the first one where the session goes on; zero when None.
+    """
+    n_bins, n_channels = x.shape
+    past = np.zeros((n_lags - 1, n_channels)) if before is None else before
+    joined = np.vstack([past, x])
+    marks = np.concatenate([np.full(n_lags - 1, stretch[0] if n_bins else 0), stretch])
+    out = np.ones((n_bins, n_lags * n_channels + 1))
+    for lag in range(n_lags):
+        begin = n_lags - 1 - lag
+        same = marks[begin : begin + n_bins] == stretch
+        out[:, lag * n_channels : (lag + 1) * n_channels] = joined[begin : begin + n_bins] * same[:, None]
+    return out
+
+
+def ridge(features: np.ndarray, targets: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares with `penalty` per bin on every weight but the constant's (the last column).
+
+    Returns the weights (n_features, n_outputs) and the inverse of ΦᵀΦ + penalty · n_bins · I.
+    """
+    gram = features.T @ features
+    gram[np.diag_indices(len(gram) - 1)] += penalty * len(features)
+    inverse = np.linalg.inv(gram)
+    return inverse @ (features.T @ targets), inverse
+
+
+class LaggedDecoder(Decoder):
+    """Base of the linear decoders: normaliser, lags, and where the session stands. Parameters as in its children."""
+
+    n_lags: int
+    normaliser_s: float | None
+    bin_s: float
+    stored: ClassVar[tuple[str, ...]] = ("coef_", "mean_", "variance_", "running_mean_", "running_variance_", "past_")
+
+    def _start_statistics(self, statistics: Normaliser) -> None:
+        self.mean_, self.variance_ = statistics.mean, statistics.variance
+        self.running_mean_, self.running_variance_ = statistics.mean, statistics.variance
+        self.past_ = np.zeros((self.n_lags - 1, len(statistics.mean)))
+
+    def _training_features(self, doors: list[Bins]) -> tuple[np.ndarray, np.ndarray]:
+        """Features and labels of every fully labelled bin, each session normalised by its own statistics."""
+        if self.n_lags < 1:
+            raise InputError(f"n_lags must be at least 1, got {self.n_lags}")
+        features, labels = [], []
+        for bins in doors:
+            x = np.sqrt(bins.X)
+            statistics = Normaliser.fit(x, bins.observed)
+            normalised, _ = statistics.apply(x, bins.observed)
+            usable = bins.observed & (bins.weight > 0).all(axis=1)
+            features.append(lagged(normalised, np.cumsum(bins.reset), self.n_lags)[usable])
+            labels.append(bins.Y[usable])
+        self._start_statistics(statistics)  # type: ignore[possibly-undefined]
+        return np.concatenate(features), np.concatenate(labels)
+
+    def begin(self) -> None:
+        self.require_fitted()
+        self.past_ = np.zeros((self.n_lags - 1, self.n_features_in_))
+
+    def _features(self, bins: Bins, continuing: bool) -> tuple[np.ndarray, Normaliser, np.ndarray]:
+        """Features of these bins, the statistics after them, and the last n_lags − 1 normalised bins."""
+        constant = np.inf if self.normaliser_s is None else self.normaliser_s / self.bin_s
+        running = Normaliser(self.running_mean_, self.running_variance_, constant)
+        x, running = running.apply(np.sqrt(bins.X), bins.observed)
+        past = self.past_ if continuing else np.zeros_like(self.past_)
+        features = lagged(x, np.cumsum(bins.reset), self.n_lags, past)
+        since_reset = x[np.flatnonzero(bins.reset)[-1] :] if bins.reset.any() else np.vstack([past, x])
+        padded = np.vstack([np.zeros_like(past), since_reset])
+        return features, running, padded[len(padded) - len(past) :]
+
+    def predict(self, X, reset=None, continuing: bool = False) -> np.ndarray:
+        self.require_fitted()
+        features, _, _ = self._features(self.door(X, None, reset), continuing)
+        return features @ self.coef_
+
+    def _go_on(self, running: Normaliser, past: np.ndarray) -> None:
+        self.running_mean_, self.running_variance_, self.past_ = running.mean, running.variance, past

@@ -1,0 +1,124 @@
+"""Recursive least squares: the linear decoder that adapts."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from bci_adapt.decoders.base import delay_bins
+from bci_adapt.decoders.lags import LaggedDecoder, ridge
+from bci_adapt.errors import InputError
+
+
+class RLSDecoder(LaggedDecoder):
+    """Recursive least squares with forgetting on lagged, normalised square-root counts (Haykin 2002, ch. 13).
+
+    Labels that have become known are taken in blocks of `update_every_s`. A block of B bins is one exact update of the
+    exponentially weighted problem (Woodbury): with Φ, Y scaled by forgetting^((age)/2),
+
+        P ← P / γ^B;  K = P Φᵀ (I + Φ P Φᵀ)⁻¹;  W ← W + K (Y − Φ W);  P ← P − K Φ P,
+
+    the same weights at the block's end as one update per bin. `fit` is ridge on the training sessions with their bins
+    discounted by the same forgetting, so that adaptation starts warm.
+
+    Parameters
+    ----------
+    n_lags, penalty, normaliser_s, bin_s : as in `WienerDecoder`.
+    memory_s : e-folding time of the forgetting, 1/(1 − γ) bins, in seconds.
+    label_delay_s : how late the label of a bin becomes known.
+    update_every_s : length of a block.
+    """
+
+    name: ClassVar[str] = "rls"
+    description: ClassVar[str] = "recursive least squares with forgetting on lagged square-root counts"
+    stored: ClassVar[tuple[str, ...]] = (*LaggedDecoder.stored, "P_", "waiting_features_", "waiting_labels_")
+
+    def __init__(
+        self,
+        n_lags: int = 10,
+        penalty: float = 0.05,
+        memory_s: float = 250.0,
+        normaliser_s: float | None = 300.0,
+        label_delay_s: float = 0.5,
+        update_every_s: float = 0.5,
+        bin_s: float = 0.05,
+    ):
+        self.n_lags = n_lags
+        self.penalty = penalty
+        self.memory_s = memory_s
+        self.normaliser_s = normaliser_s
+        self.label_delay_s = label_delay_s
+        self.update_every_s = update_every_s
+        self.bin_s = bin_s
+
+    def _forgetting(self) -> float:
+        bins = self.memory_s / self.bin_s
+        if bins <= 1.0:
+            raise InputError(f"memory_s must be longer than a bin ({self.bin_s} s), got {self.memory_s}")
+        return 1.0 - 1.0 / bins
+
+    def fit(self, X, y, reset=None) -> RLSDecoder:
+        features, labels = self._training_features(self.training_doors(X, y, reset))
+        age = np.arange(len(features))[::-1]
+        root = np.maximum(self._forgetting() ** (age / 2), 1e-6)[:, None]
+        # `ridge` penalises per row; the discounted problem has only this many rows' worth of evidence.
+        share = float(np.sum(root**2)) / len(features)
+        self.coef_, self.P_ = ridge(features * root, labels * root, self.penalty * share)
+        self._clear_waiting()
+        return self
+
+    def _clear_waiting(self) -> None:
+        self.waiting_features_ = np.zeros((0, self.n_lags * self.n_features_in_ + 1))
+        self.waiting_labels_ = np.zeros((0, self.n_outputs_))
+
+    def begin(self) -> None:
+        super().begin()
+        self._clear_waiting()
+
+    def partial_fit(self, X, y=None, reset=None) -> RLSDecoder:
+        bins = self.door(X, y, reset)
+        features, running, past = self._features(bins, continuing=True)
+        usable = bins.observed[:, None] & (bins.weight > 0)
+        labels = np.where(usable.all(axis=1, keepdims=True), bins.Y, np.nan)
+        waiting, delay = len(self.waiting_features_), delay_bins(self.label_delay_s, self.bin_s)
+        queue = np.vstack([self.waiting_features_, features])
+        known = np.vstack([self.waiting_labels_, labels])
+        block = max(1, delay_bins(self.update_every_s, self.bin_s))
+        predictions = np.empty((len(features), self.n_outputs_))
+        taken, at = 0, 0
+        boundaries = {int(t) for t in np.flatnonzero(bins.reset)}
+        while at < len(features):
+            if at in boundaries:
+                taken = waiting + at  # labels that still wait at a reset are lost, as in the network's loop
+            # Until the next block is due the weights stand still, so these bins are predicted at once.
+            due = max(at + 1, taken + block - waiting + delay)
+            until = min([due, len(features), *(t for t in boundaries if t > at)])
+            predictions[at:until] = features[at:until] @ self.coef_
+            at = until
+            if waiting + at - delay - taken >= block:
+                self._update(queue[taken : taken + block], known[taken : taken + block])
+                taken += block
+        self.waiting_features_, self.waiting_labels_ = queue[taken:], known[taken:]
+        self.online_predictions_ = predictions
+        self._go_on(running, past)
+        return self
+
+    def _update(self, features: np.ndarray, labels: np.ndarray) -> None:
+        forgetting = self._forgetting()
+        kept = np.isfinite(labels).all(axis=1)
+        # Bins without a label forget nothing: evidence fades with newer evidence, not with silence.
+        features, labels = features[kept], labels[kept]
+        if not len(features):
+            return
+        root = forgetting ** (np.arange(len(features))[::-1, None] / 2)
+        features, labels = features * root, labels * root
+        self.P_ = self.P_ / forgetting ** len(features)
+        projected = features @ self.P_
+        gain = np.linalg.solve(np.eye(len(features)) + projected @ features.T, projected).T
+        self.coef_ = self.coef_ + gain @ (labels - features @ self.coef_)
+        self.P_ = self.P_ - gain @ projected
+
+    @property
+    def diverged_(self) -> bool:
+        return not bool(np.isfinite(self.coef_).all())
