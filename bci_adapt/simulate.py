@@ -322,7 +322,8 @@ def rates(units: Population, behaviour: Behaviour, z: Array) -> Array:
     velocity = behaviour.velocity_cm_s / SPEED_CM_S
     regressors = np.column_stack([velocity, np.hypot(*velocity.T), behaviour.position_cm / REACH_CM, z])
     depths = np.column_stack([units.velocity, units.speed, units.position, units.latent])
-    log_rate = depths @ regressors.T + units.log_rate[:, None]
+    # not BLAS, whose sums depend on the machine and the number of threads
+    log_rate = np.einsum("uk,kt->ut", depths, np.ascontiguousarray(regressors.T)) + units.log_rate[:, None]
     last = log_rate.shape[1] - 1
     ahead = np.minimum(np.arange(last)[None, :] + units.lead_steps[:, None], last)
     return np.exp(np.minimum(np.take_along_axis(log_rate, ahead, axis=1), np.log(parameters()["units"]["rate_max_hz"])))
