@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bci_adapt.recovery import Frame
-from bci_adapt.results import ADAPTIVE, ARMS, CANARY, CELLS, LEAK_FLOOR, PHASES, arm_label, cell_label
+from bci_adapt.results import ADAPTIVE, ARMS, CANARY, CELLS, LEAK_FLOOR, PHASES, RETRAINED, arm_label, cell_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +41,7 @@ def arms_figure(summary: list[dict[str, Any]], variable: str = "velocity") -> Fi
     """R² of every arm, online beside held out, with its interval over target days."""
     entries = [e for e in summary if (e["variable"], e["metric"]) == (variable, "r2") and _finite(e["mean"])]
     entries = [e for e in entries if not e["arm"].startswith(CANARY)]
+    entries = [e for e in entries if e["phase"] == "held_out" or e["arm"] not in RETRAINED]  # trained on the stream
     arms = [arm for arm in ARMS if any(e["arm"] == arm for e in entries)]
     cells = _cells(e["cell"] for e in entries)
     if not entries:
@@ -105,8 +106,12 @@ def gap_figure(rows: Frame, variable: str = "velocity") -> Figure | None:
 
 
 def curve_figure(curves: Frame) -> Figure | None:
-    """R² in consecutive windows through stream and held-out part: median over pairs, with the middle half as a band."""
+    """R² in consecutive windows through stream and held-out part: median over pairs, with the middle half as a band.
+
+    Retrained arms are drawn over the held-out part alone: the stream is what they were trained on.
+    """
     shown = curves[curves["arm"].isin(list(ARM_STYLE)) & np.isfinite(curves["r2"])]
+    shown = shown[(shown["phase"] == "held_out") | ~shown["arm"].isin(RETRAINED)]
     if shown.empty:
         return None
     shown = shown.groupby(["cell", "arm", "source", "target", "phase", "time_s"], sort=False, as_index=False)["r2"]
@@ -127,9 +132,17 @@ def curve_figure(curves: Frame) -> Figure | None:
             axis.set_xlabel("time in the target session (min)")
             if boundary is not None:
                 axis.axvline(boundary, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
-                top = axis.get_xaxis_transform()
-                axis.text(boundary, 1.01, "learning ", transform=top, ha="right", fontsize=7, color=MUTED)
-                axis.text(boundary, 1.01, " frozen", transform=top, ha="left", fontsize=7, color=MUTED)
+                for words, side, shift in (("learning", "right", -3), ("frozen", "left", 3)):
+                    axis.annotate(
+                        words,
+                        (boundary, 1.015),
+                        (shift, 0),
+                        xycoords=axis.get_xaxis_transform(),
+                        textcoords="offset points",
+                        ha=side,
+                        fontsize=7,
+                        color=MUTED,
+                    )
                 axis.set_title(axis.get_title(), pad=14)
         axes[0].set_ylabel("R² in windows, median over pairs")
         _arm_legend(figure, shown, lines=True)
@@ -298,7 +311,7 @@ def _arm_legend(figure: Figure, table: Frame, lines: bool = False) -> None:
     for arm in (arm for arm in ARM_STYLE if (table["arm"] == arm).any()):
         colour, marker = ARM_STYLE[arm]
         label = arm_label(arm)
-        if arm in ("network_oracle", "ridge_oracle"):  # one colour, never in one panel
+        if arm in RETRAINED:  # one colour, never in one panel
             label = "retrained on the target"
         entries[label] = (colour, "" if lines else marker, "-")
     _legend(figure, entries)

@@ -10,27 +10,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bci_adapt.statistics import Interval, hierarchical_bootstrap, ratio_of_means, sign_flip_test
+from bci_adapt.statistics import Interval, hierarchical_bootstrap, ratio_of_means, sign_flip_test, t_interval
 
 Frame = Any  # a pandas.DataFrame, whose own annotations are unions that no type checker can resolve
 NETWORK_ORACLE, LINEAR_ORACLE = "network_oracle", "ridge_oracle"
 WITHOUT_RECOVERY = ("frozen", NETWORK_ORACLE, LINEAR_ORACLE, "persistence")
+FEW_DAYS = 5
 SMALLEST_DENOMINATOR, SMALLEST_CEILING = 0.05, 0.10
 
 
 class Comparison(NamedTuple):
-    """Two arms on the same pairs: both means, their difference (first − second), and its exact sign-flip p."""
+    """Two arms on the same pairs: both means, their difference (first − second), its exact sign-flip p, and a verdict.
+
+    `sign` is +1 or −1 where the interval of the difference excludes 0, else 0: no clear difference. Below
+    `FEW_DAYS` target days Student's interval of the daily differences must exclude 0 too.
+    """
 
     first: float
     second: float
     difference: Interval
     p: float
-
-    @property
-    def sign(self) -> int:
-        """+1 or −1 where the interval of the difference excludes 0, else 0: no clear difference."""
-        low, high = self.difference.low, self.difference.high
-        return 1 if low > 0 else -1 if high < 0 else 0
+    sign: int
 
 
 def arm_scores(
@@ -66,8 +66,11 @@ def compare(
     means = both.groupby(["target", "source"], sort=False)[["value", "other"]].mean().groupby("target", sort=False)
     days = means.mean()
     difference = interval(both.assign(value=both["value"] - both["other"]), seed)
-    p = sign_flip_test(days["value"] - days["other"])
-    return Comparison(float(days["value"].mean()), float(days["other"].mean()), difference, p)
+    daily = days["value"] - days["other"]
+    intervals = [difference, *([t_interval(daily)] if len(daily) < FEW_DAYS else [])]
+    above, below = all(each.low > 0 for each in intervals), all(each.high < 0 for each in intervals)
+    means = float(days["value"].mean()), float(days["other"].mean())
+    return Comparison(*means, difference, sign_flip_test(daily), above - below)
 
 
 def recovery_oracle(

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from bci_adapt.errors import InputError
-from bci_adapt.recovery import Frame, compare, interval, recovery_oracle
+from bci_adapt.recovery import FEW_DAYS, Frame, compare, interval, recovery_oracle
 from bci_adapt.storage import atomic_path
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ ARMS = {  # in order of presentation, with the words a reader sees
     "persistence": "persistence",
 }
 ADAPTIVE = tuple(arm for arm in ARMS if arm.startswith(("readout", "immediate", "window", "rtrl", "rls")))
+RETRAINED = ("ridge_oracle", "network_oracle")  # trained on the stream: their online score is of training data
 CANARY = "canary:"
 CELLS = {"tanh": "tanh", "gru": "GRU", "": "linear"}
 VARIABLES = ("velocity", "position")
@@ -288,7 +289,7 @@ def text_table(
             str(line["n_targets"]),
             Text(note, style="bold red" if leaking else "dim"),
         )
-    table.caption = caption(rates_tuned)
+    table.caption = caption(rates_tuned, summary)
     return table
 
 
@@ -311,14 +312,18 @@ def arm_lines(summary: list[dict[str, Any]], variable: str = "velocity", metric:
         line = lines.setdefault((entry["cell"], entry["arm"]), blank)
         line[entry["phase"]] = entry
         line["n_targets"] = max(line["n_targets"], entry["n_targets"])
-        line["note"] = line["note"] or entry.get("note", "")
+        seen = "online: its training data" if entry["arm"] in RETRAINED and entry["phase"] == "online" else ""
+        notes = [part for part in (line["note"], entry.get("note", ""), seen) if part]
+        line["note"] = "; ".join(dict.fromkeys(notes))
     return sorted(lines.values(), key=lambda line: (_cell_order(line["cell"]), _arm_order(line["arm"])))
 
 
-def caption(rates_tuned: bool) -> str:
-    """What stands under every table of scores."""
+def caption(rates_tuned: bool, summary: list[dict[str, Any]] | None = None) -> str:
+    """What stands under every table of scores; `summary` adds a warning where its intervals rest on few days."""
     tuned = "rates tuned on held-out scores of other pairs" if rates_tuned else "rates not tuned"
-    return f"{tuned}; n is target days; pairs of one day are averaged first"
+    days = max((entry["n_targets"] for entry in summary or []), default=FEW_DAYS)
+    few = f"; intervals over {days} days are too narrow" if 1 < days < FEW_DAYS else ""
+    return f"{tuned}; n is target days; pairs of one day are averaged first{few}"
 
 
 def score_text(entry: Mapping[str, Any] | None) -> str:

@@ -2,7 +2,8 @@
 
 A resampling interval is a percentile interval of the bootstrap distribution, widened for few units: the tail
 probability is Φ(−√(n/(n−1)) t_{n−1}) instead of 2.5 % (T. Hesterberg, The American Statistician 69, 2015), because the
-plain one covers far less than it says when n is a handful of days.
+plain one covers far less than it says when n is a handful of days. Below five days even that is too narrow, because no
+resampling leaves the range of what was seen: simulated coverage is 51, 74, 91 and 95 % at n = 2, 3, 5 and 8.
 """
 
 from __future__ import annotations
@@ -147,6 +148,18 @@ def sign_flip_test(differences: ArrayLike, *, n_random: int = 100_000, seed: int
         return float((np.abs(sums) >= least).mean())
     signs = np.random.default_rng(seed).integers(0, 2, (n_random, len(values)), dtype=np.int8) * 2 - 1
     return float(((np.abs(signs @ values) >= least).sum() + 1) / (n_random + 1))
+
+
+def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+    """Student's interval of the mean of `values` (n,): honest for two or three days where no bootstrap can be."""
+    from scipy import stats
+
+    values = np.asarray(values, float)
+    n, mean = len(values), float(values.mean()) if len(values) else float("nan")
+    if n < 2:
+        return Interval(mean, float("nan"), float("nan"), n)
+    reach = float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return Interval(mean, mean - reach, mean + reach, n)
 
 
 def _nest(values: Array, levels: Sequence[Sequence[Hashable] | NDArray]) -> tuple[Array, list[NDArray[np.int64]]]:

@@ -20,6 +20,7 @@ NETWORK_ARMS = {
     "rtrl_rmsprop": {"tanh": 0.43},
     "network_oracle": {"tanh": 0.54, "gru": 0.57},
 }
+OFFSETS = {"r2": 0.0, "r2_uniform": -0.02, "r2:x": 0.03, "r2:y": -0.03, "pearson": 0.2, "rmse": 2.0}
 LINEAR_ARMS = {"rls": 0.39, "ridge_oracle": 0.40, "persistence": -0.4}
 
 
@@ -60,7 +61,12 @@ def row(**changes: Any) -> dict[str, Any]:
 
 
 def study(
-    n_targets: int = 6, n_seeds: int = 2, spread: float = 0.04, seed: int = 0, **arms: dict[str, float] | float
+    n_targets: int = 6,
+    n_seeds: int = 2,
+    spread: float = 0.04,
+    seed: int = 0,
+    metrics: tuple[str, ...] = tuple(OFFSETS),
+    **arms: dict[str, float] | float,
 ) -> Any:
     """Long table of a whole study whose arm means are `NETWORK_ARMS` and `LINEAR_ARMS`, replaced by `arms`.
 
@@ -74,7 +80,6 @@ def study(
     for arm, cell in list(levels):
         if arm in ADAPTIVE:
             levels.setdefault((f"canary:{arm}", cell), 0.02)
-    metrics = {"r2": 0.0, "r2_uniform": -0.02, "r2:x": 0.03, "r2:y": -0.03, "pearson": 0.2, "rmse": 2.0}
     records = []
     for target in range(n_targets):
         day = rng.normal(0, spread)
@@ -97,9 +102,9 @@ def study(
                                 metric=metric,
                                 target_date=f"2020-03-{10 + target}",
                                 source_date=f"2020-01-0{1 + source}",
-                                value=level + day + noise + shift + offset,
+                                value=level + day + noise + shift + OFFSETS[metric],
                             )
-                            for metric, offset in metrics.items()
+                            for metric in metrics
                         ]
     return long_table(records)
 

@@ -63,7 +63,7 @@ def test_recovery_is_refused_with_the_reason(scores, reason):
 
 
 def test_recovery_stays_within_an_architecture():
-    rows = study(frozen={"tanh": -0.25, "gru": -0.08, "": 0.06})
+    rows = study(metrics=("r2",), frozen={"tanh": -0.25, "gru": -0.08, "": 0.06})
     recovered, refused = recovery_oracle(rows)
     means = {(entry["arm"], entry["cell"]): entry["mean"] for entry in recovered}
     assert means["immediate_rmsprop", "tanh"] == pytest.approx(100 * 0.64 / 0.79, abs=3)
@@ -71,7 +71,7 @@ def test_recovery_stays_within_an_architecture():
     assert means["rls", ""] == pytest.approx(100 * 0.33 / 0.34, abs=5)
     assert not {"frozen", "network_oracle", "ridge_oracle", "persistence"} & {arm for arm, _ in means}
     assert not any(arm.startswith("canary") for arm, _ in means)
-    _, refused = recovery_oracle(study())
+    _, refused = recovery_oracle(study(metrics=("r2",)))
     assert refused == [
         {"arm": "rls", "cell": "", "variable": "velocity", "reason": "no frozen linear decoder in this run"}
     ]
@@ -101,9 +101,9 @@ def test_pairs_on_seeds_of_one_network_and_on_days_for_an_oracle_of_its_own():
 
 def test_comparison_turns_with_the_data_and_admits_ties():
     names = ("window4_rmsprop", "tanh"), ("immediate_rmsprop", "tanh")
-    ahead = compare(study(), *names)
-    behind = compare(study(window4_rmsprop={"tanh": 0.39}, immediate_rmsprop={"tanh": 0.50}), *names)
-    level = compare(study(window4_rmsprop={"tanh": 0.40}, immediate_rmsprop={"tanh": 0.40}), *names)
+    ahead = compare(study(metrics=("r2",)), *names)
+    behind = compare(study(metrics=("r2",), window4_rmsprop={"tanh": 0.39}, immediate_rmsprop={"tanh": 0.50}), *names)
+    level = compare(study(metrics=("r2",), window4_rmsprop={"tanh": 0.40}, immediate_rmsprop={"tanh": 0.40}), *names)
     assert ahead is not None
     assert behind is not None
     assert level is not None
@@ -111,13 +111,26 @@ def test_comparison_turns_with_the_data_and_admits_ties():
     assert ahead.difference.mean == pytest.approx(ahead.first - ahead.second)
     assert ahead.p == 2 / 2**6
     assert level.p > 0.05
-    mirrored = compare(study(), *names[::-1])
+    mirrored = compare(study(metrics=("r2",)), *names[::-1])
     assert mirrored is not None
     assert mirrored.difference.mean == pytest.approx(-ahead.difference.mean)
 
 
+@pytest.mark.parametrize(
+    ("second_day", "sign"), [(0.45, 1), (0.02, 0), (-0.45, 0)], ids=["alike", "same sign, unlike", "opposed"]
+)
+def test_two_days_are_clear_only_where_they_agree_closely(second_day, sign):
+    rows = table({("readout", "tanh"): [0.5, second_day], ("frozen", "tanh"): [0.0, 0.0]})
+    both = compare(rows, ("readout", "tanh"), ("frozen", "tanh"))
+    assert both is not None
+    assert both.sign == sign
+    mirrored = compare(rows, ("frozen", "tanh"), ("readout", "tanh"))
+    assert mirrored is not None
+    assert mirrored.sign == -sign
+
+
 def test_failed_runs_and_missing_scores_stay_out():
-    rows = study()
+    rows = study(metrics=("r2",))
     spoilt = rows.copy()
     bad = (rows["arm"] == "immediate_rmsprop") & (rows["target"] == "day-10")
     spoilt.loc[bad, ["value", "status", "reason"]] = [np.nan, "failed", "diverged"]

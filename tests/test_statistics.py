@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from bci_adapt.errors import InputError
-from bci_adapt.statistics import hierarchical_bootstrap, ratio_of_means, sign_flip_test, tail_probability
+from bci_adapt.statistics import hierarchical_bootstrap, ratio_of_means, sign_flip_test, t_interval, tail_probability
 
 
 def test_one_level_agrees_with_scipy():
@@ -67,6 +67,13 @@ def test_few_units_have_no_interval():
     none = hierarchical_bootstrap([], [[]])
     assert none.n == 0
     assert np.isnan(none.mean)
+
+
+def test_students_interval_agrees_with_scipy():
+    values = np.random.default_rng(4).normal(size=3)
+    got, reference = t_interval(values), stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (got.low, got.high) == pytest.approx((reference.low, reference.high))
+    assert np.isnan([t_interval([1.0]).low, t_interval([]).mean]).all()
 
 
 def test_ratio_is_paired_and_covers():

@@ -69,7 +69,7 @@ def render(manifest: Mapping[str, Any], stored: results.Results, digests: Mappin
         title=str(manifest.get("name", "run")),
         created=manifest.get("created", ""),
         rates_tuned=bool(manifest.get("rates_tuned", False)),
-        caption=results.caption(bool(manifest.get("rates_tuned", False))),
+        caption=results.caption(bool(manifest.get("rates_tuned", False)), summary),
         facts=_facts(manifest, rows),
         asked=_asked(manifest, rows, variables),
         config=list(_flat(manifest.get("config", {}))),
@@ -137,19 +137,16 @@ class _Teller:
     ) -> Iterator[str]:
         """One sentence out of three, by the sign of the paired difference; none where the two share no day.
 
-        The templates may use {first} and {second} (means on shared pairs), {size} and {change} (the difference with its
-        interval, without and with its sign).
+        The templates may use {first} and {second} (means on shared pairs) and {change} (first − second, with interval).
         """
         both = self.against(first, second)
         if both is None:
             return
-        change = {"mean": both.difference.mean, "low": both.difference.low, "high": both.difference.high}
+        change = score_text(both.difference._asdict())
         template = {1: above, -1: below, 0: level}[both.sign]
-        change = score_text(change)
         yield template.format(
             first=number(both.first),
             second=number(both.second),
-            size=number(abs(both.difference.mean)),
             change=change if change.startswith(("−", "–")) else f"+{change}",
         )
 
@@ -170,8 +167,8 @@ def _network_words(tell: _Teller, cell: str) -> list[str]:
         (
             immediate,
             ("normaliser", cell),
-            "Adapting with immediate derivatives on top of it added {size}, to {first} ({change}).",
-            "Adapting with immediate derivatives on top of it cost {size}, down to {first} ({change}).",
+            "Adapting with immediate derivatives on top of it raised the score to {first} ({change}).",
+            "Adapting with immediate derivatives on top of it lowered the score to {first} ({change}).",
             "Adapting with immediate derivatives on top of it made no clear difference: {first} ({change}).",
         ),
         (
