@@ -76,7 +76,7 @@ ARMS = {  # in order of presentation, with the words a reader sees
     "readout": "readout only",
     "immediate_rmsprop_fixed": "immediate + RMSprop, fixed normaliser",
     "immediate_rmsprop": "immediate + RMSprop",
-    "immediate_rmsprop_ema": "immediate + RMSprop + EMA of weights",
+    "immediate_rmsprop_ema": "immediate + RMSprop + EMA",
     "immediate_sgd": "immediate + SGD",
     "window4_rmsprop": "4 steps of history + RMSprop",
     "rtrl_rmsprop": "RTRL + RMSprop",
@@ -312,7 +312,7 @@ def arm_lines(summary: list[dict[str, Any]], variable: str = "velocity", metric:
         line = lines.setdefault((entry["cell"], entry["arm"]), blank)
         line[entry["phase"]] = entry
         line["n_targets"] = max(line["n_targets"], entry["n_targets"])
-        seen = "online: its training data" if entry["arm"] in RETRAINED and entry["phase"] == "online" else ""
+        seen = "online: training data" if entry["arm"] in RETRAINED and entry["phase"] == "online" else ""
         notes = [part for part in (line["note"], entry.get("note", ""), seen) if part]
         line["note"] = "; ".join(dict.fromkeys(notes))
     return sorted(lines.values(), key=lambda line: (_cell_order(line["cell"]), _arm_order(line["arm"])))
