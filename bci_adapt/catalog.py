@@ -22,6 +22,7 @@ def variants(package: str, base: type) -> dict[str, Any]:
     names = [info.name for info in pkgutil.iter_modules(root.__path__)] if hasattr(root, "__path__") else []
     for module in [importlib.import_module(f"{package}.{name}") for name in names] or [root]:
         for value in vars(module).values():
+            value: Any
             concrete = (
                 inspect.isclass(value)
                 and issubclass(value, base)

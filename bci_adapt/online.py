@@ -93,7 +93,7 @@ class State:
     def finite(self) -> np.ndarray:
         """Whether every weight of each replica is finite (S,)."""
         flat = [self.arrays[name].reshape(self.n_replicas, -1) for name in ("W", "C")]
-        return np.isfinite(np.concatenate(flat, axis=1)).all(axis=1)
+        return np.asarray(np.isfinite(np.concatenate(flat, axis=1)).all(axis=1))
 
     def counter(self, position: int) -> np.ndarray:
         """One counter of every replica (S,); positions are named in backends.loop."""
@@ -128,7 +128,9 @@ def start(learner: Learner, W: np.ndarray, C: np.ndarray, hidden: np.ndarray | N
     S, n, k = W.shape[0], network.n_hidden, len(network.cell.slots)
     expected = (S, n, network.row_width), (S, network.n_outputs, network.readout_width)
     if (W.shape, C.shape) != expected:
-        raise InputError(f"weights of {network.cell.name}: expected W {expected[0]}, C {expected[1]}; got {W.shape}, {C.shape}")
+        raise InputError(
+            f"weights of {network.cell.name}: expected W {expected[0]}, C {expected[1]}; got {W.shape}, {C.shape}"
+        )
     slots = learner.optimizer.n_slots
     arrays = {
         "W": np.ascontiguousarray(W),
@@ -184,7 +186,10 @@ def _most_waiting(state: State, arrives: np.ndarray, observed: np.ndarray, reset
     worst = 0
     for s in range(state.n_replicas):
         counters, ring = state.arrays["counters"][s], state.arrays["ring_arrives"][s]
-        pending = [int(ring[r % len(ring)] - counters[kernel.BIN]) for r in range(counters[kernel.PROCESSED], counters[kernel.RECORDS])]
+        pending = [
+            int(ring[r % len(ring)] - counters[kernel.BIN])
+            for r in range(counters[kernel.PROCESSED], counters[kernel.RECORDS])
+        ]
         queue = np.concatenate([np.array(pending, np.int64), arrives[observed]])
         made = len(pending) + np.cumsum(observed)
         known = np.searchsorted(queue, np.arange(len(arrives)), side="right")
@@ -209,10 +214,10 @@ def _door(state: State, X, Y, weight, arrives, observed, reset) -> tuple[list[np
         X = X[None]
     if X.ndim != 3 or X.shape[2] != network.n_inputs or X.shape[0] not in (1, state.n_replicas):
         raise InputError(
-            f"X: expected (n_bins, {network.n_inputs}) or (1 or {state.n_replicas} replicas, n_bins, {network.n_inputs}), "
+            f"X: expected (n_bins, {network.n_inputs}), or one such stream for each of {state.n_replicas} replicas, "
             f"got {X.shape}"
         )
-    S, T = X.shape[:2]
+    T = X.shape[1]
     M = network.n_outputs
     if Y is None:
         Y, weight = np.zeros((1, T, M)), np.zeros((1, T, M))
@@ -233,7 +238,7 @@ def _door(state: State, X, Y, weight, arrives, observed, reset) -> tuple[list[np
     for name, flags in (("observed", observed), ("reset", reset)):
         if flags.shape != (T,):
             raise InputError(f"{name}: expected ({T},) true/false, got {flags.shape}")
-    # Whatever is not finite is not learned from: the bin counts as unobserved, the label as missing, and both are counted.
+    # What is not finite is not learned from: the bin counts as unobserved, the label as missing; both are counted.
     bad_bins = observed & ~np.isfinite(X).all(axis=(0, 2))
     bad_labels = (weight > 0) & ~np.isfinite(Y)
     observed = observed & ~bad_bins
@@ -281,7 +286,12 @@ def run(
     waiting = _most_waiting(state, arrives, observed, reset)
     arrays = _with_ring(state, waiting + learner.rule.history + 1)
     function = bound_loop(
-        network.cell, learner.rule, learner.optimizer, learner.loss, compiled=learner.compiled, boundscheck=learner.boundscheck
+        network.cell,
+        learner.rule,
+        learner.optimizer,
+        learner.loss,
+        compiled=learner.compiled,
+        boundscheck=learner.boundscheck,
     )
     rate_W, rate_C = learner.rates()
     flags = np.array([learner.rule.advances, learner.rule.learns_recurrent, learner.max_updates_per_bin], np.int64)
@@ -292,7 +302,9 @@ def run(
     for s in range(S):
         a = {name: array[s] for name, array in arrays.items()}
         function(
-            kernel.Stream(X[min(s, len(X) - 1)], Y[min(s, len(Y) - 1)], weight[min(s, len(weight) - 1)], arrives, observed, reset),
+            kernel.Stream(
+                X[min(s, len(X) - 1)], Y[min(s, len(Y) - 1)], weight[min(s, len(weight) - 1)], arrives, observed, reset
+            ),
             Net(a["W"], a["C"], blocks),
             kernel.Averaged(Net(a["mean_W"], a["mean_C"], blocks), a["mean_state"], a["mean_output"], decay),
             Ring(*(a[f"ring_{name}"] for name in Ring._fields)),

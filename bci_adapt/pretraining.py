@@ -126,7 +126,9 @@ def unroll(network: Network, W, C, x):
     outputs = []
     for t in range(len(x)):
         parts = iter((state[0] @ recurrent).split(n, dim=1)) if recurrent is not None else iter(())
-        a = [drive[t] + next(parts) if has_h else drive[t] for drive, has_h in zip(from_input, with_hidden, strict=True)]
+        a = [
+            drive[t] + next(parts) if has_h else drive[t] for drive, has_h in zip(from_input, with_hidden, strict=True)
+        ]
         state = list(update(a, state))
         outputs.append(state[cell.feature])
     features = torch.stack(outputs)
@@ -135,7 +137,7 @@ def unroll(network: Network, W, C, x):
 
 
 def _windows(X, Y, weight, observed, reset, settings: Pretraining):
-    """Concatenate the observed bins of all sessions; returns float32 tensors and the bins at which a window may start."""
+    """Join the observed bins of all sessions; returns float32 tensors and the bins at which a window may start."""
     import torch
 
     inputs, targets, weights, starts, offset = [], [], [], [], 0

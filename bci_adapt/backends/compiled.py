@@ -65,8 +65,10 @@ def _bind(cell: Cell, rule: CreditRule, optimizer: Optimizer, loss: str, wrap: C
     tools = make_tools(cell, np, loss, cell.feature, wrap)
     prepare, row = (wrap(function) for function in rule.make(tools))
     scope = dict(vars(source))
-    scope |= {"forward": tools.forward, "readout": tools.readout, "prepare": prepare, "row": row}
-    scope["update"] = wrap(optimizer.make())
+    scope |= {"prepare": prepare, "row": row, "update": wrap(optimizer.make())}
+    scope |= {
+        name: getattr(tools, name) for name in ("forward", "readout", "copy", "copy_states", "clear_states", "approach")
+    }
     function = types.FunctionType(source.loop.__code__, scope, source.loop.__name__)
     function.__qualname__ = f"loop_{cell.name}_{rule.name}_{optimizer.name}_{loss}"
     function.__module__ = source.__name__

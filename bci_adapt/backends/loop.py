@@ -72,6 +72,22 @@ def update(theta, g, state, rate, hyper, t) -> None:
     """Placeholder: change one row of weights (optimizers)."""
 
 
+def copy(target, source) -> None:
+    """Placeholder: target (w,) ← source (w,)."""
+
+
+def copy_states(target, source) -> None:
+    """Placeholder: target (k, n) ← source (k, n)."""
+
+
+def clear_states(target) -> None:
+    """Placeholder: target (k, n) ← 0."""
+
+
+def approach(mean, current, share) -> None:
+    """Placeholder: mean (w,) ← mean + share (current − mean)."""
+
+
 def loop(stream, net, averaged, ring, learning, state, output, counters, predictions):
     """Run over every bin of `stream`, changing all arrays in place; predictions (T, M) are written."""
     T, m = stream.X.shape
@@ -88,8 +104,8 @@ def loop(stream, net, averaged, ring, learning, state, output, counters, predict
     offset = counters[BIN]
     for t in range(T):
         if stream.reset[t]:
-            state[:] = 0.0
-            averaged.state[:] = 0.0
+            clear_states(state)
+            clear_states(averaged.state)
             learning.memory[:] = 0.0
             counters[DROPPED] += counters[RECORDS] - counters[PROCESSED]
             counters[PROCESSED] = counters[RECORDS]
@@ -98,28 +114,28 @@ def loop(stream, net, averaged, ring, learning, state, output, counters, predict
             x = stream.X[t]
             slot = counters[RECORDS] % length
             z = ring.z[slot]
-            z[:m] = x
+            copy(z[:m], x)
             z[m] = 1.0
-            z[m + 1 :] = state[0]
-            ring.before[slot] = state
+            copy(z[m + 1 :], state[0])
+            copy_states(ring.before[slot], state)
             forward(net, z, ring.a[slot], ring.before[slot], ring.after[slot])
-            state[:] = ring.after[slot]
+            copy_states(state, ring.after[slot])
             readout(net, state, x, ring.features[slot], ring.prediction[slot])
-            output[:] = ring.prediction[slot]
-            ring.label[slot] = stream.Y[t]
-            ring.weight[slot] = stream.weight[t]
+            copy(output, ring.prediction[slot])
+            copy(ring.label[slot], stream.Y[t])
+            copy(ring.weight[slot], stream.weight[t])
             ring.arrives[slot] = stream.arrives[t] + offset
             counters[RECORDS] += 1
             if averages:
-                z_averaged[: m + 1] = z[: m + 1]
-                z_averaged[m + 1 :] = averaged.state[0]
+                copy(z_averaged[: m + 1], z[: m + 1])
+                copy(z_averaged[m + 1 :], averaged.state[0])
                 forward(averaged.net, z_averaged, a_averaged, averaged.state, after_averaged)
-                averaged.state[:] = after_averaged
+                copy_states(averaged.state, after_averaged)
                 readout(averaged.net, averaged.state, x, u, averaged.output)
         if averages:
-            predictions[t] = averaged.output
+            copy(predictions[t], averaged.output)
         else:
-            predictions[t] = output
+            copy(predictions[t], output)
 
         for _ in range(learning.flags[2]):
             if counters[PROCESSED] == counters[RECORDS]:
@@ -135,7 +151,9 @@ def loop(stream, net, averaged, ring, learning, state, output, counters, predict
                     labelled = True
             if not labelled and not advances:
                 continue
-            prepare(net, ring, slot, counters[FIRST], record, learning.constants, learning.memory, learning.work, u, e, q)
+            prepare(
+                net, ring, slot, counters[FIRST], record, learning.constants, learning.memory, learning.work, u, e, q
+            )
             if labelled:
                 counters[UPDATES] += 1
             n_update = counters[UPDATES]
@@ -145,9 +163,7 @@ def loop(stream, net, averaged, ring, learning, state, output, counters, predict
                     if labelled:
                         update(net.W[i], g, learning.opt_W[i], learning.rate_W, learning.hyper, n_update)
                         if averages:
-                            mean, current = averaged.net.W[i], net.W[i]
-                            for j in range(mean.shape[0]):
-                                mean[j] += share * (current[j] - mean[j])
+                            approach(averaged.net.W[i], net.W[i], share)
             if labelled:
                 for o in range(n_outputs):
                     # A readout row without a label has no gradient and no update: its second moments must not fade.
@@ -156,7 +172,5 @@ def loop(stream, net, averaged, ring, learning, state, output, counters, predict
                             g_readout[j] = e[o] * u[j]
                         update(net.C[o], g_readout, learning.opt_C[o], learning.rate_C, learning.hyper, n_update)
                     if averages:
-                        mean, current = averaged.net.C[o], net.C[o]
-                        for j in range(mean.shape[0]):
-                            mean[j] += share * (current[j] - mean[j])
+                        approach(averaged.net.C[o], net.C[o], share)
         counters[BIN] += 1

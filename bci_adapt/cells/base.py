@@ -54,9 +54,10 @@ class Cell:
     name : its name in configs and on the command line.
     slots : names of the state slots; slot 0 is the h that the gates read.
     gates : its gates, in the order in which ``update`` sees their pre-activations.
-    make : ``make(xp) -> (update, partials)`` over the array namespace xp. ``update(a, s)`` takes a (n_gates, n) and
-        s (n_slots, n) and returns a tuple of n_slots new arrays; ``partials(a, s, new)`` returns ``(da, ds)`` with
-        ``da[k][g]`` = ∂s'_k/∂a_g and ``ds[k][j]`` = ∂s'_k/∂s_j, all elementwise (n,).
+    make : ``make(xp) -> (update, partials)`` over the array namespace xp. ``update(a, s)`` takes n_gates activations
+        and n_slots states – numbers of one unit where it is compiled, whole tensors in torch – and returns a tuple of
+        n_slots new states; ``partials(a, s, new)`` returns ``(da, ds)`` with ``da[k][g]`` = ∂s'_k/∂a_g and
+        ``ds[k][j]`` = ∂s'_k/∂s_j.
     equations : the update in one line, for ``bci-adapt list cells``.
     feature : the slot that the readout sees.
     skip : whether the readout also sees the input directly.

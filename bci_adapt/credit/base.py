@@ -60,6 +60,10 @@ class Tools(NamedTuple):
     feed_back: Callable
     recorded: Callable
     pull: Callable
+    copy: Callable
+    copy_states: Callable
+    clear_states: Callable
+    approach: Callable
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,50 @@ class CreditRule(ABC):
         """Return (prepare, row) in plain Python that also compiles."""
 
 
+# Column i of an array as a tuple. A compiled tuple has a fixed length, so each number of rows has its own function.
+_COLUMN: dict[int, Callable] = {
+    1: lambda v, i: (v[0, i],),
+    2: lambda v, i: (v[0, i], v[1, i]),
+    3: lambda v, i: (v[0, i], v[1, i], v[2, i]),
+    4: lambda v, i: (v[0, i], v[1, i], v[2, i], v[3, i]),
+    5: lambda v, i: (v[0, i], v[1, i], v[2, i], v[3, i], v[4, i]),
+    6: lambda v, i: (v[0, i], v[1, i], v[2, i], v[3, i], v[4, i], v[5, i]),
+}
+
+
+# Plain loops over one and two axes: numba compiles a slice assignment into general broadcasting, which takes long.
+
+
+def _copy(target, source) -> None:
+    """target (w,) ← source (w,)."""
+    for j in range(target.shape[0]):
+        target[j] = source[j]
+
+
+def _copy_states(target, source) -> None:
+    """target (k, n) ← source (k, n)."""
+    for k in range(target.shape[0]):
+        for i in range(target.shape[1]):
+            target[k, i] = source[k, i]
+
+
+def _clear_states(target) -> None:
+    """target (k, n) ← 0."""
+    for k in range(target.shape[0]):
+        for i in range(target.shape[1]):
+            target[k, i] = 0.0
+
+
+def _approach(mean, current, share) -> None:
+    """mean (w,) ← mean + share (current − mean)."""
+    for j in range(mean.shape[0]):
+        mean[j] += share * (current[j] - mean[j])
+
+
 def make_tools(cell: Cell, xp: Any, loss: str, feature: int, wrap: Callable) -> Tools:
     """Build the shared functions for one cell; `wrap` compiles each (or returns it as it is)."""
     cell_update, cell_partials = (wrap(function) for function in cell.make(xp))
+    gates_of, slots_of = wrap(_COLUMN[len(cell.gates)]), wrap(_COLUMN[len(cell.slots)])
     cross_entropy = loss == "cross_entropy"
 
     def forward(net, z, a, before, after):
@@ -112,24 +157,27 @@ def make_tools(cell: Cell, xp: Any, loss: str, feature: int, wrap: Callable) -> 
                 for j in range(width):
                     total += weights[j] * read[j]
                 a[gate, i] = total
-        new = cell_update(a, before)
-        for k in range(after.shape[0]):
-            after[k] = new[k]
+        for i in range(W.shape[0]):
+            new = cell_update(gates_of(a, i), slots_of(before, i))
+            for k in range(after.shape[0]):
+                after[k, i] = new[k]
 
     def partials(a, before, after, da, ds):
-        by_gate, by_slot = cell_partials(a, before, after)
-        for k in range(da.shape[0]):
-            for gate in range(da.shape[1]):
-                da[k, gate] = by_gate[k][gate]
-            for j in range(ds.shape[1]):
-                ds[k, j] = by_slot[k][j]
+        for i in range(a.shape[1]):
+            by_gate, by_slot = cell_partials(gates_of(a, i), slots_of(before, i), slots_of(after, i))
+            for k in range(da.shape[0]):
+                for gate in range(da.shape[1]):
+                    da[k, gate, i] = by_gate[k][gate]
+                for j in range(ds.shape[1]):
+                    ds[k, j, i] = by_slot[k][j]
 
     def readout(net, after, x, u, y):
         n = after.shape[1]
-        u[:n] = after[feature]
+        for i in range(n):
+            u[i] = after[feature, i]
         u[n] = 1.0
-        if u.shape[0] > n + 1:
-            u[n + 1 :] = x
+        for j in range(u.shape[0] - n - 1):
+            u[n + 1 + j] = x[j]
         for o in range(net.C.shape[0]):
             total = 0.0
             for j in range(u.shape[0]):
@@ -158,7 +206,9 @@ def make_tools(cell: Cell, xp: Any, loss: str, feature: int, wrap: Callable) -> 
                     e[o] = 0.0
 
     def feed_back(net, e, q):
-        q[:] = 0.0
+        for k in range(q.shape[0]):
+            for i in range(q.shape[1]):
+                q[k, i] = 0.0
         for o in range(e.shape[0]):
             if e[o] != 0.0:
                 for i in range(q.shape[1]):
@@ -168,7 +218,9 @@ def make_tools(cell: Cell, xp: Any, loss: str, feature: int, wrap: Callable) -> 
 
     def recorded(net, ring, slot, u, e, q):
         # The error of the prediction as it was made, fed back through the readout as it is now.
-        u[:] = ring.features[slot]
+        features = ring.features[slot]
+        for j in range(u.shape[0]):
+            u[j] = features[j]
         error_c(ring.prediction[slot], ring.label[slot], ring.weight[slot], e)
         feed_back_c(net, e, q)
 
@@ -188,6 +240,10 @@ def make_tools(cell: Cell, xp: Any, loss: str, feature: int, wrap: Callable) -> 
         feed_back=feed_back_c,
         recorded=wrap(recorded),
         pull=wrap(pull),
+        copy=wrap(_copy),
+        copy_states=wrap(_copy_states),
+        clear_states=wrap(_clear_states),
+        approach=wrap(_approach),
     )
 
 

@@ -30,13 +30,14 @@ class RTRL(CreditRule):
 
     def make(self, tools):
         recorded, partials = tools.recorded, tools.partials
+        copy, copy_states, clear_states = tools.copy, tools.copy_states, tools.clear_states
 
         def prepare(net, ring, slot, first, last, constants, memory, work, u, e, q):
             recorded(net, ring, slot, u, e, q)
             da, ds, D = work[0], work[1], work[2]
             partials(ring.a[slot], ring.before[slot], ring.after[slot], da, ds)
             slots, n = q.shape
-            D[:] = 0.0
+            clear_states(D)
             for k in range(slots):
                 for i in range(n):
                     target = D[k * n + i]
@@ -62,8 +63,8 @@ class RTRL(CreditRule):
             da, D, product, panel = work[0], work[2], work[3], memory[i]
             slots, n = q.shape
             np.dot(D, panel, product)
-            panel[:] = product[: slots * n]
-            g[:] = product[slots * n]
+            copy_states(panel, product[: slots * n])
+            copy(g, product[slots * n])
             for k in range(slots):
                 for gate in range(net.blocks.shape[0]):
                     start, width, begin = net.blocks[gate, 0], net.blocks[gate, 1], net.blocks[gate, 2]

@@ -52,31 +52,33 @@ class Window(CreditRule):
     def make(self, tools):
         forward, partials, readout = tools.forward, tools.partials, tools.readout
         error, feed_back, pull = tools.error, tools.feed_back, tools.pull
+        copy, copy_states, clear_states = tools.copy, tools.copy_states, tools.clear_states
 
         def prepare(net, ring, slot, first, last, constants, memory, work, u, e, q):
             da, ds, z, a, states, p = work[0], work[1], work[2], work[3], work[4], work[5]
             length, K = ring.z.shape[0], z.shape[0]
             steps = min(K, last - first + 1)
             n, m = q.shape[1], z.shape[1] - 1 - q.shape[1]
-            states[K - steps] = ring.before[(last - steps + 1) % length]
+            copy_states(states[K - steps], ring.before[(last - steps + 1) % length])
             for step in range(K - steps, K):
-                z[step] = ring.z[(last - K + 1 + step) % length]
-                z[step, m + 1 :] = states[step, 0]
+                copy(z[step], ring.z[(last - K + 1 + step) % length])
+                copy(z[step, m + 1 :], states[step, 0])
                 forward(net, z[step], a[step], states[step], states[step + 1])
             prediction = work[7][0]
             readout(net, states[K], z[K - 1, :m], u, prediction)
             error(prediction, ring.label[slot], ring.weight[slot], e)
             feed_back(net, e, q)
             now, earlier = work[6][0], work[6][1]
-            now[:] = q
-            p[: K - steps] = 0.0
+            copy_states(now, q)
+            for step in range(K - steps):
+                clear_states(p[step])
             for back in range(steps):
                 step = K - 1 - back
                 partials(a[step], states[step], states[step + 1], da, ds)
                 pull(now, da, p[step])
                 if back == steps - 1:
                     break
-                earlier[:] = 0.0
+                clear_states(earlier)
                 for k in range(q.shape[0]):
                     for j in range(q.shape[0]):
                         for i in range(n):
@@ -90,7 +92,7 @@ class Window(CreditRule):
                             factor = p[step, gate, i]
                             for j in range(n):
                                 target[j] += factor * weights[j]
-                now[:] = earlier
+                copy_states(now, earlier)
 
         def row(i, net, ring, slot, constants, memory, work, q, g):
             z, p = work[2], work[5]

@@ -87,12 +87,16 @@ class Decoder(RegressorMixin, BaseEstimator):
             raise InputError(f"X: expected counts (n_bins, n_channels), got an array of shape {counts.shape}")
         if hasattr(self, "n_features_in_") and counts.shape[1] != self.n_features_in_:
             raise InputError(f"X: this decoder was fitted on {self.n_features_in_} channels, got {counts.shape[1]}")
-        observed = np.isfinite(counts).all(axis=1)
+        observed = np.asarray(np.isfinite(counts).all(axis=1))
         counts[~observed] = 0.0
         if (counts < 0).any():
-            raise InputError("X: expected spike counts or power ≥ 0, got negative values; hand over raw values, not z-scores")
+            raise InputError(
+                "X: expected spike counts or power ≥ 0, got negative values; hand over raw values, not z-scores"
+            )
         n_outputs = getattr(self, "n_outputs_", 1)
-        labels = np.full((len(counts), n_outputs), np.nan) if y is None else np.array(getattr(y, "values", y), dtype=float)
+        labels = (
+            np.full((len(counts), n_outputs), np.nan) if y is None else np.array(getattr(y, "values", y), dtype=float)
+        )
         labels = labels[:, None] if labels.ndim == 1 else labels
         if len(labels) != len(counts) or labels.ndim != 2:
             raise InputError(f"y: expected ({len(counts)}, n_outputs) to go with X, got {labels.shape}")
@@ -149,7 +153,9 @@ class Decoder(RegressorMixin, BaseEstimator):
         decoder.n_features_in_, decoder.n_outputs_ = header["n_features_in_"], header["n_outputs_"]
         missing = set(decoder.stored) - set(arrays)
         if missing:
-            raise InputError(f"{path}: arrays missing from a stored {header['decoder']} decoder: {', '.join(sorted(missing))}")
+            raise InputError(
+                f"{path}: arrays missing from a stored {header['decoder']} decoder: {', '.join(sorted(missing))}"
+            )
         decoder._restore(arrays)
         return decoder
 

@@ -43,6 +43,7 @@ def ridge(features: np.ndarray, targets: np.ndarray, penalty: float) -> tuple[np
 class LaggedDecoder(Decoder):
     """Base of the linear decoders: normaliser, lags, and where the session stands. Parameters as in its children."""
 
+    coef_: np.ndarray
     n_lags: int
     normaliser_s: float | None
     bin_s: float

@@ -43,7 +43,8 @@ class OnlineDecoder(Decoder):
     name: ClassVar[str] = "online_rnn"
     description: ClassVar[str] = "recurrent network, BPTT on earlier sessions, then online credit bin by bin"
     stored: ClassVar[tuple[str, ...]] = (
-        "W_", "C_", "mean_", "variance_", "label_mean_", "label_scale_", "warm_X_", "warm_Y_", "warm_observed_", "warm_reset_",
+        "W_", "C_", "mean_", "variance_", "label_mean_", "label_scale_",
+        "warm_X_", "warm_Y_", "warm_observed_", "warm_reset_",
     )  # fmt: skip
 
     def __init__(
@@ -155,7 +156,14 @@ class OnlineDecoder(Decoder):
             if len(self.warm_X_):
                 weight = np.isfinite(self.warm_Y_).astype(float)
                 _, state = run(
-                    state, self.warm_X_, np.nan_to_num(self.warm_Y_), weight, None, self.warm_observed_, self.warm_reset_, in_place=True
+                    state,
+                    self.warm_X_,
+                    np.nan_to_num(self.warm_Y_),
+                    weight,
+                    None,
+                    self.warm_observed_,
+                    self.warm_reset_,
+                    in_place=True,
                 )
             self.state_ = State(self._learner(self.learning_rate), state.arrays)
             self.running_ = self._normaliser()
@@ -251,5 +259,7 @@ class OnlineDecoder(Decoder):
         if "running_mean" in arrays:
             online = {key.removeprefix(_STATE): value for key, value in arrays.items() if key.startswith(_STATE)}
             self.state_ = State(self._learner(self.learning_rate), online)
-            self.running_ = replace(self._normaliser(), mean=arrays["running_mean"], variance=arrays["running_variance"])
+            self.running_ = replace(
+                self._normaliser(), mean=arrays["running_mean"], variance=arrays["running_variance"]
+            )
             self._fresh_session = bool(arrays["fresh_session"])

@@ -22,7 +22,9 @@ class WienerDecoder(LaggedDecoder):
     name: ClassVar[str] = "wiener"
     description: ClassVar[str] = "ridge on lagged square-root counts"
 
-    def __init__(self, n_lags: int = 10, penalty: float = 0.05, normaliser_s: float | None = 300.0, bin_s: float = 0.05):
+    def __init__(
+        self, n_lags: int = 10, penalty: float = 0.05, normaliser_s: float | None = 300.0, bin_s: float = 0.05
+    ):
         self.n_lags = n_lags
         self.penalty = penalty
         self.normaliser_s = normaliser_s

@@ -32,7 +32,10 @@ def session_arrays(session: xr.Dataset, variable: str) -> Arrays:
     """
     if variable not in session:
         held = [name for name in ("position", "velocity", "recorded_velocity") if name in session]
-        raise InputError(f"session {session.attrs.get('session_id')}: expected target {variable!r}, it holds {', '.join(held) or 'none'}")
+        raise InputError(
+            f"session {session.attrs.get('session_id')}: expected target {variable!r}, "
+            f"it holds {', '.join(held) or 'none'}"
+        )
     X = session["counts"].values.astype(float)
     X[~session["valid"].values] = np.nan
     usable = session[f"{variable}_valid"].values & session["valid"].values[:, None]
@@ -48,3 +51,10 @@ def permuted_in_time(counts: np.ndarray, seed: int) -> np.ndarray:
     seen = np.flatnonzero(np.isfinite(counts).all(axis=1))
     out[seen] = counts[np.random.default_rng([seed, 0xCA9A]).permutation(seen)]
     return out
+
+
+def n_stream_bins(session: xr.Dataset, stream_s: float | None) -> int:
+    """Bins of the first `stream_s` seconds of recording (all of them when None)."""
+    if stream_s is None:
+        return session.sizes["time"]
+    return min(session.sizes["time"], round(stream_s / float(session.attrs["bin_s"])))

@@ -1,0 +1,772 @@
+"""A cross-session experiment: a config (TOML, checked by pydantic) → pairs of sessions → jobs → a run folder."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import platform
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bci_adapt import __version__
+from bci_adapt.engine import Job, Outcome, Progress, execute
+from bci_adapt.errors import InputError
+from bci_adapt.quality import Thresholds
+from bci_adapt.storage import cache_root, write_text
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class SimulatedSource(_Section):
+    """Simulated recordings, written as NWB files in the layout of DANDI 000688."""
+
+    kind: Literal["simulated"]
+    days: tuple[int, ...] = (0, 30, 210)
+    duration_s: Positive = 480.0
+    n_units: Count = 60
+    task: Literal["centre_out", "random_target"] = "centre_out"
+    severity: NotNegative = 1.0
+    seed: int = 0
+
+
+class FolderSource(_Section):
+    """A folder of NWB files; `path` may be given by ``--data`` instead."""
+
+    kind: Literal["folder"]
+    path: str = ""
+
+
+class PairSection(_Section):
+    """One source day and the later days it is tried on: session numbers in chronological order (from 1), or session
+    ids, or any part of an id that only one session has.
+    """
+
+    source: int | str
+    targets: tuple[int | str, ...]
+
+
+class NetworkSection(_Section):
+    """The networks that are compared, and how they are trained before they adapt."""
+
+    cells: tuple[str, ...] = ("tanh", "gru")
+    n_hidden: Count = 64
+    n_updates: Count = 800
+    oracle_updates: Count = 800
+    warm_up_s: NotNegative = 60.0
+
+
+class LinearSection(_Section):
+    """The linear decoders: lags, ridge penalty per bin, and the memory of recursive least squares."""
+
+    n_lags: Count = 10
+    penalty: NotNegative = 0.05
+    memory_s: Positive = 1000.0
+    update_every_s: Positive = 0.5
+
+
+class ArmSection(_Section):
+    """One way of adapting a network. Its name is built from what it is (`arm_name`)."""
+
+    rule: str
+    optimizer: str
+    learning_rate: Positive
+    steps: Count | None = None
+    decay: NotNegative | None = None
+    average: Annotated[float, Field(gt=0, lt=1)] | None = None
+    normaliser: Literal["causal", "fixed"] = "causal"
+    cells: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+
+    @model_validator(mode="after")
+    def _constants_belong_to_the_rule(self) -> ArmSection:
+        for constant, rule in (("steps", "window"), ("decay", "trace")):
+            if (getattr(self, constant) is not None) != (self.rule == rule):
+                raise ValueError(f"{constant} goes with rule = {rule!r}, and with no other")
+        return self
+
+
+class ThresholdSection(_Section):
+    """Rules for faulty recordings (`bci_adapt.quality`)."""
+
+    silent_s: NotNegative = Thresholds.silent_s
+    still_s: NotNegative = Thresholds.still_s
+    still_extent_cm: NotNegative = Thresholds.still_extent_cm
+    max_speed_cm_s: NotNegative = Thresholds.max_speed_cm_s
+    speed_neighbours: Annotated[int, Field(ge=0)] = Thresholds.speed_neighbours
+    min_agreement: NotNegative = Thresholds.min_agreement
+
+
+class Config(_Section):
+    """Everything that decides an experiment's numbers."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    variable: Literal["velocity", "position"] = "velocity"
+    bin_s: Positive = 0.05
+    stream_s: Positive = 600.0
+    min_held_out_s: Positive = 300.0
+    label_delay_s: NotNegative = 0.5
+    normaliser_s: Positive = 300.0
+    seeds: tuple[int, ...] = (0, 1, 2)
+    rates_tuned: Literal[False] = False
+    layout: str | None = None
+    source: Annotated[SimulatedSource | FolderSource, Field(discriminator="kind")]
+    pairs: Annotated[tuple[PairSection, ...], Field(min_length=1)]
+    network: NetworkSection = NetworkSection()
+    linear: LinearSection = LinearSection()
+    thresholds: ThresholdSection = ThresholdSection()
+    arms: tuple[ArmSection, ...]
+
+    @model_validator(mode="after")
+    def _known_variants(self) -> Config:
+        from bci_adapt.cells.base import cell
+        from bci_adapt.credit.base import rule
+        from bci_adapt.optimizers import optimizer
+        from bci_adapt.results import ARMS
+
+        for name in self.network.cells:
+            cell(name)
+        for arm in self.arms:
+            rule(arm.rule)
+            optimizer(arm.optimizer)
+            for name in arm.cells or ():
+                if name not in self.network.cells:
+                    raise ValueError(f"arm {arm_name(arm)}: cell {name!r} is not among network.cells")
+            for seed in arm.seeds or ():
+                if seed not in self.seeds:
+                    raise ValueError(f"arm {arm_name(arm)}: seed {seed} is not among seeds")
+            if arm_name(arm) not in ARMS:
+                raise ValueError(f"arm {arm_name(arm)!r} has no place in results; known: {', '.join(ARMS)}")
+        names = [arm_name(arm) for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two arms have one name: {', '.join(names)}")
+        return self
+
+
+def arm_name(arm: ArmSection) -> str:
+    """The name of an arm, from its parts: ``window4_rmsprop``, ``immediate_rmsprop_ema``, ``readout``."""
+    if arm.rule == "readout" and arm.optimizer == "rmsprop":
+        name = "readout"
+    else:
+        name = f"{arm.rule}{arm.steps or ''}_{arm.optimizer}"
+    return name + ("_ema" if arm.average else "") + ("_fixed" if arm.normaliser == "fixed" else "")
+
+
+# -------------------------------------------------------------------------------------------- reading a config
+
+
+def load_config(path: Path | str, settings: Sequence[str] = (), data: Path | str | None = None) -> Config:
+    """Read and check a TOML config.
+
+    Parameters
+    ----------
+    settings : ``key=value`` overrides, the key dotted (``network.n_hidden=32``), the value TOML or plain text.
+        ``targets`` by itself is a comma-separated list that replaces the targets of every pair.
+    data : folder of NWB files that takes the place of the config's source.
+
+    Raises
+    ------
+    InputError
+        naming the file and key: unreadable, not TOML, an unknown key (with the nearest known one), an impossible value.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: expected a TOML config, it cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from error
+    for setting in settings:
+        _override(raw, setting)
+    if data is not None:
+        raw["source"] = {"kind": "folder", "path": str(data)}
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: dict[str, Any], origin: str) -> Config:
+    """Check a config that was read from `origin`; `InputError` as in `load_config`."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(f"{origin}: " + "; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _override(raw: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set takes key=value, got {setting!r}")
+    if key == "targets":
+        targets = [int(part) if part.isdigit() and len(part) < 4 else part for part in text.split(",") if part]
+        raw["pairs"] = [{**pair, "targets": targets} for pair in raw.get("pairs", [])]
+        return
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, last = key.split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise InputError(f"--set {key}: {section} is a list or a value, not a section; edit the config file")
+    raw[last] = value
+
+
+def _explain(problem: Any) -> str:
+    where = [str(part) for part in problem["loc"] if part not in ("simulated", "folder")]
+    key = ".".join(where)
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(problem["loc"][:-1])
+        close = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(known)})"
+        return f"unknown key {key!r}{hint}"
+    if problem["type"] == "missing":
+        return f"key {key!r} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem.get("input")
+    shown = f", got {given!r}" if isinstance(given, str | int | float) else ""
+    return f"{key}: {message}{shown}" if key else message
+
+
+def _keys_at(location: Sequence[Any]) -> list[str]:
+    sections: dict[str, type[_Section]] = {
+        "pairs": PairSection, "network": NetworkSection, "linear": LinearSection, "arms": ArmSection,
+        "thresholds": ThresholdSection, "simulated": SimulatedSource, "folder": FolderSource,
+    }  # fmt: skip
+    named = [sections[part] for part in location if part in sections]
+    return list((named[-1] if named else Config).model_fields)
+
+
+# ------------------------------------------------------------------------------------------------- pairs
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A source session and a later target session, by id."""
+
+    source: str
+    target: str
+
+
+def choose_pairs(config: Config, session_ids: Sequence[str]) -> list[Pair]:
+    """The pairs of a config over sessions in chronological order; a target must be later than its source."""
+    pairs = []
+    for section in config.pairs:
+        source = _find_session(section.source, session_ids)
+        for name in section.targets:
+            target = _find_session(name, session_ids)
+            if session_ids.index(target) <= session_ids.index(source):
+                raise InputError(f"pairs: target {target} is not later than its source {source}")
+            pairs.append(Pair(source, target))
+    return list(dict.fromkeys(pairs))
+
+
+def _find_session(name: int | str, session_ids: Sequence[str]) -> str:
+    if isinstance(name, int):
+        if not 1 <= name <= len(session_ids):
+            raise InputError(f"pairs: session number {name} is asked for, there are {len(session_ids)}")
+        return session_ids[name - 1]
+    found = [name] if name in session_ids else [each for each in session_ids if name in each]
+    if len(found) != 1:
+        what = f"{len(found)} sessions match" if found else "no session matches"
+        raise InputError(f"pairs: {what} {name!r}; there are: {', '.join(session_ids)}")
+    return found[0]
+
+
+def unscorable(session: Any, config: Config) -> str:
+    """Why a target session gives no score; empty where it does.
+
+    A held-out part needs `min_held_out_s` seconds of usable labels, and at least a tenth of the stream's variance: R²
+    against a cursor that hardly moves is a division by nothing.
+    """
+    import numpy as np
+
+    from bci_adapt.jobs.arrays import n_stream_bins, session_arrays
+    from bci_adapt.session import split
+
+    try:
+        split(session, config.stream_s, config.min_held_out_s)
+    except InputError as error:
+        return str(error)
+    arrays, n_stream = session_arrays(session, config.variable), n_stream_bins(session, config.stream_s)
+    seen = np.isfinite(arrays.X).all(axis=1)[:, None]
+    y = np.where(seen, arrays.y, np.nan)
+    usable_s = [config.bin_s * np.isfinite(part).all(axis=1).sum() for part in (y[:n_stream], y[n_stream:])]
+    if usable_s[1] < config.min_held_out_s:
+        return (
+            f"{usable_s[1]:.1f} s of usable {config.variable} labels are held out, "
+            f"at least {config.min_held_out_s:g} s are needed"
+        )
+    if usable_s[0] < 1.0:
+        return f"no usable {config.variable} labels in the adaptation stream"
+    early, late = (float(np.nanvar(part, axis=0).sum()) for part in (y[:n_stream], y[n_stream:]))
+    if late < 0.1 * early:
+        return f"held-out {config.variable} variance {late:.3g} is below a tenth of the stream's {early:.3g}"
+    return ""
+
+
+# -------------------------------------------------------------------------------------------------- jobs
+
+
+@dataclass
+class _Arms:
+    """What is run on one pair: a list of (adapt job, columns, phases)."""
+
+    jobs: dict[str, Job] = field(default_factory=dict)
+    entries: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, job: Job, columns: dict[str, Any], phases: Sequence[str] = ("online", "held_out")) -> None:
+        name = f"arm{len(self.entries):03d}"
+        self.jobs[name] = job
+        self.entries.append({"input": name, "columns": columns, "phases": list(phases)})
+
+
+def _prepare_job(config: Config, recording: Path) -> Job:
+    return Job(
+        kind="prepare",
+        function="bci_adapt.jobs.prepare:run",
+        stem=recording.stem,
+        folder="sessions",
+        suffix=".nc",
+        parameters={
+            "bin_s": config.bin_s,
+            "layout": config.layout,
+            "thresholds": config.thresholds.model_dump(),
+        },
+        inputs={"recording": recording},
+        modules=("bci_adapt.layouts",),
+        label=f"prepare {recording.name}",
+        cost=1.0,
+    )
+
+
+class _Builder:
+    """Builds the jobs of an experiment from its prepared sessions."""
+
+    def __init__(self, config: Config, sessions: dict[str, Job], about: dict[str, dict[str, Any]]):
+        self.config, self.sessions, self.about = config, sessions, about
+        self.fitted: dict[str, Job] = {}
+
+    def fit(self, decoder: str, session_id: str, constants: dict[str, Any], stream_only: bool) -> Job:
+        """The job that fits a decoder on one session (on what an adapting one would see of it, with `stream_only`)."""
+        config = self.config
+        network = decoder == "online_rnn"
+        what = f"{constants['cell']} seed {constants['seed']}" if network else decoder
+        job = Job(
+            kind="pretrain",
+            function="bci_adapt.jobs.pretrain:run",
+            stem=f"{what}_{session_id}{'_stream' if stream_only else ''}",
+            folder="decoders",
+            suffix=".npz",
+            parameters={
+                "decoder": decoder,
+                "constants": constants,
+                "variable": config.variable,
+                "stream_s": config.stream_s if stream_only else None,
+            },
+            inputs={"session": self.sessions[session_id]},
+            modules=(*_modules(decoder), *(_cell_modules(constants["cell"]) if network else ())),
+            label=f"{'retrain' if stream_only else 'pretrain'} {what} on {session_id}",
+            cost=(20.0 if constants.get("cell") == "gru" else 8.0) if network else 1.0,
+        )
+        return self.fitted.setdefault(job.key, job)
+
+    def kernel(self, cell: str, rule: str, optimizer: str) -> Job:
+        """The job that compiles one loop."""
+        job = Job(
+            kind="compile",
+            function="bci_adapt.jobs.compile:run",
+            stem=f"loop_{cell}_{rule}_{optimizer}",
+            folder="results",
+            suffix=".json",
+            parameters={"cell": cell, "rule": rule, "optimizer": optimizer},
+            modules=(*_cell_modules(cell), *_rule_modules(rule)),
+            label=f"compile {cell}, {rule}, {optimizer}",
+            cost=6.0,
+        )
+        return self.fitted.setdefault(job.key, job)
+
+    def adapt(
+        self,
+        decoder: Job,
+        target: str,
+        constants: dict[str, Any],
+        learns: bool,
+        permutation: int | None,
+        cost: float,
+        what: str,
+    ) -> Job:
+        from bci_adapt.decoders.online_rnn import OnlineDecoder
+
+        config = self.config
+        modules = set(_modules(decoder.parameters["decoder"]))
+        kernels = {}
+        if cell := decoder.parameters["constants"].get("cell"):
+            modules |= set(_cell_modules(cell)) | set(_rule_modules("readout"))
+            kernels["predicting"] = self.kernel(cell, "readout", "rmsprop")
+            learner = OnlineDecoder(**decoder.parameters["constants"]).set_params(**constants)
+            modules |= set(_rule_modules(learner.rule))
+            kernels["learning"] = self.kernel(cell, learner.rule, learner.optimizer)
+        return Job(
+            kind="adapt",
+            function="bci_adapt.jobs.adapt:run",
+            stem=f"{what}_{target}",
+            folder="results",
+            suffix=".npz",
+            parameters={
+                "variable": config.variable,
+                "stream_s": config.stream_s,
+                "constants": constants,
+                "learns": learns,
+                "permutation": permutation,
+            },
+            inputs={"decoder": decoder, "target": self.sessions[target], **kernels},
+            modules=tuple(sorted(modules)),
+            label=f"{what} on {target}",
+            cost=cost,
+        )
+
+    # -- arms of one pair ----------------------------------------------------------------------------------------
+
+    def pair(self, pair: Pair, excerpt: bool) -> Job:
+        """The score job of one pair, which needs every arm's job."""
+        config, arms = self.config, _Arms()
+        for cell in config.network.cells:
+            for seed in config.seeds:
+                self._network_arms(arms, pair, cell, seed)
+        self._linear_arms(arms, pair)
+        return Job(
+            kind="score",
+            function="bci_adapt.jobs.score:run",
+            stem=f"scores_{pair.source}_{pair.target}",
+            folder="results",
+            suffix=".json",
+            parameters={
+                "variable": config.variable,
+                "stream_s": config.stream_s,
+                "arms": arms.entries,
+                "excerpt": excerpt,
+                "first_seed": config.seeds[0],
+            },
+            inputs={"target": self.sessions[pair.target], **arms.jobs},
+            label=f"score {pair.source} → {pair.target}",
+        )
+
+    def _columns(self, pair: Pair, arm: str, **given: Any) -> dict[str, Any]:
+        config = self.config
+        dates = [self.about[name]["date"] for name in (pair.source, pair.target)]
+        columns = {
+            "source": pair.source, "target": pair.target, "source_date": dates[0], "target_date": dates[1],
+            "day_gap": _day_gap(*dates), "variable": config.variable, "arm": arm, "cell": "", "n_hidden": 0,
+            "rule": "", "optimizer": "", "average": "", "supervision": "none", "delay_s": config.label_delay_s,
+            "label_fraction": 1.0, "budget_s": 0.0, "rate": None, "seed": config.seeds[0], "canary": False,
+        }  # fmt: skip
+        return columns | given
+
+    def _network_arms(self, arms: _Arms, pair: Pair, cell: str, seed: int) -> None:
+        config = self.config
+        network = config.network
+        own = {"cell": cell, "n_hidden": network.n_hidden, "seed": seed}
+        constants = own | {"bin_s": config.bin_s, "label_delay_s": config.label_delay_s, "warm_up_s": network.warm_up_s}
+        constants |= {"normaliser_s": config.normaliser_s, "average": None}
+        trained = self.fit("online_rnn", pair.source, constants | {"n_updates": network.n_updates}, stream_only=False)
+        base = own | {"decoder": "online_rnn"}
+
+        def add(
+            name: str,
+            decoder: Job,
+            changes: dict,
+            columns: dict,
+            *,
+            learns: bool,
+            cost: float,
+            phases=("online", "held_out"),
+        ):
+            for permutation in (None, seed) if learns and seed == config.seeds[0] else (None,):
+                canary = permutation is not None
+                label = f"{'canary:' if canary else ''}{name}"
+                job = self.adapt(
+                    decoder,
+                    pair.target,
+                    changes,
+                    learns,
+                    permutation,
+                    cost,
+                    f"{label} {cell} seed {seed} from {pair.source}",
+                )
+                budget = config.stream_s if learns else 0.0
+                supervision = {"supervision": "true" if learns else "none", "budget_s": budget}
+                row = base | supervision | {"canary": canary, "normaliser": "causal"} | columns
+                arms.add(job, self._columns(pair, label, **row), phases)
+
+        add("frozen", trained, {"normaliser_s": None}, {"normaliser": "fixed"}, learns=False, cost=0.2)
+        add("normaliser", trained, {}, {}, learns=False, cost=0.2)
+        size = (network.n_hidden / 64) ** 2 * (3.0 if cell == "gru" else 1.0)
+        for arm in config.arms:
+            if cell not in (arm.cells or config.network.cells) or seed not in (arm.seeds or config.seeds):
+                continue
+            changes: dict[str, Any] = {
+                "rule": arm.rule,
+                "optimizer": arm.optimizer,
+                "learning_rate": arm.learning_rate,
+                "average": arm.average,
+            }
+            changes |= {name: getattr(arm, name) for name in ("steps", "decay") if getattr(arm, name) is not None}
+            changes |= {"normaliser_s": None} if arm.normaliser == "fixed" else {}
+            columns = {
+                "rule": arm.rule
+                + (str(arm.steps) if arm.steps else "")
+                + (f"({arm.decay})" if arm.decay is not None else ""),
+                "optimizer": arm.optimizer,
+                "rate": arm.learning_rate,
+                "average": "" if arm.average is None else f"ema {arm.average}",
+                "normaliser": arm.normaliser,
+            }
+            cost = (
+                size
+                * config.stream_s
+                / 600.0
+                * {"rtrl": 20.0 * network.n_hidden / 64, "window": 0.6}.get(arm.rule, 0.3)
+            )
+            add(arm_name(arm), trained, changes, columns, learns=True, cost=cost)
+        retrained = self.fit(
+            "online_rnn", pair.target, constants | {"n_updates": network.oracle_updates}, stream_only=True
+        )
+        oracle = {"supervision": "true", "budget_s": config.stream_s, "rule": "bptt", "optimizer": "adam"}
+        add("network_oracle", retrained, {}, oracle, learns=False, cost=0.2, phases=("held_out",))
+
+    def _linear_arms(self, arms: _Arms, pair: Pair) -> None:
+        config, linear = self.config, self.config.linear
+        shared = {
+            "bin_s": config.bin_s,
+            "n_lags": linear.n_lags,
+            "penalty": linear.penalty,
+            "normaliser_s": config.normaliser_s,
+        }
+        wiener = self.fit("wiener", pair.source, shared, stream_only=False)
+        ridge = self.fit("wiener", pair.target, shared, stream_only=True)
+        late = {"label_delay_s": config.label_delay_s}
+        rls = self.fit(
+            "rls",
+            pair.source,
+            shared | late | {"memory_s": linear.memory_s, "update_every_s": linear.update_every_s},
+            stream_only=False,
+        )
+        persistence = self.fit("persistence", pair.source, {"bin_s": config.bin_s} | late, stream_only=False)
+        labelled = {"supervision": "true", "budget_s": config.stream_s}
+        both, held_out = ("online", "held_out"), ("held_out",)
+        for name, fitted, changes, columns, learns, phases in [
+            ("frozen", wiener, {"normaliser_s": None}, {"decoder": "wiener", "normaliser": "fixed"}, False, both),
+            ("normaliser", wiener, {}, {"decoder": "wiener"}, False, both),
+            ("rls", rls, {}, labelled | {"decoder": "rls", "rule": "rls", "rate": 1.0 / linear.memory_s}, True, both),
+            (
+                "canary:rls",
+                rls,
+                {},
+                labelled | {"decoder": "rls", "rule": "rls", "rate": 1.0 / linear.memory_s, "canary": True},
+                True,
+                both,
+            ),
+            ("ridge_oracle", ridge, {}, labelled | {"decoder": "wiener", "rule": "ridge"}, False, held_out),
+            ("persistence", persistence, {}, labelled | {"decoder": "persistence", "normaliser": ""}, True, both),
+        ]:
+            permutation = config.seeds[0] if name.startswith("canary:") else None
+            cost = 8.0 * config.stream_s / 600.0 if learns and name != "persistence" else 0.3
+            job = self.adapt(fitted, pair.target, changes, learns, permutation, cost, f"{name} from {pair.source}")
+            arms.add(job, self._columns(pair, name, **({"normaliser": "causal"} | columns)), phases)
+
+
+def _modules(decoder: str) -> tuple[str, ...]:
+    from bci_adapt.decoders.base import decoder_class
+
+    return (decoder_class(decoder).__module__,)
+
+
+def _cell_modules(name: str) -> tuple[str, ...]:
+    from bci_adapt.cells.base import cell
+
+    return (cell(name).make.__module__,)
+
+
+def _rule_modules(name: str) -> tuple[str, ...]:
+    from bci_adapt.credit.base import rules
+
+    return (rules()[name].__module__,)
+
+
+def _day_gap(source: str, target: str) -> float | None:
+    try:
+        return (datetime.fromisoformat(target) - datetime.fromisoformat(source)).total_seconds() / 86400.0
+    except ValueError:
+        return None
+
+
+# --------------------------------------------------------------------------------------------------- run
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, its manifest, and what was done for it."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    executed: int
+    reused: int
+
+
+def recordings(config: Config, say: Callable[[str], None] = lambda text: None) -> dict[str, Path]:
+    """NWB files of the config's source by session id, in chronological order; simulated ones are written first."""
+    source = config.source
+    if isinstance(source, SimulatedSource):
+        from bci_adapt.sources.simulated import Simulated
+
+        chosen = Simulated(cache_root() / "raw" / "simulated", **source.model_dump(exclude={"kind"}))
+        say("simulating recordings")
+    else:
+        from bci_adapt.sources.folder import Folder
+
+        if not source.path:
+            raise InputError("source.path: this config needs a folder of NWB files; name it with --data FOLDER")
+        chosen = Folder(source.path)
+    return {str(name): chosen.fetch(str(name)) for name in chosen.list().index}
+
+
+def run_experiment(
+    config: Config,
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    command: str = "",
+) -> Run:
+    """Run what is not there yet and write ``runs/<name>-<hash>/`` with config, manifest, results and report.
+
+    Raises
+    ------
+    InputError
+        when a recording cannot be used, the pairs cannot be formed, or sessions of a pair have different channels.
+    """
+    from bci_adapt.session import read_session, require_same_channels
+
+    files = recordings(config, say)
+    pairs = choose_pairs(config, list(files))
+    needed = [name for name in files if any(name in (pair.source, pair.target) for pair in pairs)]
+    prepare = {name: _prepare_job(config, files[name]) for name in needed}
+    prepared = execute(prepare.values(), workers=workers, scheduler=scheduler, progress=progress)
+    _refuse_failures(prepared)
+    sessions = {name: read_session(job.path) for name, job in prepare.items()}
+    for pair in pairs:
+        require_same_channels(sessions[pair.source], sessions[pair.target])
+    about = {name: _about(name, session) for name, session in sessions.items()}
+    reasons = {pair: unscorable(sessions[pair.target], config) for pair in pairs}
+    scorable = [pair for pair in pairs if not reasons[pair]]
+    builder = _Builder(config, prepare, about)
+    scores = [builder.pair(pair, excerpt=number == 0) for number, pair in enumerate(scorable)]
+    outcome = execute(scores, workers=workers, scheduler=scheduler, progress=progress)
+    if scores and not any(job.path.exists() for job in scores):
+        _refuse_failures(outcome)
+    manifest = _manifest(config, about, reasons, [prepared, outcome], command)
+    digest = hashlib.sha256(
+        json.dumps([config.model_dump(mode="json"), sorted(job.key for job in scores)]).encode()
+    ).hexdigest()
+    folder = cache_root() / "runs" / f"{config.name}-{digest[:10]}"
+    _write_run(folder, config, manifest, [job for job in scores if job.path.exists()])
+    return Run(folder, manifest, prepared.executed + outcome.executed, prepared.reused + outcome.reused)
+
+
+def _refuse_failures(outcome: Outcome) -> None:
+    """Raise for jobs that failed: a recording that cannot be used is the user's to mend, anything else is a bug."""
+    for failure in outcome.failed:
+        if failure.is_input_error:
+            raise InputError(failure.message)
+    if outcome.failed:
+        raise RuntimeError(f"{outcome.failed[0].label} failed:\n{outcome.failed[0].error}")
+
+
+def _about(name: str, session: Any) -> dict[str, Any]:
+    attrs = session.attrs
+    return {
+        "session_id": name,
+        "date": str(attrs["session_start"])[:10],
+        "minutes": round(session.sizes["time"] * float(attrs["bin_s"]) / 60.0, 2),
+        "n_channels": session.sizes["channel"],
+        "layout": attrs["layout"],
+        "source_file": attrs["source_file"],
+        "source_sha256": attrs["source_sha256"],
+        "warnings": json.loads(attrs["warnings"]),
+        "valid_fraction": float(session["valid"].mean()),
+    }
+
+
+def _manifest(
+    config: Config, about: dict, reasons: dict[Pair, str], outcomes: Sequence[Outcome], command: str
+) -> dict[str, Any]:
+    libraries = ("numpy", "scipy", "numba", "torch", "xarray", "pynwb", "scikit-learn", "distributed")
+    failed = [(failure.label, failure.message) for outcome in outcomes for failure in outcome.failed]
+    failed += [(skipped.label, f"needs {skipped.because}") for outcome in outcomes for skipped in outcome.skipped]
+    return {
+        "name": config.name,
+        "command": command,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": config.model_dump(mode="json"),
+        "rates_tuned": config.rates_tuned,
+        "versions": {
+            "bci_adapt": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in libraries},
+        },
+        "sessions": list(about.values()),
+        "unscorable": [
+            {"source": pair.source, "target": pair.target, "reason": reason}
+            for pair, reason in reasons.items()
+            if reason
+        ],
+        "jobs": {
+            "executed": sum(outcome.executed for outcome in outcomes),
+            "reused": sum(outcome.reused for outcome in outcomes),
+            "failed": [{"label": label, "error": error} for label, error in failed],
+        },
+    }
+
+
+def _records(files: Sequence[Job], kind: str) -> Iterator[dict[str, Any]]:
+    for job in files:
+        for record in json.loads(job.path.read_text(encoding="utf-8"))[kind]:
+            yield {name: float("nan") if value is None else value for name, value in record.items()}
+
+
+def _write_run(folder: Path, config: Config, manifest: dict[str, Any], scored: Sequence[Job]) -> None:
+    from bci_adapt.report import render_report
+    from bci_adapt.results import long_table, write_results
+
+    tables = [long_table(_records(scored, kind), kind) for kind in ("rows", "curves", "trajectories")]
+    write_results(folder / "results.nc", *tables, attrs={"name": config.name, "created": manifest["created"]})
+    write_text(folder / "config.toml", to_toml(config.model_dump(mode="json", exclude_none=True)))
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False))
+    render_report(folder)
+
+
+def to_toml(values: dict[str, Any]) -> str:
+    """A config as TOML: plain values first, then sections and lists of sections (all a config ever holds)."""
+    plain, sections = [], []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            sections.append(f"[{key}]\n{to_toml(value)}")
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            sections += [f"[[{key}]]\n{to_toml(item)}" for item in value]
+        else:
+            plain.append(f"{key} = {json.dumps(value, ensure_ascii=False)}\n")
+    return "".join(plain) + ("\n" if plain and sections else "") + "\n".join(sections)

@@ -1,0 +1,13 @@
+"""Job: an NWB file → a session."""
+
+from pathlib import Path
+from typing import Any
+
+from bci_adapt.prepare import prepare
+from bci_adapt.quality import Thresholds
+
+
+def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
+    """Prepare the file `recording` in bins of `bin_s`, with the `layout` named (or the best one when null)."""
+    thresholds = Thresholds(**parameters["thresholds"])
+    prepare(inputs["recording"], parameters["bin_s"], out=out, layout=parameters["layout"], thresholds=thresholds)
