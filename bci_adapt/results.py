@@ -204,9 +204,7 @@ def summarise(rows: Frame, seed: int = 0) -> list[dict[str, Any]]:
         ok = scorable[(scorable["status"] == "ok") & np.isfinite(scorable["value"])]
         mean, low, high, n = interval(ok[["target", "source", "seed", "value"]], seed)
         entry = dict(zip(names, map(str, key), strict=True))
-        summary.append(
-            {**entry, "mean": mean, "low": low, "high": high, "n_targets": n, "note": _note(arm, scorable, len(ok))}
-        )
+        summary.append({**entry, "mean": mean, "low": low, "high": high, "n_targets": n, "note": _note(arm, scorable)})
     return sorted(summary, key=_order)
 
 
@@ -380,14 +378,14 @@ def _order(entry: Mapping[str, Any]) -> tuple:
     )
 
 
-def _note(arm: str, scorable: Frame, n_ok: int) -> str:
+def _note(arm: str, scorable: Frame) -> str:
     notes = []
     if "weight_change" in scorable and arm.removeprefix(CANARY) in ADAPTIVE:
         change = scorable.loc[scorable["status"] == "ok", "weight_change"].dropna()
         if len(change) and change.median() < UNMOVED:
             notes.append("did not adapt")
-    if n_ok < len(scorable):
-        notes.append(f"{len(scorable) - n_ok} of {len(scorable)} runs failed")
+    if n_failed := int((scorable["status"] == "failed").sum()):
+        notes.append(f"{n_failed} of {len(scorable)} runs failed")
     return "; ".join(notes)
 
 

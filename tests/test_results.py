@@ -104,6 +104,8 @@ def test_summary_averages_seeds_then_pairs_then_days():
     assert (entry["mean"], entry["n_targets"]) == (1.5, 2)
     assert entry["low"] <= 0.5 < 2.5 <= entry["high"]
     assert entry["note"] == "1 of 5 runs failed"
+    (axis,) = summarise(long_table([row(metric="r2:z", value=np.nan), row(metric="r2:z", target="t2")]))
+    assert (axis["n_targets"], axis["note"]) == (1, ""), "an axis that never moves has no R², which is not a failure"
     (alone,) = summarise(long_table([bad]))
     assert alone["n_targets"] == 0
     assert np.isnan([alone["mean"], alone["low"], alone["high"]]).all()
