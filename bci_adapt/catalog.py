@@ -22,19 +22,18 @@ def variants(package: str, base: type) -> dict[str, Any]:
     names = [info.name for info in pkgutil.iter_modules(root.__path__)] if hasattr(root, "__path__") else []
     for module in [importlib.import_module(f"{package}.{name}") for name in names] or [root]:
         for value in vars(module).values():
-            value: Any
-            concrete = (
-                inspect.isclass(value)
-                and issubclass(value, base)
-                and value.__module__ == module.__name__
-                and not inspect.isabstract(value)
-                and isinstance(getattr(value, "name", None), str)
-            )
-            if not concrete and not (isinstance(value, base) and not inspect.isclass(value)):
+            if not _is_variant(value, base, module.__name__):
                 continue
             if found.setdefault(value.name, value) is not value:
                 raise ImportError(f"two variants named {value.name!r} in {package}")
     return dict(sorted(found.items()))
+
+
+def _is_variant(value: Any, base: type, module: str) -> bool:
+    if not inspect.isclass(value):
+        return isinstance(value, base)
+    concrete = issubclass(value, base) and not inspect.isabstract(value) and value.__module__ == module
+    return concrete and isinstance(getattr(value, "name", None), str)
 
 
 def pick(package: str, base: type, name: str) -> Any:

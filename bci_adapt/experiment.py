@@ -301,8 +301,7 @@ def unscorable(session: Any, config: Config) -> str:
     except InputError as error:
         return str(error)
     arrays, n_stream = session_arrays(session, config.variable), n_stream_bins(session, config.stream_s)
-    seen = np.isfinite(arrays.X).all(axis=1)[:, None]
-    y = np.where(seen, arrays.y, np.nan)
+    y = arrays.y
     usable_s = [config.bin_s * np.isfinite(part).all(axis=1).sum() for part in (y[:n_stream], y[n_stream:])]
     if usable_s[1] < config.min_held_out_s:
         return (
@@ -683,7 +682,8 @@ def run_experiment(
         json.dumps([config.model_dump(mode="json"), sorted(job.key for job in scores)]).encode()
     ).hexdigest()
     folder = cache_root() / "runs" / f"{config.name}-{digest[:10]}"
-    _write_run(folder, config, manifest, [job for job in scores if job.path.exists()])
+    unit = str(next(iter(sessions.values()))[config.variable].attrs.get("units", ""))
+    _write_run(folder, config, manifest, [job for job in scores if job.path.exists()], unit)
     return Run(folder, manifest, prepared.executed + outcome.executed, prepared.reused + outcome.reused)
 
 
@@ -748,12 +748,13 @@ def _records(files: Sequence[Job], kind: str) -> Iterator[dict[str, Any]]:
             yield {name: float("nan") if value is None else value for name, value in record.items()}
 
 
-def _write_run(folder: Path, config: Config, manifest: dict[str, Any], scored: Sequence[Job]) -> None:
+def _write_run(folder: Path, config: Config, manifest: dict[str, Any], scored: Sequence[Job], unit: str) -> None:
     from bci_adapt.report import render_report
     from bci_adapt.results import long_table, write_results
 
     tables = [long_table(_records(scored, kind), kind) for kind in ("rows", "curves", "trajectories")]
-    write_results(folder / "results.nc", *tables, attrs={"name": config.name, "created": manifest["created"]})
+    attrs = {"name": config.name, "created": manifest["created"], "unit": unit}
+    write_results(folder / "results.nc", *tables, attrs=attrs)
     write_text(folder / "config.toml", to_toml(config.model_dump(mode="json", exclude_none=True)))
     write_text(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False))
     render_report(folder)

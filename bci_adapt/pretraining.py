@@ -4,8 +4,10 @@ the retrained networks that bound an adapter from above are trained.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -101,39 +103,115 @@ def pretrain(
 def unroll(network: Network, W, C, x):
     """Predictions (n_bins, batch, n_outputs) of the network over x (n_bins, batch, n_inputs), from a zero state.
 
-    What the gates read of the input is one product for the whole window; only what they read of h is done bin by bin.
+    Tensors on the CPU, differentiable in W and C. The backward pass is written out (`_unrolled`): from a cell's own
+    partials it needs a few products per bin, where a recorded graph would take dozens of operations each way.
     """
+    n = network.n_hidden
+    features: Any = _unrolled().apply(W, x, network)
+    prediction = features @ C[:, :n].T + C[:, n]
+    return prediction + x @ C[:, n + 1 :].T if network.cell.skip else prediction
+
+
+@functools.cache
+def _unrolled():
+    """The autograd function behind `unroll` (made on first use: torch is imported late)."""
     import torch
 
-    cell, n, m = network.cell, network.n_hidden, network.n_inputs
-    update, _ = cell.make(torch)
-    from_input, from_hidden, with_hidden = [], [], []
-    for gate, (_, width, row, h_offset) in zip(cell.gates, network.blocks.tolist(), strict=True):
-        weights = W[:, row : row + width]
-        n_x = m if "x" in gate.reads else 0
-        drive = weights[:, n_x] if "1" in gate.reads else torch.zeros(n, dtype=W.dtype)
+    class Unrolled(torch.autograd.Function):
+        """Features (n_bins, batch, n_hidden) from W and x; the gradient of W is BPTT, x gets none."""
+
+        @staticmethod
+        def forward(ctx, W, x, network):
+            weights, inputs = W.detach().numpy(), x.detach().numpy()
+            activations, states = _forward(network, weights, inputs)
+            ctx.kept = network, weights, inputs, activations, states
+            return torch.from_numpy(states[1:, network.cell.feature].copy())
+
+        @staticmethod
+        def backward(ctx, *gradients):
+            network, weights, inputs, activations, states = ctx.kept
+            gradient = _backward(network, weights, inputs, activations, states, gradients[0].numpy())
+            return torch.from_numpy(gradient), None, None
+
+    return Unrolled
+
+
+def _reads(network: Network) -> list[tuple[int, int, int, int, int]]:
+    """Per gate: first column in W, inputs it reads, whether it reads the constant, first column of h (or −1), gate."""
+    table = []
+    for number, (gate, (_, _, row, h_offset)) in enumerate(
+        zip(network.cell.gates, network.blocks.tolist(), strict=True)
+    ):
+        n_x = network.n_inputs if "x" in gate.reads else 0
+        table.append((row, n_x, int("1" in gate.reads), row + h_offset if h_offset >= 0 else -1, number))
+    return table
+
+
+def _recurrent(network: Network, W: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """Gates that read h, and their recurrent weights (n_gates_h, n, n): activation of unit i from h_j at [:, i, j]."""
+    reads = [(h, gate) for _, _, _, h, gate in _reads(network) if h >= 0]
+    n = network.n_hidden
+    return [gate for _, gate in reads], np.array([W[:, h : h + n] for h, _ in reads], W.dtype).reshape(-1, n, n)
+
+
+def _forward(network: Network, W: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Activations (T, n_gates, batch, n) and states (T + 1, n_slots, batch, n) over x (T, batch, m)."""
+    cell, n, (T, batch, _) = network.cell, network.n_hidden, x.shape
+    update, _ = cell.make(np)
+    activations = np.zeros((T, len(cell.gates), batch, n), x.dtype)
+    for row, n_x, one, _, gate in _reads(network):
         if n_x:
-            drive = drive + x @ weights[:, :n_x].T
+            activations[:, gate] = x @ W[:, row : row + n_x].T
+        if one:
+            activations[:, gate] += W[:, row + n_x]
+    gates, weights = _recurrent(network, W)
+    transposed = np.ascontiguousarray(weights.transpose(0, 2, 1))
+    states = np.zeros((T + 1, len(cell.slots), batch, n), x.dtype)
+    every = gates == list(range(len(cell.gates)))
+    for t in range(T):
+        if gates:
+            driven = np.matmul(states[t, 0], transposed)
+            if every:
+                activations[t] += driven
+            else:
+                activations[t, gates] += driven
+        for slot, new in enumerate(update(activations[t], states[t])):
+            states[t + 1, slot] = new
+    return activations, states
+
+
+def _backward(network: Network, W, x, activations, states, gradient: np.ndarray) -> np.ndarray:
+    """∂E/∂W (n, row_width) from ∂E/∂features (T, batch, n): q ← qᵀD, p = qᵀ∂a, then one product per gate."""
+    cell, n, (T, batch, _) = network.cell, network.n_hidden, x.shape
+    _, partials = cell.make(np)
+    by_axis = activations.transpose(1, 0, 2, 3), states[:-1].transpose(1, 0, 2, 3), states[1:].transpose(1, 0, 2, 3)
+    by_gate, by_slot = partials(*by_axis)
+    shape = (T, batch, n)
+    da = np.array([[np.broadcast_to(v, shape) for v in row] for row in by_gate]).transpose(2, 0, 1, 3, 4)
+    ds = np.array([[np.broadcast_to(v, shape) for v in row] for row in by_slot]).transpose(2, 0, 1, 3, 4)
+    gates, weights = _recurrent(network, W)
+    p = np.empty_like(activations)
+    q = np.zeros(states.shape[1:], x.dtype)
+    for t in reversed(range(T)):
+        q[cell.feature] += gradient[t]
+        if len(q) == 1:
+            np.multiply(q, da[t, 0], out=p[t])
+            q = q * ds[t, 0]
         else:
-            drive = drive.expand(len(x), x.shape[1], n)
-        from_input.append(drive.unbind(0))
-        with_hidden.append(h_offset >= 0)
-        if h_offset >= 0:
-            from_hidden.append(weights[:, h_offset : h_offset + n])
-    recurrent = torch.cat(from_hidden).T if from_hidden else None
-    zero = torch.zeros(x.shape[1], n, dtype=W.dtype)
-    state = [zero] * len(cell.slots)
-    outputs = []
-    for t in range(len(x)):
-        parts = iter((state[0] @ recurrent).split(n, dim=1)) if recurrent is not None else iter(())
-        a = [
-            drive[t] + next(parts) if has_h else drive[t] for drive, has_h in zip(from_input, with_hidden, strict=True)
-        ]
-        state = list(update(a, state))
-        outputs.append(state[cell.feature])
-    features = torch.stack(outputs)
-    prediction = features @ C[:, :n].T + C[:, n]
-    return prediction + x @ C[:, n + 1 :].T if cell.skip else prediction
+            np.einsum("kbn,kgbn->gbn", q, da[t], out=p[t])
+            q = np.einsum("kbn,kjbn->jbn", q, ds[t])
+        if gates:
+            q[0] += np.matmul(p[t, gates], weights).sum(axis=0)
+    out = np.zeros_like(W)
+    flat_x, flat_h = x.reshape(T * batch, -1), states[:-1, 0].reshape(T * batch, n)
+    for row, n_x, one, h, gate in _reads(network):
+        signal = np.ascontiguousarray(p[:, gate]).reshape(T * batch, n).T
+        out[:, row : row + n_x] = signal @ flat_x[:, :n_x]
+        if one:
+            out[:, row + n_x] = signal.sum(axis=1)
+        if h >= 0:
+            out[:, h : h + n] = signal @ flat_h
+    return out
 
 
 def _windows(X, Y, weight, observed, reset, settings: Pretraining):

@@ -161,7 +161,10 @@ class TestEveryCell:
             trace = decay * trace + jacobian
             state = oracle.step(p.network, update, W, torch.tensor(x), before).detach().requires_grad_()
             error = oracle.loss_of(
-                oracle.output(p.network, torch.tensor(p.C), torch.tensor(x), state), torch.tensor(y), torch.tensor(w), "squared"
+                oracle.output(p.network, torch.tensor(p.C), torch.tensor(x), state),
+                torch.tensor(y),
+                torch.tensor(w),
+                "squared",
             )
             (q,) = torch.autograd.grad(error, state)
             total = total + torch.einsum("ki,kijr->jr", q, trace)
@@ -379,7 +382,9 @@ def test_group_rates_hold_a_group_still():
         state = start(learner(p, Immediate(), SGD(0.1), group_rates={group: 0.0}), p.W, p.C)
         _, end = run(state, p.X, p.Y, p.weight)
         moved = {
-            name: not np.array_equal(end.arrays["W"][0][:, p.network.groups() == name], p.W[:, p.network.groups() == name])
+            name: not np.array_equal(
+                end.arrays["W"][0][:, p.network.groups() == name], p.W[:, p.network.groups() == name]
+            )
             for name in ("input", "bias", "recurrent")
         }
         assert moved == {name: name != group for name in moved}

@@ -1,0 +1,80 @@
+"""BPTT over windows: its gradient against autograd of the same network, and what training promises."""
+
+import numpy as np
+import oracle
+import pytest
+import torch
+
+from bci_adapt.cells.base import Network, cells
+from bci_adapt.errors import InputError
+from bci_adapt.pretraining import Pretraining, pretrain, unroll
+
+
+@pytest.mark.parametrize("cell", cells().values(), ids=lambda cell: cell.name)
+def test_unrolled_gradient_is_autograd_of_the_plain_network(cell):
+    rng = np.random.default_rng(0)
+    network = Network(cell, 3, 4, 2)
+    W, C = (torch.tensor(v, requires_grad=True) for v in network.initial_weights(1))
+    x, y = torch.tensor(rng.standard_normal((9, 5, 3))), torch.tensor(rng.standard_normal((9, 5, 2)))
+    prediction = unroll(network, W, C, x)
+    gradients = torch.autograd.grad(((prediction - y) ** 2).sum(), (W, C))
+    zero = torch.zeros(len(cell.slots), 4, dtype=torch.float64)
+    plain = torch.stack(
+        [torch.stack([p for _, p in oracle.forward(network, W, C, x[:, b], zero)]) for b in range(5)], dim=1
+    )
+    expected = torch.autograd.grad(((plain - y) ** 2).sum(), (W, C))
+    torch.testing.assert_close(prediction, plain, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def lagged_problem(n_bins=1500, seed=0):
+    """Targets that need one bin of memory."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((n_bins, 3))
+    Y = np.roll(X[:, :2], 1, axis=0) * 0.8
+    return X, Y, np.ones_like(Y), np.ones(n_bins, bool), np.arange(n_bins) == 0
+
+
+SETTINGS = Pretraining(n_updates=500, window_bins=30, burn_in_bins=5, input_dropout=0.0, gain_jitter=0, offset_jitter=0)
+
+
+@pytest.mark.parametrize("cell", cells().values(), ids=lambda cell: cell.name)
+def test_training_learns_a_memory_and_is_decided_by_its_seed(cell):
+    network = Network(cell, 3, 12, 2)
+    data = [[part] for part in lagged_problem()]
+    W, C = pretrain(network, *data, seed=1, settings=SETTINGS)
+    X, Y, *_ = lagged_problem(seed=5)
+    held = unroll(network, torch.tensor(W), torch.tensor(C), torch.tensor(X)[:, None])[:, 0].numpy()
+    assert np.mean((held - Y)[5:] ** 2) < 0.2 * np.mean(Y**2)
+    again, other = (pretrain(network, *data, seed=seed, settings=SETTINGS)[0] for seed in (1, 2))
+    assert np.array_equal(again, W)
+    assert not np.array_equal(other, W)
+
+
+def test_windows_cross_no_reset_and_use_no_missing_label():
+    X, Y, weight, observed, reset = lagged_problem(400)
+    network = Network(cells()["tanh"], 3, 4, 2)
+    spoiled, half = Y.copy(), weight.copy()
+    spoiled[100:200], half[100:200] = np.nan, 0.0
+    first = pretrain(network, [X], [spoiled], [half], [observed], [reset], 0, SETTINGS)
+    spoiled[100:200] = 1e9
+    second = pretrain(network, [X], [spoiled], [half], [observed], [reset], 0, SETTINGS)
+    assert np.array_equal(first[0], second[0])
+    assert np.isfinite(first[0]).all()
+    chopped = np.arange(400) % 29 == 0
+    with pytest.raises(InputError, match="30 observed bins"):
+        pretrain(network, [X], [Y], [weight], [observed], [chopped], 0, SETTINGS)
+    unseen = np.zeros(400, bool)
+    with pytest.raises(InputError, match="labels"):
+        pretrain(network, [X], [Y], [weight], [unseen], [reset], 0, SETTINGS)
+
+
+def test_fine_tuning_starts_from_the_given_weights():
+    network = Network(cells()["gru"], 3, 4, 2)
+    data = [[part] for part in lagged_problem(300)]
+    initial = network.initial_weights(7)
+    still = Pretraining(n_updates=1, window_bins=30, learning_rate=0.0)
+    W, C = pretrain(network, *data, seed=0, settings=still, initial=initial)
+    np.testing.assert_allclose(W, initial[0], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(C, initial[1], rtol=1e-6, atol=1e-7)
