@@ -295,6 +295,65 @@ def _variants(what: str) -> dict[str, str]:
     return {name: task.description for name, task in tasks().items()}
 
 
+bench = typer.Typer(
+    help="Benchmarks: figures beside their floor and a rival, measured in the same run.", no_args_is_help=True
+)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("learning")
+def bench_learning(
+    quick: Annotated[bool, typer.Option(help="One tiny network: a check that it works, not a figure.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Bins per second of online learning on one core.
+
+    Example: [cyan]bci-adapt bench learning[/]
+    """
+    from bci_adapt.bench import learning
+
+    with _progress(json_file == "-") as bar:
+        if bar is not None:
+            bar.add_task("measuring", total=None)
+        rows = learning(quick)
+    if json_file is not None:
+        _write_json(json_file, rows)
+    if json_file != "-":
+        from rich.table import Table
+
+        table = Table(title="immediate + RMSprop, float64, one core: bins per second")
+        for heading in ("cell", "n", "inputs", "bins/s", "floor", "ratio", "torch autograd"):
+            table.add_column(heading, justify="left" if heading == "cell" else "right")
+        for row in rows:
+            rival = next(iter(row["rivals"].values()))
+            figures = [f"{row[key]:,.0f}" for key in ("steps_per_s", "floor_steps_per_s")]
+            table.add_row(row["cell"], str(row["n"]), str(row["m"]), *figures, f"{row['ratio']:.2f}", f"{rival:,.0f}")
+        out.print(table)
+
+
+@bench.command("drift")
+def bench_drift(
+    days: Annotated[int, typer.Option(help="Days between source and target.")] = 210,
+    n_seeds: Annotated[int, typer.Option("--seeds", min=1, help="Simulated animals per severity.")] = 8,
+    json_file: JsonFile = None,
+) -> None:
+    """What the simulated drift does to a ridge decoder, over five severities (docs/simulated_drift.md).
+
+    Example: [cyan]bci-adapt bench drift --seeds 8[/]
+    """
+    from bci_adapt.results import json_safe
+    from bci_adapt.simulate import severity_table, severity_text
+
+    with _progress(json_file == "-") as bar:
+        if bar is not None:
+            bar.add_task("simulating", total=None)
+        rows = severity_table(seeds=range(n_seeds), day=days)
+    if json_file is not None:
+        _write_json(json_file, json_safe(rows))
+    if json_file != "-":
+        print(severity_text(rows))
+
+
 def _optional_json_value(arguments: list[str]) -> list[str]:
     """Let ``--json`` stand alone for standard output; never take the NWB file that follows it for its value."""
     given = []

@@ -1,0 +1,120 @@
+"""The command line: exit codes, messages, machine-readable output. Whole runs are in test_experiment."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from bci_adapt.session import read_session
+from bci_adapt.sources.simulated import Simulated
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    source = Simulated(tmp_path_factory.mktemp("raw"), days=(0,), duration_s=40.0, n_units=8)
+    return source.fetch(source.list().index[0])
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    heavy = ("torch", "numba", "pynwb", "h5py", "xarray", "dask")
+    script = f"""
+import sys
+sys.argv = ["bci-adapt", "--help"]
+from bci_adapt import cli
+try:
+    cli.main()
+finally:
+    print("HEAVY", [name for name in {heavy} if name in sys.modules])
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "HEAVY []" in said
+    for command in ("inspect", "prepare", "run", "report", "list", "bench"):
+        assert command in said
+
+
+def test_inspect_shows_and_writes(call, recording, tmp_path):
+    code, out, _ = call("inspect", recording, "--json", tmp_path / "found.json")
+    assert code == 0
+    assert "cursor_pos" in out
+    found = json.loads((tmp_path / "found.json").read_text())
+    for arguments in (
+        ["inspect", recording, "--json"],
+        ["inspect", "--json", recording],
+        ["inspect", recording, "--json", "-"],
+    ):
+        code, out, _ = call(*arguments)
+        assert code == 0
+        assert json.loads(out) == found
+    assert recording.stat().st_size > 10_000  # never taken for the file to write
+    assert call("inspect", recording, "--quiet")[1] == ""
+
+
+def test_prepare_writes_a_session(call, recording, tmp_path):
+    code, out, _ = call("prepare", recording, "--bin-s", 0.02, "--out", tmp_path / "sessions")
+    assert code == 0
+    written = next((tmp_path / "sessions").glob("*.nc"))
+    assert written.name in out.replace("\n", "")
+    session = read_session(written)
+    assert session.attrs["bin_s"] == 0.02
+    assert int(session["counts"].sum()) > 0
+    assert np.isfinite(session["position"].values).any()
+    assert call("prepare", recording.parent, "--out", tmp_path / "all", "--quiet")[:2] == (0, "")
+    assert len(list((tmp_path / "all").glob("*.nc"))) == 1
+
+
+@pytest.mark.parametrize("what", ["cells", "rules", "optimizers", "decoders", "layouts", "tasks"])
+def test_list(call, what):
+    code, out, _ = call("list", what, "--json")
+    named = {each["name"]: each["description"] for each in json.loads(out)}
+    assert code == 0
+    assert len(named) >= 2
+    assert all(len(text) > 10 for text in named.values())
+    assert all(name in call("list", what)[1] for name in named)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "missing.nwb"], "missing.nwb"),
+        (["prepare", "{text}"], "text.nwb"),
+        (["prepare", "{recording}", "--bin-s", "-1"], "bin"),
+        (["prepare", "{recording}", "--layout", "wirst"], "did you mean 'wrist'"),
+        (["run", "missing.toml"], "missing.toml"),
+        (["run", "{config}"], "did you mean 'stream_s'"),
+        (["run", "{demo}", "--set", "network.n_hiden=3"], "did you mean 'n_hidden'"),
+        (["run", "{demo}", "--data", "{empty}"], "empty"),
+        (["run", "{demo}", "--workers", "-2"], "workers"),
+        (["report", "{empty}"], "empty"),
+        (["list", "cell"], "did you mean 'cells'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(call, recording, tmp_path, monkeypatch, request, arguments, message):
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.nwb").write_text("not an NWB file")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "config.toml").write_text('name = "x"\nstrem_s = 3\n')
+    places = {name: tmp_path / name for name in ("empty",)} | {"recording": recording, "text": tmp_path / "text.nwb"}
+    places |= {"config": tmp_path / "config.toml", "demo": request.config.rootpath / "configs" / "demo.toml"}
+    code, out, err = call(*[argument.format(**places) for argument in arguments])
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    assert message in err
+    left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and "raw" not in path.parts]
+    assert left == []
+
+
+def test_bench_smoke(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(tmp_path))
+    code, out, _ = call("bench", "learning", "--quick", "--json", "-")
+    rows = json.loads(out)
+    assert code == 0
+    assert rows
+    for row in rows:
+        assert row["steps_per_s"] > 0
+        assert row["floor_steps_per_s"] > 0
+        assert row["ratio"] == pytest.approx(row["steps_per_s"] / row["floor_steps_per_s"])
+        assert row["rivals"]["torch autograd + torch.optim"] > 0

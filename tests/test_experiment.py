@@ -1,0 +1,263 @@
+"""Configs, pairs, and a whole tiny experiment on files: what is run, what is reused, what is refused."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bci_adapt.errors import InputError
+from bci_adapt.experiment import (
+    choose_pairs,
+    load_config,
+    parse_config,
+    recordings,
+    run_experiment,
+    to_toml,
+    unscorable,
+)
+from bci_adapt.results import json_payload, read_results, summarise
+
+TINY = """
+name = "tiny"
+stream_s = 60.0
+min_held_out_s = 50.0
+label_delay_s = 0.2
+seeds = [0, 1]
+
+[source]
+kind = "simulated"
+days = [0, 40, 200]
+duration_s = 120.0
+n_units = 20
+
+[[pairs]]
+source = 1
+targets = [2, 3]
+
+[network]
+cells = ["tanh"]
+n_hidden = 6
+n_updates = 40
+oracle_updates = 40
+warm_up_s = 10.0
+
+[linear]
+n_lags = 4
+memory_s = 100.0
+
+[[arms]]
+rule = "immediate"
+optimizer = "rmsprop"
+learning_rate = 3e-3
+
+[[arms]]
+rule = "window"
+steps = 4
+optimizer = "rmsprop"
+learning_rate = 3e-3
+seeds = [0]
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """One cache for this file, so that what a test has run the next one reuses."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(cache, monkeypatch):
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(cache))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("strem_s = 1", r"unknown key 'strem_s'; did you mean 'stream_s'"),
+        ("[network]\nn_hiden = 3", r"'network.n_hiden'; did you mean 'n_hidden'"),
+        ('name = "a/../b"', "name"),
+        ("seeds = 'x'", "seeds"),
+        ("rates_tuned = true", "rates_tuned"),
+        ("stream_s = -3", r"stream_s: .*greater than 0, got -3"),
+        ('[network]\ncells = ["lstn"]', r"unknown cell 'lstn'"),
+        ('[[arms]]\nrule = "imediate"\noptimizer = "sgd"\nlearning_rate = 1', r"did you mean 'immediate'"),
+        ('[[arms]]\nrule = "immediate"\noptimizer = "sdg"\nlearning_rate = 1', r"did you mean 'sgd'"),
+        ('[[arms]]\nrule = "immediate"\noptimizer = "sgd"\nlearning_rate = 1\nsteps = 4', "steps goes with rule"),
+        ('[[arms]]\nrule = "readout"\noptimizer = "rmsprop"\nlearning_rate = 1\nseeds = [9]', "seed 9"),
+        ("this is not toml", "not valid TOML"),
+    ],
+)
+def test_a_bad_config_names_file_and_key(tmp_path, change, message):
+    base = 'name = "x"\n[source]\nkind = "folder"\n[[pairs]]\nsource = 1\ntargets = [2]\n'
+    arms = "" if "arms" in change else "arms = []\n"
+    head, _, tail = change.partition("[")
+    lines = [line for line in base.splitlines() if not (line.startswith("name") and "name" in change)]
+    path = tmp_path / "bad.toml"
+    path.write_text(f"{head}\n{arms}" + "\n".join(lines) + ("\n[" + tail if tail else ""))
+    with pytest.raises(InputError, match=message) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+
+
+def test_shipped_configs_are_valid_and_survive_being_written(request):
+    folder = request.config.rootpath / "configs"
+    found = sorted(folder.glob("*.toml"))
+    assert {"demo", "wrist"} <= {path.stem for path in found}
+    for path in found:
+        config = load_config(path)
+        assert config.label_delay_s == 0.5
+        import tomllib
+
+        again = parse_config(tomllib.loads(to_toml(config.model_dump(mode="json", exclude_none=True))), "written")
+        assert again == config
+
+
+def test_settings_and_pairs(tiny, tmp_path):
+    config = load_config(tiny, ["network.n_hidden=9", "targets=3", "name=other"], data=tmp_path)
+    assert (config.network.n_hidden, config.name, config.source.path) == (9, "other", str(tmp_path))
+    ids = ["s-20120101", "s-20120105", "s-20120209"]
+    assert [(pair.source, pair.target) for pair in choose_pairs(config, ids)] == [(ids[0], ids[2])]
+    named = load_config(tiny, ["targets=20120105,20120209"])
+    assert [pair.target for pair in choose_pairs(named, ids)] == ids[1:]
+    for settings, message in [
+        (["targets=4"], "session number 4"),
+        (["targets=1"], "not later"),
+        (["targets=20130101"], "no session matches"),
+        (["targets=s-2012"], "3 sessions match"),
+        (["nonsense"], "key=value"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            choose_pairs(load_config(tiny, settings), ids)
+
+
+def test_a_tiny_experiment_from_nwb_to_report_runs_once(tiny, cache):
+    config = load_config(tiny)
+    first = run_experiment(config, workers=0, command="test")
+    assert first.executed > 30
+    assert first.manifest["jobs"]["failed"] == []
+    again = run_experiment(config, workers=0)
+    assert (again.executed, again.folder) == (0, first.folder)
+    assert again.reused > 0
+    assert {path.name for path in first.folder.iterdir()} == {
+        "config.toml",
+        "manifest.json",
+        "report.html",
+        "results.nc",
+    }
+    assert load_config(first.folder / "config.toml") == config
+
+    rows, curves, trajectories, attrs = read_results(first.folder / "results.nc")
+    expected = {"frozen", "normaliser", "immediate_rmsprop", "window4_rmsprop", "rls", "ridge_oracle"}
+    expected |= {"network_oracle", "persistence", "canary:immediate_rmsprop", "canary:window4_rmsprop", "canary:rls"}
+    assert set(rows["arm"]) == expected
+    assert (rows["status"] == "ok").all()
+    per_arm = rows[rows["metric"] == "r2"].groupby(["arm", "cell", "phase"]).size()
+    assert per_arm["immediate_rmsprop", "tanh", "online"] == 4  # two targets, two seeds
+    assert per_arm["window4_rmsprop", "tanh", "held_out"] == 2  # one seed
+    assert per_arm["canary:immediate_rmsprop", "tanh", "held_out"] == 2  # canaries run one seed
+    assert ("network_oracle", "tanh", "online") not in per_arm
+    assert set(rows["metric"]) == {"r2", "r2_uniform", "r2:x", "r2:y", "pearson", "rmse"}
+    assert sorted(set(rows["day_gap"])) == [40.0, 200.0]
+    assert attrs["unit"] == "centimeters/s"
+    assert len(curves)
+    assert len(trajectories)
+
+    # Statistics are followed, weights are not touched, where no label is given.
+    moved = rows.groupby("arm")["weight_change"].max()
+    assert moved["normaliser"] == moved["frozen"] == 0.0
+    assert moved["immediate_rmsprop"] > 0.0
+    payload = json_payload(rows, first.manifest, summarise(rows))
+    assert set(payload) >= {"rows", "summary", "unscorable", "refused", "leak", "jobs"}
+    assert set(payload["leak"]) == {"immediate_rmsprop", "window4_rmsprop", "rls"}
+    assert payload["jobs"]["executed"] == first.executed
+    json.dumps(payload, allow_nan=False)
+
+
+def test_the_command_line_runs_it_and_says_what_was_done(tiny, tmp_path, call):
+    code, said, _ = call("run", tiny, "--workers", 0, "--quiet")
+    assert (code, said) == (0, "")
+    code, said, _ = call("run", tiny, "--workers", 0, "--json", tmp_path / "scores.json")
+    assert code == 0
+    assert "nothing to do: 0 jobs executed" in said
+    assert "rates not tuned" in said
+    assert "report.html" in said
+    payload = json.loads((tmp_path / "scores.json").read_text())
+    assert payload["jobs"]["executed"] == 0
+    entry = {"arm", "cell", "variable", "phase", "metric", "mean", "low", "high", "n_targets"}
+    assert all(entry <= set(each) for each in payload["summary"])
+    assert {each["phase"] for each in payload["summary"]} == {"online", "held_out"}
+    assert json.loads(call("run", tiny, "--workers", 0, "--json", "-")[1])["leak"].keys() == payload["leak"].keys()
+    report = Path(next(word for word in said.split() if word.endswith("report.html")))
+    before = report.read_text()
+    report.unlink()
+    assert call("report", report.parent)[0] == 0
+    assert report.read_text() == before
+
+
+def test_a_changed_rate_reruns_only_what_depends_on_it(tiny):
+    config = load_config(tiny)
+    run_experiment(config, workers=0)
+    text = tiny.read_text()
+    tiny.write_text(text.replace("learning_rate = 3e-3\n\n", "learning_rate = 2e-3\n\n", 1))
+    changed = run_experiment(load_config(tiny), workers=0)
+    # two targets × (two seeds + one canary) of one arm, and a score job for each target
+    assert changed.executed == 8
+
+
+def test_a_recording_that_cannot_be_used_stops_the_run_and_names_the_file(tiny, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for path in recordings(load_config(tiny)).values():
+        shutil.copy(path, folder)
+    broken = sorted(folder.iterdir())[1]
+    broken.write_bytes(broken.read_bytes()[:200_000])
+    with pytest.raises(InputError, match=re.escape(broken.name)):
+        run_experiment(load_config(tiny, data=folder), workers=0)
+    with pytest.raises(InputError, match="--data"):
+        run_experiment(load_config(tiny, ["source={kind='folder'}"]), workers=0)
+
+
+def test_a_target_without_held_out_movement_is_unscorable(tiny, tmp_path):
+    from bci_adapt.prepare import prepare
+
+    config = load_config(tiny)
+    session = prepare(next(iter(recordings(config).values())), config.bin_s)
+    assert unscorable(session, config) == ""
+    still = session.copy(deep=True)
+    still["velocity"][1200:] *= 0.2
+    assert "tenth" in unscorable(still, config)
+    masked = session.copy(deep=True)
+    masked["velocity_valid"][1500:] = False
+    assert "15.0 s of usable velocity labels" in unscorable(masked, config)
+    unseen = session.copy(deep=True)
+    unseen["valid"][1500:] = False
+    assert "15.0 s of usable velocity labels" in unscorable(unseen, config)
+    assert "held" in unscorable(session.isel(time=slice(0, 1400)), config)
+    short = load_config(tiny, ["stream_s=100", "min_held_out_s=60"])
+    assert "20.0 s are left" in unscorable(session, short)
+
+
+def test_a_diverging_rate_is_counted_as_a_failure_and_shown(tiny):
+    text = tiny.read_text().replace(
+        'optimizer = "rmsprop"\nlearning_rate = 3e-3\n\n', 'optimizer = "sgd"\nlearning_rate = 1e6\n\n', 1
+    )
+    tiny.write_text(text.replace('name = "tiny"', 'name = "wild"'))
+    done = run_experiment(load_config(tiny), workers=0)
+    rows = read_results(done.folder / "results.nc").rows
+    failed = rows[rows["status"] == "failed"]
+    assert set(failed["arm"]) == {"immediate_sgd", "canary:immediate_sgd"}
+    assert set(failed["reason"]) <= {"weights diverged", "predictions diverged"}
+    entry = next(each for each in summarise(rows) if each["arm"] == "immediate_sgd" and each["metric"] == "r2")
+    assert entry["n_targets"] == 0
+    assert "failed" in entry["note"]
+    assert np.isfinite(rows.loc[rows["status"] == "ok", "value"]).all()
