@@ -399,8 +399,9 @@ def _run(pool: _Serial | _Cluster, to_run: Sequence[Job], n_reused: int, progres
             ok = report.error is None
             tell(job, report.seconds, ok)
             if ok:
-                n_executed += not report.found
-                n_reused += report.found
+                elsewhere = report.found and tries[path] == 1  # on a second try it is this run's own
+                n_executed += not elsewhere
+                n_reused += elsewhere
                 for dependent in dependents[path]:
                     missing[dependent].discard(path)
                     if not missing[dependent] and dependent in waiting:
