@@ -85,6 +85,8 @@ ARMS = {  # in order of presentation, with the words a reader sees
     "network_oracle": "network, retrained",
     "persistence": "persistence",
 }
+# Arms that vary another one; machine-readable summaries list them apart, so that `summary` holds the standing arms only.
+VARIATIONS = ("immediate_rmsprop_fixed",)
 ADAPTIVE = tuple(arm for arm in ARMS if arm.startswith(("readout", "immediate", "window", "rtrl", "rls")))
 RETRAINED = ("ridge_oracle", "network_oracle")  # trained on the stream: their online score is of training data
 CANARY = "canary:"
@@ -228,13 +230,19 @@ def leak(rows: Frame, leak_fraction: float = LEAK_FRACTION) -> dict[str, bool]:
 def json_payload(
     rows: Frame, manifest: Mapping[str, Any], summary: list[dict[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """What ``run --json`` writes: ``{rows, summary, unscorable, refused, leak, jobs}``; no NaN, no infinity."""
+    """What ``run --json`` writes: ``{rows, summary, variations, unscorable, refused, leak, jobs}``, free of NaN.
+
+    `summary` holds the standing arms (`ARMS` without `VARIATIONS`) and their canaries, `variations` the others.
+    """
+    everything = summarise(rows) if summary is None else summary
+    apart = [entry["arm"].removeprefix(CANARY) in VARIATIONS for entry in everything]
     _, refused = recovery_oracle(rows)
     jobs = manifest.get("jobs", {})
     return json_safe(
         {
             "rows": rows.to_dict("records"),
-            "summary": summarise(rows) if summary is None else summary,
+            "summary": [entry for entry, other in zip(everything, apart, strict=True) if not other],
+            "variations": [entry for entry, other in zip(everything, apart, strict=True) if other],
             "unscorable": list(manifest.get("unscorable", [])),
             "refused": refused,
             "leak": leak(rows),

@@ -15,6 +15,7 @@ from bci_adapt.results import (
     ADAPTIVE,
     ARMS,
     ROWS,
+    VARIATIONS,
     caption,
     json_payload,
     leak,
@@ -155,7 +156,7 @@ def test_payload_is_json_and_complete(rows):
     rows.loc[0, "day_gap"] = np.nan
     payload = json_payload(rows, manifest(unscorable=[{"source": "a", "target": "b", "reason": "flat"}]))
     back = json.loads(json.dumps(payload, allow_nan=False))
-    assert list(back) == ["rows", "summary", "unscorable", "refused", "leak", "jobs"]
+    assert list(back) == ["rows", "summary", "variations", "unscorable", "refused", "leak", "jobs"]
     assert len(back["rows"]) == len(rows)
     assert list(back["rows"][0]) == list(ROWS)
     assert back["rows"][0]["day_gap"] is None
@@ -186,3 +187,11 @@ def test_caption_warns_of_few_days():
 
 def test_numbers_carry_a_true_minus_and_no_negative_zero():
     assert [number(value) for value in (-0.254, -0.001, 0.0, 1.005)] == ["−0.25", "0.00", "0.00", "1.00"]
+
+
+def test_the_summary_in_json_holds_the_standing_arms_only(rows):
+    payload = json_payload(rows, manifest())
+    standing = set(ARMS) - set(VARIATIONS)
+    assert {entry["arm"].removeprefix("canary:") for entry in payload["summary"]} <= standing
+    assert len(payload["summary"]) + len(payload["variations"]) == len(summarise(rows))
+    assert {entry["arm"].removeprefix("canary:") for entry in payload["variations"]} == {"immediate_rmsprop_fixed"}
