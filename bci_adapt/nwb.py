@@ -23,8 +23,10 @@ from bci_adapt.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Group
 
-MAX_BYTES = 8 * 2**30
+MAX_BYTES = 2 * 2**30
 """Largest dataset that is read into memory."""
+MAX_OBJECTS = 100_000
+"""Largest number of groups and datasets in a file, links counted at every place they stand."""
 NAN_FRACTION_BYTES = 256 * 2**20
 """Largest series whose missing values `describe` counts."""
 TRIALS = "intervals/trials"
@@ -72,6 +74,11 @@ class NwbFile:
         except _READ_ERRORS as error:
             raise self.error(key or "/", f"has an unreadable attribute {name} ({error})") from error
         return clean(value) if isinstance(value, bytes | str) else value
+
+    def label(self, key: str, name: str) -> str:
+        """Attribute `name` of the object at `key` when it is text, else ""."""
+        value = self.attribute(key, name)
+        return value if isinstance(value, str) else ""
 
     def dataset(self, key: str) -> h5py.Dataset:
         """The dataset at `key`, not read."""
@@ -123,7 +130,10 @@ class NwbFile:
 
     def rows(self, table: str) -> int:
         """Number of rows of the table at `table`; 0 when it is absent."""
-        return len(self.array(f"{table}/id")) if f"{table}/id" in self else 0
+        shape = self.dataset(f"{table}/id").shape if f"{table}/id" in self else (0,)
+        if not shape:
+            raise self.error(f"{table}/id", f"must have one value per row, found shape {shape}")
+        return int(shape[0])
 
     def times_s(self, series: str, n_samples: int) -> NDArray[np.float64]:
         """Sample times (n_samples,) of a series in seconds: its timestamps, or its start and rate."""
@@ -169,17 +179,16 @@ class NwbFile:
                 raise self.error(key, f"has an attribute {name} that is not a number") from error
         if not np.isfinite(factors).all() or factors[0] == 0:
             raise self.error(key, f"has conversion {factors[0]} and offset {factors[1]}, finite ones are needed")
-        return data.reshape(len(data), -1) * factors[0] + factors[1], str(self.attribute(key, "unit", ""))
+        return data.reshape(len(data), -1) * factors[0] + factors[1], self.label(key, "unit")
 
 
 def _scan(file: NwbFile) -> None:
     """List every object by key, refusing what would lead out of this file."""
     root = file.h5["/"]
     assert isinstance(root, h5py.Group)
-    pending: list[tuple[str, h5py.Group]] = [("", root)]
-    seen = {root}
+    pending: list[tuple[str, h5py.Group, frozenset[h5py.Group]]] = [("", root, frozenset([root]))]
     while pending:
-        key, group = pending.pop()
+        key, group, above = pending.pop()
         for name in group:
             child = f"{key}/{name}" if key else str(name)
             if child == "specifications":
@@ -198,14 +207,15 @@ def _scan(file: NwbFile) -> None:
                 if found.external or found.is_virtual:
                     raise file.error(child, "is stored in another file: not followed; copy it in")
             elif isinstance(found, h5py.Group):
-                if found in seen:  # the same group by a second path: kept, but not walked again
-                    file.objects[child] = found
+                if found in above:
+                    file.warnings.append(f"{clean(child)} is a link to a group around it: not followed")
                     continue
-                seen.add(found)
-                pending.append((child, found))
+                pending.append((child, found, above | {found}))
             else:
                 continue
             file.objects[child] = found
+            if len(file.objects) > MAX_OBJECTS:
+                raise InputError(f"{file.path}: has more than {MAX_OBJECTS:,} groups and datasets: not read")
 
 
 def open_nwb(path: Path | str) -> NwbFile:
@@ -428,7 +438,8 @@ def _span(file: NwbFile, series: str, n_samples: int) -> tuple[float | None, flo
             raise file.error(key, f"must be numbers in one dimension, found {stamps.dtype} {stamps.shape}")
         if stamps.shape != (n_samples,):
             raise file.error(key, f"must be ({n_samples},), one per sample, found {stamps.shape}")
-        return (None, None, None) if not n_samples else (float(stamps[0]), float(stamps[-1]), None)
+        first, last = (float(stamps[row]) for row in (0, -1))
+        return (first, last, None) if np.isfinite([first, last]).all() else (None, None, None)
     start_s, rate_hz = file.clock(series)
     return start_s, start_s + max(n_samples - 1, 0) / rate_hz, rate_hz
 
@@ -436,11 +447,11 @@ def _span(file: NwbFile, series: str, n_samples: int) -> tuple[float | None, flo
 def _describe_series(file: NwbFile, found: Description) -> None:
     for key in file.series():
         if not isinstance(file.objects.get(f"{key}/data"), h5py.Dataset):
-            found.warnings.append(f"{key} has no data")
+            found.warnings.append(f"{clean(key)} has no data")
             continue
         data = file.dataset(f"{key}/data")
         if data.shape is None or data.dtype.kind not in "iuf" or data.ndim not in (1, 2) or not data.size:
-            found.warnings.append(f"{key} is not a table of numbers ({data.dtype}, {data.shape}): not used")
+            found.warnings.append(f"{clean(key)} is not a table of numbers ({data.dtype}, {data.shape}): not used")
             continue
         shape = tuple(int(n) for n in data.shape)
         try:
@@ -448,7 +459,7 @@ def _describe_series(file: NwbFile, found: Description) -> None:
         except InputError as error:
             start_s = stop_s = rate_hz = None
             found.warnings.append(str(error).removeprefix(f"{file.path}: "))
-        kind, unit = str(file.attribute(key, "neurodata_type", "")), str(file.attribute(f"{key}/data", "unit", ""))
+        kind, unit = file.label(key, "neurodata_type"), file.label(f"{key}/data", "unit")
         name = key.rpartition("/")[2]
         columns = shape[1] if len(shape) == 2 else 1
         counts = _COUNTS.search(name) or unit.lower() in ("count", "counts", "spikes")

@@ -85,7 +85,7 @@ ARMS = {  # in order of presentation, with the words a reader sees
     "network_oracle": "network, retrained",
     "persistence": "persistence",
 }
-# Arms that vary another one; machine-readable summaries list them apart, so that `summary` holds the standing arms only.
+# Arms that vary another one; a machine-readable summary lists them apart from the standing arms.
 VARIATIONS = ("immediate_rmsprop_fixed",)
 ADAPTIVE = tuple(arm for arm in ARMS if arm.startswith(("readout", "immediate", "window", "rtrl", "rls")))
 RETRAINED = ("ridge_oracle", "network_oracle")  # trained on the stream: their online score is of training data

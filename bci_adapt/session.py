@@ -160,7 +160,7 @@ def read_session(path: Path | str) -> xr.Dataset:
     if not path.is_file():
         raise InputError(f"{path}: no such session file")
     try:
-        session = xr.load_dataset(path, engine="h5netcdf")
+        session = xr.load_dataset(path, engine="h5netcdf", decode_times=False)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise InputError(f"{path}: not a readable session file ({error}); prepare it again") from error
     session = session.assign({str(name): _text(value) for name, value in session.variables.items() if _is_text(value)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+from scipy.linalg.blas import dgemm
 
 from bci_adapt.decoders.base import delay_bins
 from bci_adapt.decoders.lags import LaggedDecoder, ridge
@@ -113,11 +114,12 @@ class RLSDecoder(LaggedDecoder):
             return
         root = forgetting ** (np.arange(len(features))[::-1, None] / 2)
         features, labels = features * root, labels * root
-        self.P_ = self.P_ / forgetting ** len(features)
-        projected = features @ self.P_
+        fade = forgetting ** len(features)
+        projected = features @ self.P_ / fade
         gain = np.linalg.solve(np.eye(len(features)) + projected @ features.T, projected).T
         self.coef_ = self.coef_ + gain @ (labels - features @ self.coef_)
-        self.P_ = self.P_ - gain @ projected
+        # P ← P / γ^B − K Φ P in one pass over P. It is symmetric, so its transpose is the Fortran order BLAS works in.
+        self.P_ = dgemm(-1.0, gain, projected, beta=1.0 / fade, c=self.P_.T, overwrite_c=True).T
 
     @property
     def diverged_(self) -> bool:

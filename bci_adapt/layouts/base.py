@@ -172,7 +172,7 @@ def read_columns(file: NwbFile, paths: list[str]) -> tuple[NDArray[np.float64], 
     for path in paths:
         values, unit = file.values(path)
         name = path.rpartition("/")[2]
-        description = str(file.attribute(path, "description", ""))
+        description = file.label(path, "description")
         names += [name] if len(paths) > 1 else axis_names(description, values.shape[1], name)
         tables.append(values)
         units.append(unit)

@@ -73,9 +73,9 @@ class Wrist(Layout):
         except ValueError as error:
             raise file.error(COUNTS, str(error)) from error
         ends_s = binning.bin_ends_s(start_s, len(counts), file_bin_s)
-        names = electrode_names(file)
+        names, channel_identity = electrode_names(file), "electrode"
         if len(names) != counts.shape[1]:
-            names = [f"channel{i}" for i in range(counts.shape[1])]
+            names, channel_identity = [f"column{i}" for i in range(counts.shape[1])], "column"
         return assemble(
             time_s=ends_s[rows[:, -1]],
             counts=binning.rebin_counts(counts, rows),
@@ -85,5 +85,5 @@ class Wrist(Layout):
             axes=axes,
             kinematics={name: (values[rows].mean(axis=1), unit) for name, (values, unit) in kinematics.items()},
             trials=read_trials(file, len(axes)),
-            attrs=session_attrs(file, self, bin_s, "electrode", []),
+            attrs=session_attrs(file, self, bin_s, channel_identity, []),
         )
