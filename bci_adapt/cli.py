@@ -29,7 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out, err = Console(), Console(stderr=True)
+# A file or pipe has no width of its own; tables are then as wide as a page.
+out, err = Console(width=None if sys.stdout.isatty() else 120), Console(stderr=True)
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no tables; errors only.")]
 JsonFile = Annotated[

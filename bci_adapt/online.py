@@ -180,29 +180,19 @@ def _with_ring(state: State, needed: int) -> dict[str, np.ndarray]:
     return arrays | ring
 
 
-def _most_waiting(state: State, arrives: np.ndarray, observed: np.ndarray, reset: np.ndarray) -> int:
-    """Most records that wait for their labels at any bin of this run."""
-    at_most = state.learner.max_updates_per_bin
-    worst = 0
+def _most_waiting(state: State, arrives: np.ndarray, observed: np.ndarray) -> int:
+    """An upper bound of how many records wait for their labels at any bin of this run (a reset only clears some)."""
+    at_most, worst = state.learner.max_updates_per_bin, 0
     for s in range(state.n_replicas):
         counters, ring = state.arrays["counters"][s], state.arrays["ring_arrives"][s]
-        pending = [
-            int(ring[r % len(ring)] - counters[kernel.BIN])
-            for r in range(counters[kernel.PROCESSED], counters[kernel.RECORDS])
-        ]
-        queue = np.concatenate([np.array(pending, np.int64), arrives[observed]])
-        made = len(pending) + np.cumsum(observed)
-        known = np.searchsorted(queue, np.arange(len(arrives)), side="right")
-        if at_most == 1 or np.any(np.diff(known, prepend=0) > at_most) or reset.any():
-            done, first = 0, made - np.cumsum(observed)
-            for t in range(len(arrives)):
-                if reset[t]:
-                    done = made[t] - int(observed[t])
-                worst = max(worst, made[t] - done)
-                done = max(done, min(known[t], made[t], done + at_most))
-            worst = max(worst, int(first[0]) if len(first) else 0)
-        else:
-            worst = max(worst, int(np.max(made - np.concatenate([[0], known[:-1]]), initial=0)))
+        waiting = np.arange(counters[kernel.PROCESSED], counters[kernel.RECORDS])
+        queue = np.concatenate([ring[waiting % len(ring)] - counters[kernel.BIN], arrives[observed]])
+        made = len(waiting) + np.cumsum(observed)
+        done = np.searchsorted(queue, np.arange(len(arrives)), side="right")
+        if (np.diff(done, prepend=0) > at_most).any():
+            for t, known in enumerate(done):
+                done[t] = min(known, at_most + (done[t - 1] if t else 0))
+        worst = max(worst, len(waiting), int(np.max(made - np.concatenate([[0], done[:-1]]), initial=0)))
     return worst
 
 
@@ -283,7 +273,7 @@ def run(
         state = state.copy()
     state.arrays["counters"][:, kernel.NOT_FINITE] += not_finite
     learner, network, S, T = state.learner, state.learner.network, state.n_replicas, X.shape[1]
-    waiting = _most_waiting(state, arrives, observed, reset)
+    waiting = _most_waiting(state, arrives, observed)
     arrays = _with_ring(state, waiting + learner.rule.history + 1)
     function = bound_loop(
         network.cell,

@@ -274,26 +274,29 @@ def text_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, title=f"{variable}, {metric_label(metric)}: mean [95 % interval] over days")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{variable}, {metric_label(metric)}: mean [95 % interval] over days")
     for heading in ("cell", "arm"):
         table.add_column(heading, no_wrap=heading == "cell")
     for heading in (*PHASES.values(), "days"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("note")
     lines = arm_lines(summary, variable, metric)
+    leaking = {line["arm"] for line in lines if leaks and leaks.get(line["arm"])}
+    noted = leaking or any(line["note"] for line in lines)
+    if noted:
+        table.add_column("note")
     for position, line in enumerate(lines):
         new_cell = not position or lines[position - 1]["cell"] != line["cell"]
         if new_cell and position:
             table.add_section()
-        leaking = bool(leaks and leaks.get(line["arm"]))
-        note = "; ".join(filter(None, [line["note"], "this setting leaks" if leaking else ""]))
+        leaks_here = line["arm"] in leaking
+        note = "; ".join(filter(None, [line["note"], "this setting leaks" if leaks_here else ""]))
         scores = [score_text(line[phase]) for phase in PHASES]
         table.add_row(
             Text(cell_label(line["cell"]) if new_cell else ""),
             Text(arm_label(line["arm"])),
             *map(Text, scores),
             str(line["n_targets"]),
-            Text(note, style="bold red" if leaking else "dim"),
+            *([Text(note, style="bold red" if leaks_here else "dim")] if noted else []),
         )
     table.caption = caption(rates_tuned, summary)
     return table

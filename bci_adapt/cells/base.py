@@ -84,6 +84,11 @@ class Network:
     ----------
     blocks : (n_gates, 4) int64: start in z, width, start in a row of W, and – where the gate reads h – the offset of h
         inside its block, else −1.
+
+    >>> from bci_adapt.cells.base import cell
+    >>> network = Network(cell("gru"), n_inputs=96, n_hidden=64, n_outputs=2)
+    >>> network.row_width, network.n_parameters
+    (484, 31106)
     """
 
     cell: Cell

@@ -168,7 +168,11 @@ class Decoder(RegressorMixin, BaseEstimator):
 
 
 def delay_bins(delay_s: float, bin_s: float) -> int:
-    """A label delay in whole bins, rounded up (a float's last digit aside)."""
+    """A label delay in whole bins, rounded up (a float's last digit aside).
+
+    >>> delay_bins(0.5, 0.05), delay_bins(0.51, 0.05)
+    (10, 11)
+    """
     return math.ceil(round(delay_s / bin_s, 6))
 
 
