@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from textwrap import dedent
 
@@ -33,7 +35,7 @@ PACKAGE = {
                 raise InputError("session.nwb: expected spikes, got none")
             if parameters.get("exit"):
                 sys.exit(3)
-            if parameters.get("folder"):
+            if parameters.get("as_folder"):
                 out.mkdir()
                 (out / "half").write_text("written")
             if parameters.get("fail"):
@@ -48,7 +50,8 @@ PACKAGE = {
                     log.write(parameters["name"] + "\\n")
             if "fifo" in parameters:
                 out.write_text("half")
-                open(parameters["fifo"], "w").close()   # returns once the test listens
+                with open(parameters["fifo"], "w") as tell:
+                    tell.write("in the middle")
                 import threading
                 threading.Event().wait(60)
             result = {"parameters": parameters, "inputs": {k: str(v) for k, v in inputs.items()}, "pid": os.getpid(),
@@ -226,7 +229,7 @@ def test_only_what_is_missing_is_run(toy, tmp_path, monkeypatch):
 
 
 def test_a_failure_stops_what_depends_on_it_and_nothing_else(toy, tmp_path):
-    bad = job("bad", fail=True, folder_result=True, folder="results")
+    bad = job("bad", fail=True, as_folder=True)
     half = job("half", fail=True, seed=3)
     wrong = job("wrong", input_error=True)
     leaves = job("leaves", exit=True)
@@ -278,7 +281,7 @@ def test_long_chains_come_first(toy, tmp_path):
 
 def test_worker_processes(toy, tmp_path, capfd):
     """Real processes: isolation of failures, a worker killed once (retried) and one that dies each time (given up)."""
-    folder = job("folder", folder="decoders", seed=0, die_unless=str(tmp_path / "died_once"))
+    folder = job("folder", folder="decoders", as_folder=True, die_unless=str(tmp_path / "died_once"))
     bad = job("bad", fail=True)
     deadly = job("deadly", always_die=True)
     child = job("child", inputs={"of": deadly})
@@ -319,6 +322,7 @@ def test_remote_scheduler(toy, tmp_path):
 def test_an_interrupt_leaves_nothing_half_written(toy, tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
+    listening = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     script = tmp_path / "script.py"  # without a __main__ guard: workers must not run it again
     script.write_text(
         dedent(f"""
@@ -337,15 +341,16 @@ def test_an_interrupt_leaves_nothing_half_written(toy, tmp_path):
         text=True,
         start_new_session=True,
     )
-    watchdog = threading.Timer(40, os.killpg, (child.pid, signal.SIGKILL))
-    watchdog.start()
     try:
-        fifo.read_text()  # blocks until the job is in the middle of its work
+        assert select.select([listening], [], [], 30)[0], "the job has never reached the middle of its work"
         os.killpg(child.pid, signal.SIGINT)  # as a terminal does: every process of the group
-        _, errors = child.communicate()
+        _, errors = child.communicate(timeout=30)
     finally:
-        watchdog.cancel()
-    assert child.returncode not in (0, -signal.SIGKILL)
+        os.close(listening)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    assert child.returncode != 0
     assert errors.rstrip().endswith("KeyboardInterrupt"), errors
     assert errors.count("Traceback") == 1, errors
     assert leftovers(tmp_path) == []
@@ -360,7 +365,7 @@ def test_what_a_dead_process_left_is_swept_and_what_lives_is_not(toy, tmp_path):
     for name, pid in owners.items():
         holder = target.path.parent / f".{name}.x.part"
         holder.mkdir(parents=True)
-        (holder / ".owner").write_text(json.dumps([__import__("socket").gethostname(), pid]))
+        (holder / ".owner").write_text(json.dumps([socket.gethostname(), pid]))
     (target.path.parent / ".unsigned.x.part").mkdir()
     assert execute([target], workers=0).executed == 1
     assert {path.name for path in target.path.parent.iterdir()} == {
