@@ -66,6 +66,7 @@ class NetworkSection(_Section):
     n_hidden: Count = 64
     n_updates: Count = 800
     oracle_updates: Count = 800
+    input_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     warm_up_s: NotNegative = 60.0
 
 
@@ -479,7 +480,7 @@ class _Builder:
         network = config.network
         own = {"cell": cell, "n_hidden": network.n_hidden, "seed": seed}
         constants = own | {"bin_s": config.bin_s, "label_delay_s": config.label_delay_s, "warm_up_s": network.warm_up_s}
-        constants |= {"normaliser_s": config.normaliser_s, "average": None}
+        constants |= {"normaliser_s": config.normaliser_s, "average": None, "input_dropout": network.input_dropout}
         trained = self.fit("online_rnn", pair.source, constants | {"n_updates": network.n_updates}, stream_only=False)
         base = own | {"decoder": "online_rnn"}
 

@@ -36,7 +36,7 @@ class OnlineDecoder(Decoder):
     label_delay_s : how late the label of a bin becomes known.
     bin_s : bin width, to turn seconds into bins.
     warm_up_s : stretch of the last training session on which the optimiser is warmed.
-    n_updates : gradient steps of the pretraining.
+    n_updates, input_dropout : of the pretraining: gradient steps, and the probability that an input is zeroed.
     seed : of initial weights, training windows and jitter.
     """
 
@@ -62,6 +62,7 @@ class OnlineDecoder(Decoder):
         bin_s: float = 0.05,
         warm_up_s: float = 60.0,
         n_updates: int = 800,
+        input_dropout: float = 0.3,
         seed: int = 0,
     ):
         self.cell = cell
@@ -77,6 +78,7 @@ class OnlineDecoder(Decoder):
         self.bin_s = bin_s
         self.warm_up_s = warm_up_s
         self.n_updates = n_updates
+        self.input_dropout = input_dropout
         self.seed = seed
 
     # -- parts ---------------------------------------------------------------------------------------------------
@@ -132,7 +134,7 @@ class OnlineDecoder(Decoder):
             [bins.observed for bins in doors],
             [bins.reset for bins in doors],
             self.seed,
-            Pretraining(n_updates=self.n_updates),
+            Pretraining(n_updates=self.n_updates, input_dropout=self.input_dropout),
         )
         self.mean_, self.variance_ = statistics[-1].mean, statistics[-1].variance
         last = doors[-1]
