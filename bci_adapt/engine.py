@@ -594,7 +594,8 @@ class _Cluster:
                         threads_per_worker=1,
                         processes=True,
                         memory_limit=0,  # jobs keep nothing in dask's memory: nothing to spill, no limit to enforce
-                        dashboard_address=None,  # pyright: ignore[reportArgumentType]
+                        # asked for no dashboard at all, dask would still serve its usual port to the network
+                        scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
                         silence_logs=logging.CRITICAL,
                     )
                 stack.callback(cluster.close)
