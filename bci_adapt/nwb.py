@@ -463,6 +463,8 @@ def _describe_series(file: NwbFile, found: Description) -> None:
         name = key.rpartition("/")[2]
         columns = shape[1] if len(shape) == 2 else 1
         counts = _COUNTS.search(name) or unit.lower() in ("count", "counts", "spikes")
+        if counts and columns < 2:
+            found.warnings.append(f"{clean(key)} has {columns} channel, at least two are needed: not a neural source")
         if kind in _VOLTAGE or (counts and columns > 1):
             what = "binned counts" if counts else "voltage"
             found.neural.append(Neural(what, key, shape, columns, unit, rate_hz, start_s, stop_s))

@@ -88,6 +88,8 @@ def _choose(file: NwbFile) -> tuple[Layout | None, Description]:
     if best[1] is None:
         reasons = "; ".join(f"{tried['name']}: {tried['reason']}" for tried in found.layouts)
         found.why = f"no layout fits ({reasons})"
+        if found.warnings:
+            found.why += f"; found on the way: {'; '.join(found.warnings)}"
     else:
         found.chosen = best[1].name
         found.why = f"{found.chosen} would be used: {found.layouts[0]['reason']}"

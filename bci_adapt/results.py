@@ -274,7 +274,11 @@ def text_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{variable}, {metric_label(metric)}: mean [95 % interval] over days")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=f"{variable}, {metric_label(metric)}: mean [95 % interval] over days",
+    )
     for heading in ("cell", "arm"):
         table.add_column(heading, no_wrap=heading == "cell")
     for heading in (*PHASES.values(), "days"):

@@ -1,0 +1,144 @@
+"""Layouts on small files in exactly their form, each with a variant that must be refused; real files where present."""
+
+import numpy as np
+import pytest
+from nwb_files import counts_file, spikes_file
+
+from bci_adapt.catalog import variants
+from bci_adapt.errors import InputError
+from bci_adapt.layouts.base import Layout
+from bci_adapt.prepare import inspect, prepare
+from bci_adapt.session import check, read_session, require_same_channels, split, write_session
+
+
+def test_every_layout_says_whether_it_was_verified():
+    found = variants("bci_adapt.layouts", Layout)
+    assert {"perich", "wrist", "generic"} <= set(found)
+    assert found["perich"].verified_on == ""
+    assert found["wrist"].verified_on
+
+
+def test_spike_times_with_timestamps(tmp_path):
+    path = spikes_file(tmp_path / "a.nwb", conversion=2.0)
+    session = prepare(path, 0.05)
+    assert session.attrs["layout"] == "perich"
+    assert session.attrs["session_id"] == "sub-T_ses-CO-1"
+    # Electrodes of the array that carries units are channels, silent ones too; two units share the first.
+    assert session["channel"].values.tolist() == ["M1/elec0", "M1/elec1", "M1/elec2", "M1/elec3"]
+    totals = session["counts"].values.sum(axis=0)
+    assert totals[1] == 0
+    assert totals[0] > 1.8 * totals[2] > 300
+    assert float(session["time"][0]) == pytest.approx(0.06)  # the first bin starts at the first sample
+    np.testing.assert_allclose(np.diff(session["time"].values), 0.05, atol=1e-9)
+    times = np.arange(1, 2001) / 100.0
+    inside = (times > 0.01) & (times <= 0.06)
+    expected = 2.0 * np.stack([5 * np.sin(times[inside]), 5 * np.cos(1.3 * times[inside])], axis=1).mean(axis=0)
+    np.testing.assert_allclose(session["position"][0].values, expected)
+    difference = np.diff(session["position"].values, axis=0) / 0.05
+    np.testing.assert_allclose(session["velocity"].values[1:], difference)
+    assert not session["velocity_valid"].values[0].any()
+    assert np.isnan(session["trial_go_s"].values).sum() == 0
+    assert session["trial_go_s"].values.tolist() == [2.0, 12.0]
+    assert session["trial_result"].values.tolist() == ["R", "F"]
+
+
+def test_unobserved_time_is_missing_and_gaps_start_segments(tmp_path):
+    path = spikes_file(tmp_path / "a.nwb", obs_intervals=np.array([[0.0, 8.0], [12.0, 20.0]]))
+    session = prepare(path, 0.05)
+    time_s, valid = session["time"].values, session["valid"].values
+    assert not valid[(time_s > 8.06) & (time_s < 12.0)].any()
+    assert valid[time_s < 8.0].all()
+    times = np.arange(1, 2001) / 100.0
+    kept = (times < 7.0) | (times > 9.0)
+    position = np.stack([np.sin(times), np.cos(times)], axis=1)[kept]
+    gap = prepare(spikes_file(tmp_path / "b.nwb", timestamps=times[kept], position=position), 0.05)
+    assert set(gap["segment"].values.tolist()) == {0, 1}
+    first = int(np.flatnonzero(gap["segment"].values == 1)[0])
+    assert not gap["velocity_valid"].values[first].any()
+    assert float(gap["time"][first] - gap["time"][first - 1]) > 1.9
+    back = np.concatenate([times[:1000], times[500:1500]])
+    again = prepare(spikes_file(tmp_path / "c.nwb", timestamps=back), 0.05)
+    assert "backwards" in again.attrs["warnings"]
+    assert set(again["segment"].values.tolist()) == {0, 1}
+    # Where two stretches claim the same time, nobody can say to which a spike belongs.
+    assert float(again["valid"].mean()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_counts_with_a_rate(tmp_path):
+    path = counts_file(tmp_path / "a.nwb", start=2.0)
+    session, wider = prepare(path, 0.05), prepare(path, 0.1)
+    assert session.attrs["layout"] == "wrist"
+    assert float(session["time"][0]) == pytest.approx(2.05)  # row i starts at start + i / rate; time is its end
+    assert np.array_equal(wider["counts"].values, session["counts"].values[0::2] + session["counts"].values[1::2])
+    with pytest.raises(InputError, match="multiple"):
+        prepare(path, 0.03)
+    with pytest.raises(InputError, match="grid"):
+        prepare(counts_file(tmp_path / "b.nwb", position_rate=50.0), 0.05)
+
+
+def test_a_session_survives_its_file_bit_for_bit(tmp_path):
+    session = prepare(spikes_file(tmp_path / "a.nwb"), 0.05)
+    write_session(session, tmp_path / "s.nc")
+    again = read_session(tmp_path / "s.nc")
+    assert again.identical(session)
+    assert {name: value.dtype for name, value in again.variables.items()} == {
+        name: value.dtype for name, value in session.variables.items()
+    }
+    stream, rest = split(again, 12.0, 5.0)
+    assert stream.sizes["time"] == 240
+    assert float(rest["time"][0]) > float(stream["time"][-1])
+    assert (stream.sizes["trial"], rest.sizes["trial"]) == (2, 0)
+    with pytest.raises(InputError, match="held out"):
+        split(again, 18.0, 5.0)
+    other = session.isel(channel=slice(0, 3))
+    with pytest.raises(InputError, match="M1/elec3"):
+        require_same_channels(session, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s["position"].values.__setitem__((0, 0), np.nan), "NaN in 1 places"),
+        (lambda s: s.attrs.__setitem__("bin_edge", "[start, end)"), "bin_edge"),
+        (lambda s: s.attrs.pop("layout"), "layout"),
+        (lambda s: s["segment"].values.__setitem__(3, 5), "segment|time must increase"),
+        (lambda s: s.attrs.__setitem__("bin_s", 0.02), "time must increase by bin_s"),
+        (lambda s: s.attrs.__setitem__("warnings", "none"), "JSON list"),
+    ],
+)
+def test_a_session_that_breaks_its_schema_is_refused(tmp_path, change, message):
+    session = prepare(counts_file(tmp_path / "a.nwb"), 0.05)
+    check(session)
+    change(session)
+    with pytest.raises(InputError, match=message):
+        check(session)
+
+
+def test_text_from_a_file_cannot_style_the_terminal(tmp_path):
+    from rich.console import Console
+
+    found = inspect(spikes_file(tmp_path / "a.nwb", description="Warning: [red]<script>\x1b[31m"))
+    console = Console(width=100, record=True)
+    with console.capture() as capture:
+        console.print(found.table())
+    text = capture.get()
+    assert "[red]<script>" in text
+    assert "\x1b[31m" not in text
+
+
+def test_real_files_nobody_here_wrote(real_data):
+    mouse = real_data / "nwb_real" / "mouse_head_direction_A2929-200711.nwb"
+    session = prepare(mouse, 0.05)
+    assert session.attrs["layout"] == "generic"
+    assert session.sizes["channel"] == 15
+    assert float(session["position_valid"].mean()) > 0.5
+    described, refused = 0, []
+    for path in sorted((real_data / "nwb_real" / "pynwb_back_compat").glob("*.nwb")):
+        try:
+            inspect(path).table()
+            described += 1
+        except InputError as error:
+            refused.append((path.name, str(error)))
+    assert all(name in message for name, message in refused)
+    assert described + len(refused) >= 20
+    assert described > len(refused)
