@@ -367,65 +367,56 @@ class Description:
         from rich.table import Table
         from rich.text import Text
 
-        def table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
-            made = Table(title=Text(title), title_justify="left")
-            for column in columns:
-                made.add_column(column, overflow="fold")
-            for row in rows:
-                made.add_row(*(Text("–" if value is None else clean(value, 200)) for value in row))
+        def grid(rows: list[tuple[str, Any]]) -> Table:
+            made = Table.grid(padding=(0, 2))
+            for name, value in rows:
+                made.add_row(Text(name, style="dim"), Text("–" if value in (None, "") else clean(value, 200)))
             return made
+
+        def entry(path: str, *details: str | None) -> list[Text]:
+            said = ", ".join(clean(detail, 200) for detail in details if detail)
+            return [Text(f"  {clean(path, 200)}"), Text(f"      {said}", style="dim")]
+
+        def heading(text: str) -> list[Text]:
+            return [Text(), Text(text, style="bold")]
 
         def size(shape: tuple[int, ...]) -> str:
             return " × ".join(map(str, shape))
 
         def span(source: Neural | Series) -> str:
             if source.start_s is None or source.stop_s is None:
-                return "–"
-            return f"{source.start_s:.3f} … {source.stop_s:.3f}"
+                return "span unknown"
+            return f"{source.start_s:.3f} … {source.stop_s:.3f} s"
 
-        def number(value: float | None) -> str | None:
-            return None if value is None else f"{value:.6g}"
+        def rate(value: float | None) -> str:
+            return "" if value is None else f"{value:.6g} Hz"
 
-        parts: list[Any] = [
-            table(
-                self.file,
-                ["", ""],
-                [
-                    ["NWB version", self.nwb_version],
-                    ["session", self.session_id],
-                    ["subject", self.subject or None],
-                    ["start", self.session_start],
-                    ["description", self.description or None],
-                    ["trials", ", ".join([str(self.trials["count"]), *self.trials["columns"]])],
-                    ["electrodes", ", ".join([str(self.electrodes["count"]), *self.electrodes["groups"]])],
-                ],
-            ),
-            table(
-                "Neural sources",
-                ["kind", "path", "shape", "channels", "unit", "rate (Hz)", "span (s)"],
-                [[n.kind, n.path, size(n.shape), n.channels, n.unit, number(n.rate_hz), span(n)] for n in self.neural],
-            ),
-            table(
-                "Target series",
-                ["path", "type", "shape", "unit", "clock", "span (s)", "missing"],
-                [
-                    [
-                        s.path,
-                        s.type,
-                        size(s.shape),
-                        s.unit,
-                        "timestamps" if s.timestamps else f"{number(s.rate_hz) or '?'} Hz",
-                        span(s),
-                        None if s.nan_fraction is None else f"{100 * s.nan_fraction:.2g} %",
-                    ]
-                    for s in self.series
-                ],
-            ),
+        about = [
+            ("NWB version", self.nwb_version),
+            ("session", self.session_id),
+            ("subject", self.subject),
+            ("start", self.session_start),
+            ("description", self.description),
+            ("trials", ", ".join([str(self.trials["count"]), *self.trials["columns"]])),
+            ("electrodes", ", ".join([str(self.electrodes["count"]), *self.electrodes["groups"]])),
         ]
+        parts: list[Any] = [Text(clean(self.file, 200), style="bold"), grid(about), *heading("Neural sources")]
+        for source in self.neural:
+            kind = f"{source.kind}, {source.channels} {'units' if source.path == 'units' else 'channels'}"
+            parts += entry(source.path, kind, size(source.shape), source.unit, rate(source.rate_hz), span(source))
+        parts += [] if self.neural else [Text("  none")]
+        parts += heading("Target series")
+        for series in self.series:
+            clock = "timestamps" if series.timestamps else rate(series.rate_hz)
+            missing = None if series.nan_fraction is None else f"{100 * series.nan_fraction:.2g} % missing"
+            unit = series.unit or "no unit"
+            parts += entry(series.path, series.type, size(series.shape), unit, clock, span(series), missing)
+        parts += [] if self.series else [Text("  none")]
         if self.layouts:
-            rows = [[layout["name"], f"{layout['score']:.2f}", layout["reason"]] for layout in self.layouts]
-            parts += [table("Layouts", ["layout", "score", "reason"], rows), Text(self.why)]
-        parts += [Text(f"Warning: {warning}", style="yellow") for warning in self.warnings]
+            parts += heading("Layouts")
+            parts += [Text(f"  {each['name']:8s} {each['score']:.2f}  {each['reason']}") for each in self.layouts]
+            parts += [Text(), Text(self.why, style="bold")]
+        parts += [Text(f"warning: {warning}", style="yellow") for warning in self.warnings]
         return Group(*parts)
 
 

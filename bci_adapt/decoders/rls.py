@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from scipy.linalg.blas import dgemm
+from scipy.linalg import get_blas_funcs
 
 from bci_adapt.decoders.base import delay_bins
 from bci_adapt.decoders.lags import LaggedDecoder, ridge
@@ -119,7 +119,8 @@ class RLSDecoder(LaggedDecoder):
         gain = np.linalg.solve(np.eye(len(features)) + projected @ features.T, projected).T
         self.coef_ = self.coef_ + gain @ (labels - features @ self.coef_)
         # P ← P / γ^B − K Φ P in one pass over P. It is symmetric, so its transpose is the Fortran order BLAS works in.
-        self.P_ = dgemm(-1.0, gain, projected, beta=1.0 / fade, c=self.P_.T, overwrite_c=True).T
+        (gemm,) = get_blas_funcs(("gemm",), dtype=np.float64)
+        self.P_ = gemm(-1.0, gain, projected, beta=1.0 / fade, c=self.P_.T, overwrite_c=True).T
 
     @property
     def diverged_(self) -> bool:
