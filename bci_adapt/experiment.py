@@ -294,14 +294,15 @@ def unscorable(session: Any, config: Config) -> str:
     """
     import numpy as np
 
-    from bci_adapt.jobs.arrays import n_stream_bins, session_arrays
+    from bci_adapt.jobs.arrays import session_arrays
     from bci_adapt.session import split
 
     try:
         split(session, config.stream_s, config.min_held_out_s)
     except InputError as error:
         return str(error)
-    arrays, n_stream = session_arrays(session, config.variable), n_stream_bins(session, config.stream_s)
+    arrays = session_arrays(session, config.variable)
+    n_stream = arrays.n_stream(config.stream_s)
     y = arrays.y
     usable_s = [config.bin_s * np.isfinite(part).all(axis=1).sum() for part in (y[:n_stream], y[n_stream:])]
     if usable_s[1] < config.min_held_out_s:
@@ -511,8 +512,10 @@ class _Builder:
                 row = base | supervision | {"canary": canary, "normaliser": "causal"} | columns
                 arms.add(job, self._columns(pair, label, **row), phases)
 
-        add("frozen", trained, {"normaliser_s": None}, {"normaliser": "fixed"}, learns=False, cost=0.2)
-        add("normaliser", trained, {}, {}, learns=False, cost=0.2)
+        # Nothing learns in these arms; the cheapest rule spares them an optimiser to warm.
+        still = {"rule": "readout"}
+        add("frozen", trained, still | {"normaliser_s": None}, {"normaliser": "fixed"}, learns=False, cost=0.2)
+        add("normaliser", trained, still, {}, learns=False, cost=0.2)
         size = (network.n_hidden / 64) ** 2 * (3.0 if cell == "gru" else 1.0)
         for arm in config.arms:
             if cell not in (arm.cells or config.network.cells) or seed not in (arm.seeds or config.seeds):
@@ -545,7 +548,7 @@ class _Builder:
             "online_rnn", pair.target, constants | {"n_updates": network.oracle_updates}, stream_only=True
         )
         oracle = {"supervision": "true", "budget_s": config.stream_s, "rule": "bptt", "optimizer": "adam"}
-        add("network_oracle", retrained, {}, oracle, learns=False, cost=0.2, phases=("held_out",))
+        add("network_oracle", retrained, still, oracle, learns=False, cost=0.2, phases=("held_out",))
 
     def _linear_arms(self, arms: _Arms, pair: Pair) -> None:
         config, linear = self.config, self.config.linear

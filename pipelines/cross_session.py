@@ -11,7 +11,7 @@ import numpy as np
 
 from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.decoders.rls import RLSDecoder
-from bci_adapt.jobs.arrays import n_stream_bins, session_arrays
+from bci_adapt.jobs.arrays import session_arrays
 from bci_adapt.metrics import score
 from bci_adapt.prepare import prepare
 from bci_adapt.session import require_same_channels
@@ -23,7 +23,7 @@ def main(source_file: str, target_file: str, n_updates: int = 800) -> dict[str, 
     source, target = prepare(source_file, BIN_S), prepare(target_file, BIN_S)
     require_same_channels(source, target)
     day_one, day_two = session_arrays(source, "velocity"), session_arrays(target, "velocity")
-    n_stream = n_stream_bins(target, min(600.0, target.sizes["time"] * BIN_S / 2))
+    n_stream = day_two.n_stream(min(600.0, len(day_two.X) * BIN_S / 2))
 
     decoders = {
         "GRU, normaliser only": OnlineDecoder(cell="gru", rule="readout", average=None, n_updates=n_updates),

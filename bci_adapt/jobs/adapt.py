@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from bci_adapt.decoders.base import Decoder
-from bci_adapt.jobs.arrays import n_stream_bins, permuted_in_time, session_arrays
-from bci_adapt.session import read_session
+from bci_adapt.jobs.arrays import load_arrays, permuted_in_time
 from bci_adapt.storage import atomic_path
 
 
@@ -18,9 +17,8 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     `permutation` (a seed, or null) shuffles the counts in time: the canary. Writes online and held_out predictions
     (n_bins, n_outputs), weight_change (NaN for decoders without one) and diverged.
     """
-    session = read_session(inputs["target"])
-    arrays = session_arrays(session, parameters["variable"])
-    n_stream = n_stream_bins(session, parameters["stream_s"])
+    arrays = load_arrays(inputs["target"], parameters["variable"])
+    n_stream = arrays.n_stream(parameters["stream_s"])
     X = arrays.X if parameters["permutation"] is None else permuted_in_time(arrays.X, parameters["permutation"])
     labels = arrays.y[:n_stream] if parameters["learns"] else np.full_like(arrays.y[:n_stream], np.nan)
     decoder = Decoder.load(inputs["decoder"]).set_params(**parameters["constants"])

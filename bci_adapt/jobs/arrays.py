@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from bci_adapt.errors import InputError
+from bci_adapt.session import read_session
 
 
 class Arrays(NamedTuple):
     """X (n_bins, n_channels) with NaN where not observed, y (n_bins, n_outputs) with NaN where there is no usable
-    label, reset (n_bins,) True at the first bin of each segment, time_s (n_bins,) and the names of the outputs.
+    label, reset (n_bins,) True at the first bin of each segment, the names of the outputs, and the bin width.
     """
 
     X: np.ndarray
     y: np.ndarray
     reset: np.ndarray
-    time_s: np.ndarray
     axes: tuple[str, ...]
+    bin_s: float
+
+    def n_stream(self, stream_s: float | None) -> int:
+        """Bins of the first `stream_s` seconds of recording (all of them when None)."""
+        return len(self.X) if stream_s is None else min(len(self.X), round(stream_s / self.bin_s))
+
+
+@functools.lru_cache(maxsize=4)
+def load_arrays(path: Path, variable: str) -> Arrays:
+    """Arrays of a stored session, read once per process: its path names its content. They must not be written to."""
+    arrays = session_arrays(read_session(path), variable)
+    for array in (arrays.X, arrays.y, arrays.reset):
+        array.flags.writeable = False
+    return arrays
 
 
 def session_arrays(session: xr.Dataset, variable: str) -> Arrays:
@@ -42,7 +58,7 @@ def session_arrays(session: xr.Dataset, variable: str) -> Arrays:
     y = np.where(usable, session[variable].values, np.nan)
     segment = session["segment"].values
     reset = np.concatenate([[True], np.diff(segment) != 0]) if len(segment) else np.zeros(0, bool)
-    return Arrays(X, y, reset, session["time"].values, tuple(str(a) for a in session["axis"].values))
+    return Arrays(X, y, reset, tuple(str(a) for a in session["axis"].values), float(session.attrs["bin_s"]))
 
 
 def permuted_in_time(counts: np.ndarray, seed: int) -> np.ndarray:
@@ -51,10 +67,3 @@ def permuted_in_time(counts: np.ndarray, seed: int) -> np.ndarray:
     seen = np.flatnonzero(np.isfinite(counts).all(axis=1))
     out[seen] = counts[np.random.default_rng([seed, 0xCA9A]).permutation(seen)]
     return out
-
-
-def n_stream_bins(session: xr.Dataset, stream_s: float | None) -> int:
-    """Bins of the first `stream_s` seconds of recording (all of them when None)."""
-    if stream_s is None:
-        return session.sizes["time"]
-    return min(session.sizes["time"], round(stream_s / float(session.attrs["bin_s"])))

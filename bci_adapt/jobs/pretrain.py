@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bci_adapt.decoders.base import decoder_class
-from bci_adapt.jobs.arrays import n_stream_bins, session_arrays
-from bci_adapt.session import read_session
+from bci_adapt.jobs.arrays import load_arrays
 
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
@@ -15,9 +14,8 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     """
     Xs, ys, resets = [], [], []
     for name in sorted(inputs):
-        session = read_session(inputs[name])
-        arrays = session_arrays(session, parameters["variable"])
-        n_bins = n_stream_bins(session, parameters["stream_s"])
+        arrays = load_arrays(inputs[name], parameters["variable"])
+        n_bins = arrays.n_stream(parameters["stream_s"])
         Xs.append(arrays.X[:n_bins])
         ys.append(arrays.y[:n_bins])
         resets.append(arrays.reset[:n_bins])

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt.jobs.arrays import n_stream_bins, session_arrays
+from bci_adapt.jobs.arrays import load_arrays
 from bci_adapt.metrics import score, windowed_r2
-from bci_adapt.session import read_session
 from bci_adapt.storage import write_text
 
 _WINDOW_S = 60.0
@@ -19,9 +18,8 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     """Score `arms`: a list of ``{input, columns, phases}``, where `columns` are the row's own and `input` names the
     predictions. With `excerpt`, a stretch of decoded and true series is kept.
     """
-    session = read_session(inputs["target"])
-    arrays = session_arrays(session, parameters["variable"])
-    bin_s, n_stream = float(session.attrs["bin_s"]), n_stream_bins(session, parameters["stream_s"])
+    arrays = load_arrays(inputs["target"], parameters["variable"])
+    bin_s, n_stream = arrays.bin_s, arrays.n_stream(parameters["stream_s"])
     truth = {"online": arrays.y[:n_stream], "held_out": arrays.y[n_stream:]}
     start = {"online": 0.0, "held_out": n_stream * bin_s}
     excerpt = _excerpt(truth["held_out"], round(_EXCERPT_S / bin_s)) if parameters["excerpt"] else None
