@@ -46,7 +46,11 @@ NUMERICAL_LIBRARIES = (
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS"), "1"
 )
+# Dask sets a low trim threshold, which makes the allocator give every large array back to the system and fault it in
+# again: half as slow again for BPTT. These limits keep freed memory; a worker's jobs need the same arrays over and over.
+_ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 _DASK_CONFIG = {
+    "distributed.nanny.pre-spawn-environ": _ONE_THREAD | _ALLOCATOR,
     "distributed.scheduler.allowed-failures": 0,  # retried here instead, one by one, so that no bystander is blamed
     "distributed.scheduler.worker-ttl": None,  # compiled loops hold the GIL for minutes; that is not a dead worker
     "distributed.worker.profile.enabled": False,  # its sampling thread would disturb every measured time
