@@ -47,7 +47,7 @@ _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS"), "1"
 )
 # Dask sets a low trim threshold, which makes the allocator give every large array back to the system and fault it in
-# again: half as slow again for BPTT. These limits keep freed memory; a worker's jobs need the same arrays over and over.
+# again: BPTT takes half as long again. These limits keep freed memory; a worker's jobs need the same arrays again.
 _ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 _DASK_CONFIG = {
     "distributed.nanny.pre-spawn-environ": _ONE_THREAD | _ALLOCATOR,
