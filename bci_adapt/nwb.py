@@ -106,6 +106,13 @@ class NwbFile:
             raise self.error(key, f"must hold numbers, found {self.dataset(key).dtype}")
         return self.array(key)
 
+    def ends(self, key: str) -> NDArray[np.int64]:
+        """The index of a ragged column at `key`: where each row's values end."""
+        ends = self.numbers(key).astype(np.int64)
+        if ends.ndim != 1:
+            raise self.error(key, f"must be one end per row, found shape {ends.shape}")
+        return ends
+
     def strings(self, key: str) -> list[str]:
         """The dataset at `key` as text, one per row."""
         return [clean(value) for value in np.atleast_1d(self.array(key)).ravel().tolist()]
@@ -169,8 +176,8 @@ class NwbFile:
         """Values (n_samples, n_columns) of a series with conversion and offset applied, and their unit."""
         key = f"{series}/data"
         data = self.numbers(key).astype(np.float64)
-        if data.ndim not in (1, 2):
-            raise self.error(key, f"must be (samples,) or (samples, columns), found {data.shape}")
+        if data.ndim not in (1, 2) or not data.size:
+            raise self.error(key, f"must be (samples,) or (samples, columns) and not empty, found {data.shape}")
         factors = []
         for name, default in (("conversion", 1.0), ("offset", 0.0)):
             try:
@@ -289,9 +296,9 @@ def spike_table(file: NwbFile) -> tuple[NDArray[np.float64], NDArray[np.int64], 
     sorted within a unit.
     """
     times_s = finite_times_s(file, "units/spike_times")
-    ends = file.numbers("units/spike_times_index").astype(np.int64)
+    ends = file.ends("units/spike_times_index")
     sizes = np.diff(ends, prepend=0)
-    if ends.ndim != 1 or (sizes < 0).any() or (ends[-1] if ends.size else 0) != times_s.size:
+    if (sizes < 0).any() or (ends[-1] if ends.size else 0) != times_s.size:
         raise file.error("units/spike_times_index", f"does not divide the {times_s.size} spike times into units")
     return times_s, np.repeat(np.arange(ends.size), sizes), ends.size
 

@@ -37,6 +37,13 @@ def negative_rate(path):
         file["acquisition/ThresholdCrossings/starting_time"].attrs["rate"] = -20.0
 
 
+def replace(path, key, value, **change):
+    spikes_file(path, **change)
+    with h5py.File(path, "a") as file:
+        del file[key]
+        file[key] = value
+
+
 TIMES = np.arange(1, 2001) / 100.0
 CASES = {
     "missing": (lambda path: None, "no such file"),
@@ -72,6 +79,16 @@ CASES = {
         "bins",
     ),
     "negative rate": (negative_rate, "rate"),
+    "no samples": (lambda path: spikes_file(path, position=np.zeros((0, 2)), timestamps=np.zeros(0)), "cursor_pos"),
+    "scalar spike index": (
+        lambda path: spikes_file(path, spike_times_index=np.int64(800)),
+        "spike_times_index must be",
+    ),
+    "scalar electrodes index": (lambda path: replace(path, "units/electrodes_index", 4), "electrodes_index must be"),
+    "scalar interval index": (
+        lambda path: replace(path, "units/obs_intervals_index", 4, obs_intervals=np.array([[0.0, 20.0]])),
+        "obs_intervals_index must be",
+    ),
     "fractions": (lambda path: counts_file(path, counts=np.full((400, 4), 0.5)), "whole counts"),
 }
 

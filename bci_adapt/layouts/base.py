@@ -80,7 +80,7 @@ def unit_channels(file: NwbFile, n_units: int, warnings: list[str]) -> Channels:
     names = electrode_names(file)
     rows = file.numbers("units/electrodes").astype(np.int64)
     if "units/electrodes_index" in file:
-        ends = file.numbers("units/electrodes_index").astype(np.int64)
+        ends = file.ends("units/electrodes_index")
         starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
         if ends.shape != (n_units,) or (ends <= starts).any() or ends[-1:].tolist() != [rows.size]:
             raise file.error("units/electrodes_index", f"does not give each of {n_units} units an electrode")
@@ -191,7 +191,7 @@ def observed_bins(
     if "units/obs_intervals" not in file:
         return np.ones(starts.size, dtype=bool)
     intervals = file.numbers("units/obs_intervals").astype(np.float64)
-    ends = file.numbers("units/obs_intervals_index").astype(np.int64)
+    ends = file.ends("units/obs_intervals_index")
     sizes = np.diff(ends, prepend=0)
     if intervals.ndim != 2 or intervals.shape[1] != 2 or not np.isfinite(intervals).all():
         raise file.error("units/obs_intervals", f"must be finite pairs of start and stop, found {intervals.shape}")
