@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 MAX_BYTES = 2 * 2**30
-"""Largest dataset that is read into memory."""
+"""Largest dataset that is read into memory, counted with 8 bytes a value."""
 MAX_OBJECTS = 100_000
 """Largest number of groups and datasets in a file, links counted at every place they stand."""
 NAN_FRACTION_BYTES = 256 * 2**20
@@ -92,7 +92,7 @@ class NwbFile:
         dataset = self.dataset(key)
         if dataset.size is None:
             raise self.error(key, "is empty")
-        if dataset.size * dataset.dtype.itemsize > MAX_BYTES:
+        if dataset.size * max(dataset.dtype.itemsize, 8) > MAX_BYTES:  # numbers become float64 or int64
             raise self.error(key, f"claims shape {dataset.shape}, more than {MAX_BYTES >> 30} GiB: not read")
         try:
             return np.asarray(dataset[()])
@@ -159,7 +159,13 @@ class NwbFile:
         """Start in seconds and rate in Hz of a series that has no timestamps."""
         key = f"{series}/starting_time"
         if key not in self:
-            raise self.error(series, "has neither timestamps nor starting_time")
+            stamped = f"{series}/timestamps" in self
+            raise self.error(
+                series,
+                "has timestamps where a starting_time with a rate was expected"
+                if stamped
+                else "has neither timestamps nor starting_time",
+            )
         start = self.numbers(key)
         rate = self.attribute(key, "rate")
         try:
@@ -371,18 +377,21 @@ class Description:
     def table(self) -> Group:
         """A renderable of rich; text of the file is never read as markup."""
         from rich.console import Group
+        from rich.padding import Padding
         from rich.table import Table
         from rich.text import Text
 
-        def grid(rows: list[tuple[str, Any]]) -> Table:
+        def grid(rows: list[tuple[str, ...]], indent: int = 0) -> Padding:
+            """Rows of short cells, the last one of which folds under itself."""
             made = Table.grid(padding=(0, 2))
-            for name, value in rows:
-                made.add_row(Text(name, style="dim"), Text("–" if value in (None, "") else clean(value, 200)))
-            return made
+            for name, *more in rows:
+                made.add_row(Text(name, style="dim"), *(Text(clean(value, 200) or "–") for value in more))
+            return Padding(made, (0, 0, 0, indent), expand=False)
 
-        def entry(path: str, *details: str | None) -> list[Text]:
+        def entry(path: str, *details: str | None) -> list[Any]:
             said = ", ".join(clean(detail, 200) for detail in details if detail)
-            return [Text(f"  {clean(path, 200)}"), Text(f"      {said}", style="dim")]
+            lines = (Text(clean(path, 200)), 2), (Text(said, style="dim"), 6)
+            return [Padding(line, (0, 0, 0, indent), expand=False) for line, indent in lines]
 
         def heading(text: str) -> list[Text]:
             return [Text(), Text(text, style="bold")]
@@ -409,8 +418,9 @@ class Description:
         ]
         parts: list[Any] = [Text(clean(self.file, 200), style="bold"), grid(about), *heading("Neural sources")]
         for source in self.neural:
-            kind = f"{source.kind}, {source.channels} {'units' if source.path == 'units' else 'channels'}"
-            parts += entry(source.path, kind, size(source.shape), source.unit, rate(source.rate_hz), span(source))
+            many = f"{source.channels} {'units' if source.path == 'units' else 'channels'}"
+            many = f"{source.shape[0]} bins × {many}" if source.kind == "binned counts" else many
+            parts += entry(source.path, source.kind, many, source.unit, rate(source.rate_hz), span(source))
         parts += [] if self.neural else [Text("  none")]
         parts += heading("Target series")
         for series in self.series:
@@ -421,7 +431,7 @@ class Description:
         parts += [] if self.series else [Text("  none")]
         if self.layouts:
             parts += heading("Layouts")
-            parts += [Text(f"  {each['name']:8s} {each['score']:.2f}  {each['reason']}") for each in self.layouts]
+            parts += [grid([(each["name"], f"{each['score']:.2f}", each["reason"]) for each in self.layouts], 2)]
             parts += [Text(), Text(self.why, style="bold")]
         parts += [Text(f"warning: {warning}", style="yellow") for warning in self.warnings]
         return Group(*parts)
@@ -533,7 +543,9 @@ def column(file: NwbFile, table: str, name: str) -> NDArray[Any] | None:
     dtype = file.dataset(key).dtype
     if dtype.kind not in "iufb" and h5py.check_string_dtype(dtype) is None:
         return None
-    values = file.array(key) if dtype.kind in "iufb" else np.asarray(file.strings(key), dtype=np.str_)
+    values = file.array(key)
+    if dtype.kind not in "iufb":
+        values = np.asarray(file.strings(key), dtype=np.str_).reshape(values.shape)
     if values.ndim < 1 or len(values) != file.rows(table):
         raise file.error(key, f"must have one value per row ({file.rows(table)}), found {values.shape}")
     return values

@@ -41,9 +41,10 @@ class Thresholds:
 def cm_per_unit(unit: str) -> float | None:
     """Return how many centimetres a unit of length is, also in a speed such as ``"cm/s"``; None when not known."""
     length = unit.lower().strip().removesuffix("/s").removesuffix("/sec").removesuffix(" per second").strip()
-    table = {"m": 100.0, "meter": 100.0, "metre": 100.0, "cm": 1.0, "centimeter": 1.0, "centimetre": 1.0}
-    table |= {"mm": 0.1, "millimeter": 0.1, "millimetre": 0.1}
-    return table.get(length.removesuffix("s"), table.get(length))
+    for factor, symbol, prefix in ((100.0, "m", ""), (1.0, "cm", "centi"), (0.1, "mm", "milli")):
+        if length == symbol or length.removesuffix("s") in (f"{prefix}meter", f"{prefix}metre"):
+            return factor
+    return None
 
 
 def _long_runs(flags: NDArray[np.bool_], segment: NDArray[np.integer], more_than: int) -> NDArray[np.bool_]:

@@ -124,9 +124,10 @@ def check(session: xr.Dataset) -> None:
     require(session.sizes["channel"] >= 2, f"at least two channels are needed, found {session.sizes['channel']}")
     require(session.sizes["time"] > 0, "there is not a single bin")
 
-    time_s, segment = session["time"].values, session["segment"].values
+    time_s, segment, bin_s = session["time"].values, session["segment"].values, session.attrs["bin_s"]
+    require(isinstance(bin_s, float | int | np.number), f"attribute bin_s must be a number of seconds, not {bin_s!r}")
     require(time_s.dtype == np.float64, f"time must be float64, not {time_s.dtype}")
-    ticks = bin_ticks(float(session.attrs["bin_s"]))
+    ticks = bin_ticks(float(bin_s))
     steps = np.diff(to_ticks(time_s))
     inside = np.diff(segment) == 0
     require(np.all(np.diff(segment) >= 0), "segment numbers must not decrease")

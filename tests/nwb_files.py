@@ -8,10 +8,24 @@ import numpy as np
 TEXT = h5py.string_dtype()
 
 
-def _series(parent, name, data, unit, kind, *, timestamps=None, rate=None, start=0.0, conversion=1.0, offset=0.0):
+def _series(
+    parent,
+    name,
+    data,
+    unit,
+    kind,
+    *,
+    timestamps=None,
+    rate=None,
+    start=0.0,
+    conversion=1.0,
+    offset=0.0,
+    description=None,
+):
     group = parent.create_group(name)
     group.attrs["neurodata_type"], group.attrs["namespace"] = kind, "core"
-    group.attrs["description"] = "x,y" if np.ndim(data) == 2 and np.shape(data)[1] == 2 else "series"
+    listed = "x,y" if np.ndim(data) == 2 and np.shape(data)[1] == 2 else "series"
+    group.attrs["description"] = listed if description is None else description
     values = group.create_dataset("data", data=data)
     values.attrs["unit"], values.attrs["conversion"], values.attrs["offset"] = unit, conversion, offset
     if timestamps is not None:
@@ -62,15 +76,20 @@ def spikes_file(path: Path, *, duration_s=20.0, n_units=4, seed=0, kinematics=Tr
         _column(units, "electrodes", change.get("electrodes", np.array([0, 0, 2, 3][:n_units])))
         _column(units, "electrodes_index", np.arange(1, n_units + 1))
         if "obs_intervals" in change:
-            _column(units, "obs_intervals", np.tile(change["obs_intervals"], (n_units, 1)))
-            _column(units, "obs_intervals_index", np.arange(1, n_units + 1) * len(change["obs_intervals"]))
+            observed = change["obs_intervals"]  # one (n, 2) for all units, or a list of one per unit
+            observed = observed if isinstance(observed, list) else [observed] * n_units
+            _column(units, "obs_intervals", np.concatenate(observed))
+            _column(units, "obs_intervals_index", np.cumsum([len(each) for each in observed]))
         if kinematics:
             behaviour = file.create_group("processing/behavior")
-            stamps = change.get("timestamps", times)
+            clock = {"timestamps": change.get("timestamps", times)}
+            if "rate" in change:
+                clock = {"rate": change["rate"], "start": times[0]}
             data = change.get("position", position)
-            conversion = change.get("conversion", 1.0)
+            scaled = {name: change[name] for name in ("conversion", "offset") if name in change}
+            about = change.get("axes")
             holder = behaviour.create_group("Position")
-            _series(holder, "cursor_pos", data, "cm", "SpatialSeries", timestamps=stamps, conversion=conversion)
+            _series(holder, "cursor_pos", data, "cm", "SpatialSeries", description=about, **clock, **scaled)
             velocity = np.gradient(position, 0.01, axis=0)
             holder = behaviour.create_group("Velocity")
             _series(holder, "cursor_vel", velocity, "cm/s", "TimeSeries", timestamps=times)
@@ -99,5 +118,11 @@ def counts_file(path: Path, *, n_bins=400, n_channels=4, rate=20.0, seed=0, **ch
         )
         holder = file.create_group("processing/behavior/Position")
         pos_rate = change.get("position_rate", rate)
-        _series(holder, "cursor_pos", position, "cm", "SpatialSeries", rate=pos_rate, start=change.get("start", 0.0))
+        clock = {"timestamps": change["timestamps"]} if "timestamps" in change else {"rate": pos_rate}
+        clock |= {"start": change.get("start", 0.0)}
+        scaled = {name: change[name] for name in ("conversion", "offset") if name in change}
+        _series(holder, "cursor_pos", position, "cm", "SpatialSeries", **clock, **scaled)
+        if "velocity" in change:
+            holder = file.create_group("processing/behavior/Velocity")
+            _series(holder, "cursor_vel", change["velocity"], "cm/s", "TimeSeries", description="vx, vy", **clock)
     return path

@@ -35,12 +35,17 @@ def test_every_spike_inside_is_counted_once(ticks, n_channels, bin_s, start):
     times, start_s, n_bins = np.array(ticks) / 1e6, start / 1e6, 4
     channel = np.arange(len(ticks)) % n_channels
     counts = binning.spike_counts(times, channel, n_channels, start_s, n_bins, bin_s)
-    width = round(bin_s * 1e6)
-    inside = [(start < t <= start + n_bins * width, t, c) for t, c in zip(ticks, channel, strict=True)]
-    assert counts.sum() == sum(here for here, *_ in inside)
-    for here, t, c in inside:
-        if here:
-            assert counts[-(-(t - start) // width) - 1, c] > 0
+    width, expected = round(bin_s * 1e6), np.zeros((n_bins, n_channels), int)
+    for t, c in zip(ticks, channel, strict=True):
+        row = -(-(t - start) // width) - 1  # in whole numbers: the bin whose end is the first at or after t
+        if 0 <= row < n_bins:
+            expected[row, c] += 1
+    assert counts.tolist() == expected.tolist()
+    shuffled = np.random.default_rng(0).permutation(len(ticks))
+    again = binning.spike_counts(times[shuffled], channel[shuffled], n_channels, start_s, n_bins, bin_s)
+    assert np.array_equal(again, counts)
+    whole = binning.spike_counts(times, channel, n_channels, start_s, 2, 2 * bin_s)
+    assert np.array_equal(binning.rebin_counts(counts, binning.rebin_rows(np.zeros(4), bin_s, 2 * bin_s)), whole)
 
 
 def test_rebinning_sums_whole_bins_inside_segments():

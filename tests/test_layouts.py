@@ -27,7 +27,11 @@ def test_spike_times_with_timestamps(tmp_path):
     assert session["channel"].values.tolist() == ["M1/elec0", "M1/elec1", "M1/elec2", "M1/elec3"]
     totals = session["counts"].values.sum(axis=0)
     assert totals[1] == 0
-    assert totals[0] > 1.8 * totals[2] > 300
+    rng = np.random.default_rng(0)
+    units = [rng.uniform(0, 20.0, 200) for _ in range(4)]
+    last = float(session["time"][-1])
+    for channel, members in {0: (0, 1), 2: (2,), 3: (3,)}.items():
+        assert totals[channel] == sum(((units[u] > 0.01) & (units[u] <= last)).sum() for u in members)
     assert float(session["time"][0]) == pytest.approx(0.06)  # the first bin starts at the first sample
     np.testing.assert_allclose(np.diff(session["time"].values), 0.05, atol=1e-9)
     times = np.arange(1, 2001) / 100.0
@@ -64,16 +68,64 @@ def test_unobserved_time_is_missing_and_gaps_start_segments(tmp_path):
     assert float(again["valid"].mean()) == pytest.approx(0.5, abs=0.03)
 
 
+def test_a_bin_is_observed_when_every_unit_is(tmp_path):
+    observed = [np.array([[0.0, 20.0]]), np.array([[0.0, 5.0], [5.0, 20.0]]), np.array([[2.01, 19.0]])]
+    path = spikes_file(tmp_path / "a.nwb", n_units=3, obs_intervals=observed)
+    session = prepare(path, 0.05)
+    ends = session["time"].values
+    # Intervals that touch are one; a bin that is observed in part is not observed.
+    np.testing.assert_array_equal(session["valid"].values, (ends - 0.05 >= 2.01 - 1e-9) & (ends <= 19.0 + 1e-9))
+    assert session["velocity_valid"].values[1:].all()  # the hand was seen all the time
+
+
+def test_a_rate_says_the_same_as_timestamps(tmp_path):
+    stamped = prepare(spikes_file(tmp_path / "a.nwb", conversion=0.5, offset=-3.0), 0.05)
+    rated = prepare(spikes_file(tmp_path / "b.nwb", conversion=0.5, offset=-3.0, rate=100.0), 0.05)
+    plain = prepare(spikes_file(tmp_path / "c.nwb"), 0.05)
+    for name in ("time", "counts", "position", "velocity", "recorded_velocity"):
+        np.testing.assert_array_equal(rated[name].values, stamped[name].values)
+    np.testing.assert_allclose(rated["position"], 0.5 * plain["position"] - 3.0, rtol=1e-12)
+    assert rated["position"].attrs["units"] == "cm"
+
+
+@pytest.mark.parametrize(
+    ("description", "axes"),
+    [("x,y", ["x", "y"]), ("east; north", ["east", "north"]), ("cursor position", ["x", "y"]), ("", ["x", "y"])],
+)
+def test_axes_are_named_by_a_list_and_not_by_prose(tmp_path, description, axes):
+    session = prepare(spikes_file(tmp_path / "a.nwb", axes=description), 0.05)
+    assert session["axis"].values.tolist() == axes
+
+
 def test_counts_with_a_rate(tmp_path):
     path = counts_file(tmp_path / "a.nwb", start=2.0)
     session, wider = prepare(path, 0.05), prepare(path, 0.1)
     assert session.attrs["layout"] == "wrist"
     assert float(session["time"][0]) == pytest.approx(2.05)  # row i starts at start + i / rate; time is its end
     assert np.array_equal(wider["counts"].values, session["counts"].values[0::2] + session["counts"].values[1::2])
+    fine = session["position"].values
+    np.testing.assert_allclose(wider["position"].values, (fine[0::2] + fine[1::2]) / 2, rtol=1e-12)
+    np.testing.assert_allclose(wider["velocity"].values[1:], np.diff(wider["position"], axis=0) / 0.1, rtol=1e-9)
     with pytest.raises(InputError, match="multiple"):
         prepare(path, 0.03)
-    with pytest.raises(InputError, match="grid"):
-        prepare(counts_file(tmp_path / "b.nwb", position_rate=50.0), 0.05)
+    velocity = np.random.default_rng(1).standard_normal((400, 2))
+    scaled = counts_file(tmp_path / "b.nwb", start=2.0, conversion=10.0, offset=1.0, velocity=velocity)
+    scaled = prepare(scaled, 0.05)
+    np.testing.assert_allclose(scaled["position"].values, 10 * fine + 1, rtol=1e-12)
+    np.testing.assert_array_equal(scaled["recorded_velocity"].values, velocity)
+    assert scaled["axis"].values.tolist() == ["x", "y"]  # of the position
+    assert "recorded velocity is not the difference of position" in scaled.attrs["warnings"]
+    derived = session["velocity"].fillna(0).values
+    assert "recorded velocity" not in prepare(counts_file(tmp_path / "c.nwb", velocity=derived), 0.05).attrs["warnings"]
+    for change, message in [
+        ({"position_rate": 50.0}, "grid"),
+        ({"velocity": velocity[:, :1]}, "as many columns"),
+        ({"velocity": velocity[:-1]}, "grid"),
+        ({"timestamps": np.arange(400) / 20.0}, "has timestamps where a starting_time"),
+        ({"rate": 30.0}, "whole microseconds"),
+    ]:
+        with pytest.raises(InputError, match=rf"d\.nwb.*{message}"):
+            prepare(counts_file(tmp_path / "d.nwb", **change), 0.05)
 
 
 def test_a_session_survives_its_file_bit_for_bit(tmp_path):
@@ -105,6 +157,20 @@ def test_text_from_a_file_cannot_style_the_terminal(tmp_path):
     text = capture.get()
     assert "[red]<script>" in text
     assert "\x1b[31m" not in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_page_keeps_paths_whole_and_fits(tmp_path, width):
+    from rich.console import Console
+
+    for found in (inspect(spikes_file(tmp_path / "a.nwb")), inspect(counts_file(tmp_path / "b.nwb"))):
+        console = Console(width=width)
+        with console.capture() as capture:
+            console.print(found.table())
+        lines = capture.get().splitlines()
+        assert all(len(line.rstrip()) <= width for line in lines)
+        assert {source.path for source in [*found.neural, *found.series]} <= {line.strip() for line in lines}
+        assert "Hz" in capture.get() or "timestamps" in capture.get()
 
 
 def test_real_files_nobody_here_wrote(real_data):

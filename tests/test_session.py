@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from nwb_files import counts_file
+from nwb_files import counts_file, spikes_file
 
 from bci_adapt.errors import InputError
 from bci_adapt.prepare import prepare
-from bci_adapt.session import check, read_session, write_session
+from bci_adapt.session import check, read_session, require_same_channels, split, write_session
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,7 @@ BREACHES = {
     "thresholds must be a JSON dict": lambda s: s.assign_attrs(thresholds="[]"),
     "warnings must be a JSON list": lambda s: s.assign_attrs(warnings="not json"),
     "bin_edge": lambda s: s.assign_attrs(bin_edge="[start, end)"),
+    "bin_s must be a number": lambda s: s.assign_attrs(bin_s="0.05"),
     "subject must be text": lambda s: s.assign_attrs(subject=3),
     "counts must be uint16": lambda s: changed(s, "counts", s["counts"].values.astype(float)),
     "variable valid is missing": lambda s: s.drop_vars("valid"),
@@ -76,3 +77,58 @@ def test_other_files_are_not_sessions(session, tmp_path):
     session.drop_vars("valid").to_netcdf(tmp_path / "part.nc", engine="h5netcdf")
     with pytest.raises(InputError, match=r"part\.nc: not a session: .*valid is missing"):
         read_session(tmp_path / "part.nc")
+
+
+def test_a_file_is_whole_or_as_it_was(session, tmp_path, monkeypatch):
+    path = tmp_path / "s.nc"
+    write_session(session, path)
+    before = path.read_bytes()
+
+    def breaks(self, target, **_):
+        target.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("xarray.Dataset.to_netcdf", breaks)
+    with pytest.raises(OSError, match="no space"):
+        write_session(session, path)
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["s.nc"]
+
+
+def test_missing_values_and_empty_tables_come_back_as_they_were(session, tmp_path):
+    odd = session.isel(trial=slice(0, 0)).copy(deep=True)
+    odd["position"].values[3] = np.nan, -0.0
+    odd["position_valid"].values[3] = False
+    odd["channel"] = ["a/ü", "b c", "", "d" * 70]
+    write_session(odd, tmp_path / "s.nc")
+    again = read_session(tmp_path / "s.nc")
+    assert again.identical(odd)
+    assert again["position"].values.tobytes() == odd["position"].values.tobytes()
+    assert {name: value.dtype for name, value in again.variables.items() if name != "trial_result"} == {
+        name: value.dtype for name, value in odd.variables.items() if name != "trial_result"
+    }
+
+
+def test_a_split_is_chronological_and_shares_nothing(tmp_path):
+    session = prepare(spikes_file(tmp_path / "a.nwb", duration_s=20.05), 0.05)  # 400 bins from 0.01 s on
+    moved = session.copy(deep=True)
+    moved["trial_start_s"].values[:] = [10.005, np.nan]
+    stream, rest = split(moved, 10.0, 10.0)
+    assert (stream.sizes["time"], rest.sizes["time"]) == (200, 200)
+    assert np.array_equal(np.concatenate([stream["counts"], rest["counts"]]), session["counts"].values)
+    assert float(stream["time"][-1]) == pytest.approx(10.01)
+    assert (stream.sizes["trial"], rest.sizes["trial"]) == (1, 1)  # one without a start is not learned from
+    moved["trial_start_s"].values[0] = 10.01
+    assert split(moved, 10.0, 10.0)[0].sizes["trial"] == 0
+    for stream_s, held_out_s, message in [(10.0, 10.1, "held out"), (30.0, 0.0, "held out"), (0.0, 1.0, "positive")]:
+        with pytest.raises(InputError, match=message):
+            split(moved, stream_s, held_out_s)
+
+
+def test_channels_are_compared_by_name_and_order(session):
+    require_same_channels(session, session.copy(deep=True))
+    other = session.assign_coords(channel=["x", *session["channel"].values[1:]])
+    with pytest.raises(InputError, match=r"only in .*M1/elec0; only in .*x"):
+        require_same_channels(session, other)
+    with pytest.raises(InputError, match="another order"):
+        require_same_channels(session, session.isel(channel=[1, 0, 2, 3]))

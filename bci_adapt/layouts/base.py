@@ -54,7 +54,7 @@ class Channels:
 
 def electrode_names(file: NwbFile) -> list[str]:
     """Return a unique name ``group/label`` for every row of the electrodes table; [] when there is none."""
-    ids = file.array(f"{ELECTRODES}/id").tolist() if f"{ELECTRODES}/id" in file else []
+    ids = file.array(f"{ELECTRODES}/id").ravel().tolist() if f"{ELECTRODES}/id" in file else []
     groups = column(file, ELECTRODES, "group_name")
     labels = next(
         (v for n in ("label", "electrode_label", "channel_name") if (v := column(file, ELECTRODES, n)) is not None),
@@ -101,8 +101,8 @@ def unit_channels(file: NwbFile, n_units: int, warnings: list[str]) -> Channels:
 
 def axis_names(description: str, n_axes: int, name: str) -> list[str]:
     """Return names for the columns of a series: those its description lists, else x, y, z, else numbered ones."""
-    listed = [word for word in re.split(r"[\s,;]+", description) if word]
-    if len(listed) == n_axes == len(set(listed)) and all(len(word) <= 12 for word in listed):
+    listed = re.split(r"\s*[,;]\s*", description.strip())  # "x, y" lists names, "cursor position" does not
+    if len(listed) == n_axes == len(set(listed)) > 1 and all(re.fullmatch(r"\S{1,12}", word) for word in listed):
         return listed
     return [name] if n_axes == 1 else list("xyz"[:n_axes]) if n_axes <= 3 else [f"{name}{i}" for i in range(n_axes)]
 

@@ -50,11 +50,13 @@ class Wrist(Layout):
         counts = require_whole_counts(file, f"{COUNTS}/data")
         start_s, rate_hz = file.clock(COUNTS)
         file_bin_s = bin_width_s(file, COUNTS, rate_hz)
-        kinematics, axes = {}, []
+        kinematics: dict[str, tuple[np.ndarray, str]] = {}
+        axes: list[str] = []
         for name, path in (("position", POSITION), ("recorded_velocity", VELOCITY)):
             if name != "position" and f"{path}/data" not in file:
                 continue
-            values, unit, axes = read_columns(file, [path])
+            values, unit, names = read_columns(file, [path])
+            axes = axes or names
             if file.clock(path) != (start_s, rate_hz) or len(values) != len(counts):
                 raise file.error(
                     path,
@@ -63,9 +65,11 @@ class Wrist(Layout):
                 )
             if name == "position" and not np.isfinite(values).any():
                 raise file.error(f"{path}/data", "has no value that is not NaN: nothing can be decoded")
+            if values.shape[1] != len(axes):
+                raise file.error(
+                    path, f"must have as many columns as {POSITION} ({len(axes)}), found {values.shape[1]}"
+                )
             kinematics[name] = (values, unit)
-        if kinematics["position"][0].shape[1] != len(axes):
-            raise file.error(VELOCITY, f"must have as many columns as {POSITION}")
 
         segment = np.zeros(len(counts), dtype=np.int32)
         try:
