@@ -199,7 +199,8 @@ def _most_waiting(state: State, arrives: np.ndarray, observed: np.ndarray) -> in
 def _door(state: State, X, Y, weight, arrives, observed, reset) -> tuple[list[np.ndarray], int]:
     """Check and convert what `run` was given; returns the arrays and how many labels or bins were not finite."""
     network = state.learner.network
-    X = np.ascontiguousarray(X, dtype=float)
+    # Contiguous and writeable: every call has one signature, so that a loop is compiled, and kept on disk, only once.
+    X = np.require(X, float, ["C", "W"])
     if X.ndim == 2:
         X = X[None]
     if X.ndim != 3 or X.shape[2] != network.n_inputs or X.shape[0] not in (1, state.n_replicas):
@@ -220,7 +221,7 @@ def _door(state: State, X, Y, weight, arrives, observed, reset) -> tuple[list[np
             raise InputError(f"{name}: expected (n_bins={T}, n_outputs={M}) per replica, got {array.shape}")
     if not (weight >= 0).all():
         raise InputError("weight: expected numbers ≥ 0 (0 = no label), got negative or NaN ones")
-    arrives = np.arange(T) if arrives is None else np.ascontiguousarray(arrives, dtype=np.int64)
+    arrives = np.arange(T) if arrives is None else np.require(arrives, np.int64, ["C", "W"])
     if arrives.shape != (T,) or np.any(np.diff(arrives) < 0) or np.any(arrives < np.arange(T)):
         raise InputError("arrives: expected (n_bins,) bin numbers, non-decreasing and not before their own bin")
     observed = np.ones(T, bool) if observed is None else np.array(observed, dtype=bool)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import platform
 import types
+import uuid
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -70,7 +72,6 @@ def _bind(cell: Cell, rule: CreditRule, optimizer: Optimizer, loss: str, wrap: C
         name: getattr(tools, name) for name in ("forward", "readout", "copy", "copy_states", "clear_states", "approach")
     }
     function = types.FunctionType(source.loop.__code__, scope, source.loop.__name__)
-    function.__qualname__ = f"loop_{cell.name}_{rule.name}_{optimizer.name}_{loss}"
     function.__module__ = source.__name__
     return function
 
@@ -84,5 +85,27 @@ def _compile(cell: Cell, rule: CreditRule, optimizer: Optimizer, loss: str, boun
         folder.mkdir(parents=True, exist_ok=True)
         numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
     options = {**_OPTIONS, "boundscheck": boundscheck}
-    function = _bind(cell, rule, optimizer, loss, numba.njit(**options))
-    return numba.njit(**options, cache=on_disk)(function)
+    owner = f"{cell.name}_{rule.name}_{optimizer.name}_{loss}"
+    if not on_disk:
+        owner += f"_{uuid.uuid4().hex}"  # a cell of the user's may bear the name of a shipped one
+    jit, number = numba.njit(**options), itertools.count()
+    function = _bind(
+        cell, rule, optimizer, loss, lambda part: jit(_renamed(part, f"{owner}.{next(number)}.{part.__qualname__}"))
+    )
+    return numba.njit(**options, cache=on_disk)(_renamed(function, f"loop_{owner}"))
+
+
+def _renamed(function: Callable, qualname: str) -> types.FunctionType:
+    """A copy of a Python function under another qualified name.
+
+    Numba names a compiled symbol by module, qualified name, argument types and a number counted per process. A loop
+    loaded from disk brings the numbers of the process that compiled it, so parts of two loops under one name – every
+    cell's `forward` is one closure's – can meet as one symbol, and the first definition silently serves both. With the
+    combination and its place in it in the name, a part can only ever meet itself.
+    """
+    assert isinstance(function, types.FunctionType)
+    copy = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__module__, copy.__qualname__ = function.__module__, qualname
+    return copy

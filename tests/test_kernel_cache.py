@@ -1,0 +1,77 @@
+"""Compiled loops kept on disk: whatever was compiled where and loaded in whatever order, a loop is its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from bci_adapt.backends import compiled
+from bci_adapt.cells.base import Network, cell, cells
+from bci_adapt.credit.base import rule
+from bci_adapt.online import Learner, run, start
+from bci_adapt.optimizers import RMSprop
+
+SCRIPT = """
+import json, sys
+import test_kernel_cache as here
+print(json.dumps({name: here.figures(name) for name in sys.argv[1:]}))
+"""
+
+
+def figures(name, compiled=True):
+    """Predictions and final weights of a small run of one cell, summed."""
+    network = Network(cell(name), 5, 6, 2)
+    rng = np.random.default_rng(0)
+    learner = Learner(network, rule("immediate"), RMSprop(1e-2), compiled=compiled)
+    state = start(learner, *network.initial_weights(0))
+    predictions, state = run(state, rng.standard_normal((40, 5)), rng.standard_normal((40, 2)))
+    return [float(np.abs(predictions).sum()), float(np.abs(state.arrays["W"]).sum())]
+
+
+def test_loops_compiled_in_different_processes_do_not_take_each_others_parts(tmp_path, request):
+    """Numba numbers symbols per process: parts of two loops under one name would meet, and one serve both."""
+    plain = {name: figures(name, compiled=False) for name in ("tanh", "gru")}
+    folders = [str(request.config.rootpath / "tests"), str(request.config.rootpath)]
+    # One hash seed makes numba number alike in every process: then names that can meet do meet.
+    environment = os.environ | {"BCI_ADAPT_CACHE": str(tmp_path), "PYTHONPATH": os.pathsep.join(folders)}
+    environment["PYTHONHASHSEED"] = "0"
+    for order in (["tanh"], ["tanh", "gru"], ["tanh", "gru"], ["gru", "tanh"]):
+        said = subprocess.run(
+            [sys.executable, "-c", SCRIPT, *order], env=environment, capture_output=True, text=True, check=True
+        )
+        for name, found in json.loads(said.stdout).items():
+            assert found == pytest.approx(plain[name], rel=1e-9), (order, name)
+    kept = {path.name.split("-")[0] for path in tmp_path.rglob("*.nbi")}
+    assert len(kept) == 2
+    assert len(list(tmp_path.rglob("*.nbc"))) == 2  # one signature each
+
+
+def test_every_part_of_a_loop_has_a_name_of_its_own(monkeypatch, tmp_path):
+    import numba
+
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(tmp_path))
+    names = []
+    real = numba.njit
+
+    def recording(**options):
+        decorate = real(**options)
+
+        def wrapped(function):
+            names.append(f"{function.__module__}.{function.__qualname__}")
+            return decorate(function)
+
+        return wrapped
+
+    monkeypatch.setattr(numba, "njit", recording)
+    for each in cells().values():
+        for name in ("immediate", "window"):
+            compiled._compile(each, rule(name), RMSprop(), "squared", False)
+    assert len(names) == len(set(names)) > 40
+
+
+def test_the_folder_is_named_by_every_kernel_source():
+    assert compiled.sources_digest() == compiled.sources_digest()
+    assert len(compiled.sources_digest()) == 16
