@@ -219,6 +219,13 @@ def _scan(file: NwbFile) -> None:
             if isinstance(found, h5py.Dataset):
                 if found.external or found.is_virtual:
                     raise file.error(child, "is stored in another file: not followed; copy it in")
+                try:
+                    found.dtype  # noqa: B018 (a type that numpy lacks, or a damaged one, raises here)
+                except _READ_ERRORS as error:
+                    file.warnings.append(
+                        f"{clean(child)} has a type that cannot be read ({clean(error, 200)}): left out"
+                    )
+                    continue
             elif isinstance(found, h5py.Group):
                 if found in above:
                     file.warnings.append(f"{clean(child)} is a link to a group around it: not followed")

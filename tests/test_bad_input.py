@@ -58,6 +58,17 @@ def sparse(path):
         file["processing/behavior/Position/cursor_pos"].create_dataset("data", (2**29, 2), "i1", chunks=(2**20, 2))
 
 
+def damaged_type(path):
+    """Floats with an exponent bias that no number type has, as one flipped byte makes them."""
+    spikes_file(path)
+    with h5py.File(path, "a") as file:
+        kind = h5py.h5t.IEEE_F64LE.copy()
+        kind.set_ebias(2**40)
+        holder = file["processing/behavior/Position/cursor_pos"]
+        del holder["data"]
+        h5py.h5d.create(holder.id, b"data", kind, h5py.h5s.create_simple((2000, 2)))
+
+
 def electrode_ids(path):
     spikes_file(path)
     with h5py.File(path, "a") as file:
@@ -101,6 +112,7 @@ CASES = {
     "NaN timestamp": (lambda path: spikes_file(path, timestamps=np.where(TIMES == 5, np.nan, TIMES)), "timestamps"),
     "a billion bins": (spikes_file, "cannot fill bins of 1e-06 s"),
     "eight gigabytes": (sparse, "cursor_pos/data claims shape"),
+    "damaged type": (damaged_type, "cursor_pos/data has a type that cannot be read"),
     "one electrode id": (electrode_ids, "electrodes"),
     "negative rate": (negative_rate, "rate"),
     "no rate": (lambda path: with_attribute(path, "acquisition/ThresholdCrossings/starting_time", "rate", "x"), "rate"),

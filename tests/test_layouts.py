@@ -69,12 +69,12 @@ def test_unobserved_time_is_missing_and_gaps_start_segments(tmp_path):
 
 
 def test_a_bin_is_observed_when_every_unit_is(tmp_path):
-    observed = [np.array([[0.0, 20.0]]), np.array([[0.0, 5.0], [5.0, 20.0]]), np.array([[2.01, 19.0]])]
+    observed = [np.array([[0.0, 20.0]]), np.array([[0.0, 5.0], [5.0, 20.0]]), np.array([[2.01, 19.01]])]
     path = spikes_file(tmp_path / "a.nwb", n_units=3, obs_intervals=observed)
     session = prepare(path, 0.05)
     ends = session["time"].values
     # Intervals that touch are one; a bin that is observed in part is not observed.
-    np.testing.assert_array_equal(session["valid"].values, (ends - 0.05 >= 2.01 - 1e-9) & (ends <= 19.0 + 1e-9))
+    np.testing.assert_array_equal(session["valid"].values, (ends - 0.05 >= 2.01 - 1e-9) & (ends <= 19.01 + 1e-9))
     assert session["velocity_valid"].values[1:].all()  # the hand was seen all the time
 
 
@@ -103,6 +103,7 @@ def test_counts_with_a_rate(tmp_path):
     assert session.attrs["layout"] == "wrist"
     assert float(session["time"][0]) == pytest.approx(2.05)  # row i starts at start + i / rate; time is its end
     assert np.array_equal(wider["counts"].values, session["counts"].values[0::2] + session["counts"].values[1::2])
+    np.testing.assert_array_equal(wider["time"].values, session["time"].values[1::2])
     fine = session["position"].values
     np.testing.assert_allclose(wider["position"].values, (fine[0::2] + fine[1::2]) / 2, rtol=1e-12)
     np.testing.assert_allclose(wider["velocity"].values[1:], np.diff(wider["position"], axis=0) / 0.1, rtol=1e-9)
@@ -116,7 +117,10 @@ def test_counts_with_a_rate(tmp_path):
     assert scaled["axis"].values.tolist() == ["x", "y"]  # of the position
     assert "recorded velocity is not the difference of position" in scaled.attrs["warnings"]
     derived = session["velocity"].fillna(0).values
-    assert "recorded velocity" not in prepare(counts_file(tmp_path / "c.nwb", velocity=derived), 0.05).attrs["warnings"]
+    noise = np.random.default_rng(2).standard_normal(derived.shape) * derived.std(axis=0)
+    for recorded, warned in ((derived, False), (3.0 * derived, True), (derived + 0.7 * noise, True)):
+        made = prepare(counts_file(tmp_path / "c.nwb", velocity=recorded), 0.05)
+        assert ("recorded velocity is not" in made.attrs["warnings"]) is warned
     for change, message in [
         ({"position_rate": 50.0}, "grid"),
         ({"velocity": velocity[:, :1]}, "as many columns"),

@@ -39,10 +39,11 @@ def test_runs_at_the_edges_of_a_recording():
     assert quality.silent_bins(silent[:0], ONE[:0], 0.05, 1.0).shape == (0,)
     halves = (np.arange(100) >= 50).astype(np.int32)
     assert not quality.still_bins(still, halves, 0.05, 3.0, 0.0).any()
-    still[60] = np.nan  # what is not known is not still
-    assert np.flatnonzero(quality.still_bins(still, ONE, 0.05, 2.5, 0.0)).tolist() == list(range(60))
-    fast = np.where(np.arange(100) == 49, 200.0, 0.0)[:, None]
-    assert np.flatnonzero(quality.fast_bins(fast, halves, 150.0, 3)).tolist() == [46, 47, 48, 49]
+    still[60] = np.nan  # what is not known is not still, wherever the cursor rests
+    assert np.flatnonzero(quality.still_bins(still - 1.0, ONE, 0.05, 2.5, 0.0)).tolist() == list(range(60))
+    for row, flagged in ((49, [46, 47, 48, 49]), (50, [50, 51, 52, 53])):
+        fast = np.where(np.arange(100) == row, 200.0, 0.0)[:, None]
+        assert np.flatnonzero(quality.fast_bins(fast, halves, 150.0, 3)).tolist() == flagged
     assert not quality.fast_bins(np.full((100, 2), np.nan), ONE, 150.0, 3).any()
 
 
