@@ -88,9 +88,9 @@ def _torch(network: Network, W, C, X, Y, n_bins: int) -> float:
         state = torch.zeros(len(network.cell.slots), network.n_hidden, dtype=torch.float64)
         for t in range(min(n_bins, len(x))):
             z = torch.cat([x[t], one, state[0]])
-            a = [weights[0][:, row : row + width] @ z[begin : begin + width] for begin, width, row, _ in blocks]
+            a = [weights[0][:, row : row + width] @ z[begin : begin + width] for begin, width, row, *_ in blocks]
             new = torch.stack(update(a, state))
-            prediction = weights[1] @ torch.cat([new[network.cell.feature], one])
+            prediction = weights[1] @ torch.cat([new[network.cell.features[0]], one])
             optimizer.zero_grad()
             (0.5 * ((prediction - y[t]) ** 2).sum()).backward()
             optimizer.step()

@@ -11,9 +11,10 @@ is in a state, so a run can be stopped, stored, and resumed bit for bit.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,11 +23,11 @@ from bci_adapt.backends.compiled import bound_loop
 from bci_adapt.cells.base import Network
 from bci_adapt.credit.base import CreditRule, Net, Ring
 from bci_adapt.errors import InputError
-from bci_adapt.optimizers import Optimizer
+from bci_adapt.optimizers import GROUPS, Optimizer
 from bci_adapt.storage import atomic_path
 
 LOSSES = ("squared", "cross_entropy")
-GROUPS = ("input", "bias", "recurrent", "readout")
+BACKENDS = ("compiled", "plain", "torch")
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,12 @@ class Learner:
     loss : ``squared`` (half the weighted sum of squares) or ``cross_entropy`` (labels are probabilities).
     average : decay per update of an exponential mean of the weights, which then makes the predictions; None for none.
     group_rates : multiplier of the learning rate for ``input``, ``bias``, ``recurrent`` or ``readout`` weights.
+    learns : weight groups that learn, with any rule (``("readout",)``, ``("recurrent",)``); all when None.
     max_updates_per_bin : how many records that wait are worked off in one bin.
-    compiled : False runs the same source in plain Python (slow; for tests).
+    backend : ``compiled`` (numba, one CPU core), ``plain`` (the same source in plain Python; slow, for tests) or
+        ``torch`` (the reference, any torch module as a cell, and accelerators).
     boundscheck : check every index of the compiled kernels (slow; for tests).
+    device : where the torch backend computes.
     """
 
     network: Network
@@ -50,27 +54,46 @@ class Learner:
     loss: str = "squared"
     average: float | None = None
     group_rates: Mapping[str, float] = field(default_factory=dict)
+    learns: tuple[str, ...] | None = None
     max_updates_per_bin: int = 4
-    compiled: bool = True
+    backend: str = "compiled"
     boundscheck: bool = False
+    device: str = "cpu"
 
     def __post_init__(self):
         if self.loss not in LOSSES:
             raise InputError(f"loss must be one of {LOSSES}, got {self.loss!r}")
+        if self.backend not in BACKENDS:
+            raise InputError(f"backend must be one of {BACKENDS}, got {self.backend!r}")
+        if self.backend != "torch" and self.network.needs_torch:
+            raise InputError(f"{self.network.cell.name}: a torch module needs backend='torch', got {self.backend!r}")
         if self.average is not None and not 0.0 < self.average < 1.0:
             raise InputError(f"average must lie between 0 and 1 (or be None), got {self.average}")
         if self.max_updates_per_bin < 1:
             raise InputError(f"max_updates_per_bin must be at least 1, got {self.max_updates_per_bin}")
-        for group in self.group_rates:
-            if group not in GROUPS:
-                raise InputError(f"group_rates: unknown weight group {group!r}; known: {', '.join(GROUPS)}")
-        self.rule.check(self.network.cell)
+        for what, groups in (("group_rates", self.group_rates), ("learns", self.learns or ())):
+            for group in groups:
+                if group not in GROUPS:
+                    raise InputError(f"{what}: unknown weight group {group!r}; known: {', '.join(GROUPS)}")
+        if self.learns == ():
+            raise InputError("learns: expected at least one weight group, or None for all, got none")
+        self.rule.check(self.network)
 
     def rates(self) -> tuple[np.ndarray, np.ndarray]:
         """Learning rate of every column of W (row_width,) and of C (readout_width,)."""
-        columns = np.array([self.group_rates.get(group, 1.0) for group in self.network.groups()])
-        readout = np.full(self.network.readout_width, self.group_rates.get("readout", 1.0))
-        return self.optimizer.learning_rate * columns, self.optimizer.learning_rate * readout
+        rates = self.optimizer.learning_rate * self.multipliers()
+        groups_W, groups_C = self.groups()
+        return rates[groups_W], rates[groups_C]
+
+    def groups(self) -> tuple[np.ndarray, np.ndarray]:
+        """Number in `GROUPS` of every column of W (row_width,) and of C (readout_width,)."""
+        numbers = np.array([GROUPS.index(group) for group in self.network.groups()], np.int64)
+        return numbers, np.full(self.network.readout_width, GROUPS.index("readout"), np.int64)
+
+    def multipliers(self) -> np.ndarray:
+        """Factor on the learning rate of each group in `GROUPS`; 0 where it does not learn."""
+        asked = GROUPS if self.learns is None else self.learns
+        return np.array([self.group_rates.get(group, 1.0) * (group in asked) for group in GROUPS], float)
 
 
 @dataclass(frozen=True)
@@ -112,7 +135,13 @@ class State:
         return replace(self, arrays={name: array.copy() for name, array in self.arrays.items()})
 
 
-def start(learner: Learner, W: np.ndarray, C: np.ndarray, hidden: np.ndarray | None = None) -> State:
+def start(
+    learner: Learner,
+    W: np.ndarray,
+    C: np.ndarray,
+    hidden: np.ndarray | None = None,
+    seeds: Sequence[int] | None = None,
+) -> State:
     """Begin a run with these weights.
 
     Parameters
@@ -120,28 +149,47 @@ def start(learner: Learner, W: np.ndarray, C: np.ndarray, hidden: np.ndarray | N
     W : (S, n_hidden, row_width) or without the replica axis.
     C : (S, n_outputs, readout_width) likewise.
     hidden : initial hidden state (S, n_slots, n_hidden); zero when None.
+    seeds : (S,) of what is drawn at random – a rule's signs, the weights of a random feedback; 0 … S − 1 when None.
+
+    Raises
+    ------
+    InputError
+        when a shape is not the network's.
     """
     network = learner.network
     W, C = np.array(W, float), np.array(C, float)
     if W.ndim == 2:
         W, C = W[None], C[None]
     S, n, k = W.shape[0], network.n_hidden, len(network.cell.slots)
-    expected = (S, n, network.row_width), (S, network.n_outputs, network.readout_width)
+    expected = (S, network.n_rows, network.row_width), (S, network.n_outputs, network.readout_width)
     if (W.shape, C.shape) != expected:
         raise InputError(
             f"weights of {network.cell.name}: expected W {expected[0]}, C {expected[1]}; got {W.shape}, {C.shape}"
         )
+    if hidden is not None and np.size(hidden) != S * k * n:
+        raise InputError(f"hidden: expected ({S}, {k}, {n}), got {np.shape(hidden)}")
+    seeds = range(S) if seeds is None else seeds
+    if len(seeds) != S:
+        raise InputError(f"seeds: expected one for each of {S} replicas, got {len(seeds)}")
+    streams = [np.random.default_rng([seed, 0xF33D]) for seed in seeds]
     slots = learner.optimizer.n_slots
     arrays = {
         "W": np.ascontiguousarray(W),
         "C": np.ascontiguousarray(C),
-        "opt_W": np.zeros((S, n, slots, network.row_width)),
+        "opt_W": np.zeros((S, network.n_rows, slots, network.row_width)),
         "opt_C": np.zeros((S, network.n_outputs, slots, network.readout_width)),
-        "memory": np.zeros((S, *learner.rule.memory_shape(network))),
+        "opt_groups": np.zeros((S, len(GROUPS), learner.optimizer.n_group_slots)),
+        "memory": np.zeros((S, *network.memory_shape(learner.rule))),
         "state": np.zeros((S, k, n)) if hidden is None else np.array(hidden, float).reshape(S, k, n),
         "output": np.zeros((S, network.n_outputs)),
         "counters": np.zeros((S, kernel.N_COUNTERS), np.int64),
+        # xorshift has no way out of 0
+        "generator": np.array([[rng.integers(1, 2**63)] for rng in streams], np.uint64),
     }
+    # Fixed weights that feed the errors back have the size of the readout's initial ones.
+    random = learner.rule.feedback == "random"
+    wide = len(network.cell.features) * n if random else 0
+    arrays["B"] = np.array([rng.standard_normal((network.n_outputs, wide)) / np.sqrt(max(wide, 1)) for rng in streams])
     kept = learner.average is not None
     arrays["mean_W"] = arrays["W"].copy() if kept else np.zeros((S, 0, 0))
     arrays["mean_C"] = arrays["C"].copy() if kept else np.zeros((S, 0, 0))
@@ -186,7 +234,10 @@ def _most_waiting(state: State, arrives: np.ndarray, observed: np.ndarray) -> in
     for s in range(state.n_replicas):
         counters, ring = state.arrays["counters"][s], state.arrays["ring_arrives"][s]
         waiting = np.arange(counters[kernel.PROCESSED], counters[kernel.RECORDS])
-        queue = np.concatenate([ring[waiting % len(ring)] - counters[kernel.BIN], arrives[observed]])
+        # A record is worked off after the ones before it, however early its own label came.
+        queue = np.maximum.accumulate(
+            np.concatenate([ring[waiting % len(ring)] - counters[kernel.BIN], arrives[observed]])
+        )
         made = len(waiting) + np.cumsum(observed)
         done = np.searchsorted(queue, np.arange(len(arrives)), side="right")
         if (np.diff(done, prepend=0) > at_most).any():
@@ -276,36 +327,78 @@ def run(
     learner, network, S, T = state.learner, state.learner.network, state.n_replicas, X.shape[1]
     waiting = _most_waiting(state, arrives, observed)
     arrays = _with_ring(state, waiting + learner.rule.history + 1)
+    predictions = np.empty((S, T, network.n_outputs))
+    stream = kernel.Stream(X, Y, weight, arrives, observed, reset)
+    if learner.backend == "torch":
+        from bci_adapt.backends.torch import run_loop
+
+        run_loop(learner, arrays, stream, predictions)
+    else:
+        _run_kernel(learner, arrays, stream, predictions)
+    return predictions, replace(state, arrays=arrays)
+
+
+def _run_kernel(
+    learner: Learner, arrays: dict[str, np.ndarray], stream: kernel.Stream, predictions: np.ndarray
+) -> None:
+    """Run the loop of the kernels over every replica, one after another, changing `arrays` and `predictions`."""
+    network = learner.network
     function = bound_loop(
         network.cell,
         learner.rule,
         learner.optimizer,
         learner.loss,
-        compiled=learner.compiled,
+        compiled=learner.backend == "compiled",
         boundscheck=learner.boundscheck,
     )
-    rate_W, rate_C = learner.rates()
-    flags = np.array([learner.rule.advances, learner.rule.learns_recurrent, learner.max_updates_per_bin], np.int64)
-    decay = np.array([learner.average or 0.0])
-    work = tuple(np.zeros(shape) for shape in learner.rule.work_shapes(network))
-    predictions = np.empty((S, T, network.n_outputs))
-    hyper, constants, blocks = learner.optimizer.hyper(), learner.rule.constants(), network.blocks
-    for s in range(S):
+    learning = _learning(learner)
+    decay, blocks = np.array([learner.average or 0.0]), network.blocks
+    for s in range(len(predictions)):
         a = {name: array[s] for name, array in arrays.items()}
+        own = {name: a[name] for name in ("opt_W", "opt_C", "opt_groups", "memory", "generator")}
+        X, Y, weight = (array[min(s, len(array) - 1)] for array in stream[:3])
         function(
-            kernel.Stream(
-                X[min(s, len(X) - 1)], Y[min(s, len(Y) - 1)], weight[min(s, len(weight) - 1)], arrives, observed, reset
+            kernel.Stream(X, Y, weight, *stream[3:]),
+            Net(a["W"], a["C"], a["B"] if a["B"].size else a["C"], blocks),
+            kernel.Averaged(
+                Net(a["mean_W"], a["mean_C"], a["mean_C"], blocks), a["mean_state"], a["mean_output"], decay
             ),
-            Net(a["W"], a["C"], blocks),
-            kernel.Averaged(Net(a["mean_W"], a["mean_C"], blocks), a["mean_state"], a["mean_output"], decay),
             Ring(*(a[f"ring_{name}"] for name in Ring._fields)),
-            kernel.Learning(a["opt_W"], a["opt_C"], rate_W, rate_C, hyper, constants, a["memory"], work, flags),
+            kernel.Learning(**learning, **own),
             a["state"],
             a["output"],
             a["counters"],
             predictions[s],
         )
-    return predictions, replace(state, arrays=arrays)
+
+
+def _learning(learner: Learner) -> dict[str, Any]:
+    """What `kernel.Learning` holds beside a replica's own arrays."""
+    rule, optimizer, network = learner.rule, learner.optimizer, learner.network
+    rate_W, rate_C = learner.rates()
+    groups_W, groups_C = learner.groups()
+    scheduled = optimizer.schedule.moves
+    learns_W = rule.learns_recurrent and bool(rate_W.any() or optimizer.learning_rate == 0.0)
+    flags = [rule.advances, learns_W, learner.max_updates_per_bin, scheduled]
+    gathers = optimizer.gathers
+    return {
+        "rate_W": rate_W,
+        "rate_C": rate_C,
+        "now_W": rate_W.copy() if scheduled else rate_W,
+        "now_C": rate_C.copy() if scheduled else rate_C,
+        "hyper": optimizer.hyper(),
+        "constants": rule.constants(network),
+        "work": tuple(np.zeros(shape) for shape in rule.work_shapes(network)),
+        "groups_W": groups_W,
+        "groups_C": groups_C,
+        "learns": (learner.multipliers() != 0.0).astype(float),
+        "schedule": optimizer.schedule.constants(),
+        "decay": float(optimizer.weight_decay),
+        "clip": float(optimizer.clip),
+        "gathered_W": np.zeros((network.n_hidden, network.row_width) if gathers else (0, 0)),
+        "gathered_C": np.zeros((network.n_outputs, network.readout_width) if gathers else (0, 0)),
+        "flags": np.array(flags, np.int64),
+    }
 
 
 def save_state(state: State, path: Path) -> None:
@@ -315,16 +408,40 @@ def save_state(state: State, path: Path) -> None:
 
 
 def load_state(learner: Learner, path: Path) -> State:
-    """Read back what `save_state` wrote, for the same learner; `InputError` where the shapes are not its own."""
+    """Read back what `save_state` wrote, for the same learner; `InputError` where the arrays are not its own."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: expected a stored learner state (npz): {error}") from error
-    fresh = start(learner, np.zeros((1, *arrays["W"].shape[1:])), np.zeros((1, *arrays["C"].shape[1:]))).arrays
+    return adopt(learner, arrays, str(path))
+
+
+def adopt(learner: Learner, arrays: dict[str, np.ndarray], origin: str) -> State:
+    """A state of these arrays; `InputError`, naming `origin` and the array, where one is not what `learner` works on.
+
+    Compiled kernels do not check their indices: nothing with a wrong shape may reach them.
+    """
+    network = learner.network
+    S = len(arrays["W"]) if np.ndim(arrays.get("W", 0)) == 3 else 1
+    fresh = start(
+        learner,
+        np.zeros((S, network.n_rows, network.row_width)),
+        np.zeros((S, network.n_outputs, network.readout_width)),
+    ).arrays
+    length = arrays["ring_arrives"].shape[-1] if np.ndim(arrays.get("ring_arrives", 0)) == 2 else 0
     for name, array in fresh.items():
         # The ring grows with the label delay, so its length is the state's own.
-        skip = 2 if name.startswith("ring_") else 1
-        if name not in arrays or arrays[name].shape[skip:] != array.shape[skip:]:
-            raise InputError(f"{path}: array {name!r} does not belong to this cell, rule, optimiser and average")
-    return State(learner, arrays)
+        expected = (S, length, *array.shape[2:]) if name.startswith("ring_") else array.shape
+        if name not in arrays:
+            raise InputError(f"{origin}: array {name!r} of the learner's state is missing")
+        if arrays[name].shape != expected or arrays[name].dtype != array.dtype:
+            raise InputError(
+                f"{origin}: array {name!r} does not belong to this cell, rule, optimiser and average: expected "
+                f"{array.dtype} {expected}, got {arrays[name].dtype} {arrays[name].shape}"
+            )
+    counters = arrays["counters"]
+    waiting = counters[:, kernel.RECORDS] - counters[:, kernel.PROCESSED]
+    if (counters < 0).any() or (waiting < 0).any() or length < waiting.max(initial=0) + learner.rule.history + 1:
+        raise InputError(f"{origin}: the counters do not belong to a ring of {length} records")
+    return State(learner, {name: np.require(arrays[name], requirements=["C", "W"]) for name in fresh})

@@ -1,20 +1,103 @@
-"""Optimisers: one in-place update per weight row, each with torch.optim's definition.
+"""Optimisers: one in-place update per weight row, each with torch.optim's definition where torch has it.
 
 An optimiser is a frozen set of constants. Its ``make()`` returns ``update(theta, g, state, rate, hyper, t)``, which
 changes one row of weights: theta (w,), its gradient g (w,), the optimiser's arrays for that row state (n_slots, w),
-the learning rate of every column rate (w,), the constants hyper, and t ≥ 1, the number of this update.
+the learning rate of every column rate (w,), the constants hyper, and t ≥ 1, the number of this update. An optimiser
+whose step depends on the size of whole weight groups (`GROUPS`) says so (``whole``) and gives ``make_rescale()``; the
+loop then forms all gradients before the first row moves, which takes one array of the weights' size more.
+
+Weight decay, clipping and schedules are the base's, so that every optimiser has them.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
 from bci_adapt.catalog import pick, variants
+from bci_adapt.errors import InputError
+
+GROUPS = ("input", "bias", "recurrent", "readout")
+SCHEDULES = ("constant", "exponential", "cosine", "inverse_sqrt")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the learning rate changes with the number t of updates: a factor in (0, 1].
+
+    Parameters
+    ----------
+    kind : ``constant``; ``exponential``, 0.5^(t/length); ``cosine``, from 1 to `floor` over `length` updates along half
+        a cosine, then `floor`; ``inverse_sqrt``, 1/√(1 + t/length). t counts from the end of the warm-up.
+    length : in updates.
+    warm_up : updates over which the rate rises linearly from 0 first.
+    floor : of the cosine.
+    """
+
+    kind: str = "constant"
+    length: float = 1.0
+    warm_up: float = 0.0
+    floor: float = 0.0
+
+    def __post_init__(self):
+        if self.kind not in SCHEDULES:
+            raise InputError(f"schedule: kind must be one of {', '.join(SCHEDULES)}, got {self.kind!r}")
+        if not (self.length > 0.0 and self.warm_up >= 0.0 and 0.0 <= self.floor <= 1.0):
+            raise InputError(
+                "schedule: expected length > 0, warm_up ≥ 0 (updates) and floor in [0, 1], got "
+                f"{self.length}, {self.warm_up}, {self.floor}"
+            )
+
+    @property
+    def moves(self) -> bool:
+        """Whether the rate changes at all."""
+        return self.kind != "constant" or self.warm_up > 0.0
+
+    def constants(self) -> np.ndarray:
+        """What `pace` reads."""
+        return np.array([float(SCHEDULES.index(self.kind)), self.length, self.warm_up, self.floor])
+
+
+def pace(t, schedule):
+    """Factor on the learning rate at update t ≥ 1; `schedule` as `Schedule.constants` gives it."""
+    kind, length, warm_up, floor = schedule[0], schedule[1], schedule[2], schedule[3]
+    if t <= warm_up:
+        return t / warm_up
+    since = t - warm_up
+    if kind == 1.0:
+        return 0.5 ** (since / length)
+    if kind == 2.0:
+        return floor + (1.0 - floor) * 0.5 * (1.0 + np.cos(np.pi * min(1.0, since / length)))
+    if kind == 3.0:
+        return 1.0 / np.sqrt(1.0 + since / length)
+    return 1.0
+
+
+def shrink(theta, rate, decay):
+    """theta ← (1 − rate · decay) theta: decay beside the gradient, not in it (Loshchilov & Hutter 2019)."""
+    for j in range(theta.shape[0]):
+        theta[j] *= 1.0 - rate[j] * decay
+
+
+def gather_squares(values, groups, squares, counts):
+    """Add the squares of a row (w,) and the number of its columns to the sums of their groups."""
+    for j in range(values.shape[0]):
+        squares[groups[j]] += values[j] * values[j]
+        counts[groups[j]] += 1.0
+
+
+def stretch(g, groups, factors):
+    """Multiply a row (w,) by the factors of its groups."""
+    for j in range(g.shape[0]):
+        g[j] *= factors[groups[j]]
+
+
+def _keep(theta_squares, g_squares, counts, state, hyper, t, factors):
+    """No rescaling."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +107,36 @@ class Optimizer(ABC):
     Parameters
     ----------
     learning_rate : step size of every weight group without a multiplier of its own.
+    weight_decay : decoupled from the gradient: θ ← (1 − η · weight_decay) θ before each update of a row, as
+        torch.optim.AdamW has it.
+    clip : largest Frobenius norm of the gradient over all weights that learn (0 for none), as clip_grad_norm_ of torch.
+    schedule : of the learning rate.
     """
 
     name: ClassVar[str]
     n_slots: ClassVar[int]
     description: ClassVar[str]
+    whole: ClassVar[bool] = False
+    n_group_slots: ClassVar[int] = 0
+
     learning_rate: float = 1e-3
+    weight_decay: float = field(default=0.0, kw_only=True)
+    clip: float = field(default=0.0, kw_only=True)
+    schedule: Schedule = field(default_factory=Schedule, kw_only=True)
+
+    def __post_init__(self):
+        for name in ("learning_rate", "weight_decay", "clip"):
+            value = getattr(self, name)
+            if not (np.isfinite(value) and value >= 0.0):
+                raise InputError(f"{self.name}: {name} must be finite and ≥ 0, got {value}")
+        for name in ("beta1", "beta2", "momentum"):
+            if hasattr(self, name) and not 0.0 <= getattr(self, name) < 1.0:
+                raise InputError(f"{self.name}: {name} must lie in [0, 1), got {getattr(self, name)}")
+
+    @property
+    def gathers(self) -> bool:
+        """Whether all gradients must be known before the first row moves."""
+        return self.whole or self.clip > 0.0
 
     def hyper(self) -> np.ndarray:
         """Constants as the kernel reads them (n_constants,)."""
@@ -38,6 +145,13 @@ class Optimizer(ABC):
     @abstractmethod
     def make(self) -> Callable:
         """Return the update of one row, in plain Python that also compiles."""
+
+    def make_rescale(self) -> Callable:
+        """Return ``rescale(theta_squares, g_squares, counts, state, hyper, t, factors)``: from the sums of squares and
+        the number of weights of each group (4,) and the optimiser's arrays for them (4, n_group_slots), multiply
+        `factors` (4,) by what the group's gradient is multiplied with.
+        """
+        return _keep
 
 
 @dataclass(frozen=True)
@@ -52,6 +166,28 @@ class SGD(Optimizer):
         def update(theta, g, state, rate, hyper, t):
             for j in range(theta.shape[0]):
                 theta[j] -= rate[j] * g[j]
+
+        return update
+
+
+@dataclass(frozen=True)
+class Momentum(Optimizer):
+    """m ← μ m + g;  θ ← θ − η m  (Polyak 1964; torch.optim.SGD with momentum)."""
+
+    name: ClassVar[str] = "momentum"
+    n_slots: ClassVar[int] = 1
+    description: ClassVar[str] = "m ← μ m + g; θ ← θ − η m  (Polyak 1964)"
+    momentum: float = 0.9
+
+    def hyper(self):
+        return np.array([self.momentum])
+
+    def make(self):
+        def update(theta, g, state, rate, hyper, t):
+            m = state[0]
+            for j in range(theta.shape[0]):
+                m[j] = hyper[0] * m[j] + g[j]
+                theta[j] -= rate[j] * m[j]
 
         return update
 
@@ -82,7 +218,12 @@ class RMSprop(Optimizer):
 
 @dataclass(frozen=True)
 class Adam(Optimizer):
-    """Kingma & Ba 2015 with bias correction, as torch.optim.Adam."""
+    """Kingma & Ba 2015, as torch.optim.Adam; β₁ = 0 leaves out momentum, β₂ = 0 the memory of squares.
+
+    Parameters
+    ----------
+    bias_correction : divide the means by 1 − βᵗ, which they lack at the start.
+    """
 
     name: ClassVar[str] = "adam"
     n_slots: ClassVar[int] = 2
@@ -90,22 +231,125 @@ class Adam(Optimizer):
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    bias_correction: bool = True
 
     def hyper(self):
-        return np.array([self.beta1, self.beta2, self.epsilon])
+        return np.array([self.beta1, self.beta2, self.epsilon, float(self.bias_correction)])
 
     def make(self):
         def update(theta, g, state, rate, hyper, t):
             beta1, beta2, epsilon = hyper[0], hyper[1], hyper[2]
             m, v = state[0], state[1]
-            scale = 1.0 / (1.0 - beta1**t)
-            root = np.sqrt(1.0 - beta2**t)
+            scale, root = 1.0, 1.0
+            if hyper[3] != 0.0:
+                scale, root = 1.0 / (1.0 - beta1**t), np.sqrt(1.0 - beta2**t)
             for j in range(theta.shape[0]):
                 m[j] = beta1 * m[j] + (1.0 - beta1) * g[j]
                 v[j] = beta2 * v[j] + (1.0 - beta2) * (g[j] * g[j])
                 theta[j] -= rate[j] * scale * m[j] / (np.sqrt(v[j]) / root + epsilon)
 
         return update
+
+
+@dataclass(frozen=True)
+class AdaGrad(Optimizer):
+    """v ← v + g²;  θ ← θ − η g / (√v + ε)  (Duchi et al. 2011; torch.optim.Adagrad)."""
+
+    name: ClassVar[str] = "adagrad"
+    n_slots: ClassVar[int] = 1
+    description: ClassVar[str] = "v ← v + g²; θ ← θ − η g/(√v + ε)  (Duchi et al. 2011)"
+    epsilon: float = 1e-10
+
+    def hyper(self):
+        return np.array([self.epsilon])
+
+    def make(self):
+        def update(theta, g, state, rate, hyper, t):
+            v = state[0]
+            for j in range(theta.shape[0]):
+                v[j] += g[j] * g[j]
+                theta[j] -= rate[j] * g[j] / (np.sqrt(v[j]) + hyper[0])
+
+        return update
+
+
+@dataclass(frozen=True)
+class Sign(Optimizer):
+    """θ ← θ − η sign(g)  (signSGD, Bernstein et al. 2018): RMSprop without any memory."""
+
+    name: ClassVar[str] = "sign"
+    n_slots: ClassVar[int] = 0
+    description: ClassVar[str] = "θ ← θ − η sign(g)  (Bernstein et al. 2018)"
+
+    def make(self):
+        def update(theta, g, state, rate, hyper, t):
+            for j in range(theta.shape[0]):
+                theta[j] -= rate[j] * np.sign(g[j])
+
+        return update
+
+
+@dataclass(frozen=True)
+class LARS(Optimizer):
+    """m ← μ m + γ g, γ = τ ‖θ‖ / (‖g‖ + ε) per weight group;  θ ← θ − η m  (You et al. 2017).
+
+    A group of weights that are all zero (biases at the start) or without a gradient keeps γ = 1, as the usual
+    implementations do.
+    """
+
+    name: ClassVar[str] = "lars"
+    n_slots: ClassVar[int] = 1
+    whole: ClassVar[bool] = True
+    description: ClassVar[str] = "m ← μ m + τ‖θ‖/‖g‖ g per weight group; θ ← θ − η m  (You et al. 2017)"
+    momentum: float = 0.9
+    trust: float = 1e-3
+    epsilon: float = 1e-9
+
+    def hyper(self):
+        return np.array([self.momentum, self.trust, self.epsilon])
+
+    def make(self):
+        return Momentum.make(self)  # type: ignore[arg-type]
+
+    def make_rescale(self):
+        def rescale(theta_squares, g_squares, counts, state, hyper, t, factors):
+            for group in range(factors.shape[0]):
+                theta, g = np.sqrt(theta_squares[group]), np.sqrt(g_squares[group])
+                if theta > 0.0 and g > 0.0:
+                    factors[group] *= hyper[1] * theta / (g + hyper[2])
+
+        return rescale
+
+
+@dataclass(frozen=True)
+class GroupRMSprop(Optimizer):
+    """v ← β₂ v + (1 − β₂) mean(g²), one number per weight group;  θ ← θ − η g / (√v + ε): second-moment normalisation
+    of whole groups, which sets the balance between readout and recurrent weights and nothing inside them.
+    """
+
+    name: ClassVar[str] = "group_rmsprop"
+    n_slots: ClassVar[int] = 0
+    n_group_slots: ClassVar[int] = 1
+    whole: ClassVar[bool] = True
+    description: ClassVar[str] = "RMSprop with one second moment per weight group (input, bias, recurrent, readout)"
+    beta2: float = 0.99
+    epsilon: float = 1e-8
+
+    def hyper(self):
+        return np.array([self.beta2, self.epsilon])
+
+    def make(self):
+        return SGD.make(self)  # type: ignore[arg-type]
+
+    def make_rescale(self):
+        def rescale(theta_squares, g_squares, counts, state, hyper, t, factors):
+            for group in range(factors.shape[0]):
+                if counts[group] > 0.0:
+                    mean = g_squares[group] / counts[group]
+                    state[group, 0] = hyper[0] * state[group, 0] + (1.0 - hyper[0]) * mean
+                    factors[group] *= 1.0 / (np.sqrt(state[group, 0]) + hyper[1])
+
+        return rescale
 
 
 def optimizers() -> dict[str, type[Optimizer]]:

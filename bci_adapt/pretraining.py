@@ -107,10 +107,10 @@ def unroll(network: Network, W, C, x):
     Tensors on the CPU, differentiable in W and C. The backward pass is written out (`_unrolled`): from a cell's own
     partials it needs a few products per bin, where a recorded graph would take dozens of operations each way.
     """
-    n = network.n_hidden
+    wide = len(network.cell.features) * network.n_hidden
     features: Any = _unrolled().apply(W, x, network)
-    prediction = features @ C[:, :n].T + C[:, n]
-    return prediction + x @ C[:, n + 1 :].T if network.cell.skip else prediction
+    prediction = features @ C[:, :wide].T + C[:, wide]
+    return prediction + x @ C[:, wide + 1 :].T if network.cell.skip else prediction
 
 
 @functools.cache
@@ -119,54 +119,56 @@ def _unrolled():
     import torch
 
     class Unrolled(torch.autograd.Function):
-        """Features (n_bins, batch, n_hidden) from W and x; the gradient of W is BPTT, x gets none."""
+        """Features (n_bins, batch, n_features · n_hidden) from W and x; the gradient of W is BPTT, x gets none."""
 
         @staticmethod
         def forward(ctx, W, x, network):
             weights, inputs = W.detach().numpy(), x.detach().numpy()
-            activations, states = _forward(network, weights, inputs)
-            ctx.kept = network, weights, inputs, activations, states
-            return torch.from_numpy(states[1:, network.cell.feature].copy())
+            ctx.kept = network, weights, inputs, *_forward(network, weights, inputs)
+            seen = [ctx.kept[4][1:, slot] for slot in network.cell.features]
+            return torch.from_numpy(np.concatenate(seen, axis=-1))
 
         @staticmethod
         def backward(ctx, *gradients):
-            network, weights, inputs, activations, states = ctx.kept
-            gradient = _backward(network, weights, inputs, activations, states, gradients[0].numpy())
+            network, weights, inputs, activations, states, v = ctx.kept
+            gradient = _backward(network, weights, inputs, activations, states, v, gradients[0].numpy())
             return torch.from_numpy(gradient), None, None
 
     return Unrolled
 
 
-def _reads(network: Network) -> list[tuple[int, int, int, int, int]]:
-    """Per gate: first column in W, inputs it reads, whether it reads the constant, first column of h (or −1), gate."""
-    table = []
-    for number, (gate, (_, _, row, h_offset)) in enumerate(
-        zip(network.cell.gates, network.blocks.tolist(), strict=True)
-    ):
-        n_x = network.n_inputs if "x" in gate.reads else 0
-        table.append((row, n_x, int("1" in gate.reads), row + h_offset if h_offset >= 0 else -1, number))
-    return table
+def _reads(network: Network) -> list[dict[str, slice]]:
+    """Per gate: the columns of W for each part of z that it reads."""
+    parts: dict[str, dict[str, slice]] = {gate.name: {} for gate in network.cell.gates}
+    for gate, part, where in network.columns():
+        parts[gate.name][part] = where
+    return list(parts.values())
 
 
-def _recurrent(network: Network, W: np.ndarray) -> tuple[list[int], np.ndarray]:
-    """Gates that read h, and their recurrent weights (n_gates_h, n, n): activation of unit i from h_j at [:, i, j]."""
-    reads = [(h, gate) for _, _, _, h, gate in _reads(network) if h >= 0]
+def _stacked(network: Network, W: np.ndarray, part: str) -> tuple[list[int], np.ndarray]:
+    """Gates that read h (or v), and their weights (n_gates_h, n, n): activation of unit i from h_j at [:, i, j]."""
+    reads = [(gate, where[part]) for gate, where in enumerate(_reads(network)) if part in where]
     n = network.n_hidden
-    return [gate for _, gate in reads], np.array([W[:, h : h + n] for h, _ in reads], W.dtype).reshape(-1, n, n)
+    return [gate for gate, _ in reads], np.array([W[:, where] for _, where in reads], W.dtype).reshape(-1, n, n)
 
 
-def _forward(network: Network, W: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Activations (T, n_gates, batch, n) and states (T + 1, n_slots, batch, n) over x (T, batch, m)."""
+def _forward(network: Network, W: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Activations (T, n_gates, batch, n), states (T + 1, n_slots, batch, n) and v (T, batch, n; no bins without a
+    second stage) over x (T, batch, m).
+    """
     cell, n, (T, batch, _) = network.cell, network.n_hidden, x.shape
     update, _ = cell.make(np)
     activations = np.zeros((T, len(cell.gates), batch, n), x.dtype)
-    for row, n_x, one, _, gate in _reads(network):
-        if n_x:
-            activations[:, gate] = x @ W[:, row : row + n_x].T
-        if one:
-            activations[:, gate] += W[:, row + n_x]
-    gates, weights = _recurrent(network, W)
+    for gate, reads in enumerate(_reads(network)):
+        if "x" in reads:
+            activations[:, gate] = x @ W[:, reads["x"]].T
+        if "1" in reads:
+            activations[:, gate] += W[:, reads["1"]][:, 0]
+    gates, weights = _stacked(network, W, "h")
     transposed = np.ascontiguousarray(weights.transpose(0, 2, 1))
+    later, weights_v = _stacked(network, W, "v")
+    v = np.zeros((T if later else 0, batch, n), x.dtype)
+    mid = cell.make_mid(np)[0] if cell.make_mid is not None else None
     states = np.zeros((T + 1, len(cell.slots), batch, n), x.dtype)
     every = gates == list(range(len(cell.gates)))
     for t in range(T):
@@ -176,42 +178,53 @@ def _forward(network: Network, W: np.ndarray, x: np.ndarray) -> tuple[np.ndarray
                 activations[t] += driven
             else:
                 activations[t, gates] += driven
+        if mid is not None:
+            v[t] = mid(activations[t], states[t])
+            activations[t, later] += np.matmul(v[t], weights_v.transpose(0, 2, 1))
         for slot, new in enumerate(update(activations[t], states[t])):
             states[t + 1, slot] = new
-    return activations, states
+    return activations, states, v
 
 
-def _backward(network: Network, W, x, activations, states, gradient: np.ndarray) -> np.ndarray:
-    """∂E/∂W (n, row_width) from ∂E/∂features (T, batch, n): q ← qᵀD, p = qᵀ∂a, then one product per gate."""
+def _backward(network: Network, W, x, activations, states, v, gradient: np.ndarray) -> np.ndarray:
+    """∂E/∂W (n, row_width) from ∂E/∂features (T, batch, n_features · n): q ← qᵀD, p = qᵀ∂a, one product per gate."""
     cell, n, (T, batch, _) = network.cell, network.n_hidden, x.shape
-    _, partials = cell.make(np)
-    by_axis = activations.transpose(1, 0, 2, 3), states[:-1].transpose(1, 0, 2, 3), states[1:].transpose(1, 0, 2, 3)
-    by_gate, by_slot = partials(*by_axis)
     shape = (T, batch, n)
-    da = np.array([[np.broadcast_to(v, shape) for v in row] for row in by_gate]).transpose(2, 0, 1, 3, 4)
-    ds = np.array([[np.broadcast_to(v, shape) for v in row] for row in by_slot]).transpose(2, 0, 1, 3, 4)
-    gates, weights = _recurrent(network, W)
+
+    def spread(rows: Any) -> np.ndarray:
+        """Partials of every bin, with the bins first."""
+        table = np.array([[np.broadcast_to(value, shape) for value in row] for row in rows])
+        return table.transpose(2, 0, 1, 3, 4)
+
+    by_axis = activations.transpose(1, 0, 2, 3), states[:-1].transpose(1, 0, 2, 3), states[1:].transpose(1, 0, 2, 3)
+    da, ds = (spread(rows) for rows in cell.make(np)[1](*by_axis))
+    mid_rows = cell.make_mid(np)[1](*by_axis[:2]) if cell.make_mid is not None else ((), ())
+    va, vs = (spread([row])[:, 0] if row else None for row in mid_rows)
     p = np.empty_like(activations)
     q = np.zeros(states.shape[1:], x.dtype)
+    gates, weights = _stacked(network, W, "h")
+    later, weights_v = _stacked(network, W, "v")
     for t in reversed(range(T)):
-        q[cell.feature] += gradient[t]
+        for position, slot in enumerate(cell.features):
+            q[slot] += gradient[t, :, position * n : (position + 1) * n]
         if len(q) == 1:
             np.multiply(q, da[t, 0], out=p[t])
             q = q * ds[t, 0]
         else:
             np.einsum("kbn,kgbn->gbn", q, da[t], out=p[t])
             q = np.einsum("kbn,kjbn->jbn", q, ds[t])
+        if va is not None and vs is not None:
+            r = np.matmul(p[t, later], weights_v).sum(axis=0)
+            p[t] += r * va[t]
+            q += r * vs[t]
         if gates:
             q[0] += np.matmul(p[t, gates], weights).sum(axis=0)
     out = np.zeros_like(W)
-    flat_x, flat_h = x.reshape(T * batch, -1), states[:-1, 0].reshape(T * batch, n)
-    for row, n_x, one, h, gate in _reads(network):
+    flat = {"x": x.reshape(T * batch, -1), "h": states[:-1, 0].reshape(T * batch, n), "v": v.reshape(-1, n)}
+    for gate, reads in enumerate(_reads(network)):
         signal = np.ascontiguousarray(p[:, gate]).reshape(T * batch, n).T
-        out[:, row : row + n_x] = signal @ flat_x[:, :n_x]
-        if one:
-            out[:, row + n_x] = signal.sum(axis=1)
-        if h >= 0:
-            out[:, h : h + n] = signal @ flat_h
+        for part, where in reads.items():
+            out[:, where] = signal.sum(axis=1, keepdims=True) if part == "1" else signal @ flat[part]
     return out
 
 

@@ -18,15 +18,26 @@ def forward(network: Network, W, C, X, start, reset_at=()):
         yield state, output(network, C, x, state)
 
 
-def step(network, update, W, x, state):
-    z = torch.cat([x, torch.ones(1, dtype=x.dtype), state[0]])
-    a = torch.stack([W[:, row : row + w] @ z[s : s + w] for s, w, row, _ in network.blocks])
-    return torch.stack(update(a, state))
+def step(network, update, W, x, state, heard=None):
+    """One bin. `heard` is the h that the gates read, where it is to be told from the unit's own state."""
+    parts = {"x": x, "1": torch.ones(1, dtype=x.dtype), "h": state[0] if heard is None else heard}
+    activations, at, none = [], 0, torch.zeros(network.n_hidden, dtype=x.dtype)
+    for gate in network.cell.gates:
+        if gate.reads.startswith("v") and "v" not in parts:
+            mid, _ = network.cell.make_mid(torch)
+            padded = activations + [none] * (len(network.cell.gates) - len(activations))
+            parts["v"] = mid(torch.stack(padded), state)
+        total = none
+        for part in gate.reads:
+            total = total + W[:, at : at + len(parts[part])] @ parts[part]
+            at += len(parts[part])
+        activations.append(total)
+    return torch.stack(update(torch.stack(activations), state))
 
 
 def output(network, C, x, state):
-    parts = [state[network.cell.feature], torch.ones(1, dtype=x.dtype)] + ([x] if network.cell.skip else [])
-    return C @ torch.cat(parts)
+    seen = [state[slot] for slot in network.cell.features]
+    return C @ torch.cat([*seen, torch.ones(1, dtype=x.dtype), *([x] if network.cell.skip else [])])
 
 
 def loss_of(prediction, y, w, loss):

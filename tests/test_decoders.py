@@ -88,8 +88,9 @@ class TestEveryDecoder:
         expected = whole.adapt(X, y, reset)
         pieces, decoder = [], copy_of(fitted[name], tmp_path)
         decoder.begin()
-        for t in [*range(6), 6, 100, 101, 233]:
-            end = {6: 100, 233: 400, 101: 233}.get(t, t + 1)
+        assert reset[220]  # one piece begins with a new segment
+        for t in [*range(6), 6, 100, 101, 220, 233]:
+            end = {6: 100, 233: 400, 101: 220, 220: 233}.get(t, t + 1)
             pieces.append(decoder.partial_fit(X[t:end], y[t:end], reset[t:end]).online_predictions_)
             decoder = copy_of(decoder, tmp_path)
         # BLAS may order a product of another height differently; the network's own loop may not.

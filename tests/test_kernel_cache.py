@@ -21,11 +21,11 @@ print(json.dumps({name: here.figures(name) for name in sys.argv[1:]}))
 """
 
 
-def figures(name, compiled=True):
+def figures(name, backend="compiled"):
     """Predictions and final weights of a small run of one cell, summed."""
     network = Network(cell(name), 5, 6, 2)
     rng = np.random.default_rng(0)
-    learner = Learner(network, rule("immediate"), RMSprop(1e-2), compiled=compiled)
+    learner = Learner(network, rule("immediate"), RMSprop(1e-2), backend=backend)
     state = start(learner, *network.initial_weights(0))
     predictions, state = run(state, rng.standard_normal((40, 5)), rng.standard_normal((40, 2)))
     return [float(np.abs(predictions).sum()), float(np.abs(state.arrays["W"]).sum())]
@@ -33,7 +33,7 @@ def figures(name, compiled=True):
 
 def test_loops_compiled_in_different_processes_do_not_take_each_others_parts(tmp_path, request):
     """Numba numbers symbols per process: parts of two loops under one name would meet, and one serve both."""
-    plain = {name: figures(name, compiled=False) for name in ("tanh", "gru")}
+    plain = {name: figures(name, backend="plain") for name in ("tanh", "gru")}
     folders = [str(request.config.rootpath / "tests"), str(request.config.rootpath)]
     # One hash seed makes numba number alike in every process: then names that can meet do meet.
     environment = os.environ | {"BCI_ADAPT_CACHE": str(tmp_path), "PYTHONPATH": os.pathsep.join(folders)}

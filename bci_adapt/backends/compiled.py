@@ -21,13 +21,14 @@ from typing import Any
 
 import numpy as np
 
+from bci_adapt import optimizers
 from bci_adapt.backends import loop as source
 from bci_adapt.cells.base import Cell
 from bci_adapt.credit.base import CreditRule, make_tools
 from bci_adapt.optimizers import Optimizer
 from bci_adapt.storage import cache_root
 
-_KERNEL_SOURCES = ("cells", "credit", "backends", "optimizers.py")
+_KERNEL_SOURCES = ("cells", "credit", "backends/loop.py", "backends/compiled.py", "optimizers.py")
 # error_model: IEEE division instead of a check that stops SIMD; the flags allow sums to be reordered, no more.
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}, "nogil": True}
 
@@ -54,7 +55,7 @@ def bound_loop(
     """Return the loop for these parts; compiled ones are shared by all constants of a rule or optimiser."""
     if not compiled:
         return _bind(cell, rule, optimizer, loss, lambda function: function)
-    key = (cell, type(rule), type(optimizer), loss, boundscheck)
+    key = (cell, type(rule), type(optimizer), optimizer.gathers, loss, boundscheck)
     if key not in _compiled:
         _compiled[key] = _compile(cell, rule, optimizer, loss, boundscheck)
     return _compiled[key]
@@ -64,10 +65,12 @@ _compiled: dict[tuple, Callable] = {}
 
 
 def _bind(cell: Cell, rule: CreditRule, optimizer: Optimizer, loss: str, wrap: Callable) -> types.FunctionType:
-    tools = make_tools(cell, np, loss, cell.feature, wrap)
+    tools = make_tools(cell, np, loss, wrap)
     prepare, row = (wrap(function) for function in rule.make(tools))
     scope = dict(vars(source))
     scope |= {"prepare": prepare, "row": row, "update": wrap(optimizer.make())}
+    scope |= {"rescale": wrap(optimizer.make_rescale()), "GATHERS": optimizer.gathers}
+    scope |= {name: wrap(getattr(optimizers, name)) for name in ("pace", "shrink", "gather_squares", "stretch")}
     scope |= {
         name: getattr(tools, name) for name in ("forward", "readout", "copy", "copy_states", "clear_states", "approach")
     }
@@ -85,7 +88,7 @@ def _compile(cell: Cell, rule: CreditRule, optimizer: Optimizer, loss: str, boun
         folder.mkdir(parents=True, exist_ok=True)
         numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
     options = {**_OPTIONS, "boundscheck": boundscheck}
-    owner = f"{cell.name}_{rule.name}_{optimizer.name}_{loss}"
+    owner = f"{cell.name}_{rule.name}_{optimizer.name}{'_gathers' * optimizer.gathers}_{loss}"
     if not on_disk:
         owner += f"_{uuid.uuid4().hex}"  # a cell of the user's may bear the name of a shipped one
     jit, number = numba.njit(**options), itertools.count()

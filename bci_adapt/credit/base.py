@@ -1,38 +1,51 @@
 r"""What a credit rule is, and the algebra that all of them share.
 
 Notation (PROTOCOL: P is the immediate derivative, D the state Jacobian, J the influence matrix):
-``da (k, G, n)`` = ∂s'/∂a, ``ds (k, k, n)`` = ∂s'/∂s, ``q (k, n)`` = ∂E/∂s', ``p (G, n)`` = ∂E/∂a.
+``da (k, G, n)`` = ∂s'/∂a, ``ds (k, k, n)`` = ∂s'/∂s, ``va (G, n)`` = ∂v/∂a and ``vs (k, n)`` = ∂v/∂s of a second stage,
+``q (k, n)`` = ∂E/∂s', ``p (G, n)`` = ∂E/∂a.
 
 A rule sees the network's past through *records*: what one bin left behind (input vector z, gate activations, states
 before and after, prediction, label). Records wait in a ring until their label arrives; then the loop calls
 
-    prepare(net, ring, slot, first, last, constants, memory, work, u, e, q)   once per record, in order
-    row(i, net, ring, slot, constants, memory, work, q, g)                    for every unit i
+    prepare(net, ring, slot, first, last, constants, memory, generator, work, u, e, q)   once per record, in order
+    row(i, net, ring, slot, last, constants, memory, work, q, g)                         for every unit i
 
 ``prepare`` forms the readout's features u, the output error e and the state signal q; ``row`` advances the rule's
-memory of unit i and writes the gradient of weight row i to g. Record ``last`` lies at ring position ``slot``; no record
-before ``first`` belongs to this stretch. At an unlabelled record e and q are zero, and the loop calls neither function
-unless the rule ``advances`` its memory there.
+memory of unit i and writes the gradient of weight row i to g. Record number ``last`` lies at ring position ``slot``; no
+record before ``first`` belongs to this stretch. At an unlabelled record e and q are zero, and the loop calls neither
+function unless the rule ``advances`` its memory there.
+
+*Own path.* In most cells a weight of unit i acts on unit i alone, so P has entries for each weight's own unit only.
+With a second stage (`Cell.make_mid`) a first-stage weight reaches every unit through v. ``immediate``, ``window``,
+``rtrl`` and ``uoro`` follow all of it. Rules with a trace per weight (``trace``, ``snap1``) keep a weight's effect on
+its own unit – ``own`` gives ∂s'_i/∂a_i and ∂s'_i/∂s_i along every path – so there trace(0) is close to immediate and
+not equal to it; ``rflo`` and ``eprop`` refuse such cells.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from bci_adapt.catalog import pick, variants
 from bci_adapt.cells.base import Cell, Network
+from bci_adapt.errors import InputError
+
+FEEDBACK = ("symmetric", "random")
 
 
 class Net(NamedTuple):
-    """The weights of one network and its block table, as kernels see them."""
+    """The weights of one network, the matrix B that feeds errors back (C itself, or fixed random numbers in its place),
+    and the block table, as kernels see them.
+    """
 
     W: np.ndarray
     C: np.ndarray
+    B: np.ndarray
     blocks: np.ndarray
 
 
@@ -51,8 +64,17 @@ class Ring(NamedTuple):
 
 
 class Tools(NamedTuple):
-    """Functions a rule may call, compiled or plain as the rule itself is going to be."""
+    """Functions a rule may call, compiled or plain as the rule itself is going to be.
 
+    ``forward(net, z, a, before, after)``; ``partials(a, before, after, da, ds, va, vs)``; ``readout(net, after, z, u,
+    y)``; ``error(prediction, label, weight, e)``; ``feed_back(net, e, q)``; ``recorded(net, ring, slot, u, e, q)``:
+    error of the prediction as it was made, fed back through the readout as it is now; ``pull(net, q, da, va, p, r)``:
+    p = ∂E/∂a and r (n,) = ∂E/∂v; ``back(net, p, r, q, ds, vs, earlier)``: earlier = Dᵀ q; ``jacobian(net, da, ds, va,
+    vs, D)``: D (k n, k n) into the first rows of D; ``own(net, da, ds, va, vs, own_da, own_ds)``. ``wrap`` is what
+    compiles a part, for a rule that has parts of its own.
+    """
+
+    wrap: Callable
     forward: Callable
     partials: Callable
     readout: Callable
@@ -60,26 +82,54 @@ class Tools(NamedTuple):
     feed_back: Callable
     recorded: Callable
     pull: Callable
+    back: Callable
+    jacobian: Callable
+    own: Callable
     copy: Callable
     copy_states: Callable
     clear_states: Callable
     approach: Callable
 
 
+def partial_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
+    """Shapes of da, ds, va, vs."""
+    k, gates, n = len(network.cell.slots), len(network.cell.gates), network.n_hidden
+    return (k, gates, n), (k, k, n), (gates, n), (k, n)
+
+
 @dataclass(frozen=True)
 class CreditRule(ABC):
-    """Base of all credit rules; a frozen set of constants."""
+    """Base of all credit rules; a frozen set of constants.
+
+    Parameters
+    ----------
+    feedback : how the output error reaches the units: ``symmetric`` (through the readout's own weights) or ``random``
+        (fixed random weights in their place, feedback alignment; Lillicrap et al. 2016).
+    """
 
     name: ClassVar[str]
     description: ClassVar[str]
     advances: ClassVar[bool] = False
     learns_recurrent: ClassVar[bool] = True
+    # Whether a weight may act on other units than its own within a bin (cells with a second stage).
+    needs_own_weights: ClassVar[bool] = False
 
-    def check(self, cell: Cell) -> None:  # noqa: B027  (a rule that is defined for every cell has nothing to check)
-        """Raise `InputError` where the rule is not defined for this cell."""
+    feedback: str = field(default="symmetric", kw_only=True)
 
-    def constants(self) -> np.ndarray:
-        """Constants as the kernel reads them."""
+    def __post_init__(self):
+        if self.feedback not in FEEDBACK:
+            raise InputError(f"{self.name}: feedback must be one of {FEEDBACK}, got {self.feedback!r}")
+
+    def check(self, network: Network) -> None:
+        """Raise `InputError` where the rule is not defined for this network."""
+        if self.needs_own_weights and network.cell.make_mid is not None:
+            raise InputError(
+                f"{self.name} is not defined for {network.cell.name!r}: it needs weights that act on their own unit, "
+                "and the gates before the second stage reach every unit; take immediate, snap1, window or rtrl"
+            )
+
+    def constants(self, network: Network) -> np.ndarray:
+        """Constants as the kernel reads them, one flat array of float64."""
         return np.zeros(1)
 
     @property
@@ -88,7 +138,7 @@ class CreditRule(ABC):
         return 0
 
     def memory_shape(self, network: Network) -> tuple[int, ...]:
-        """Shape of what the rule carries from record to record; the first axis is the unit whose weights it follows."""
+        """Shape of what the rule carries from record to record."""
         return (network.n_hidden, 0)
 
     def work_shapes(self, network: Network) -> tuple[tuple[int, ...], ...]:
@@ -99,6 +149,13 @@ class CreditRule(ABC):
     def make(self, tools: Tools) -> tuple[Callable, Callable]:
         """Return (prepare, row) in plain Python that also compiles."""
 
+    def influence(self, network: Network, memory: np.ndarray, last: int) -> np.ndarray:
+        """The rule's estimate of J after record `last` as (n_slots, n_hidden, n_hidden, row_width): ∂s[k, j]/∂W[i, c]
+        at [k, j, i, c]. Zero for a rule without memory; for inspection and tests.
+        """
+        k, n = len(network.cell.slots), network.n_hidden
+        return np.zeros((k, n, n, network.row_width))
+
 
 # Column i of an array as a tuple. A compiled tuple has a fixed length, so each number of rows has its own function.
 _COLUMN: dict[int, Callable] = {
@@ -108,6 +165,8 @@ _COLUMN: dict[int, Callable] = {
     4: lambda v, i: (v[0, i], v[1, i], v[2, i], v[3, i]),
     5: lambda v, i: (v[0, i], v[1, i], v[2, i], v[3, i], v[4, i]),
     6: lambda v, i: (v[0, i], v[1, i], v[2, i], v[3, i], v[4, i], v[5, i]),
+    7: lambda v, i: (v[0, i], v[1, i], v[2, i], v[3, i], v[4, i], v[5, i], v[6, i]),
+    8: lambda v, i: (v[0, i], v[1, i], v[2, i], v[3, i], v[4, i], v[5, i], v[6, i], v[7, i]),
 }
 
 
@@ -140,15 +199,16 @@ def _approach(mean, current, share) -> None:
         mean[j] += share * (current[j] - mean[j])
 
 
-def make_tools(cell: Cell, xp: Any, loss: str, feature: int, wrap: Callable) -> Tools:
+def make_tools(cell: Cell, xp: Any, loss: str, wrap: Callable) -> Tools:
     """Build the shared functions for one cell; `wrap` compiles each (or returns it as it is)."""
     cell_update, cell_partials = (wrap(function) for function in cell.make(xp))
     gates_of, slots_of = wrap(_COLUMN[len(cell.gates)]), wrap(_COLUMN[len(cell.slots)])
     cross_entropy = loss == "cross_entropy"
+    features, first_stage, has_mid = cell.features, cell.n_first, cell.make_mid is not None
 
-    def forward(net, z, a, before, after):
+    def activate(net, z, a, begin, end):
         W = net.W
-        for gate in range(net.blocks.shape[0]):
+        for gate in range(begin, end):
             start, width, row = net.blocks[gate, 0], net.blocks[gate, 1], net.blocks[gate, 2]
             read = z[start : start + width]
             for i in range(W.shape[0]):
@@ -157,12 +217,18 @@ def make_tools(cell: Cell, xp: Any, loss: str, feature: int, wrap: Callable) -> 
                 for j in range(width):
                     total += weights[j] * read[j]
                 a[gate, i] = total
-        for i in range(W.shape[0]):
+
+    activate_c = wrap(activate)
+
+    def step(a, before, after):
+        for i in range(a.shape[1]):
             new = cell_update(gates_of(a, i), slots_of(before, i))
             for k in range(after.shape[0]):
                 after[k, i] = new[k]
 
-    def partials(a, before, after, da, ds):
+    step_c = wrap(step)
+
+    def local(a, before, after, da, ds):
         for i in range(a.shape[1]):
             by_gate, by_slot = cell_partials(gates_of(a, i), slots_of(before, i), slots_of(after, i))
             for k in range(da.shape[0]):
@@ -171,13 +237,46 @@ def make_tools(cell: Cell, xp: Any, loss: str, feature: int, wrap: Callable) -> 
                 for j in range(ds.shape[1]):
                     ds[k, j, i] = by_slot[k][j]
 
-    def readout(net, after, x, u, y):
+    local_c = wrap(local)
+
+    if cell.make_mid is None:
+
+        def forward(net, z, a, before, after):
+            activate_c(net, z, a, 0, first_stage)
+            step_c(a, before, after)
+
+        def partials(a, before, after, da, ds, va, vs):
+            local_c(a, before, after, da, ds)
+
+    else:
+        mid, mid_partials = (wrap(function) for function in cell.make_mid(xp))
+
+        def forward(net, z, a, before, after):
+            activate_c(net, z, a, 0, first_stage)
+            for i in range(a.shape[1]):
+                z[i] = mid(gates_of(a, i), slots_of(before, i))
+            activate_c(net, z, a, first_stage, a.shape[0])
+            step_c(a, before, after)
+
+        def partials(a, before, after, da, ds, va, vs):
+            local_c(a, before, after, da, ds)
+            for i in range(a.shape[1]):
+                by_gate, by_slot = mid_partials(gates_of(a, i), slots_of(before, i))
+                for gate in range(va.shape[0]):
+                    va[gate, i] = by_gate[gate]
+                for k in range(vs.shape[0]):
+                    vs[k, i] = by_slot[k]
+
+    def readout(net, after, z, u, y):
         n = after.shape[1]
-        for i in range(n):
-            u[i] = after[feature, i]
-        u[n] = 1.0
-        for j in range(u.shape[0] - n - 1):
-            u[n + 1 + j] = x[j]
+        first_input = n if has_mid else 0
+        for f in range(len(features)):
+            for i in range(n):
+                u[f * n + i] = after[features[f], i]
+        one = len(features) * n
+        u[one] = 1.0
+        for j in range(u.shape[0] - one - 1):
+            u[one + 1 + j] = z[first_input + j]
         for o in range(net.C.shape[0]):
             total = 0.0
             for j in range(u.shape[0]):
@@ -206,33 +305,128 @@ def make_tools(cell: Cell, xp: Any, loss: str, feature: int, wrap: Callable) -> 
                     e[o] = 0.0
 
     def feed_back(net, e, q):
+        n = q.shape[1]
         for k in range(q.shape[0]):
-            for i in range(q.shape[1]):
+            for i in range(n):
                 q[k, i] = 0.0
         for o in range(e.shape[0]):
             if e[o] != 0.0:
-                for i in range(q.shape[1]):
-                    q[feature, i] += e[o] * net.C[o, i]
+                for f in range(len(features)):
+                    for i in range(n):
+                        q[features[f], i] += e[o] * net.B[o, f * n + i]
 
     error_c, feed_back_c = wrap(error), wrap(feed_back)
 
     def recorded(net, ring, slot, u, e, q):
-        # The error of the prediction as it was made, fed back through the readout as it is now.
-        features = ring.features[slot]
+        seen = ring.features[slot]
         for j in range(u.shape[0]):
-            u[j] = features[j]
+            u[j] = seen[j]
         error_c(ring.prediction[slot], ring.label[slot], ring.weight[slot], e)
         feed_back_c(net, e, q)
 
-    def pull(q, da, p):
+    def pull(net, q, da, va, p, r):
+        n = q.shape[1]
         for gate in range(p.shape[0]):
-            for i in range(p.shape[1]):
+            for i in range(n):
                 p[gate, i] = q[0, i] * da[0, gate, i]
             for k in range(1, q.shape[0]):
-                for i in range(p.shape[1]):
+                for i in range(n):
                     p[gate, i] += q[k, i] * da[k, gate, i]
+        if has_mid:
+            for i in range(n):
+                r[i] = 0.0
+            for gate in range(first_stage, p.shape[0]):
+                begin = net.blocks[gate, 2]
+                for i in range(n):
+                    weights, factor = net.W[i, begin : begin + n], p[gate, i]
+                    for j in range(n):
+                        r[j] += factor * weights[j]
+            for gate in range(first_stage):
+                for i in range(n):
+                    p[gate, i] += r[i] * va[gate, i]
+
+    def back(net, p, r, q, ds, vs, earlier):
+        n = q.shape[1]
+        for j in range(q.shape[0]):
+            for i in range(n):
+                earlier[j, i] = 0.0
+            for k in range(q.shape[0]):
+                for i in range(n):
+                    earlier[j, i] += q[k, i] * ds[k, j, i]
+            if has_mid:
+                for i in range(n):
+                    earlier[j, i] += r[i] * vs[j, i]
+        target = earlier[0]
+        for gate in range(net.blocks.shape[0]):
+            if net.blocks[gate, 3] >= 0:
+                begin = net.blocks[gate, 2] + net.blocks[gate, 3]
+                for i in range(n):
+                    weights, factor = net.W[i, begin : begin + n], p[gate, i]
+                    for j in range(n):
+                        target[j] += factor * weights[j]
+
+    def jacobian(net, da, ds, va, vs, D):
+        slots, n = ds.shape[0], ds.shape[2]
+        for k in range(slots):
+            for i in range(n):
+                target = D[k * n + i]
+                for j in range(slots * n):
+                    target[j] = 0.0
+                for gate in range(net.blocks.shape[0]):
+                    factor = da[k, gate, i]
+                    if net.blocks[gate, 3] >= 0:
+                        begin = net.blocks[gate, 2] + net.blocks[gate, 3]
+                        weights = net.W[i, begin : begin + n]
+                        for j in range(n):
+                            target[j] += factor * weights[j]
+                    if has_mid and net.blocks[gate, 4] >= 0:
+                        # through v_l = ρ(a_l, s_l), and through the h that its gates read
+                        begin = net.blocks[gate, 2] + net.blocks[gate, 4]
+                        for unit in range(n):
+                            through = factor * net.W[i, begin + unit]
+                            for j in range(slots):
+                                target[j * n + unit] += through * vs[j, unit]
+                            for other in range(first_stage):
+                                if net.blocks[other, 3] >= 0:
+                                    at = net.blocks[other, 2] + net.blocks[other, 3]
+                                    weights, share = net.W[unit, at : at + n], through * va[other, unit]
+                                    for j in range(n):
+                                        target[j] += share * weights[j]
+                for j in range(slots):
+                    target[j * n + i] += ds[k, j, i]
+
+    def own(net, da, ds, va, vs, own_da, own_ds):
+        slots, n = ds.shape[0], ds.shape[2]
+        for k in range(slots):
+            for gate in range(da.shape[1]):
+                for i in range(n):
+                    own_da[k, gate, i] = da[k, gate, i]
+            for j in range(slots):
+                for i in range(n):
+                    own_ds[k, j, i] = ds[k, j, i]
+            for gate in range(first_stage):
+                if net.blocks[gate, 3] >= 0:
+                    begin = net.blocks[gate, 2] + net.blocks[gate, 3]
+                    for i in range(n):
+                        own_ds[k, 0, i] += da[k, gate, i] * net.W[i, begin + i]
+            for gate in range(first_stage, da.shape[1]):
+                at = net.blocks[gate, 2]
+                for i in range(n):
+                    through = da[k, gate, i] * net.W[i, at + i]
+                    for other in range(first_stage):
+                        own_da[k, other, i] += through * va[other, i]
+                    for j in range(slots):
+                        own_ds[k, j, i] += through * vs[j, i]
+                    # h_i reaches s_i through the v of every unit that hears it
+                    for other in range(first_stage):
+                        if net.blocks[other, 3] >= 0:
+                            begin = net.blocks[other, 2] + net.blocks[other, 3]
+                            for unit in range(n):
+                                heard = va[other, unit] * net.W[unit, begin + i]
+                                own_ds[k, 0, i] += da[k, gate, i] * net.W[i, at + unit] * heard
 
     return Tools(
+        wrap=wrap,
         forward=wrap(forward),
         partials=wrap(partials),
         readout=wrap(readout),
@@ -240,6 +434,9 @@ def make_tools(cell: Cell, xp: Any, loss: str, feature: int, wrap: Callable) -> 
         feed_back=feed_back_c,
         recorded=wrap(recorded),
         pull=wrap(pull),
+        back=wrap(back),
+        jacobian=wrap(jacobian),
+        own=wrap(own),
         copy=wrap(_copy),
         copy_states=wrap(_copy_states),
         clear_states=wrap(_clear_states),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bci_adapt.credit.base import CreditRule
+from bci_adapt.credit.base import CreditRule, partial_shapes
 
 
 @dataclass(frozen=True)
@@ -14,24 +14,23 @@ class Immediate(CreditRule):
     description: ClassVar[str] = "h_{t-1} held constant: p ⊗ z, no memory (d = 0)"
 
     def work_shapes(self, network):
-        k, gates, n = len(network.cell.slots), len(network.cell.gates), network.n_hidden
-        return ((k, gates, n), (k, k, n), (gates, n))
+        return (*partial_shapes(network), (len(network.cell.gates), network.n_hidden), (network.n_hidden,))
 
     def make(self, tools):
         recorded, partials, pull = tools.recorded, tools.partials, tools.pull
 
-        def prepare(net, ring, slot, first, last, constants, memory, work, u, e, q):
+        def prepare(net, ring, slot, first, last, constants, memory, generator, work, u, e, q):
             recorded(net, ring, slot, u, e, q)
-            partials(ring.a[slot], ring.before[slot], ring.after[slot], work[0], work[1])
-            pull(q, work[0], work[2])
+            partials(ring.a[slot], ring.before[slot], ring.after[slot], work[0], work[1], work[2], work[3])
+            pull(net, q, work[0], work[2], work[4], work[5])
 
-        def row(i, net, ring, slot, constants, memory, work, q, g):
+        def row(i, net, ring, slot, last, constants, memory, work, q, g):
             z = ring.z[slot]
             for gate in range(net.blocks.shape[0]):
                 start, width, begin = net.blocks[gate, 0], net.blocks[gate, 1], net.blocks[gate, 2]
                 read = z[start : start + width]
                 out = g[begin : begin + width]
-                factor = work[2][gate, i]
+                factor = work[4][gate, i]
                 for j in range(width):
                     out[j] = factor * read[j]
 

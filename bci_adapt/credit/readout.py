@@ -17,10 +17,10 @@ class Readout(CreditRule):
     def make(self, tools):
         recorded = tools.recorded
 
-        def prepare(net, ring, slot, first, last, constants, memory, work, u, e, q):
+        def prepare(net, ring, slot, first, last, constants, memory, generator, work, u, e, q):
             recorded(net, ring, slot, u, e, q)
 
-        def row(i, net, ring, slot, constants, memory, work, q, g):
+        def row(i, net, ring, slot, last, constants, memory, work, q, g):
             g[:] = 0.0
 
         return prepare, row

@@ -5,16 +5,18 @@ from typing import ClassVar
 
 import numpy as np
 
-from bci_adapt.credit.base import CreditRule
+from bci_adapt.credit.base import CreditRule, partial_shapes
 
 
 @dataclass(frozen=True)
 class RTRL(CreditRule):
     """J_t = D_t J_{t-1} + P_t, ∂E_t/∂W = q_t · J_t: exact at fixed weights, O(n² · parameters) per record.
 
-    The influence matrix is kept as one panel (n_slots · n, row_width) per unit whose weights it follows. Row [D; qᵀD]
-    times a panel gives the new panel and the gradient in one product; then the sparse immediate part is added. Weights
-    change at every label and J is not reset, so J is slightly stale: that is part of the method.
+    The influence matrix is kept as one panel (n_slots · n + 1, row_width) per unit whose weights it follows. [D; qᵀD]
+    times a panel gives the new panel and, as its last row, the gradient, in one product; then the sparse immediate part
+    is added. One panel more than there are units is kept: a product goes where the unit before was read from, so that
+    nothing is copied, and unit i of record r lies at place (i − r) mod (n + 1). Weights change at every label and J is
+    not reset, so J is slightly stale: that is part of the method.
     """
 
     name: ClassVar[str] = "rtrl"
@@ -22,35 +24,35 @@ class RTRL(CreditRule):
     advances: ClassVar[bool] = True
 
     def memory_shape(self, network):
-        return (network.n_hidden, len(network.cell.slots) * network.n_hidden, network.row_width)
+        n = network.n_hidden
+        return (n + 1, len(network.cell.slots) * n + 1, network.row_width)
 
     def work_shapes(self, network):
-        k, gates, n = len(network.cell.slots), len(network.cell.gates), network.n_hidden
-        return ((k, gates, n), (k, k, n), (k * n + 1, k * n), (k * n + 1, network.row_width))
+        k, n = len(network.cell.slots), network.n_hidden
+        # …, [D; qᵀD], and ∂s'/∂v, which is formed before the first row of W moves
+        return (*partial_shapes(network), (k * n + 1, k * n), (k, network.n_mid, n))
 
     def make(self, tools):
-        recorded, partials = tools.recorded, tools.partials
-        copy, copy_states, clear_states = tools.copy, tools.copy_states, tools.clear_states
+        recorded, partials, jacobian = tools.recorded, tools.partials, tools.jacobian
 
-        def prepare(net, ring, slot, first, last, constants, memory, work, u, e, q):
+        def prepare(net, ring, slot, first, last, constants, memory, generator, work, u, e, q):
             recorded(net, ring, slot, u, e, q)
-            da, ds, D = work[0], work[1], work[2]
-            partials(ring.a[slot], ring.before[slot], ring.after[slot], da, ds)
+            D = work[4]
+            partials(ring.a[slot], ring.before[slot], ring.after[slot], work[0], work[1], work[2], work[3])
+            jacobian(net, work[0], work[1], work[2], work[3], D)
             slots, n = q.shape
-            clear_states(D)
+            by_v = work[5]
             for k in range(slots):
-                for i in range(n):
-                    target = D[k * n + i]
-                    for gate in range(net.blocks.shape[0]):
-                        if net.blocks[gate, 3] >= 0:
-                            begin = net.blocks[gate, 2] + net.blocks[gate, 3]
-                            weights = net.W[i, begin : begin + n]
-                            factor = da[k, gate, i]
-                            for j in range(n):
-                                target[j] += factor * weights[j]
-                    for j in range(slots):
-                        target[j * n + i] += ds[k, j, i]
+                for i in range(by_v.shape[1]):
+                    for unit in range(n):
+                        by_v[k, i, unit] = 0.0
+                        for gate in range(net.blocks.shape[0]):
+                            if net.blocks[gate, 4] >= 0:
+                                at = net.blocks[gate, 2] + net.blocks[gate, 4]
+                                by_v[k, i, unit] += work[0][k, gate, unit] * net.W[unit, at + i]
             signal = D[slots * n]
+            for j in range(slots * n):
+                signal[j] = 0.0
             for k in range(slots):
                 for i in range(n):
                     if q[k, i] != 0.0:
@@ -58,22 +60,40 @@ class RTRL(CreditRule):
                         for j in range(slots * n):
                             signal[j] += q[k, i] * source[j]
 
-        def row(i, net, ring, slot, constants, memory, work, q, g):
-            z = ring.z[slot]
-            da, D, product, panel = work[0], work[2], work[3], memory[i]
+        def row(i, net, ring, slot, last, constants, memory, work, q, g):
+            z, da, va, D, by_v = ring.z[slot], work[0], work[2], work[4], work[5]
             slots, n = q.shape
-            np.dot(D, panel, product)
-            copy_states(panel, product[: slots * n])
-            copy(g, product[slots * n])
+            places = memory.shape[0]
+            old, panel = memory[(i - last) % places], memory[(i - last - 1) % places]
+            np.dot(D, old[: slots * n], panel)
+            gradient = panel[slots * n]
             for k in range(slots):
                 for gate in range(net.blocks.shape[0]):
                     start, width, begin = net.blocks[gate, 0], net.blocks[gate, 1], net.blocks[gate, 2]
-                    read = z[start : start + width]
-                    influence = panel[k * n + i, begin : begin + width]
-                    out = g[begin : begin + width]
-                    factor, signal = da[k, gate, i], q[k, i]
+                    read, factor, signal = z[start : start + width], da[k, gate, i], q[k, i]
+                    influence, out = panel[k * n + i, begin : begin + width], gradient[begin : begin + width]
                     for j in range(width):
                         influence[j] += factor * read[j]
                         out[j] += signal * factor * read[j]
+            # Through v_i every unit hears of unit i's first-stage weights.
+            if by_v.shape[1] > 0:
+                for k in range(slots):
+                    for unit in range(n):
+                        for gate in range(net.blocks.shape[0]):
+                            factor = by_v[k, i, unit] * va[gate, i]
+                            if net.blocks[gate, 4] < 0 and factor != 0.0:
+                                start, width, begin = net.blocks[gate, 0], net.blocks[gate, 1], net.blocks[gate, 2]
+                                read, out = z[start : start + width], gradient[begin : begin + width]
+                                influence, signal = panel[k * n + unit, begin : begin + width], q[k, unit]
+                                for j in range(width):
+                                    influence[j] += factor * read[j]
+                                    out[j] += signal * factor * read[j]
+            for j in range(g.shape[0]):
+                g[j] = gradient[j]
 
         return prepare, row
+
+    def influence(self, network, memory, last):
+        k, n = len(network.cell.slots), network.n_hidden
+        panels = memory[(np.arange(n) - last - 1) % (n + 1), : k * n]
+        return panels.reshape(n, k, n, network.row_width).transpose(1, 2, 0, 3)

@@ -1,61 +1,79 @@
-"""Eligibility traces with one decay."""
+"""Eligibility traces with a decay of their own."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from bci_adapt.credit.base import CreditRule
+from bci_adapt.credit.base import partial_shapes
+from bci_adapt.credit.own import OwnTrace
 from bci_adapt.errors import InputError
 
 
 @dataclass(frozen=True)
-class Trace(CreditRule):
-    """E_t = λ E_{t-1} + P_t, a trace per state slot and weight; ∂E_t/∂W ≈ q_t · E_t. trace(0) is immediate.
+class Trace(OwnTrace):
+    """E_t = λ E_{t-1} + P_t, a trace per state slot and weight; ∂E_t/∂W ≈ q_t · E_t.
+
+    trace(0) is immediate; where a cell has a second stage it is close to it and not equal, since a trace follows a
+    weight's effect on its own unit alone.
 
     Parameters
     ----------
-    decay : λ in [0, 1).
+    decay : λ in [0, 1): one number, or one per weight (n_hidden, row_width).
     """
 
     name: ClassVar[str] = "trace"
-    description: ClassVar[str] = "E ← λE + P, one decay λ for every weight"
-    advances: ClassVar[bool] = True
-    decay: float = 0.95
+    description: ClassVar[str] = "E ← λE + P, λ one number or one per weight"
+    decay: float | np.ndarray = 0.95
 
     def __post_init__(self):
-        if not 0.0 <= self.decay < 1.0:
+        super().__post_init__()
+        decay = np.asarray(self.decay, float)
+        if not ((decay >= 0.0) & (decay < 1.0)).all():
             raise InputError(f"trace: decay must lie in [0, 1), got {self.decay}")
 
-    def constants(self):
-        return np.array([self.decay])
+    def check(self, network):
+        super().check(network)
+        expected = (network.n_rows, network.row_width)
+        if np.shape(self.decay) not in ((), expected):
+            raise InputError(f"trace: expected one decay, or one per weight {expected}, got {np.shape(self.decay)}")
 
-    def memory_shape(self, network):
-        return (network.n_hidden, len(network.cell.slots), network.row_width)
+    def constants(self, network):
+        return np.array(self.decay, float).ravel()
 
     def work_shapes(self, network):
-        k, gates, n = len(network.cell.slots), len(network.cell.gates), network.n_hidden
-        return ((k, gates, n), (k, k, n))
+        shapes = partial_shapes(network)
+        return (*shapes, *shapes[:2], (1, network.row_width))
+
+    def make_carry(self, tools):
+        def carry(constants, ds, own_ds):
+            pass
+
+        return carry
 
     def make(self, tools):
-        recorded, partials = tools.recorded, tools.partials
+        prepare, _ = super().make(tools)
 
-        def prepare(net, ring, slot, first, last, constants, memory, work, u, e, q):
-            recorded(net, ring, slot, u, e, q)
-            partials(ring.a[slot], ring.before[slot], ring.after[slot], work[0], work[1])
-
-        def row(i, net, ring, slot, constants, memory, work, q, g):
-            z = ring.z[slot]
-            g[:] = 0.0
+        def row(i, net, ring, slot, last, constants, memory, work, q, g):
+            z, da, decay = ring.z[slot], work[4], work[6][0]
+            if constants.shape[0] == 1:
+                for j in range(g.shape[0]):
+                    g[j] = 0.0
+                    decay[j] = constants[0]
+            else:
+                own = constants[i * g.shape[0] : (i + 1) * g.shape[0]]
+                for j in range(g.shape[0]):
+                    g[j] = 0.0
+                    decay[j] = own[j]
             for k in range(q.shape[0]):
+                signal = q[k, i]
                 for gate in range(net.blocks.shape[0]):
                     start, width, begin = net.blocks[gate, 0], net.blocks[gate, 1], net.blocks[gate, 2]
-                    read = z[start : start + width]
-                    trace = memory[i, k, begin : begin + width]
-                    out = g[begin : begin + width]
-                    factor, signal, decay = work[0][k, gate, i], q[k, i], constants[0]
+                    read, kept = z[start : start + width], decay[begin : begin + width]
+                    trace, out = memory[i, k, begin : begin + width], g[begin : begin + width]
+                    factor = da[k, gate, i]
                     for j in range(width):
-                        trace[j] = decay * trace[j] + factor * read[j]
+                        trace[j] = kept[j] * trace[j] + factor * read[j]
                         out[j] += signal * trace[j]
 
         return prepare, row

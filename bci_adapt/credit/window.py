@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
-from bci_adapt.credit.base import CreditRule
+from bci_adapt.credit.base import CreditRule, partial_shapes
 from bci_adapt.errors import InputError
 
 
@@ -25,11 +23,9 @@ class Window(CreditRule):
     steps: int = 4
 
     def __post_init__(self):
+        super().__post_init__()
         if self.steps < 1:
             raise InputError(f"window: steps must be at least 1, got {self.steps}")
-
-    def constants(self):
-        return np.array([float(self.steps)])
 
     @property
     def history(self):
@@ -39,63 +35,49 @@ class Window(CreditRule):
         k, gates, n = len(network.cell.slots), len(network.cell.gates), network.n_hidden
         steps = self.steps
         return (
-            (k, gates, n),
-            (k, k, n),
+            *partial_shapes(network),
             (steps, network.z_width),
             (steps, gates, n),
             (steps + 1, k, n),
             (steps, gates, n),
             (2, k, n),
-            (1, network.n_outputs),
+            (network.n_outputs,),
+            (n,),
         )
 
     def make(self, tools):
         forward, partials, readout = tools.forward, tools.partials, tools.readout
-        error, feed_back, pull = tools.error, tools.feed_back, tools.pull
+        error, feed_back, pull, back = tools.error, tools.feed_back, tools.pull, tools.back
         copy, copy_states, clear_states = tools.copy, tools.copy_states, tools.clear_states
 
-        def prepare(net, ring, slot, first, last, constants, memory, work, u, e, q):
-            da, ds, z, a, states, p = work[0], work[1], work[2], work[3], work[4], work[5]
+        def prepare(net, ring, slot, first, last, constants, memory, generator, work, u, e, q):
+            da, ds, va, vs = work[0], work[1], work[2], work[3]
+            z, a, states, p, prediction, r = work[4], work[5], work[6], work[7], work[9], work[10]
             length, K = ring.z.shape[0], z.shape[0]
             steps = min(K, last - first + 1)
-            n, m = q.shape[1], z.shape[1] - 1 - q.shape[1]
+            one = z.shape[1] - 1 - q.shape[1]
             copy_states(states[K - steps], ring.before[(last - steps + 1) % length])
             for step in range(K - steps, K):
                 copy(z[step], ring.z[(last - K + 1 + step) % length])
-                copy(z[step, m + 1 :], states[step, 0])
+                copy(z[step, one + 1 :], states[step, 0])
                 forward(net, z[step], a[step], states[step], states[step + 1])
-            prediction = work[7][0]
-            readout(net, states[K], z[K - 1, :m], u, prediction)
+            readout(net, states[K], z[K - 1], u, prediction)
             error(prediction, ring.label[slot], ring.weight[slot], e)
             feed_back(net, e, q)
-            now, earlier = work[6][0], work[6][1]
+            now, earlier = work[8][0], work[8][1]
             copy_states(now, q)
             for step in range(K - steps):
                 clear_states(p[step])
-            for back in range(steps):
-                step = K - 1 - back
-                partials(a[step], states[step], states[step + 1], da, ds)
-                pull(now, da, p[step])
-                if back == steps - 1:
-                    break
-                clear_states(earlier)
-                for k in range(q.shape[0]):
-                    for j in range(q.shape[0]):
-                        for i in range(n):
-                            earlier[j, i] += now[k, i] * ds[k, j, i]
-                for gate in range(net.blocks.shape[0]):
-                    if net.blocks[gate, 3] >= 0:
-                        begin = net.blocks[gate, 2] + net.blocks[gate, 3]
-                        target = earlier[0]
-                        for i in range(n):
-                            weights = net.W[i, begin : begin + n]
-                            factor = p[step, gate, i]
-                            for j in range(n):
-                                target[j] += factor * weights[j]
-                copy_states(now, earlier)
+            for behind in range(steps):
+                step = K - 1 - behind
+                partials(a[step], states[step], states[step + 1], da, ds, va, vs)
+                pull(net, now, da, va, p[step], r)
+                if behind < steps - 1:
+                    back(net, p[step], r, now, ds, vs, earlier)
+                    copy_states(now, earlier)
 
-        def row(i, net, ring, slot, constants, memory, work, q, g):
-            z, p = work[2], work[5]
+        def row(i, net, ring, slot, last, constants, memory, work, q, g):
+            z, p = work[4], work[7]
             for gate in range(net.blocks.shape[0]):
                 start, width, begin = net.blocks[gate, 0], net.blocks[gate, 1], net.blocks[gate, 2]
                 out = g[begin : begin + width]

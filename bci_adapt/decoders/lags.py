@@ -78,7 +78,9 @@ class LaggedDecoder(Decoder):
         constant = np.inf if self.normaliser_s is None else self.normaliser_s / self.bin_s
         running = Normaliser(self.running_mean_, self.running_variance_, constant)
         x, running = running.apply(np.sqrt(bins.X), bins.observed)
-        past = self.past_ if continuing else np.zeros_like(self.past_)
+        # A segment that begins with the first bin hears nothing of what went before.
+        goes_on = continuing and not (len(bins.reset) and bins.reset[0])
+        past = self.past_ if goes_on else np.zeros_like(self.past_)
         features = lagged(x, np.cumsum(bins.reset), self.n_lags, past)
         since_reset = x[np.flatnonzero(bins.reset)[-1] :] if bins.reset.any() else np.vstack([past, x])
         padded = np.vstack([np.zeros_like(past), since_reset])

@@ -1,0 +1,23 @@
+"""SnAp-1: the diagonal of RTRL."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bci_adapt.credit.own import OwnTrace
+
+
+@dataclass(frozen=True)
+class SnAp1(OwnTrace):
+    """Of J, only the entries of each weight's own unit are kept: E ← D_ii E + ∂a z (Menick et al. 2021, SnAp-1).
+
+    D_ii (n_slots, n_slots) includes the unit's recurrent weight to itself. Exact where recurrence is diagonal.
+    """
+
+    name: ClassVar[str] = "snap1"
+    description: ClassVar[str] = "E ← D_ii E + P, RTRL masked to each weight's own unit (Menick et al. 2021)"
+
+    def make_carry(self, tools):
+        def carry(constants, ds, own_ds):
+            pass
+
+        return carry

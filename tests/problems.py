@@ -1,0 +1,110 @@
+"""Small random networks in a random state with a stream for them, shared by the tests of the learning column."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from bci_adapt.cells.base import Network, cells
+from bci_adapt.credit.eprop import EProp
+from bci_adapt.credit.immediate import Immediate
+from bci_adapt.credit.readout import Readout
+from bci_adapt.credit.rflo import RFLO
+from bci_adapt.credit.rtrl import RTRL
+from bci_adapt.credit.snap1 import SnAp1
+from bci_adapt.credit.trace import Trace
+from bci_adapt.credit.uoro import UORO
+from bci_adapt.credit.window import Window
+from bci_adapt.errors import InputError
+from bci_adapt.online import Learner, run, start
+from bci_adapt.optimizers import Optimizer
+
+T, M_IN, N, M_OUT = 8, 3, 4, 2
+RULES = {
+    "eprop": EProp(), "immediate": Immediate(), "readout": Readout(), "rflo": RFLO(), "rtrl": RTRL(), "snap1": SnAp1(),
+    "trace": Trace(0.7), "uoro": UORO(), "window": Window(3),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Accumulate(Optimizer):
+    """Adds up gradients and moves nothing: what a rule computes at fixed weights."""
+
+    name: ClassVar[str] = "accumulate"
+    n_slots: ClassVar[int] = 1
+    description: ClassVar[str] = "Σ g"
+
+    def make(self):
+        def update(theta, g, state, rate, hyper, t):
+            for j in range(theta.shape[0]):
+                state[0, j] += g[j]
+
+        return update
+
+
+@dataclass
+class Problem:
+    """A random network in a random nonzero state, with a stream for it."""
+
+    network: Network
+    W: np.ndarray
+    C: np.ndarray
+    X: np.ndarray
+    Y: np.ndarray
+    weight: np.ndarray
+    hidden: np.ndarray
+
+
+def problem(cell, n_bins=T, seed=0, n=N):
+    rng = np.random.default_rng(seed)
+    network = Network(cell, M_IN, n, M_OUT)
+    W = 0.6 * rng.standard_normal((n, network.row_width))
+    C = rng.standard_normal((M_OUT, network.readout_width))
+    Y = rng.random((n_bins, M_OUT))
+    weight = rng.uniform(0.5, 2.0, (n_bins, M_OUT))
+    hidden = rng.uniform(-0.8, 0.8, (1, len(cell.slots), n))
+    return Problem(network, W, C, rng.standard_normal((n_bins, M_IN)), Y, weight, hidden)
+
+
+def learner(p, rule, optimizer=None, **options):
+    return Learner(p.network, rule, optimizer or Accumulate(), **({"backend": "plain"} | options))
+
+
+def accumulated(p, rule, loss="squared", **stream):
+    """The state after a run at fixed weights."""
+    return run(start(learner(p, rule, loss=loss), p.W, p.C, p.hidden), p.X, p.Y, p.weight, **stream)[1]
+
+
+def gradients(p, rule, loss="squared", **stream):
+    """Summed gradients (W, C) of a rule at fixed weights."""
+    state = accumulated(p, rule, loss, **stream)
+    return state.arrays["opt_W"][0, :, 0], state.arrays["opt_C"][0, :, 0]
+
+
+def close(left, right, tolerance=1e-10):
+    return all(
+        np.max(np.abs(a - b)) <= tolerance * max(1.0, np.max(np.abs(b))) for a, b in zip(left, right, strict=True)
+    )
+
+
+def every_group_nonzero(p, W_gradient):
+    """Whether every gate's every part – inputs, bias, recurrent weights – has a gradient to be wrong about."""
+    return all(np.abs(W_gradient[:, where]).max() > 1e-6 for _, _, where in p.network.columns())
+
+
+def defined(cell, rule):
+    """Whether a rule is defined for a cell."""
+    try:
+        rule.check(Network(cell, M_IN, N, M_OUT))
+    except InputError:
+        return False
+    return True
+
+
+def dense(cell):
+    """Whether units hear of one another."""
+    return any("h" in gate.reads for gate in cell.gates)
+
+
+PAIRS = [(cell, name) for cell in cells().values() for name, rule in RULES.items() if defined(cell, rule)]
+PAIR_NAMES = [f"{cell.name}-{name}" for cell, name in PAIRS]

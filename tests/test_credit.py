@@ -1,0 +1,370 @@
+"""The exactness grid of the credit rules, in float64, on the kernel source in plain Python: every cell × every rule."""
+
+import importlib
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from problems import (
+    PAIR_NAMES,
+    PAIRS,
+    RULES,
+    N,
+    T,
+    accumulated,
+    close,
+    defined,
+    dense,
+    every_group_nonzero,
+    gradients,
+    learner,
+    problem,
+)  # fmt: skip
+
+from bci_adapt.backends import compiled
+from bci_adapt.cells.base import cells
+from bci_adapt.credit.base import rules
+from bci_adapt.credit.eprop import EProp
+from bci_adapt.credit.immediate import Immediate
+from bci_adapt.credit.readout import Readout
+from bci_adapt.credit.rflo import RFLO
+from bci_adapt.credit.rtrl import RTRL
+from bci_adapt.credit.snap1 import SnAp1
+from bci_adapt.credit.trace import Trace
+from bci_adapt.credit.uoro import UORO
+from bci_adapt.credit.window import Window
+from bci_adapt.errors import InputError
+from bci_adapt.online import run, start
+
+every_cell = pytest.mark.parametrize("cell", cells().values(), ids=lambda cell: cell.name)
+
+
+def bptt(p, loss="squared", **options):
+    return oracle.gradients(p.network, p.W, p.C, p.X, p.Y, p.weight, p.hidden[0], loss, **options)
+
+
+def filtered(p, kind, decay=0.0):
+    """Σ_t q_t E_t with E ← mask(A E + P), everything by autograd: A is D (rtrl, snap1), the part of D that passes
+    through no weight (eprop), or λ (trace; 0 is immediate). Also returns E_t and q_t of every bin.
+    """
+    update, _ = p.network.cell.make(torch)
+    W, state = torch.tensor(p.W), torch.tensor(p.hidden[0])
+    k, n, width = len(state), p.network.n_hidden, p.network.row_width
+    E, total, traces, signals = torch.zeros(k, n, n, width, dtype=W.dtype), 0.0, [], []
+    own = torch.eye(n, dtype=W.dtype)[None, :, :, None]
+    for x, y, w in zip(torch.tensor(p.X), torch.tensor(p.Y), torch.tensor(p.weight), strict=True):
+        P, local, heard = torch.autograd.functional.jacobian(
+            lambda W, s, h, x=x: oracle.step(p.network, update, W, x, s, h), (W, state, state[0])
+        )
+        A = {"eprop": local, "trace": decay * torch.eye(k * n, dtype=W.dtype).reshape(k, n, k, n)}.get(kind)
+        if A is None:
+            A = local.clone()
+            A[:, :, 0] += heard
+        E = torch.einsum("kjlm,lmic->kjic", A, E) + P
+        if kind in ("snap1", "trace"):
+            E = own * E
+        state = oracle.step(p.network, update, W, x, state).detach().requires_grad_()
+        E_now = oracle.loss_of(oracle.output(p.network, torch.tensor(p.C), x, state), y, w, "squared")
+        (q,) = torch.autograd.grad(E_now, state)
+        state = state.detach()
+        total = total + torch.einsum("kj,kjic->ic", q, E)
+        traces.append(E.numpy())
+        signals.append(q.numpy())
+    return total.numpy(), traces, signals
+
+
+def mean_of_uoro(p, rule_class=UORO):
+    """Gradient of UORO averaged over every pattern of signs."""
+
+    class Enumerated(rule_class):
+        def make_draw(self):
+            def draw(generator):
+                bit = int(generator[0]) & 1
+                generator[0] = np.uint64(int(generator[0]) >> 1)
+                return 1.0 if bit else -1.0
+
+            return draw
+
+    signs = len(p.X) * p.hidden.size
+    state = start(learner(p, Enumerated()), p.W, p.C, p.hidden)
+    total = 0.0
+    for pattern in range(2**signs):
+        state.arrays["generator"][:] = pattern
+        total = total + run(state, p.X, p.Y, p.weight)[1].arrays["opt_W"][0, :, 0]
+    assert int(run(state, p.X, p.Y, p.weight)[1].arrays["generator"][0, 0]) == 0  # every sign was drawn
+    return total / 2**signs
+
+
+def test_the_grid_covers_every_rule_of_the_folder():
+    assert set(RULES) == set(rules())
+
+
+@every_cell
+class TestEveryCell:
+    @pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
+    def test_rtrl_is_bptt_and_so_is_a_window_over_everything(self, cell, loss):
+        p = problem(cell)
+        if loss == "cross_entropy":
+            # The derivative is (softmax − y) only where the labels sum to one and share a weight.
+            p.Y /= p.Y.sum(axis=1, keepdims=True)
+            p.weight[:] = p.weight[:, :1]
+        expected = bptt(p, loss)
+        assert every_group_nonzero(p, expected[0])
+        assert close(gradients(p, RTRL(), loss), expected)
+        assert close(gradients(p, Window(T), loss), expected)
+
+    def test_bptt_is_central_differences(self, cell):
+        p = problem(cell)
+        expected, _ = bptt(p)
+        frozen = learner(p, Readout())
+
+        def energy(W):
+            predictions, _ = run(start(frozen, W, p.C, p.hidden), p.X)
+            return 0.5 * np.sum(p.weight * (predictions[0] - p.Y) ** 2)
+
+        numeric = np.zeros_like(p.W)
+        for index in np.ndindex(p.W.shape):
+            step = np.zeros_like(p.W)
+            step[index] = 1e-6
+            numeric[index] = (energy(p.W + step) - energy(p.W - step)) / 2e-6
+        assert close([numeric], [expected], 1e-7)
+
+    def test_immediate_is_one_step_of_history_and_a_trace_without_memory(self, cell):
+        p = problem(cell)
+        expected = bptt(p, truncate=1)
+        for rule in (Immediate(), Window(1)):
+            assert close(gradients(p, rule), expected, 1e-13), rule
+        # A trace follows a weight's effect on its own unit alone: a second stage goes further.
+        assert close(gradients(p, Trace(0.0)), expected, 1e-13) == (cell.make_mid is None)
+
+    @pytest.mark.parametrize("steps", [2, 3, 5])
+    def test_window_is_truncated_bptt(self, cell, steps):
+        p = problem(cell)
+        assert close(gradients(p, Window(steps)), bptt(p, truncate=steps))
+
+    def test_traces_are_their_recursion_by_autograd(self, cell):
+        p = problem(cell)
+        kinds = {"rtrl": RTRL(), "snap1": SnAp1(), "eprop": EProp(), "trace": Trace(0.7)}
+        for kind, rule in kinds.items():
+            if defined(cell, rule):
+                expected, traces, _ = filtered(p, kind, 0.7)
+                assert close([gradients(p, rule)[0]], [expected]), kind
+                memory = accumulated(p, rule).arrays["memory"][0]
+                assert close([rule.influence(p.network, memory, T - 1)], [traces[-1]]), kind
+
+    def test_a_decay_per_weight_is_its_own_trace(self, cell):
+        p = problem(cell)
+        decays = np.random.default_rng(5).choice([0.0, 0.3, 0.7], p.W.shape)
+        mixed = gradients(p, Trace(decays))[0]
+        for decay in (0.0, 0.3, 0.7):
+            assert close([mixed[decays == decay]], [gradients(p, Trace(decay))[0][decays == decay]], 1e-13)
+
+    def test_snap1_is_exact_where_recurrence_is_diagonal_and_only_there(self, cell):
+        p = problem(cell)
+        assert close(gradients(p, SnAp1()), bptt(p)) != dense(cell)
+
+    def test_eprop_with_the_total_signal_is_bptt(self, cell):
+        """Bellec et al. 2020, eq. 1: the sum of total ∂E/∂s × eligibility, the total by one backward pass."""
+        if not defined(cell, EProp()):
+            return
+        p = problem(cell)
+        update, _ = cell.make(torch)
+        W, C, states = torch.tensor(p.W), torch.tensor(p.C), [torch.tensor(p.hidden[0], requires_grad=True)]
+        told, energy = [], 0.0
+        for x, y, w in zip(torch.tensor(p.X), torch.tensor(p.Y), torch.tensor(p.weight), strict=True):
+            # What a unit tells others, and the output, apart from what it keeps to itself.
+            state = oracle.step(p.network, update, W, x, states[-1], told[-1][0] if told else states[-1][0])
+            told.append(state.clone())
+            told[-1].retain_grad()
+            energy = energy + oracle.loss_of(oracle.output(p.network, C, x, told[-1]), y, w, "squared")
+            states.append(state)
+        energy.backward()
+        state, total = start(learner(p, EProp()), p.W, p.C, p.hidden), 0.0
+        for t in range(T):
+            _, state = run(state, p.X[t : t + 1], p.Y[t : t + 1], p.weight[t : t + 1])
+            E = EProp().influence(p.network, state.arrays["memory"][0], t)
+            total = total + np.einsum("kj,kjic->ic", told[t].grad.numpy(), E)
+        assert close([total], [bptt(p)[0]])
+
+    def test_uoro_averaged_over_all_signs_is_rtrl(self, cell):
+        p = problem(cell, n_bins=6, n=2 if len(cell.slots) == 1 else 1)
+        assert close([mean_of_uoro(p)], [bptt(p)[0]], 1e-10)
+
+    def test_random_feedback_takes_the_place_of_the_readout(self, cell):
+        """Feeding back through B: the gradient of W is that of a network whose readout is B, at the same errors."""
+        p = problem(cell)
+        state = start(learner(p, Immediate(feedback="random")), p.W, p.C, p.hidden, seeds=[3])
+        _, end = run(state, p.X, p.Y, p.weight)
+        B = p.C.copy()
+        wide = len(cell.features) * N
+        B[:, :wide] = state.arrays["B"][0]
+        predictions, _ = run(start(learner(p, Readout()), p.W, p.C, p.hidden), p.X)
+        other, _ = run(start(learner(p, Readout()), p.W, B, p.hidden), p.X)
+        shifted = replace(p, C=B, Y=other[0] - predictions[0] + p.Y)
+        assert close([end.arrays["opt_W"][0, :, 0]], [gradients(shifted, Immediate())[0]], 1e-12)
+        assert close([end.arrays["opt_C"][0, :, 0]], [gradients(p, Immediate())[1]], 1e-13)
+
+
+APPROXIMATE = [pair for pair in PAIRS if pair[1] != "rtrl" and dense(pair[0])]
+
+
+@pytest.mark.parametrize(("cell", "name"), APPROXIMATE, ids=[f"{cell.name}-{name}" for cell, name in APPROXIMATE])
+def test_no_approximation_is_exact_on_dense_recurrence(cell, name):
+    p = problem(cell)
+    exact, approximate = gradients(p, RTRL()), gradients(p, RULES[name])
+    assert close(approximate[1:], exact[1:])
+    assert not close(approximate[:1], exact[:1], 1e-3)
+
+
+def test_rflo_is_its_closed_form():
+    """Murray 2019, eq. 4–6, written out: p ← (1 − α) p + α tanh'(u) z, Δ W ∝ (B e) p, and α's own trace likewise."""
+    p = problem(cells()["leaky"])
+    state = start(learner(p, RFLO()), p.W, p.C, p.hidden, seeds=[1])
+    _, end = run(state, p.X, p.Y, p.weight)
+    B, alpha = state.arrays["B"][0], 1.0 / (1.0 + np.exp(-p.W[:, -1]))
+    h, total = p.hidden[0, 0], np.zeros_like(p.W)
+    terms = []
+    for x, y, w in zip(p.X, p.Y, p.weight, strict=True):
+        z = np.concatenate([x, [1.0], h])
+        r = np.tanh(p.W[:, :-1] @ z)
+        terms.append(np.column_stack([(alpha * (1 - r**2))[:, None] * z, (r - h) * alpha * (1 - alpha)]))
+        h = (1 - alpha) * h + alpha * r
+        error = w * (p.C @ np.append(h, 1.0) - y)
+        trace = sum((1 - alpha)[:, None] ** age * term for age, term in enumerate(terms[::-1]))
+        total += (B.T @ error)[:, None] * trace
+    assert close([end.arrays["opt_W"][0, :, 0]], [total], 1e-12)
+
+
+def test_pairs_that_are_not_defined_are_refused_and_say_why():
+    refused = {
+        (cell.name, name) for cell in cells().values() for name, rule in RULES.items() if not defined(cell, rule)
+    }
+    assert refused == {(cell, rule) for cell in ("gru_textbook", "mgu") for rule in ("eprop", "rflo")}
+    with pytest.raises(InputError, match="reach every unit; take immediate"):
+        learner(problem(cells()["mgu"]), EProp())
+
+
+@pytest.mark.parametrize(("cell", "name"), PAIRS, ids=PAIR_NAMES)
+class TestEveryPair:
+    def test_late_labels_give_the_same_gradient_at_fixed_weights(self, cell, name):
+        p = problem(cell)
+        at_once = gradients(p, RULES[name])
+        quiet = replace(p, X=np.vstack([p.X, p.X]), Y=np.vstack([p.Y, p.Y]), weight=np.vstack([p.weight, 0 * p.weight]))
+        for arrives in (np.arange(2 * T) + 3, np.maximum(np.arange(2 * T), T)):
+            assert close(gradients(quiet, RULES[name], arrives=arrives), at_once, 1e-13)
+
+    def test_a_reset_separates_two_streams(self, cell, name):
+        p = problem(cell)
+        zero = replace(p, hidden=0 * p.hidden)
+        reset = np.zeros(2 * T, bool)
+        reset[[0, T]] = True
+        twice = replace(p, X=np.tile(p.X, (2, 1)), Y=np.tile(p.Y, (2, 1)), weight=np.tile(p.weight, (2, 1)))
+        once, again = gradients(zero, RULES[name]), 2
+        if name == "uoro":  # its signs go on across a reset: the second half meets others
+            state = accumulated(zero, RULES[name])
+            state.arrays["memory"][:], state.arrays["state"][:] = 0.0, 0.0
+            _, state = run(state, p.X, p.Y, p.weight)
+            once, again = (state.arrays["opt_W"][0, :, 0], state.arrays["opt_C"][0, :, 0]), 1
+        assert close(gradients(twice, RULES[name], reset=reset), [again * g for g in once], 1e-12)
+        assert not close(gradients(twice, RULES[name]), [again * g for g in once], 1e-6)
+
+
+# ------------------------------------------------------------------------------------------------- mutations
+
+
+def mutant(module, old, new):
+    """The module with one term of its source changed."""
+    source = Path(module.__file__).read_text()
+    assert source.count(old) == 1, f"{module.__name__}: {old!r} is there {source.count(old)} times"
+    changed = types.ModuleType(module.__name__)
+    changed.__file__ = module.__file__
+    exec(compile(source.replace(old, new), module.__file__, "exec"), vars(changed))
+    return changed
+
+
+def holds(identity, cell, module=None):
+    """Whether an identity of the grid holds for a cell, with the rules of `module` in place of the shipped ones."""
+
+    def pick(rule, *arguments):
+        return getattr(module, type(rule).__name__, type(rule))(*arguments) if module else rule
+
+    p = problem(cells()[cell])
+    if identity == "rtrl":
+        return close(gradients(p, pick(RTRL())), bptt(p))
+    if identity == "window":
+        return close(gradients(p, pick(Window(T), T)), bptt(p))
+    if identity == "immediate":
+        return close(gradients(p, pick(Immediate())), bptt(p, truncate=1))
+    if identity == "uoro":
+        p = problem(cells()[cell], n_bins=6, n=2 if len(cells()[cell].slots) == 1 else 1)
+        return close([mean_of_uoro(p, type(pick(UORO())))], [bptt(p)[0]])
+    rule = {"snap1": SnAp1(), "eprop": EProp(), "trace": Trace(0.7)}[identity]
+    arguments = (0.7,) if identity == "trace" else ()
+    return close([gradients(p, pick(rule, *arguments))[0]], [filtered(p, identity, 0.7)[0]])
+
+
+TERMS = [
+    # identity, cell, file, term of the source, what it becomes
+    ("rtrl", "gru", "base", "target[j * n + i] += ds[k, j, i]", "pass"),
+    ("rtrl", "lstm", "base", "target[j] += factor * weights[j]\n                    if", "pass\n                    if"),
+    ("rtrl", "mgu", "base", "target[j * n + unit] += through * vs[j, unit]", "pass"),
+    ("rtrl", "mgu", "base", "target[j] += share * weights[j]", "pass"),
+    ("rtrl", "gru_textbook", "rtrl", "influence[j] += factor * read[j]\n                                    out", "out"),
+    ("rtrl", "gru", "rtrl", "influence[j] += factor * read[j]\n                        out", "out"),
+    ("rtrl", "tanh", "rtrl", "np.dot(D, old[: slots * n], panel)", "panel[:] = 0.0"),
+    ("rtrl", "lru_skip", "rtrl", "signal[j] += q[k, i] * source[j]", "pass"),
+    ("rtrl", "tanh", "rtrl", "memory[(i - last - 1) % places]", "memory[(i - last) % places]"),
+    ("window", "lstm", "base", "earlier[j, i] += q[k, i] * ds[k, j, i]", "pass"),
+    ("window", "mgu", "base", "earlier[j, i] += r[i] * vs[j, i]", "pass"),
+    ("window", "gru", "base", "target[j] += factor * weights[j]\n\n", "pass\n\n"),
+    ("window", "tanh", "window", "out[j] += factor * read[j]", "pass"),
+    ("immediate", "gru_textbook", "base", "p[gate, i] += r[i] * va[gate, i]", "pass"),
+    ("immediate", "tanh_gate", "base", "p[gate, i] += q[k, i] * da[k, gate, i]", "pass"),
+    ("immediate", "lru", "base", "for f in range(len(features)):\n                    for i in range(n):", "for f in range(1):\n                    for i in range(n):"),
+    ("snap1", "tanh", "base", "own_ds[k, 0, i] += da[k, gate, i] * net.W[i, begin + i]", "pass"),
+    ("snap1", "mgu", "base", "own_ds[k, 0, i] += da[k, gate, i] * net.W[i, at + unit] * heard", "pass"),
+    ("snap1", "mgu", "base", "own_ds[k, j, i] += through * vs[j, i]", "pass"),
+    ("snap1", "gru_textbook", "base", "own_da[k, other, i] += through * va[other, i]", "pass"),
+    ("snap1", "lru", "own", "target[j] += kept * source[j]", "pass"),
+    ("snap1", "gru", "own", "kept * part[j] + factor * read[j]", "factor * read[j]"),
+    ("eprop", "lstm", "eprop", "copy_states(own_ds[k], ds[k])", "pass"),
+    ("eprop", "leaky", "eprop", "copy_states(own_ds[k], ds[k])", "pass"),
+    ("trace", "gru", "trace", "kept[j] * trace[j] + factor", "trace[j] + factor"),
+    ("uoro", "gru", "uoro", "total += ds[k, j, i] * memory[i, j]", "pass"),
+    ("uoro", "tanh", "uoro", "scales[0] * moved[k, i] + ", ""),
+    ("uoro", "mgu", "uoro", "r[i] += vs[k, i] * memory[i, k]", "pass"),
+    ("uoro", "tanh", "uoro", "fade * part[j] + factor", "part[j] + factor"),
+]  # fmt: skip
+# ruff: noqa: E501
+
+
+@pytest.mark.parametrize(("identity", "cell", "file", "old", "new"), TERMS)
+def test_every_identity_notices_a_dropped_term(monkeypatch, identity, cell, file, old, new):
+    assert holds(identity, cell)
+    changed = mutant(importlib.import_module(f"bci_adapt.credit.{file}"), old, new)
+    if file == "base":
+        monkeypatch.setattr(compiled, "make_tools", changed.make_tools)
+        assert not holds(identity, cell)
+        return
+    if file == "own":
+        shipped = importlib.import_module("bci_adapt.credit.own")
+        monkeypatch.setattr(shipped.OwnTrace, "make", changed.OwnTrace.make)
+        assert not holds(identity, cell)
+        return
+    assert not holds(identity, cell, changed)
+
+
+def test_bad_constants_are_named():
+    for call, message in (
+        (lambda: Trace(1.5), "decay"),
+        (lambda: Trace(np.array([0.1, -0.1])), "decay"),
+        (lambda: learner(problem(cells()["tanh"]), Trace(np.zeros(3))), "one per weight"),
+        (lambda: Window(0), "steps"),
+        (lambda: RTRL(feedback="none"), "feedback"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()

@@ -1,0 +1,252 @@
+"""Optimisers against torch.optim where it has them, against their formula where it has not, alone and in the loop."""
+
+from dataclasses import replace
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from problems import gradients, learner, problem
+
+from bci_adapt.cells.base import cells
+from bci_adapt.credit.immediate import Immediate
+from bci_adapt.errors import InputError
+from bci_adapt.online import run, start
+from bci_adapt.optimizers import (
+    GROUPS,
+    LARS,
+    SGD,
+    AdaGrad,
+    Adam,
+    GroupRMSprop,
+    Momentum,
+    RMSprop,
+    Schedule,
+    Sign,
+    optimizers,
+    pace,
+)  # fmt: skip
+
+TORCH = {
+    "sgd": (SGD(0.1), lambda p: torch.optim.SGD(p, lr=0.1)),
+    "momentum": (Momentum(0.1, 0.8), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.8)),
+    "rmsprop": (RMSprop(0.1, beta2=0.95, epsilon=1e-6), lambda p: torch.optim.RMSprop(p, lr=0.1, alpha=0.95, eps=1e-6)),
+    "adam": (Adam(0.1, 0.8, 0.97, 1e-7), lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.8, 0.97), eps=1e-7)),
+    "adam without momentum": (Adam(0.1, 0.0, 0.97), lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.0, 0.97))),
+    "adam without squares": (Adam(0.1, 0.9, 0.0), lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.9, 0.0))),
+    "adagrad": (AdaGrad(0.1), lambda p: torch.optim.Adagrad(p, lr=0.1)),
+}
+APART = {"sign", "lars", "group_rmsprop"}  # torch.optim has none of these
+
+
+def test_every_optimizer_of_the_module_is_held_to_something():
+    assert set(optimizers()) == {name.split()[0] for name in TORCH} | APART
+
+
+def by_row(optimizer, n_steps=60, width=7):
+    """Weights of one row after every update with gradients of many sizes, and those gradients."""
+    rng = np.random.default_rng(3)
+    theta = rng.standard_normal(width)
+    update, slots = optimizer.make(), np.zeros((max(1, optimizer.n_slots), width))
+    rates, path, given = np.full(width, optimizer.learning_rate), [theta.copy()], []
+    for t in range(1, n_steps):
+        given.append(rng.standard_normal(width) * 10.0 ** rng.integers(-4, 3))
+        update(theta, given[-1], slots, rates, optimizer.hyper(), t)
+        path.append(theta.copy())
+    return np.array(path), np.array(given)
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_optimizers_equal_torch(name):
+    ours, theirs = TORCH[name]
+    path, given = by_row(ours)
+    twin = torch.tensor(path[0].copy(), requires_grad=True)
+    reference = theirs([twin])
+    for theta, g in zip(path[1:], given, strict=True):
+        twin.grad = torch.tensor(g)
+        reference.step()
+        np.testing.assert_allclose(theta, twin.detach().numpy(), rtol=1e-12, atol=1e-12)
+
+
+def test_adam_without_bias_correction_is_its_formula():
+    path, given = by_row(Adam(0.1, 0.8, 0.97, 1e-7, bias_correction=False))
+    m = v = np.zeros(7)
+    for before, after, g in zip(path, path[1:], given, strict=False):
+        m, v = 0.8 * m + 0.2 * g, 0.97 * v + 0.03 * g**2
+        np.testing.assert_allclose(after, before - 0.1 * m / (np.sqrt(v) + 1e-7), rtol=1e-12, atol=1e-12)
+
+
+def test_sign_is_rmsprop_without_memory():
+    path, given = by_row(Sign(0.1))
+    np.testing.assert_allclose(np.diff(path, axis=0), -0.1 * np.sign(given), rtol=1e-12)
+    nearly, _ = by_row(RMSprop(0.1, beta2=0.0, epsilon=0.0))
+    np.testing.assert_allclose(nearly, path, rtol=1e-9)
+
+
+def numbered(p):
+    """Group number of every column of W."""
+    return np.array([GROUPS.index(group) for group in p.network.groups()])
+
+
+def one_update(p, optimizer, state=None, **options):
+    """Weights after the label of the first bin, and the state."""
+    state = state or start(learner(p, Immediate(), optimizer, **options), p.W, p.C, p.hidden)
+    _, state = run(state, p.X[:1], p.Y[:1], p.weight[:1])
+    return state
+
+
+def first_gradients(p):
+    return gradients(replace(p, X=p.X[:1], Y=p.Y[:1], weight=p.weight[:1]), Immediate())
+
+
+def test_lars_trusts_each_group_by_its_norms():
+    p = problem(cells()["gru"])
+    g_W, g_C = first_gradients(p)
+    state = one_update(p, LARS(0.1, 0.0, trust=0.02))
+    for group in GROUPS[:3]:
+        where = numbered(p) == GROUPS.index(group)
+        trust = 0.02 * np.linalg.norm(p.W[:, where]) / np.linalg.norm(g_W[:, where])
+        moved = state.arrays["W"][0][:, where] - p.W[:, where]
+        np.testing.assert_allclose(moved, -0.1 * trust * g_W[:, where], rtol=1e-8)
+    trust = 0.02 * np.linalg.norm(p.C) / np.linalg.norm(g_C)
+    np.testing.assert_allclose(state.arrays["C"][0] - p.C, -0.1 * trust * g_C, rtol=1e-8)
+
+
+def test_group_rmsprop_has_one_second_moment_per_group():
+    p = problem(cells()["gru"])
+    g_W, g_C = first_gradients(p)
+    state = one_update(p, GroupRMSprop(0.1, beta2=0.9))
+    for group in GROUPS[:3]:
+        where = numbered(p) == GROUPS.index(group)
+        scale = np.sqrt(0.1 * np.mean(g_W[:, where] ** 2)) + 1e-8
+        moved = state.arrays["W"][0][:, where] - p.W[:, where]
+        np.testing.assert_allclose(moved, -0.1 * g_W[:, where] / scale, rtol=1e-10)
+    scale = np.sqrt(0.1 * np.mean(g_C**2)) + 1e-8
+    np.testing.assert_allclose(state.arrays["C"][0] - p.C, -0.1 * g_C / scale, rtol=1e-10)
+    assert state.arrays["opt_groups"].shape == (1, 4, 1)
+    assert (state.arrays["opt_groups"] > 0).all()
+
+
+def test_a_group_without_weights_or_gradient_is_left_alone():
+    p = problem(cells()["lru"])  # its state is linear: no bias beside the inputs', and C starts at zero here
+    p.C[:] = 0.0
+    for optimizer in (LARS(0.1), GroupRMSprop(0.1)):
+        state = one_update(p, optimizer)
+        assert state.finite.all()
+        assert np.array_equal(state.arrays["W"][0], p.W)
+
+
+def torch_twin(p, make, n_bins, clip=0.0):
+    """Trajectory of d = 0 by detach and torch.optim over the first bins."""
+    W, C = (torch.tensor(v, requires_grad=True) for v in (p.W, p.C))
+    optimizer, schedule = make([W, C])
+    state, update = torch.tensor(p.hidden[0]), p.network.cell.make(torch)[0]
+    for x, y, w in zip(*(torch.tensor(v[:n_bins]) for v in (p.X, p.Y, p.weight)), strict=True):
+        state = oracle.step(p.network, update, W, x, state.detach())
+        optimizer.zero_grad()
+        oracle.loss_of(oracle.output(p.network, C, x, state), y, w, "squared").backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_([W, C], clip)
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+    return W.detach().numpy(), C.detach().numpy()
+
+
+def in_the_loop(p, optimizer, n_bins):
+    state = start(learner(p, Immediate(), optimizer), p.W, p.C, p.hidden)
+    _, state = run(state, p.X[:n_bins], p.Y[:n_bins], p.weight[:n_bins])
+    return state.arrays["W"][0], state.arrays["C"][0]
+
+
+def plain(optimizer):
+    return optimizer, None
+
+
+def warmed(optimizer, factor):
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step + 1))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "clip"),
+    [
+        (Adam(0.05, clip=0.3), lambda p: plain(torch.optim.Adam(p, lr=0.05)), 0.3),
+        (SGD(0.05, clip=0.3), lambda p: plain(torch.optim.SGD(p, lr=0.05)), 0.3),
+        (Momentum(0.05, clip=1e6), lambda p: plain(torch.optim.SGD(p, lr=0.05, momentum=0.9)), 0.0),
+        (Adam(0.05, weight_decay=0.3), lambda p: plain(torch.optim.AdamW(p, lr=0.05, weight_decay=0.3)), 0.0),
+        (
+            SGD(0.05, schedule=Schedule("exponential", length=4.0)),
+            lambda p: warmed(torch.optim.SGD(p, lr=0.05), lambda t: 0.5 ** (t / 4)),
+            0.0,
+        ),
+        (
+            Adam(0.05, schedule=Schedule("cosine", length=9.0, warm_up=3.0, floor=0.1)),
+            lambda p: warmed(
+                torch.optim.Adam(p, lr=0.05),
+                lambda t: t / 3 if t <= 3 else 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * min(1, (t - 3) / 9))),
+            ),
+            0.0,
+        ),
+    ],
+    ids=["clip adam", "clip sgd", "clip nothing", "AdamW", "exponential", "warm-up and cosine"],
+)
+def test_clipping_decay_and_schedules_in_the_loop_equal_torch(ours, theirs, clip):
+    p = problem(cells()["gru"], n_bins=20)
+    expected = torch_twin(p, theirs, 20, clip)
+    for found, known in zip(in_the_loop(p, ours, 20), expected, strict=True):
+        np.testing.assert_allclose(found, known, rtol=1e-11, atol=1e-12)
+
+
+def test_schedules_start_where_the_warm_up_ends_and_fall():
+    for kind in ("exponential", "cosine", "inverse_sqrt"):
+        factors = [pace(t, Schedule(kind, length=10.0, warm_up=4.0).constants()) for t in range(1, 40)]
+        assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+        assert (np.diff(factors[3:]) <= 0.0).all()
+        assert factors[4] < 1.0
+    assert pace(14, Schedule("exponential", length=10.0, warm_up=4.0).constants()) == 0.5
+    assert not Schedule().moves
+    assert pace(7, Schedule().constants()) == 1.0
+
+
+def test_a_schedule_goes_on_where_a_run_was_interrupted():
+    p = problem(cells()["tanh"], n_bins=20)
+    optimizer = SGD(0.1, schedule=Schedule("inverse_sqrt", length=3.0, warm_up=2.0))
+    whole = in_the_loop(p, optimizer, 20)
+    state = start(learner(p, Immediate(), optimizer), p.W, p.C, p.hidden)
+    for piece in (slice(0, 7), slice(7, 20)):
+        _, state = run(state, p.X[piece], p.Y[piece], p.weight[piece])
+    assert np.array_equal(state.arrays["W"][0], whole[0])
+
+
+def test_groups_that_do_not_learn_stand_still_and_are_not_counted_in_the_norm():
+    p = problem(cells()["gru"])
+    for optimizer in (SGD(0.1), Adam(0.1, weight_decay=0.1), LARS(0.1), SGD(0.1, clip=1e-3)):
+        for learns in (("readout",), ("recurrent",), ("input", "bias")):
+            state = one_update(p, optimizer, learns=learns)
+            for group in GROUPS:
+                now, before = (
+                    (state.arrays["C"][0], p.C)
+                    if group == "readout"
+                    else (v[:, p.network.groups() == group] for v in (state.arrays["W"][0], p.W))
+                )
+                assert np.array_equal(now, before) == (group not in learns), (optimizer.name, learns, group)
+    moved = one_update(p, SGD(1.0, clip=1e-3), learns=("readout",)).arrays["C"][0] - p.C
+    assert np.linalg.norm(moved) == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RMSprop(beta2=1.0), "beta2"),
+        (lambda: Momentum(momentum=-0.1), "momentum"),
+        (lambda: SGD(float("nan")), "learning_rate"),
+        (lambda: SGD(clip=-1.0), "clip"),
+        (lambda: Schedule("linear"), "kind"),
+        (lambda: Schedule("cosine", length=0.0), "length"),
+        (lambda: learner(problem(cells()["tanh"]), Immediate(), learns=()), "at least one"),
+        (lambda: learner(problem(cells()["tanh"]), Immediate(), learns=("reedout",)), "reedout"),
+    ],
+)
+def test_bad_constants_are_named(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
