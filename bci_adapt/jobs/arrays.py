@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
+from bci_adapt.binning import whole_bins
 from bci_adapt.errors import InputError
 from bci_adapt.session import read_session
 
@@ -25,8 +26,8 @@ class Arrays(NamedTuple):
     bin_s: float
 
     def n_stream(self, stream_s: float | None) -> int:
-        """Bins of the first `stream_s` seconds of recording (all of them when None)."""
-        return len(self.X) if stream_s is None else min(len(self.X), round(stream_s / self.bin_s))
+        """Whole bins in the first `stream_s` seconds of recording (all of them when None)."""
+        return len(self.X) if stream_s is None else min(len(self.X), whole_bins(stream_s, self.bin_s))
 
 
 @functools.lru_cache(maxsize=4)
