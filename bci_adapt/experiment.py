@@ -20,6 +20,7 @@ from bci_adapt import __version__
 from bci_adapt.engine import Job, Outcome, Progress, execute
 from bci_adapt.errors import InputError
 from bci_adapt.quality import Thresholds
+from bci_adapt.sources.base import Source
 from bci_adapt.storage import cache_root, write_text
 
 Positive = Annotated[float, Field(gt=0)]
@@ -629,21 +630,18 @@ class Run:
     reused: int
 
 
-def recordings(config: Config, say: Callable[[str], None] = lambda text: None) -> dict[str, Path]:
-    """NWB files of the config's source by session id, in chronological order; simulated ones are written first."""
-    source = config.source
-    if isinstance(source, SimulatedSource):
+def open_source(config: Config) -> Source:
+    """The source of recordings that a config names; nothing is read or written yet."""
+    section = config.source
+    if isinstance(section, SimulatedSource):
         from bci_adapt.sources.simulated import Simulated
 
-        chosen = Simulated(cache_root() / "raw" / "simulated", **source.model_dump(exclude={"kind"}))
-        say("simulating recordings")
-    else:
-        from bci_adapt.sources.folder import Folder
+        return Simulated(cache_root() / "raw" / "simulated", **section.model_dump(exclude={"kind"}))
+    from bci_adapt.sources.folder import Folder
 
-        if not source.path:
-            raise InputError("source.path: this config needs a folder of NWB files; name it with --data FOLDER")
-        chosen = Folder(source.path)
-    return {str(name): chosen.fetch(str(name)) for name in chosen.list().index}
+    if not section.path:
+        raise InputError("source.path: this config needs a folder of NWB files; name it with --data FOLDER")
+    return Folder(section.path)
 
 
 def run_experiment(
@@ -664,10 +662,14 @@ def run_experiment(
     """
     from bci_adapt.session import read_session, require_same_channels
 
-    files = recordings(config, say)
-    pairs = choose_pairs(config, list(files))
-    needed = [name for name in files if any(name in (pair.source, pair.target) for pair in pairs)]
-    prepare = {name: _prepare_job(config, files[name]) for name in needed}
+    source = open_source(config)
+    session_ids = [str(name) for name in source.list().index]
+    pairs = choose_pairs(config, session_ids)
+    needed = [name for name in session_ids if any(name in (pair.source, pair.target) for pair in pairs)]
+    prepare = {}
+    for name in needed:
+        say(f"fetching {name}")
+        prepare[name] = _prepare_job(config, source.fetch(name))
     prepared = execute(prepare.values(), workers=workers, scheduler=scheduler, progress=progress)
     _refuse_failures(prepared)
     sessions = {name: read_session(job.path) for name, job in prepare.items()}

@@ -8,17 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bci_adapt import experiment
 from bci_adapt.errors import InputError
 from bci_adapt.experiment import (
     choose_pairs,
     load_config,
+    open_source,
     parse_config,
-    recordings,
     run_experiment,
     to_toml,
     unscorable,
 )
 from bci_adapt.results import json_payload, read_results, summarise
+from bci_adapt.sources import folder as folder_source
 
 TINY = """
 name = "tiny"
@@ -78,6 +80,11 @@ def cache(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _own_cache(cache, monkeypatch):
     monkeypatch.setenv("BCI_ADAPT_CACHE", str(cache))
+
+
+def recordings(config):
+    source = open_source(config)
+    return [source.fetch(name) for name in source.list().index]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +224,7 @@ def test_a_changed_rate_reruns_only_what_depends_on_it(tiny):
 def test_a_recording_that_cannot_be_used_stops_the_run_and_names_the_file(tiny, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
-    for path in recordings(load_config(tiny)).values():
+    for path in recordings(load_config(tiny)):
         shutil.copy(path, folder)
     broken = sorted(folder.iterdir())[1]
     broken.write_bytes(broken.read_bytes()[:200_000])
@@ -227,11 +234,39 @@ def test_a_recording_that_cannot_be_used_stops_the_run_and_names_the_file(tiny, 
         run_experiment(load_config(tiny, ["source={kind='folder'}"]), workers=0)
 
 
+def test_only_what_a_pair_needs_is_fetched_and_a_folder_is_listed_once(tiny, tmp_path, monkeypatch):
+    class Enough(Exception):
+        pass
+
+    def stop(*arguments, **options):
+        raise Enough
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for path in recordings(load_config(tiny)):
+        shutil.copy(path, folder)
+    opened = []
+    identity = folder_source.identity
+    monkeypatch.setattr(folder_source, "identity", lambda file: opened.append(1) or identity(file))
+    monkeypatch.setattr(experiment, "execute", stop)
+    with pytest.raises(Enough):
+        run_experiment(load_config(tiny, data=folder))
+    assert len(opened) == 3
+    with monkeypatch.context() as fresh:
+        fresh.setenv("BCI_ADAPT_CACHE", str(tmp_path / "cache"))
+        with pytest.raises(Enough):
+            run_experiment(load_config(tiny, ["targets=3"]))
+        assert len(list((tmp_path / "cache").rglob("*.nwb"))) == 2
+        with pytest.raises(InputError, match="session number 4"):
+            run_experiment(load_config(tiny, ["targets=4", "source.seed=1"]))
+        assert len(list((tmp_path / "cache").rglob("*.nwb"))) == 2
+
+
 def test_a_target_without_held_out_movement_is_unscorable(tiny, tmp_path):
     from bci_adapt.prepare import prepare
 
     config = load_config(tiny)
-    session = prepare(next(iter(recordings(config).values())), config.bin_s)
+    session = prepare(recordings(config)[0], config.bin_s)
     assert unscorable(session, config) == ""
     still = session.copy(deep=True)
     still["velocity"][1200:] *= 0.2
