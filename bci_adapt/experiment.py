@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bci_adapt import __version__
 from bci_adapt.engine import Job, Outcome, Progress, execute
@@ -26,6 +26,19 @@ from bci_adapt.storage import cache_root, write_text
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+LEAST_LABELS_S = 1.0
+
+
+def _unlike(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
+        raise ValueError(f"{twice[0]!r} is given twice")
+    return values
+
+
+Unlike = AfterValidator(_unlike)
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), Unlike]
+Cells = Annotated[tuple[str, ...], Field(min_length=1), Unlike]
 
 
 class _Section(BaseModel):
@@ -36,12 +49,12 @@ class SimulatedSource(_Section):
     """Simulated recordings, written as NWB files in the layout of DANDI 000688."""
 
     kind: Literal["simulated"]
-    days: tuple[int, ...] = (0, 30, 210)
+    days: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 30, 210)
     duration_s: Positive = 480.0
     n_units: Count = 60
     task: Literal["centre_out", "random_target"] = "centre_out"
     severity: NotNegative = 1.0
-    seed: int = 0
+    seed: Seed = 0
 
 
 class FolderSource(_Section):
@@ -57,13 +70,13 @@ class PairSection(_Section):
     """
 
     source: int | str
-    targets: tuple[int | str, ...]
+    targets: Annotated[tuple[int | str, ...], Field(min_length=1), Unlike]
 
 
 class NetworkSection(_Section):
     """The networks that are compared, and how they are trained before they adapt."""
 
-    cells: tuple[str, ...] = ("tanh", "gru")
+    cells: Cells = ("tanh", "gru")
     n_hidden: Count = 64
     n_updates: Count = 800
     oracle_updates: Count = 800
@@ -90,8 +103,8 @@ class ArmSection(_Section):
     decay: NotNegative | None = None
     average: Annotated[float, Field(gt=0, lt=1)] | None = None
     normaliser: Literal["causal", "fixed"] = "causal"
-    cells: tuple[str, ...] | None = None
-    seeds: tuple[int, ...] | None = None
+    cells: Cells | None = None
+    seeds: Seeds | None = None
 
     @model_validator(mode="after")
     def _constants_belong_to_the_rule(self) -> ArmSection:
@@ -122,7 +135,7 @@ class Config(_Section):
     min_held_out_s: Positive = 300.0
     label_delay_s: NotNegative = 0.5
     normaliser_s: Positive = 300.0
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     rates_tuned: Literal[False] = False
     layout: str | None = None
     source: Annotated[SimulatedSource | FolderSource, Field(discriminator="kind")]
@@ -238,7 +251,8 @@ def _explain(problem: Any) -> str:
         return f"key {key!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
-    shown = f", got {given!r}" if isinstance(given, str | int | float) else ""
+    given = list(given) if isinstance(given, tuple) else given
+    shown = f", got {given!r}" if isinstance(given, str | int | float | list) and len(repr(given)) < 80 else ""
     return f"{key}: {message}{shown}" if key else message
 
 
@@ -311,12 +325,31 @@ def unscorable(session: Any, config: Config) -> str:
             f"{usable_s[1]:.1f} s of usable {config.variable} labels are held out, "
             f"at least {config.min_held_out_s:g} s are needed"
         )
-    if usable_s[0] < 1.0:
+    if usable_s[0] < LEAST_LABELS_S:
         return f"no usable {config.variable} labels in the adaptation stream"
     early, late = (float(np.nanvar(part, axis=0).sum()) for part in (y[:n_stream], y[n_stream:]))
     if late < 0.1 * early:
         return f"held-out {config.variable} variance {late:.3g} is below a tenth of the stream's {early:.3g}"
     return ""
+
+
+def require_source(session: Any, config: Config) -> None:
+    """Raise `InputError` unless a source session has labels a decoder can learn from: a second of them, and movement in
+    every axis.
+    """
+    import numpy as np
+
+    from bci_adapt.jobs.arrays import session_arrays
+
+    arrays = session_arrays(session, config.variable)
+    usable = np.isfinite(arrays.y).all(axis=1)
+    usable_s, wrong = config.bin_s * usable.sum(), ""
+    if usable_s < LEAST_LABELS_S:
+        wrong = f"{usable_s:.1f} s of usable {config.variable} labels, at least {LEAST_LABELS_S:g} s are needed"
+    elif still := [axis for axis, y in zip(arrays.axes, arrays.y[usable].T, strict=True) if np.ptp(y) == 0]:
+        wrong = f"{config.variable} that never changes in axis {', '.join(still)}"
+    if wrong:
+        raise InputError(f"{arrays.session_id}: this source session has {wrong}; leave it out of pairs")
 
 
 # -------------------------------------------------------------------------------------------------- jobs
@@ -678,6 +711,8 @@ def run_experiment(
     about = {name: _about(name, session) for name, session in sessions.items()}
     reasons = {pair: unscorable(sessions[pair.target], config) for pair in pairs}
     scorable = [pair for pair in pairs if not reasons[pair]]
+    for name in dict.fromkeys(pair.source for pair in scorable):
+        require_source(sessions[name], config)
     builder = _Builder(config, prepare, about)
     scores = [builder.pair(pair, excerpt=number == 0) for number, pair in enumerate(scorable)]
     outcome = execute(scores, workers=workers, scheduler=scheduler, progress=progress)
@@ -720,6 +755,8 @@ def _about(name: str, session: Any) -> dict[str, Any]:
 def _manifest(
     config: Config, about: dict, reasons: dict[Pair, str], outcomes: Sequence[Outcome], command: str
 ) -> dict[str, Any]:
+    from bci_adapt.decoders.base import delay_bins
+
     libraries = ("numpy", "scipy", "numba", "torch", "xarray", "pynwb", "scikit-learn", "distributed")
     failed = [(failure.label, failure.message) for outcome in outcomes for failure in outcome.failed]
     failed += [(skipped.label, f"needs {skipped.because}") for outcome in outcomes for skipped in outcome.skipped]
@@ -728,6 +765,7 @@ def _manifest(
         "command": command,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": config.model_dump(mode="json"),
+        "delay_bins": delay_bins(config.label_delay_s, config.bin_s),
         "rates_tuned": config.rates_tuned,
         "versions": {
             "bci_adapt": __version__,
@@ -759,7 +797,7 @@ def _write_run(folder: Path, config: Config, manifest: dict[str, Any], scored: S
     from bci_adapt.results import long_table, write_results
 
     tables = [long_table(_records(scored, kind), kind) for kind in ("rows", "curves", "trajectories")]
-    attrs = {"name": config.name, "created": manifest["created"], "unit": unit}
+    attrs = {name: manifest[name] for name in ("name", "created", "delay_bins")} | {"unit": unit}
     write_results(folder / "results.nc", *tables, attrs=attrs)
     write_text(folder / "config.toml", to_toml(config.model_dump(mode="json", exclude_none=True)))
     write_text(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False))

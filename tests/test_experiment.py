@@ -15,11 +15,15 @@ from bci_adapt.experiment import (
     load_config,
     open_source,
     parse_config,
+    require_source,
     run_experiment,
     to_toml,
     unscorable,
 )
+from bci_adapt.jobs import adapt, pretrain
+from bci_adapt.prepare import prepare
 from bci_adapt.results import json_payload, read_results, summarise
+from bci_adapt.session import write_session
 from bci_adapt.sources import folder as folder_source
 
 TINY = """
@@ -101,16 +105,23 @@ def recordings(config):
         ('[[arms]]\nrule = "immediate"\noptimizer = "sdg"\nlearning_rate = 1', r"did you mean 'sgd'"),
         ('[[arms]]\nrule = "immediate"\noptimizer = "sgd"\nlearning_rate = 1\nsteps = 4', "steps goes with rule"),
         ('[[arms]]\nrule = "readout"\noptimizer = "rmsprop"\nlearning_rate = 1\nseeds = [9]', "seed 9"),
+        ("seeds = []", r"seeds: .* at least 1 item.*, got \[\]"),
+        ("seeds = [0, -1]", r"seeds.1: .* greater than or equal to 0, got -1"),
+        ("seeds = [0, 2, 2]", r"seeds: 2 is given twice, got \[0, 2, 2\]"),
+        ("[network]\ncells = []", r"network.cells: .* at least 1 item.*, got \[\]"),
+        ('[network]\ncells = ["gru", "gru"]', "network.cells: 'gru' is given twice"),
+        ('[[arms]]\nrule = "readout"\noptimizer = "sgd"\nlearning_rate = 1\nseeds = []', r"arms.0.seeds: .*got \[\]"),
+        ('[[arms]]\nrule = "readout"\noptimizer = "sgd"\nlearning_rate = 1\ncells = []', r"arms.0.cells: .*got \[\]"),
         ("this is not toml", "not valid TOML"),
     ],
 )
 def test_a_bad_config_names_file_and_key(tmp_path, change, message):
     base = 'name = "x"\n[source]\nkind = "folder"\n[[pairs]]\nsource = 1\ntargets = [2]\n'
     arms = "" if "arms" in change else "arms = []\n"
-    head, _, tail = change.partition("[")
+    head, tail = ("", change) if change.startswith("[") else (change, "")
     lines = [line for line in base.splitlines() if not (line.startswith("name") and "name" in change)]
     path = tmp_path / "bad.toml"
-    path.write_text(f"{head}\n{arms}" + "\n".join(lines) + ("\n[" + tail if tail else ""))
+    path.write_text(f"{head}\n{arms}" + "\n".join(lines) + f"\n{tail}")
     with pytest.raises(InputError, match=message) as caught:
         load_config(path)
     assert str(path) in str(caught.value)
@@ -137,6 +148,8 @@ def test_settings_and_pairs(tiny, tmp_path):
     named = load_config(tiny, ["targets=20120105,20120209"])
     assert [pair.target for pair in choose_pairs(named, ids)] == ids[1:]
     for settings, message in [
+        (["targets="], r"pairs.0.targets: .* at least 1 item.*, got \[\]"),
+        (["targets=2,2"], "pairs.0.targets: 2 is given twice"),
         (["targets=4"], "session number 4"),
         (["targets=1"], "not later"),
         (["targets=20130101"], "no session matches"),
@@ -176,6 +189,7 @@ def test_a_tiny_experiment_from_nwb_to_report_runs_once(tiny, cache):
     assert set(rows["metric"]) == {"r2", "r2_uniform", "r2:x", "r2:y", "pearson", "rmse"}
     assert sorted(set(rows["day_gap"])) == [40.0, 200.0]
     assert attrs["unit"] == "centimeters/s"
+    assert attrs["delay_bins"] == first.manifest["delay_bins"] == 4
     assert len(curves)
     assert len(trajectories)
 
@@ -263,8 +277,6 @@ def test_only_what_a_pair_needs_is_fetched_and_a_folder_is_listed_once(tiny, tmp
 
 
 def test_a_target_without_held_out_movement_is_unscorable(tiny, tmp_path):
-    from bci_adapt.prepare import prepare
-
     config = load_config(tiny)
     session = prepare(recordings(config)[0], config.bin_s)
     assert unscorable(session, config) == ""
@@ -280,6 +292,39 @@ def test_a_target_without_held_out_movement_is_unscorable(tiny, tmp_path):
     assert "held" in unscorable(session.isel(time=slice(0, 1400)), config)
     short = load_config(tiny, ["stream_s=100", "min_held_out_s=60"])
     assert "20.0 s are left" in unscorable(session, short)
+
+
+def test_a_source_without_labels_is_refused_before_any_job_and_a_failing_fit_names_its_session(tiny, tmp_path):
+    config = load_config(tiny)
+    session = prepare(recordings(config)[0], config.bin_s)
+    name = session.attrs["session_id"]
+    require_source(session, config)
+    blind, still, without = (session.copy(deep=True) for _ in range(3))
+    blind["velocity_valid"][15:] = False  # its first bin has none
+    still["velocity"][:, 1] = 3.0
+    for unusable, message in [
+        (blind, f"{name}: this source session has 0.7 s of usable velocity labels, at least 1 s"),
+        (still, f"{name}: .* never changes in axis y"),
+        (without.drop_vars(["velocity", "velocity_valid"]), f"{name}: expected target 'velocity'"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            require_source(unusable, config)
+    write_session(still, tmp_path / "still.nc")
+    small = {"cell": "tanh", "n_hidden": 3, "n_updates": 1}
+    parameters = {"decoder": "online_rnn", "constants": small, "variable": "velocity", "stream_s": None}
+    with pytest.raises(InputError, match=f"online_rnn on {name}: y: .* constant"):
+        pretrain.run(parameters, {"session": tmp_path / "still.nc"}, tmp_path / "decoder.npz")
+    pretrain.run(parameters, {"session": recorded(session, tmp_path)}, tmp_path / "decoder.npz")
+    narrow = recorded(session.isel(channel=slice(2, None)), tmp_path)
+    adapting = {"variable": "velocity", "stream_s": 60.0, "permutation": None, "learns": True, "constants": {}}
+    with pytest.raises(InputError, match=f"online_rnn on {name}: X: .* channels"):
+        adapt.run(adapting, {"decoder": tmp_path / "decoder.npz", "target": narrow}, tmp_path / "out.npz")
+
+
+def recorded(session, folder):
+    path = folder / f"{session.sizes['channel']}.nc"
+    write_session(session, path)
+    return path
 
 
 def test_a_diverging_rate_is_counted_as_a_failure_and_shown(tiny):

@@ -16,7 +16,8 @@ from bci_adapt.session import read_session
 
 class Arrays(NamedTuple):
     """X (n_bins, n_channels) with NaN where not observed, y (n_bins, n_outputs) with NaN where there is no usable
-    label, reset (n_bins,) True at the first bin of each segment, the names of the outputs, and the bin width.
+    label, reset (n_bins,) True at the first bin of each segment, the names of the outputs, the bin width, and the
+    session they are of.
     """
 
     X: np.ndarray
@@ -24,6 +25,7 @@ class Arrays(NamedTuple):
     reset: np.ndarray
     axes: tuple[str, ...]
     bin_s: float
+    session_id: str
 
     def n_stream(self, stream_s: float | None) -> int:
         """Whole bins in the first `stream_s` seconds of recording (all of them when None)."""
@@ -59,7 +61,8 @@ def session_arrays(session: xr.Dataset, variable: str) -> Arrays:
     y = np.where(usable, session[variable].values, np.nan)
     segment = session["segment"].values
     reset = np.concatenate([[True], np.diff(segment) != 0]) if len(segment) else np.zeros(0, bool)
-    return Arrays(X, y, reset, tuple(str(a) for a in session["axis"].values), float(session.attrs["bin_s"]))
+    axes, attrs = tuple(str(axis) for axis in session["axis"].values), session.attrs
+    return Arrays(X, y, reset, axes, float(attrs["bin_s"]), str(attrs["session_id"]))
 
 
 def permuted_in_time(counts: np.ndarray, seed: int) -> np.ndarray:
