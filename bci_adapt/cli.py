@@ -189,15 +189,16 @@ def run(
 
     rows = results.read_results(done.folder / "results.nc").rows
     summary = results.summarise(rows)
-    leaks = results.leak(rows)
     if json_file is not None:
         _write_json(json_file, results.json_payload(rows, done.manifest, summary))
     if not quiet and json_file != "-":
-        _say_run(done, loaded, summary, leaks)
+        _say_run(done, loaded, rows, summary)
 
 
-def _say_run(done: Any, config: Any, summary: list[dict[str, Any]], leaks: dict[str, bool]) -> None:
+def _say_run(done: Any, config: Any, rows: Any, summary: list[dict[str, Any]]) -> None:
     from bci_adapt import results
+
+    leaks = results.leak(rows)
 
     def line(text: str, style: str = "") -> None:
         out.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
@@ -208,11 +209,15 @@ def _say_run(done: Any, config: Any, summary: list[dict[str, Any]], leaks: dict[
         line(f"unscorable: {pair['source']} → {pair['target']}: {pair['reason']}", "yellow")
     for failure in done.manifest["jobs"]["failed"]:
         line(f"failed: {failure['label']}: {failure['error']}", "red")
-    leaking = [arm for arm, leaks_ in leaks.items() if leaks_]
+    for arm, trouble in results.canary_troubles(rows).items():
+        what = "leak not checked" if leaks[arm] is None else "leak canary"
+        line(f"{what}: {results.arm_label(arm)}: {trouble}", "yellow")
+    leaking = [results.arm_label(arm) for arm, leaks_here in leaks.items() if leaks_here]
+    checked = sum(verdict is not None for verdict in leaks.values())
     if leaking:
         line(f"this setting leaks: {', '.join(leaking)} score online without neurons", "bold red")
-    else:
-        line(f"leak canaries: none of {len(leaks)} adaptive arms scores online without neurons")
+    elif checked:
+        line(f"leak canaries: none of {checked} adaptive arms scores online without neurons")
     what = "nothing to do" if not done.executed else "done"
     line(f"{what}: {done.executed} jobs executed, {done.reused} reused")
     line(f"report: {done.folder / 'report.html'}")

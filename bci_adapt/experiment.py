@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import platform
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bci_adapt import __version__
+from bci_adapt.catalog import unknown
 from bci_adapt.engine import Job, Outcome, Progress, execute
 from bci_adapt.errors import InputError
 from bci_adapt.quality import Thresholds
 from bci_adapt.sources.base import Source
 from bci_adapt.storage import cache_root, write_text
+
+if TYPE_CHECKING:
+    from bci_adapt.cells.base import Network
+    from bci_adapt.credit.base import CreditRule
+    from bci_adapt.optimizers import Optimizer
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -94,24 +102,94 @@ class LinearSection(_Section):
 
 
 class ArmSection(_Section):
-    """One way of adapting a network. Its name is built from what it is (`arm_name`)."""
+    """One way of adapting a network. Its name is built from what it is (`arm_name`).
+
+    Beside the keys below it takes every constant that its rule or its optimiser declares: ``steps`` of ``window``,
+    ``beta2`` of ``rmsprop``.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, bool | int | float | str] = Field(init=False)  # type: ignore[assignment]
 
     rule: str
     optimizer: str
     learning_rate: Positive
-    steps: Count | None = None
-    decay: NotNegative | None = None
     average: Annotated[float, Field(gt=0, lt=1)] | None = None
     normaliser: Literal["causal", "fixed"] = "causal"
     cells: Cells | None = None
     seeds: Seeds | None = None
 
     @model_validator(mode="after")
-    def _constants_belong_to_the_rule(self) -> ArmSection:
-        for constant, rule in (("steps", "window"), ("decay", "trace")):
-            if (getattr(self, constant) is not None) != (self.rule == rule):
-                raise ValueError(f"{constant} goes with rule = {rule!r}, and with no other")
+    def _declared_constants(self) -> ArmSection:
+        declared = {**_constants(self.rule_type), **_constants(self.optimizer_type)}
+        for key, value in self.__pydantic_extra__.items():
+            if key not in declared:
+                raise ValueError(unknown(key, [*type(self).model_fields, *declared], "key"))
+            kind = type(declared[key].default)
+            if kind not in (bool, int, float, str):
+                raise ValueError(f"{key} cannot be given in a config; it stays at its default")
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise ValueError(f"{key} takes {kind.__name__}, got {value!r}")
+        self.rule_type(**self.rule_constants)
+        self.optimizer_type(**self.optimizer_constants)
         return self
+
+    @property
+    def rule_type(self) -> type[CreditRule]:
+        from bci_adapt.credit.base import rules
+
+        return _known(self.rule, rules(), "rule")
+
+    @property
+    def optimizer_type(self) -> type[Optimizer]:
+        from bci_adapt.optimizers import optimizers
+
+        return _known(self.optimizer, optimizers(), "optimizer")
+
+    @property
+    def rule_constants(self) -> dict[str, Any]:
+        """The constants given that are the rule's."""
+        declared = _constants(self.rule_type)
+        return {key: value for key, value in self.__pydantic_extra__.items() if key in declared}
+
+    @property
+    def optimizer_constants(self) -> dict[str, Any]:
+        """The constants given that are the optimiser's, without the learning rate."""
+        declared = _constants(self.rule_type)
+        return {key: value for key, value in self.__pydantic_extra__.items() if key not in declared}
+
+    @property
+    def rule_text(self) -> str:
+        """The rule with its constants, its main one even where it is not given: ``window4``, ``trace(0.5)``."""
+        main = next((name for name, each in _constants(self.rule_type).items() if not each.kw_only), None)
+        others = {key: value for key, value in self.rule_constants.items() if key != main}
+        if main is None:
+            return self.rule + _listed(others)
+        value = self.rule_constants.get(main, _constants(self.rule_type)[main].default)
+        return f"{self.rule}{value}{_listed(others)}" if type(value) is int else self.rule + _listed(others, value)
+
+    @property
+    def optimizer_text(self) -> str:
+        """The optimiser with the constants given: ``rmsprop``, ``adam(beta2=0.99)``."""
+        return self.optimizer + _listed(self.optimizer_constants)
+
+
+def _known(name: str, variants: Mapping[str, Any], what: str) -> Any:
+    if name not in variants:
+        raise InputError(unknown(name, variants, what))
+    return variants[name]
+
+
+def _constants(variant: type) -> dict[str, dataclasses.Field]:
+    """The constants that a rule or optimiser declares; its learning rate is a key of its own."""
+    declared = dataclasses.fields(variant)  # type: ignore[arg-type]
+    return {each.name: each for each in declared if each.name != "learning_rate"}
+
+
+def _listed(constants: Mapping[str, Any], *first: Any) -> str:
+    parts = [f"{value:g}" if type(value) is float else str(value) for value in first]
+    parts += [f"{key}={value:g}" if type(value) is float else f"{key}={value}" for key, value in constants.items()]
+    return f"({', '.join(parts)})" if parts else ""
 
 
 class ThresholdSection(_Section):
@@ -148,36 +226,39 @@ class Config(_Section):
     @model_validator(mode="after")
     def _known_variants(self) -> Config:
         from bci_adapt.cells.base import cell
-        from bci_adapt.credit.base import rule
-        from bci_adapt.optimizers import optimizer
-        from bci_adapt.results import ARMS
 
         for name in self.network.cells:
             cell(name)
         for arm in self.arms:
-            rule(arm.rule)
-            optimizer(arm.optimizer)
             for name in arm.cells or ():
                 if name not in self.network.cells:
                     raise ValueError(f"arm {arm_name(arm)}: cell {name!r} is not among network.cells")
             for seed in arm.seeds or ():
                 if seed not in self.seeds:
                     raise ValueError(f"arm {arm_name(arm)}: seed {seed} is not among seeds")
-            if arm_name(arm) not in ARMS:
-                raise ValueError(f"arm {arm_name(arm)!r} has no place in results; known: {', '.join(ARMS)}")
         names = [arm_name(arm) for arm in self.arms]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two arms have one name: {', '.join(names)}")
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise ValueError(
+                f"two arms are {twice[0]!r}: arms differ in rule, optimiser, constants, normaliser, or being averaged; "
+                "another rate, decay of an average, seed or cell goes into another config"
+            )
         return self
 
 
 def arm_name(arm: ArmSection) -> str:
-    """The name of an arm, from its parts: ``window4_rmsprop``, ``immediate_rmsprop_ema``, ``readout``."""
-    if arm.rule == "readout" and arm.optimizer == "rmsprop":
-        name = "readout"
-    else:
-        name = f"{arm.rule}{arm.steps or ''}_{arm.optimizer}"
-    return name + ("_ema" if arm.average else "") + ("_fixed" if arm.normaliser == "fixed" else "")
+    """The name of an arm, from its parts: that of `bci_adapt.results.ARMS` (``window4_rmsprop``, ``readout``) for the
+    arms of the published runs, else its parts in words (``window2 + Adam + EMA``).
+    """
+    from bci_adapt.results import ARMS
+
+    parts = [arm.rule_text, arm.optimizer_text, *(["ema"] if arm.average else [])]
+    key = "_".join(parts if parts[:2] != ["readout", "rmsprop"] else ["readout", *parts[2:]])
+    key += "_fixed" if arm.normaliser == "fixed" else ""
+    if key in ARMS:
+        return key
+    optimizer = arm.optimizer_type.__name__ + _listed(arm.optimizer_constants)
+    words = [arm.rule_text, optimizer, *(["EMA"] if arm.average else [])]
+    return " + ".join(words) + (", fixed normaliser" if arm.normaliser == "fixed" else "")
 
 
 # -------------------------------------------------------------------------------------------- reading a config
@@ -392,7 +473,7 @@ class _Builder:
 
     def __init__(self, config: Config, sessions: dict[str, Job], about: dict[str, dict[str, Any]]):
         self.config, self.sessions, self.about = config, sessions, about
-        self.fitted: dict[str, Job] = {}
+        self.known: dict[str, Job] = {}
 
     def fit(self, decoder: str, session_id: str, constants: dict[str, Any], stream_only: bool) -> Job:
         """The job that fits a decoder on one session (on what an adapting one would see of it, with `stream_only`)."""
@@ -414,9 +495,27 @@ class _Builder:
             inputs={"session": self.sessions[session_id]},
             modules=(*_modules(decoder), *(_cell_modules(constants["cell"]) if network else ())),
             label=f"{'retrain' if stream_only else 'pretrain'} {what} on {session_id}",
-            cost=(20.0 if constants.get("cell") == "gru" else 8.0) if network else 1.0,
+            cost=8e-4 * self._n_weights(session_id, constants["cell"]) if network else 1.0,
         )
-        return self.fitted.setdefault(job.key, job)
+        return self.known.setdefault(job.key, job)
+
+    def _network(self, session_id: str, cell_name: str) -> Network:
+        from bci_adapt.cells.base import Network, cell
+
+        return Network(cell(cell_name), self.about[session_id]["n_channels"], self.config.network.n_hidden, 1)
+
+    def _n_weights(self, session_id: str, cell_name: str) -> int:
+        network = self._network(session_id, cell_name)
+        return network.n_hidden * network.row_width
+
+    def _learning_cost(self, session_id: str, cell_name: str, arm: ArmSection) -> float:
+        """Expected seconds of an adapting job: proportional to the weights, read once for each bin of history, and to
+        what the rule carries from bin to bin.
+        """
+        rule = arm.rule_type(**arm.rule_constants)
+        carried = math.prod(rule.memory_shape(self._network(session_id, cell_name)))
+        n_values = self._n_weights(session_id, cell_name) * (1 + rule.history) + carried
+        return 3e-5 * n_values * self.config.stream_s / 600.0
 
     def kernel(self, cell: str, rule: str, optimizer: str) -> Job:
         """The job that compiles one loop."""
@@ -431,18 +530,19 @@ class _Builder:
             label=f"compile {cell}, {rule}, {optimizer}",
             cost=6.0,
         )
-        return self.fitted.setdefault(job.key, job)
+        return self.known.setdefault(job.key, job)
 
     def adapt(
         self,
         decoder: Job,
-        target: str,
+        pair: Pair,
         constants: dict[str, Any],
         learns: bool,
         permutation: int | None,
         cost: float,
         what: str,
     ) -> Job:
+        """The job that runs a decoder through the pair's target; one job where sources share it (a retrained one)."""
         from bci_adapt.decoders.online_rnn import OnlineDecoder
 
         config = self.config
@@ -454,10 +554,10 @@ class _Builder:
             learner = OnlineDecoder(**decoder.parameters["constants"]).set_params(**constants)
             modules |= set(_rule_modules(learner.rule))
             kernels["learning"] = self.kernel(cell, learner.rule, learner.optimizer)
-        return Job(
+        job = Job(
             kind="adapt",
             function="bci_adapt.jobs.adapt:run",
-            stem=f"{what}_{target}",
+            stem=f"{what}_{pair.target}",
             folder="results",
             suffix=".npz",
             parameters={
@@ -467,11 +567,12 @@ class _Builder:
                 "learns": learns,
                 "permutation": permutation,
             },
-            inputs={"decoder": decoder, "target": self.sessions[target], **kernels},
+            inputs={"decoder": decoder, "target": self.sessions[pair.target], **kernels},
             modules=tuple(sorted(modules)),
-            label=f"{what} on {target}",
+            label=f"{what} from {pair.source} on {pair.target}",
             cost=cost,
         )
+        return self.known.setdefault(job.key, job)
 
     # -- arms of one pair ----------------------------------------------------------------------------------------
 
@@ -525,22 +626,16 @@ class _Builder:
             changes: dict,
             columns: dict,
             *,
-            learns: bool,
-            cost: float,
-            phases=("online", "held_out"),
-        ):
-            for permutation in (None, seed) if learns and seed == config.seeds[0] else (None,):
+            permutations: Sequence[int | None] = (),
+            cost: float = 0.2,
+            phases: Sequence[str] = ("online", "held_out"),
+        ) -> None:
+            """An arm that learns once for each of `permutations`, or one that does not learn at all."""
+            learns = bool(permutations)
+            for permutation in permutations or (None,):
                 canary = permutation is not None
                 label = f"{'canary:' if canary else ''}{name}"
-                job = self.adapt(
-                    decoder,
-                    pair.target,
-                    changes,
-                    learns,
-                    permutation,
-                    cost,
-                    f"{label} {cell} seed {seed} from {pair.source}",
-                )
+                job = self.adapt(decoder, pair, changes, learns, permutation, cost, f"{label} {cell} seed {seed}")
                 budget = config.stream_s if learns else 0.0
                 supervision = {"supervision": "true" if learns else "none", "budget_s": budget}
                 row = base | supervision | {"canary": canary, "normaliser": "causal"} | columns
@@ -548,41 +643,36 @@ class _Builder:
 
         # Nothing learns in these arms; the cheapest rule spares them an optimiser to warm.
         still = {"rule": "readout"}
-        add("frozen", trained, still | {"normaliser_s": None}, {"normaliser": "fixed"}, learns=False, cost=0.2)
-        add("normaliser", trained, still, {}, learns=False, cost=0.2)
-        size = (network.n_hidden / 64) ** 2 * (3.0 if cell == "gru" else 1.0)
+        add("frozen", trained, still | {"normaliser_s": None}, {"normaliser": "fixed"})
+        add("normaliser", trained, still, {})
         for arm in config.arms:
-            if cell not in (arm.cells or config.network.cells) or seed not in (arm.seeds or config.seeds):
+            seeds = arm.seeds or config.seeds
+            if cell not in (arm.cells or network.cells) or seed not in seeds:
                 continue
             changes: dict[str, Any] = {
                 "rule": arm.rule,
+                "rule_constants": arm.rule_constants or None,
                 "optimizer": arm.optimizer,
+                "optimizer_constants": arm.optimizer_constants or None,
                 "learning_rate": arm.learning_rate,
                 "average": arm.average,
             }
-            changes |= {name: getattr(arm, name) for name in ("steps", "decay") if getattr(arm, name) is not None}
             changes |= {"normaliser_s": None} if arm.normaliser == "fixed" else {}
             columns = {
-                "rule": arm.rule
-                + (str(arm.steps) if arm.steps else "")
-                + (f"({arm.decay})" if arm.decay is not None else ""),
-                "optimizer": arm.optimizer,
+                "rule": arm.rule_text,
+                "optimizer": arm.optimizer_text,
                 "rate": arm.learning_rate,
                 "average": "" if arm.average is None else f"ema {arm.average}",
                 "normaliser": arm.normaliser,
             }
-            cost = (
-                size
-                * config.stream_s
-                / 600.0
-                * {"rtrl": 20.0 * network.n_hidden / 64, "window": 0.6}.get(arm.rule, 0.3)
-            )
-            add(arm_name(arm), trained, changes, columns, learns=True, cost=cost)
+            cost = self._learning_cost(pair.target, cell, arm)
+            permutations = (None, seed) if seed == seeds[0] else (None,)
+            add(arm_name(arm), trained, changes, columns, permutations=permutations, cost=cost)
         retrained = self.fit(
             "online_rnn", pair.target, constants | {"n_updates": network.oracle_updates}, stream_only=True
         )
         oracle = {"supervision": "true", "budget_s": config.stream_s, "rule": "bptt", "optimizer": "adam"}
-        add("network_oracle", retrained, still, oracle, learns=False, cost=0.2, phases=("held_out",))
+        add("network_oracle", retrained, still, oracle, phases=("held_out",))
 
     def _linear_arms(self, arms: _Arms, pair: Pair) -> None:
         config, linear = self.config, self.config.linear
@@ -621,7 +711,7 @@ class _Builder:
         ]:
             permutation = config.seeds[0] if name.startswith("canary:") else None
             cost = 8.0 * config.stream_s / 600.0 if learns and name != "persistence" else 0.3
-            job = self.adapt(fitted, pair.target, changes, learns, permutation, cost, f"{name} from {pair.source}")
+            job = self.adapt(fitted, pair, changes, learns, permutation, cost, name)
             arms.add(job, self._columns(pair, name, **({"normaliser": "causal"} | columns)), phases)
 
 

@@ -19,7 +19,7 @@ from bci_adapt.normaliser import FLOOR, Normaliser
 SMALL = {"n_hidden": 6, "n_updates": 30, "label_delay_s": 0.2, "warm_up_s": 5.0, "learning_rate": 1e-2}
 DECODERS = {
     "rnn": OnlineDecoder(cell="tanh", **SMALL),
-    "rnn_window": OnlineDecoder(cell="gru", rule="window", steps=3, average=None, **SMALL),
+    "rnn_window": OnlineDecoder(cell="gru", rule="window", rule_constants={"steps": 3}, average=None, **SMALL),
     "rnn_rtrl": OnlineDecoder(cell="gru", rule="rtrl", **SMALL),
     "wiener": WienerDecoder(n_lags=3),
     "rls": RLSDecoder(n_lags=3, memory_s=20.0, label_delay_s=0.2, update_every_s=0.25),

@@ -3,14 +3,18 @@
 import json
 import re
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bci_adapt import experiment
+from bci_adapt.credit.base import rules
 from bci_adapt.errors import InputError
 from bci_adapt.experiment import (
+    ArmSection,
+    arm_name,
     choose_pairs,
     load_config,
     open_source,
@@ -21,8 +25,9 @@ from bci_adapt.experiment import (
     unscorable,
 )
 from bci_adapt.jobs import adapt, pretrain
+from bci_adapt.optimizers import optimizers
 from bci_adapt.prepare import prepare
-from bci_adapt.results import json_payload, read_results, summarise
+from bci_adapt.results import json_payload, leak, read_results, summarise
 from bci_adapt.session import write_session
 from bci_adapt.sources import folder as folder_source
 
@@ -68,6 +73,9 @@ seeds = [0]
 """
 
 
+ADAM = '[[arms]]\nrule = "window"\noptimizer = "adam"\nlearning_rate = 1e-3\n'
+
+
 @pytest.fixture
 def tiny(tmp_path):
     path = tmp_path / "tiny.toml"
@@ -103,7 +111,15 @@ def recordings(config):
         ('[network]\ncells = ["lstn"]', r"unknown cell 'lstn'"),
         ('[[arms]]\nrule = "imediate"\noptimizer = "sgd"\nlearning_rate = 1', r"did you mean 'immediate'"),
         ('[[arms]]\nrule = "immediate"\noptimizer = "sdg"\nlearning_rate = 1', r"did you mean 'sgd'"),
-        ('[[arms]]\nrule = "immediate"\noptimizer = "sgd"\nlearning_rate = 1\nsteps = 4', "steps goes with rule"),
+        ('[[arms]]\nrule = "immediate"\noptimizer = "sgd"\nlearning_rate = 1\nsteps = 4', "unknown key 'steps'"),
+        (f"{ADAM}stepps = 4", "arms.0: unknown key 'stepps'; did you mean 'steps'"),
+        (f"{ADAM}beta_2 = 0.9", "arms.0: unknown key 'beta_2'; did you mean 'beta2'"),
+        (f"{ADAM}aver = 0.9", "arms.0: unknown key 'aver'; did you mean 'average'"),
+        (f"{ADAM}steps = 1.5", "arms.0: steps takes int, got 1.5"),
+        (f"{ADAM}steps = true", "arms.0: steps takes int, got True"),
+        (f"{ADAM}steps = 0", "arms.0: window: steps must be at least 1"),
+        (f"{ADAM}beta2 = [0.9]", "arms.0.beta2"),
+        (f"{ADAM}\n{ADAM}beta2 = 0.999\n{ADAM}beta2 = 0.999", r"two arms are 'window4 \+ Adam\(beta2=0.999\)'"),
         ('[[arms]]\nrule = "readout"\noptimizer = "rmsprop"\nlearning_rate = 1\nseeds = [9]', "seed 9"),
         ("seeds = []", r"seeds: .* at least 1 item.*, got \[\]"),
         ("seeds = [0, -1]", r"seeds.1: .* greater than or equal to 0, got -1"),
@@ -138,6 +154,50 @@ def test_shipped_configs_are_valid_and_survive_being_written(request):
 
         again = parse_config(tomllib.loads(to_toml(config.model_dump(mode="json", exclude_none=True))), "written")
         assert again == config
+
+
+@pytest.mark.parametrize(
+    ("keys", "name", "rule", "optimizer"),
+    [
+        ({"rule": "window", "steps": 4, "optimizer": "rmsprop"}, "window4_rmsprop", "window4", "rmsprop"),
+        ({"rule": "window", "optimizer": "rmsprop"}, "window4_rmsprop", "window4", "rmsprop"),
+        ({"rule": "readout", "optimizer": "rmsprop"}, "readout", "readout", "rmsprop"),
+        ({"rule": "readout", "optimizer": "sgd"}, "readout + SGD", "readout", "sgd"),
+        (
+            {"rule": "immediate", "optimizer": "rmsprop", "average": 0.9},
+            "immediate_rmsprop_ema",
+            "immediate",
+            "rmsprop",
+        ),
+        (
+            {"rule": "window", "steps": 2, "optimizer": "adam", "average": 0.9, "normaliser": "fixed"},
+            "window2 + Adam + EMA, fixed normaliser",
+            "window2",
+            "adam",
+        ),
+        (
+            {"rule": "trace", "decay": 0.5, "optimizer": "rmsprop", "beta2": 0.9, "epsilon": 1e-6},
+            "trace(0.5) + RMSprop(beta2=0.9, epsilon=1e-06)",
+            "trace(0.5)",
+            "rmsprop(beta2=0.9, epsilon=1e-06)",
+        ),
+    ],
+)
+def test_the_name_of_an_arm_is_made_of_its_parts(keys, name, rule, optimizer):
+    arm = ArmSection(**keys, learning_rate=1e-3)
+    assert (arm_name(arm), arm.rule_text, arm.optimizer_text) == (name, rule, optimizer)
+
+
+def test_no_constant_has_two_owners():
+    """Every constant of every rule and optimiser can be given as a plain key of an arm."""
+    keys = set(ArmSection.model_fields)
+    of_rules, of_optimizers = (
+        {field.name for variant in variants.values() for field in fields(variant)}
+        for variants in (rules(), optimizers())
+    )
+    assert not of_rules & of_optimizers
+    assert not of_rules & keys
+    assert of_optimizers & keys == {"learning_rate"}
 
 
 def test_settings_and_pairs(tiny, tmp_path):
@@ -341,3 +401,24 @@ def test_a_diverging_rate_is_counted_as_a_failure_and_shown(tiny):
     assert entry["n_targets"] == 0
     assert "failed" in entry["note"]
     assert np.isfinite(rows.loc[rows["status"] == "ok", "value"]).all()
+
+
+def test_arms_of_ones_own_run_with_their_constants_and_canaries(tiny):
+    text = tiny.read_text().replace('name = "tiny"', 'name = "own"')
+    tiny.write_text(
+        text[: text.index("[[arms]]")]
+        + '[[arms]]\nrule = "trace"\ndecay = 0.5\noptimizer = "adam"\nbeta2 = 0.99\nlearning_rate = 1e-3\nseeds = [1]\n'
+        + '[[arms]]\nrule = "readout"\noptimizer = "adam"\nlearning_rate = 1e-3\n'
+    )
+    done = run_experiment(load_config(tiny, ["targets=2"]), workers=0)
+    rows = read_results(done.folder / "results.nc").rows
+    own = rows[rows["arm"] == "trace(0.5) + Adam(beta2=0.99)"]
+    assert set(own["rule"]) == {"trace(0.5)"}
+    assert set(own["optimizer"]) == {"adam(beta2=0.99)"}
+    assert set(own["seed"]) == {1}
+    assert set(rows.loc[rows["arm"] == "canary:trace(0.5) + Adam(beta2=0.99)", "seed"]) == {1}
+    assert leak(rows) == {"rls": False, "readout + Adam": False, "trace(0.5) + Adam(beta2=0.99)": False}
+    assert load_config(done.folder / "config.toml") == load_config(tiny, ["targets=2"])
+    plain = run_experiment(load_config(tiny, ["targets=2", "arms=[]"]), workers=0)
+    assert plain.executed == 1, "a score job"
+    assert leak(read_results(plain.folder / "results.nc").rows) == {"rls": False}

@@ -218,6 +218,23 @@ def test_page_says_what_leaks_what_failed_and_what_is_left_out(tmp_path):
     assert "not tuned" not in page.text.lower()
 
 
+def test_an_arm_and_a_cell_of_ones_own_are_in_every_part(tmp_path):
+    arm = "window2 + Adam + EMA"
+    rows = study(3, 1, metrics=("r2",), **{arm: {"mgu": 0.9}, "frozen": {"mgu": 0.1}})
+    diverged = (rows["arm"] == "canary:rls") & (rows["target"] == "day-11")
+    rows.loc[diverged, ["value", "status", "reason"]] = [np.nan, "failed", "weights diverged"]
+    page = make_run(tmp_path, rows.drop(rows.index[rows["arm"] == f"canary:{arm}"]))
+    assert f"Of all arms that were not retrained, {arm} (mgu) had the highest" in page.text
+    assert f"{arm} not checked no canary was run (mgu)" in page.text
+    assert re.search(
+        r"recursive least squares no leak linear .*; 2 of 6 canary runs failed \(weights diverged\)", page.text
+    )
+    for figure in (figures.gap_figure(rows), figures.curve_figure(curves(rows))):
+        legend = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert arm in legend
+    assert arm in [label.get_text() for label in figures.arms_figure(summarise(rows)).axes[0].get_yticklabels()]
+
+
 def test_text_from_files_is_never_markup(tmp_path):
     evil = "<script>alert(1)</script>\"'&{{ 7*7 }}"
     rows = study(2, 1, metrics=("r2", "pearson"))

@@ -30,7 +30,7 @@ class OnlineDecoder(Decoder):
     ----------
     cell, n_hidden : the network.
     rule, optimizer, learning_rate : how it adapts.
-    steps, decay : constants of the rules that have them (``window``: bins of history; ``trace``: λ).
+    rule_constants, optimizer_constants : their other constants by name (``{"steps": 4}`` of ``window``), None for none.
     average : decay per update of an exponential mean of the weights, which then predicts; None for none.
     normaliser_s : time constant of the running statistics in seconds; None keeps those of the last training session.
     label_delay_s : how late the label of a bin becomes known.
@@ -54,8 +54,8 @@ class OnlineDecoder(Decoder):
         rule: str = "immediate",
         optimizer: str = "rmsprop",
         learning_rate: float = 3e-4,
-        steps: int = 4,
-        decay: float = 0.5,
+        rule_constants: dict | None = None,
+        optimizer_constants: dict | None = None,
         average: float | None = 0.999,
         normaliser_s: float | None = 300.0,
         label_delay_s: float = 0.5,
@@ -70,8 +70,8 @@ class OnlineDecoder(Decoder):
         self.rule = rule
         self.optimizer = optimizer
         self.learning_rate = learning_rate
-        self.steps = steps
-        self.decay = decay
+        self.rule_constants = rule_constants
+        self.optimizer_constants = optimizer_constants
         self.average = average
         self.normaliser_s = normaliser_s
         self.label_delay_s = label_delay_s
@@ -91,11 +91,10 @@ class OnlineDecoder(Decoder):
         if predicting:
             # Prediction needs no credit; the smallest kernel does it.
             return Learner(self.network_, rule("readout"), optimizer("rmsprop", learning_rate=0.0))
-        constants = {"window": {"steps": self.steps}, "trace": {"decay": self.decay}}.get(self.rule, {})
         return Learner(
             self.network_,
-            rule(self.rule, **constants),
-            optimizer(self.optimizer, learning_rate=learning_rate),
+            rule(self.rule, **(self.rule_constants or {})),
+            optimizer(self.optimizer, learning_rate=learning_rate, **(self.optimizer_constants or {})),
             average=self.average,
         )
 

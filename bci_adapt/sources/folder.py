@@ -42,8 +42,9 @@ class Folder(Source):
             raise InputError(f"{self.path}: {names} are all session {session_id!r}; keep one of them")
         table["session_start"] = pd.to_datetime(table["session_start"], utc=True, format="ISO8601")
         table = table.sort_values(["session_start", "subject"], kind="stable")
-        self._listed = table.loc[:, ["path", "subject", "session_start"]]
-        return self._listed.copy()
+        table = table.loc[:, ["path", "subject", "session_start"]]
+        self._listed = table.copy()
+        return table
 
     def fetch(self, session_id: str) -> Path:
         """See `Source.fetch`; the folder is listed once, not for every session."""
