@@ -805,17 +805,45 @@ def run_experiment(
         require_source(sessions[name], config)
     builder = _Builder(config, prepare, about)
     scores = [builder.pair(pair, excerpt=number == 0) for number, pair in enumerate(scorable)]
-    outcome = execute(scores, workers=workers, scheduler=scheduler, progress=progress)
+    outcomes = [prepared, execute(scores, workers=workers, scheduler=scheduler, progress=progress)]
+    folder = cache_root() / "runs" / f"{config.name}-{_digest(config, [*prepare.values(), *scores])}"
+    if failures := _failures(outcomes[1]):
+        planned, scores = scores, [_scored_without(job, failures) for job in scores]
+        if not any(job.inputs.keys() - {"target"} for job in scores):
+            _refuse_failures(outcomes[1])
+        partial = [job for job, whole in zip(scores, planned, strict=True) if job.key != whole.key]
+        outcomes.append(execute(partial, workers=workers, scheduler=scheduler, progress=progress))
     if scores and not any(job.path.exists() for job in scores):
-        _refuse_failures(outcome)
-    manifest = _manifest(config, about, reasons, [prepared, outcome], command)
-    digest = hashlib.sha256(
-        json.dumps([config.model_dump(mode="json"), sorted(job.key for job in scores)]).encode()
-    ).hexdigest()
-    folder = cache_root() / "runs" / f"{config.name}-{digest[:10]}"
+        _refuse_failures(outcomes[-1])
+    executed, reused = (sum(getattr(each, what) for each in outcomes) for what in ("executed", "reused"))
+    manifest = _manifest(config, about, reasons, command)
+    manifest |= _jobs_and_reruns(folder, manifest, executed, reused, outcomes)
     unit = str(next(iter(sessions.values()))[config.variable].attrs.get("units", ""))
     _write_run(folder, config, manifest, [job for job in scores if job.path.exists()], unit)
-    return Run(folder, manifest, prepared.executed + outcome.executed, prepared.reused + outcome.reused)
+    return Run(folder, manifest, executed, reused)
+
+
+def _digest(config: Config, jobs: Sequence[Job]) -> str:
+    """What a run's folder is named by: what was asked for, and of which contents, wherever the recordings lie."""
+    asked = config.model_dump(mode="json", exclude={"source": {"path"}})
+    return hashlib.sha256(json.dumps([asked, sorted(job.key for job in jobs)]).encode()).hexdigest()[:10]
+
+
+def _failures(outcome: Outcome) -> dict[str, str]:
+    """Why a job has no result, by key: what it raised, or what the job that it needs raised."""
+    raised = {failure.label: failure.message for failure in outcome.failed}
+    reasons = {skipped.key: f"{skipped.because}: {raised[skipped.because]}" for skipped in outcome.skipped}
+    return reasons | {failure.key: failure.message for failure in outcome.failed}
+
+
+def _scored_without(score: Job, failures: Mapping[str, str]) -> Job:
+    """A score job that needs no job that failed: the rows of such an arm say why there is no score."""
+    lost = {
+        name: failures[job.key] for name, job in score.inputs.items() if isinstance(job, Job) and job.key in failures
+    }
+    arms = [arm | ({"failed": lost[arm["input"]]} if arm["input"] in lost else {}) for arm in score.parameters["arms"]]
+    inputs = {name: value for name, value in score.inputs.items() if name not in lost}
+    return dataclasses.replace(score, parameters={**score.parameters, "arms": arms}, inputs=inputs)
 
 
 def _refuse_failures(outcome: Outcome) -> None:
@@ -842,14 +870,10 @@ def _about(name: str, session: Any) -> dict[str, Any]:
     }
 
 
-def _manifest(
-    config: Config, about: dict, reasons: dict[Pair, str], outcomes: Sequence[Outcome], command: str
-) -> dict[str, Any]:
+def _manifest(config: Config, about: dict, reasons: dict[Pair, str], command: str) -> dict[str, Any]:
     from bci_adapt.decoders.base import delay_bins
 
     libraries = ("numpy", "scipy", "numba", "torch", "xarray", "pynwb", "scikit-learn", "distributed")
-    failed = [(failure.label, failure.message) for outcome in outcomes for failure in outcome.failed]
-    failed += [(skipped.label, f"needs {skipped.because}") for outcome in outcomes for skipped in outcome.skipped]
     return {
         "name": config.name,
         "command": command,
@@ -868,12 +892,30 @@ def _manifest(
             for pair, reason in reasons.items()
             if reason
         ],
-        "jobs": {
-            "executed": sum(outcome.executed for outcome in outcomes),
-            "reused": sum(outcome.reused for outcome in outcomes),
-            "failed": [{"label": label, "error": error} for label, error in failed],
-        },
     }
+
+
+def _jobs_and_reruns(
+    folder: Path, manifest: dict[str, Any], executed: int, reused: int, outcomes: Sequence[Outcome]
+) -> dict[str, Any]:
+    """The entries ``jobs`` and ``reruns`` of a manifest; where the folder holds a run already, that one's date, command,
+    versions and counts of jobs, with this one appended to its ``reruns``. Failures are those of the results.
+    """
+    from bci_adapt.report import read_manifest
+
+    failed = [
+        {"label": each.label, "error": each.message, "traceback": "" if each.is_input_error else each.error}
+        for outcome in outcomes
+        for each in outcome.failed
+    ]
+    this = {"created": manifest["created"], "command": manifest["command"], "executed": executed, "reused": reused}
+    try:
+        earlier = read_manifest(folder / "manifest.json")
+        kept = {name: earlier[name] for name in ("created", "command", "versions")}
+        jobs, reruns = {**earlier["jobs"], "failed": failed}, [*earlier["reruns"], this]
+    except (InputError, KeyError):  # there is none, or none that is whole
+        return {"jobs": {"executed": executed, "reused": reused, "failed": failed}, "reruns": []}
+    return {**kept, "jobs": jobs, "reruns": reruns}
 
 
 def _records(files: Sequence[Job], kind: str) -> Iterator[dict[str, Any]]:

@@ -67,6 +67,7 @@ TRAJECTORIES: dict[str, type] = {
     "true": float,
     "decoded": float,
 }
+RUN = ["source", "target", "arm", "cell", "seed"]  # what tells one run from another
 SCHEMAS = {"rows": ROWS, "curves": CURVES, "trajectories": TRAJECTORIES}
 OPTIONAL: dict[str, type] = {"weight_change": float}  # ‖θ_end − θ_start‖ / ‖θ_start‖ of the trained weights
 

@@ -14,6 +14,7 @@ from bci_adapt.credit.base import rules
 from bci_adapt.errors import InputError
 from bci_adapt.experiment import (
     ArmSection,
+    Pair,
     arm_name,
     choose_pairs,
     load_config,
@@ -401,6 +402,125 @@ def test_a_diverging_rate_is_counted_as_a_failure_and_shown(tiny):
     assert entry["n_targets"] == 0
     assert "failed" in entry["note"]
     assert np.isfinite(rows.loc[rows["status"] == "ok", "value"]).all()
+
+
+@pytest.fixture
+def two_rules(tiny):
+    """Two rules and two seeds on one pair, at rates that no other test has run."""
+    text = tiny.read_text().replace("3e-3", "1.5e-3").replace('name = "tiny"', 'name = "partly"')
+    tiny.write_text(text.replace("targets = [2, 3]", "targets = [2]"))
+    return tiny
+
+
+def test_a_job_that_fails_costs_its_own_arm_only_and_is_told(two_rules, call, monkeypatch):
+    whole = adapt.run
+
+    def without_windows(parameters, inputs, out):
+        if parameters["constants"].get("rule") == "window":
+            raise RuntimeError("out of luck")
+        whole(parameters, inputs, out)
+
+    monkeypatch.setattr(adapt, "run", without_windows)
+    code, said, err = call("run", two_rules, "--workers", 0, "--quiet")
+    assert (code, said) == (1, "")
+    lines = err.strip().splitlines()
+    assert len(lines) == 2, "the arm and its canary"
+    assert all(line.startswith("failed: ") and line.endswith("RuntimeError: out of luck") for line in lines)
+    code, said, err = call("run", two_rules, "--workers", 0)
+    assert code == 1
+    assert "2 of 17 runs failed" in said
+    assert "leak not checked: 4 steps of history + RMSprop: 1 of 1 canary runs failed" in said
+    folder = Path(next(word for word in said.split() if word.endswith("report.html"))).parent
+    rows = read_results(folder / "results.nc").rows
+    failed = rows[rows["status"] == "failed"]
+    assert set(failed["arm"]) == {"window4_rmsprop", "canary:window4_rmsprop"}
+    assert set(failed["phase"]) == {"online", "held_out"}
+    assert set(failed["reason"]) == {"RuntimeError: out of luck"}
+    assert {"immediate_rmsprop", "canary:immediate_rmsprop", "rls", "frozen"} <= set(
+        rows.loc[rows["value"] == rows["value"], "arm"]
+    )
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert len(manifest["jobs"]["failed"]) == 2
+    assert "out of luck" in manifest["jobs"]["failed"][0]["traceback"]
+    report = (folder / "report.html").read_text()
+    assert report.count("RuntimeError: out of luck") >= 3
+    assert "1 of 1 runs failed" in report
+
+    monkeypatch.setattr(adapt, "run", whole)
+    mended = run_experiment(load_config(two_rules), workers=0)
+    assert (mended.folder, mended.manifest["jobs"]["failed"]) == (folder, [])
+    assert mended.executed == 3, "the two that failed, and the scores"
+    assert (read_results(folder / "results.nc").rows["status"] == "ok").all()
+
+
+def test_a_fit_that_fails_costs_what_starts_from_it_and_a_run_without_any_arm_is_refused(two_rules, monkeypatch):
+    text = two_rules.read_text().replace("updates = 40", "updates = 3")
+    text = text.replace("n_lags = 4", "n_lags = 3").replace("label_delay_s = 0.2", "label_delay_s = 0.25")
+    two_rules.write_text(text)  # no fit of another test can be reused
+    whole = pretrain.run
+
+    def only(*allowed):
+        def run(parameters, inputs, out):
+            if (parameters["decoder"], parameters["constants"].get("seed")) not in allowed:
+                raise InputError("no such luck")
+            whole(parameters, inputs, out)
+
+        return run
+
+    monkeypatch.setattr(pretrain, "run", only())
+    with pytest.raises(InputError, match="no such luck"):
+        run_experiment(load_config(two_rules), workers=0)
+    monkeypatch.setattr(pretrain, "run", only(("online_rnn", 0), ("wiener", None)))
+    done = run_experiment(load_config(two_rules), workers=0)
+    rows = read_results(done.folder / "results.nc").rows
+    ok, failed = (rows[rows["status"] == status] for status in ("ok", "failed"))
+    assert set(ok.loc[ok["cell"] == "tanh", "seed"]) == {0}
+    assert set(failed.loc[failed["cell"] == "tanh", "seed"]) == {1}
+    assert set(failed["arm"]) >= {"rls", "canary:rls", "persistence", "network_oracle", "immediate_rmsprop"}
+    assert "pretrain tanh seed 1 on sub-Sim_ses-CO-20140303: no such luck" in set(failed["reason"])
+    assert len(done.manifest["jobs"]["failed"]) == 4, "two networks, two linear decoders"
+
+
+def test_a_finished_run_keeps_its_first_manifest_and_its_place(tiny, tmp_path):
+    config = load_config(tiny)
+    folders = [tmp_path / name for name in ("here", "there")]
+    for folder in folders:
+        folder.mkdir()
+        for path in recordings(config):
+            shutil.copy(path, folder)
+    first, second, third = (
+        run_experiment(load_config(tiny, data=folder), workers=0, command=command)
+        for folder, command in [(folders[0], "one"), (folders[1], "two"), (folders[0], "three")]
+    )
+    assert first.folder == second.folder == third.folder
+    for name in ("created", "command", "jobs", "versions"):
+        assert third.manifest[name] == first.manifest[name]
+    assert third.manifest == json.loads((first.folder / "manifest.json").read_text())
+    assert first.manifest["reruns"] == []
+    again = [{key: each[key] for key in ("command", "executed", "reused")} for each in third.manifest["reruns"]]
+    assert again == [{"command": name, "executed": 0, "reused": second.reused} for name in ("two", "three")]
+    assert read_results(first.folder / "results.nc").attrs["created"] == first.manifest["created"]
+    (first.folder / "manifest.json").write_text("{")
+    assert run_experiment(load_config(tiny, data=folders[0]), workers=0, command="new").manifest["command"] == "new"
+
+
+def test_a_retrained_network_runs_once_for_all_sources_of_a_target(tiny):
+    config = load_config(tiny)
+    files = recordings(config)
+    names = [path.stem for path in files]
+    sessions = {name: experiment._prepare_job(config, path) for name, path in zip(names, files, strict=True)}
+    about = {name: {"date": "2014-03-03", "n_channels": 20} for name in names}
+    builder = experiment._Builder(config, sessions, about)
+    scores = [builder.pair(Pair(source, names[2]), excerpt=False) for source in names[:2]]
+    paths = [
+        {
+            (arm["columns"]["arm"], arm["columns"]["seed"]): score.inputs[arm["input"]].path
+            for arm in score.parameters["arms"]
+        }
+        for score in scores
+    ]
+    shared = {key for key, path in paths[0].items() if paths[1][key] == path}
+    assert shared == {("network_oracle", 0), ("network_oracle", 1), ("ridge_oracle", 0)}
 
 
 def test_arms_of_ones_own_run_with_their_constants_and_canaries(tiny):

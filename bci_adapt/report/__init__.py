@@ -85,6 +85,7 @@ def render(manifest: Mapping[str, Any], stored: results.Results, digests: Mappin
         failures=_failures(manifest, rows),
         pairs={variable: _pairs(rows, variable) for variable in variables},
         command=manifest.get("command", ""),
+        reruns=manifest.get("reruns", []),
         versions=manifest.get("versions", {}),
         digests=digests,
     )
@@ -295,7 +296,7 @@ def _facts(manifest: Mapping[str, Any], rows: Frame) -> list[tuple[str, str]]:
     """The counts at the top of the page."""
     jobs = manifest.get("jobs", {})
     ok = rows[(rows["status"] == "ok") & ~rows["canary"]]
-    failed = rows[rows["status"] == "failed"].drop_duplicates(["source", "target", "arm", "cell", "seed"])
+    failed = rows[rows["status"] == "failed"].drop_duplicates(results.RUN)
     return [
         ("target days", str(ok["target"].nunique())),
         ("pairs of sessions", str(len(ok[["source", "target"]].drop_duplicates()))),
@@ -432,13 +433,13 @@ def _unscorable(manifest: Mapping[str, Any], rows: Frame) -> list[dict[str, str]
 
 def _failures(manifest: Mapping[str, Any], rows: Frame) -> list[dict[str, Any]]:
     """Failed runs, counted by arm and reason, then failed jobs by label."""
-    failed = rows[rows["status"] == "failed"].drop_duplicates(["source", "target", "arm", "cell", "seed"])
+    failed = rows[rows["status"] == "failed"].drop_duplicates(results.RUN)
     lines = [
         {"what": f"{arm_label(arm)} ({cell_label(cell)})", "count": count, "reason": reason}
         for (arm, cell, reason), count in failed.groupby(["arm", "cell", "reason"], sort=False).size().items()
     ]
     jobs = manifest.get("jobs", {}).get("failed", [])
-    return lines + [{"what": j.get("label", ""), "count": 1, "reason": j.get("error", "")} for j in jobs]
+    return lines + [{"what": f"job: {j.get('label', '')}", "count": 1, "reason": j.get("error", "")} for j in jobs]
 
 
 def _pairs(rows: Frame, variable: str) -> list[dict[str, Any]]:
