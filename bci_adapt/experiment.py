@@ -898,8 +898,8 @@ def _manifest(config: Config, about: dict, reasons: dict[Pair, str], command: st
 def _jobs_and_reruns(
     folder: Path, manifest: dict[str, Any], executed: int, reused: int, outcomes: Sequence[Outcome]
 ) -> dict[str, Any]:
-    """The entries ``jobs`` and ``reruns`` of a manifest; where the folder holds a run already, that one's date, command,
-    versions and counts of jobs, with this one appended to its ``reruns``. Failures are those of the results.
+    """The entries ``jobs`` and ``reruns`` of a manifest; where the folder holds a run already, that one's date,
+    command, versions and counts of jobs, with this one appended to its ``reruns``. Failures are those of the results.
     """
     from bci_adapt.report import read_manifest
 

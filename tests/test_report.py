@@ -210,11 +210,13 @@ def test_page_says_what_leaks_what_failed_and_what_is_left_out(tmp_path):
     rows.loc[failed, ["value", "status", "reason"]] = [np.nan, "failed", "weights became infinite"]
     unscorable = [{"source": "day-00", "target": "day-17", "reason": "the target stands still"}]
     jobs = {"executed": 1, "reused": 0, "failed": [{"label": "adapt 7", "error": "out of memory"}]}
-    page = make_run(tmp_path, rows, manifest(unscorable=unscorable, jobs=jobs, rates_tuned=True))
+    reruns = [{"created": "2021", "command": "again", "executed": 2, "reused": 9}]
+    page = make_run(tmp_path, rows, manifest(unscorable=unscorable, jobs=jobs, rates_tuned=True, reruns=reruns))
+    assert "Run of 2020-05-01T12:00:00+00:00; again 2021, 2 jobs executed." in page.text
     assert "readout only: this setting leaks." in page.text
     assert re.search(r"immediate \+ SGD \(tanh\) 4 weights became infinite", page.text)
     assert re.search(r"day-00 day-17 the target stands still", page.text)
-    assert "adapt 7 1 out of memory" in page.text
+    assert "job: adapt 7 1 out of memory" in page.text
     assert "not tuned" not in page.text.lower()
 
 
