@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from bci_adapt.credit.base import CreditRule
     from bci_adapt.optimizers import Optimizer
 
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 LEAST_LABELS_S = 1.0
@@ -125,11 +125,14 @@ class ArmSection(_Section):
         for key, value in self.__pydantic_extra__.items():
             if key not in declared:
                 raise ValueError(unknown(key, [*type(self).model_fields, *declared], "key"))
-            kind = type(declared[key].default)
+            default = declared[key].default
+            kind = float if default is None else type(default)
             if kind not in (bool, int, float, str):
                 raise ValueError(f"{key} cannot be given in a config; it stays at its default")
             if type(value) is not kind and not (kind is float and type(value) is int):
                 raise ValueError(f"{key} takes {kind.__name__}, got {value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{key} must be finite, got {value!r}")
         self.rule_type(**self.rule_constants)
         self.optimizer_type(**self.optimizer_constants)
         return self
@@ -814,7 +817,8 @@ def run_experiment(
         partial = [job for job, whole in zip(scores, planned, strict=True) if job.key != whole.key]
         outcomes.append(execute(partial, workers=workers, scheduler=scheduler, progress=progress))
     if scores and not any(job.path.exists() for job in scores):
-        _refuse_failures(outcomes[-1])
+        for outcome in outcomes:
+            _refuse_failures(outcome)
     executed, reused = (sum(getattr(each, what) for each in outcomes) for what in ("executed", "reused"))
     manifest = _manifest(config, about, reasons, command)
     manifest |= _jobs_and_reruns(folder, manifest, executed, reused, outcomes)

@@ -25,7 +25,7 @@ from bci_adapt.experiment import (
     to_toml,
     unscorable,
 )
-from bci_adapt.jobs import adapt, pretrain
+from bci_adapt.jobs import adapt, pretrain, score
 from bci_adapt.optimizers import optimizers
 from bci_adapt.prepare import prepare
 from bci_adapt.results import json_payload, leak, read_results, summarise
@@ -118,6 +118,8 @@ def recordings(config):
         (f"{ADAM}aver = 0.9", "arms.0: unknown key 'aver'; did you mean 'average'"),
         (f"{ADAM}steps = 1.5", "arms.0: steps takes int, got 1.5"),
         (f"{ADAM}steps = true", "arms.0: steps takes int, got True"),
+        (f"{ADAM}beta2 = nan", "arms.0: beta2 must be finite, got nan"),
+        ("stream_s = inf", "stream_s: .* finite number, got inf"),
         (f"{ADAM}steps = 0", "arms.0: window: steps must be at least 1"),
         (f"{ADAM}beta2 = [0.9]", "arms.0.beta2"),
         (f"{ADAM}\n{ADAM}beta2 = 0.999\n{ADAM}beta2 = 0.999", r"two arms are 'window4 \+ Adam\(beta2=0.999\)'"),
@@ -479,6 +481,25 @@ def test_a_fit_that_fails_costs_what_starts_from_it_and_a_run_without_any_arm_is
     assert set(failed["arm"]) >= {"rls", "canary:rls", "persistence", "network_oracle", "immediate_rmsprop"}
     assert "pretrain tanh seed 1 on sub-Sim_ses-CO-20140303: no such luck" in set(failed["reason"])
     assert len(done.manifest["jobs"]["failed"]) == 4, "two networks, two linear decoders"
+
+
+def test_scores_that_fail_are_counted_once_and_a_run_without_any_is_refused(tiny, monkeypatch):
+    tiny.write_text(TINY[: TINY.rindex("[[arms]]")])  # one arm less: what the others predicted is there
+    whole, calls = score.run, []
+
+    def broken(parameters, inputs, out):
+        calls.append(1)
+        if len(calls) != 4:
+            raise RuntimeError("not today")
+        whole(parameters, inputs, out)
+
+    monkeypatch.setattr(score, "run", broken)
+    with pytest.raises(RuntimeError, match=r"score .* failed:\n[^$]*not today"):
+        run_experiment(load_config(tiny), workers=0)
+    done = run_experiment(load_config(tiny), workers=0)
+    assert len(calls) == 4
+    assert [each["error"] for each in done.manifest["jobs"]["failed"]] == ["RuntimeError: not today"]
+    assert read_results(done.folder / "results.nc").rows["target"].nunique() == 1
 
 
 def test_a_finished_run_keeps_its_first_manifest_and_its_place(tiny, tmp_path):
