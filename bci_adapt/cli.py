@@ -165,6 +165,8 @@ def run(
 ) -> None:
     """Run a cross-session experiment: what is done already is reused, the rest runs in parallel; then the report.
 
+    A job that fails costs its own arm only: the others are scored, the failure is listed and the exit code is 1.
+
     Example: [cyan]bci-adapt run configs/wrist.toml --data recordings/ --workers 2 --json scores.json[/]
     """
     from bci_adapt.experiment import load_config, run_experiment
@@ -189,15 +191,23 @@ def run(
 
     rows = results.read_results(done.folder / "results.nc").rows
     summary = results.summarise(rows)
-    leaks = results.leak(rows)
+    failed = done.manifest["jobs"]["failed"]
     if json_file is not None:
-        _write_json(json_file, results.json_payload(rows, done.manifest, summary))
+        jobs = {"executed": done.executed, "reused": done.reused, "failed": failed}  # of this call
+        _write_json(json_file, results.json_payload(rows, {**done.manifest, "jobs": jobs}, summary))
     if not quiet and json_file != "-":
-        _say_run(done, loaded, summary, leaks)
+        _say_run(done, loaded, rows, summary)
+    for each in failed:
+        text = f"failed: {each['label']}: {each['error']}"
+        err.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
 
 
-def _say_run(done: Any, config: Any, summary: list[dict[str, Any]], leaks: dict[str, bool]) -> None:
+def _say_run(done: Any, config: Any, rows: Any, summary: list[dict[str, Any]]) -> None:
     from bci_adapt import results
+
+    leaks = results.leak(rows)
 
     def line(text: str, style: str = "") -> None:
         out.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
@@ -206,13 +216,18 @@ def _say_run(done: Any, config: Any, summary: list[dict[str, Any]], leaks: dict[
         out.print(results.text_table(summary, config.rates_tuned, variable=config.variable, leaks=leaks))
     for pair in done.manifest["unscorable"]:
         line(f"unscorable: {pair['source']} → {pair['target']}: {pair['reason']}", "yellow")
-    for failure in done.manifest["jobs"]["failed"]:
-        line(f"failed: {failure['label']}: {failure['error']}", "red")
-    leaking = [arm for arm, leaks_ in leaks.items() if leaks_]
+    runs = rows.drop_duplicates(results.RUN)
+    if n_failed := int((runs["status"] == "failed").sum()):
+        line(f"{n_failed} of {len(runs)} runs failed; their reasons are in the report", "red")
+    for arm, trouble in results.canary_troubles(rows).items():
+        what = "leak not checked" if leaks[arm] is None else "leak canary"
+        line(f"{what}: {results.arm_label(arm)}: {trouble}", "yellow")
+    leaking = [results.arm_label(arm) for arm, leaks_here in leaks.items() if leaks_here]
+    checked = sum(verdict is not None for verdict in leaks.values())
     if leaking:
         line(f"this setting leaks: {', '.join(leaking)} score online without neurons", "bold red")
-    else:
-        line(f"leak canaries: none of {len(leaks)} adaptive arms scores online without neurons")
+    elif checked:
+        line(f"leak canaries: none of {checked} adaptive arms scores online without neurons")
     what = "nothing to do" if not done.executed else "done"
     line(f"{what}: {done.executed} jobs executed, {done.reused} reused")
     line(f"report: {done.folder / 'report.html'}")

@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import platform
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bci_adapt import __version__
+from bci_adapt.catalog import unknown
 from bci_adapt.engine import Job, Outcome, Progress, execute
 from bci_adapt.errors import InputError
 from bci_adapt.quality import Thresholds
+from bci_adapt.sources.base import Source
 from bci_adapt.storage import cache_root, write_text
 
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+if TYPE_CHECKING:
+    from bci_adapt.cells.base import Network
+    from bci_adapt.credit.base import CreditRule
+    from bci_adapt.optimizers import Optimizer
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+LEAST_LABELS_S = 1.0
+
+
+def _unlike(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
+        raise ValueError(f"{twice[0]!r} is given twice")
+    return values
+
+
+Unlike = AfterValidator(_unlike)
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), Unlike]
+Cells = Annotated[tuple[str, ...], Field(min_length=1), Unlike]
 
 
 class _Section(BaseModel):
@@ -35,12 +57,12 @@ class SimulatedSource(_Section):
     """Simulated recordings, written as NWB files in the layout of DANDI 000688."""
 
     kind: Literal["simulated"]
-    days: tuple[int, ...] = (0, 30, 210)
+    days: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 30, 210)
     duration_s: Positive = 480.0
     n_units: Count = 60
     task: Literal["centre_out", "random_target"] = "centre_out"
     severity: NotNegative = 1.0
-    seed: int = 0
+    seed: Seed = 0
 
 
 class FolderSource(_Section):
@@ -56,13 +78,13 @@ class PairSection(_Section):
     """
 
     source: int | str
-    targets: tuple[int | str, ...]
+    targets: Annotated[tuple[int | str, ...], Field(min_length=1), Unlike]
 
 
 class NetworkSection(_Section):
     """The networks that are compared, and how they are trained before they adapt."""
 
-    cells: tuple[str, ...] = ("tanh", "gru")
+    cells: Cells = ("tanh", "gru")
     n_hidden: Count = 64
     n_updates: Count = 800
     oracle_updates: Count = 800
@@ -80,24 +102,97 @@ class LinearSection(_Section):
 
 
 class ArmSection(_Section):
-    """One way of adapting a network. Its name is built from what it is (`arm_name`)."""
+    """One way of adapting a network. Its name is built from what it is (`arm_name`).
+
+    Beside the keys below it takes every constant that its rule or its optimiser declares: ``steps`` of ``window``,
+    ``beta2`` of ``rmsprop``.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, bool | int | float | str] = Field(init=False)  # type: ignore[assignment]
 
     rule: str
     optimizer: str
     learning_rate: Positive
-    steps: Count | None = None
-    decay: NotNegative | None = None
     average: Annotated[float, Field(gt=0, lt=1)] | None = None
     normaliser: Literal["causal", "fixed"] = "causal"
-    cells: tuple[str, ...] | None = None
-    seeds: tuple[int, ...] | None = None
+    cells: Cells | None = None
+    seeds: Seeds | None = None
 
     @model_validator(mode="after")
-    def _constants_belong_to_the_rule(self) -> ArmSection:
-        for constant, rule in (("steps", "window"), ("decay", "trace")):
-            if (getattr(self, constant) is not None) != (self.rule == rule):
-                raise ValueError(f"{constant} goes with rule = {rule!r}, and with no other")
+    def _declared_constants(self) -> ArmSection:
+        declared = {**_constants(self.rule_type), **_constants(self.optimizer_type)}
+        for key, value in self.__pydantic_extra__.items():
+            if key not in declared:
+                raise ValueError(unknown(key, [*type(self).model_fields, *declared], "key"))
+            default = declared[key].default
+            kind = float if default is None else type(default)
+            if kind not in (bool, int, float, str):
+                raise ValueError(f"{key} cannot be given in a config; it stays at its default")
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise ValueError(f"{key} takes {kind.__name__}, got {value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{key} must be finite, got {value!r}")
+        self.rule_type(**self.rule_constants)
+        self.optimizer_type(**self.optimizer_constants)
         return self
+
+    @property
+    def rule_type(self) -> type[CreditRule]:
+        from bci_adapt.credit.base import rules
+
+        return _known(self.rule, rules(), "rule")
+
+    @property
+    def optimizer_type(self) -> type[Optimizer]:
+        from bci_adapt.optimizers import optimizers
+
+        return _known(self.optimizer, optimizers(), "optimizer")
+
+    @property
+    def rule_constants(self) -> dict[str, Any]:
+        """The constants given that are the rule's."""
+        declared = _constants(self.rule_type)
+        return {key: value for key, value in self.__pydantic_extra__.items() if key in declared}
+
+    @property
+    def optimizer_constants(self) -> dict[str, Any]:
+        """The constants given that are the optimiser's, without the learning rate."""
+        declared = _constants(self.rule_type)
+        return {key: value for key, value in self.__pydantic_extra__.items() if key not in declared}
+
+    @property
+    def rule_text(self) -> str:
+        """The rule with its constants, its main one even where it is not given: ``window4``, ``trace(0.5)``."""
+        main = next((name for name, each in _constants(self.rule_type).items() if not each.kw_only), None)
+        others = {key: value for key, value in self.rule_constants.items() if key != main}
+        if main is None:
+            return self.rule + _listed(others)
+        value = self.rule_constants.get(main, _constants(self.rule_type)[main].default)
+        return f"{self.rule}{value}{_listed(others)}" if type(value) is int else self.rule + _listed(others, value)
+
+    @property
+    def optimizer_text(self) -> str:
+        """The optimiser with the constants given: ``rmsprop``, ``adam(beta2=0.99)``."""
+        return self.optimizer + _listed(self.optimizer_constants)
+
+
+def _known(name: str, variants: Mapping[str, Any], what: str) -> Any:
+    if name not in variants:
+        raise InputError(unknown(name, variants, what))
+    return variants[name]
+
+
+def _constants(variant: type) -> dict[str, dataclasses.Field]:
+    """The constants that a rule or optimiser declares; its learning rate is a key of its own."""
+    declared = dataclasses.fields(variant)  # type: ignore[arg-type]
+    return {each.name: each for each in declared if each.name != "learning_rate"}
+
+
+def _listed(constants: Mapping[str, Any], *first: Any) -> str:
+    parts = [f"{value:g}" if type(value) is float else str(value) for value in first]
+    parts += [f"{key}={value:g}" if type(value) is float else f"{key}={value}" for key, value in constants.items()]
+    return f"({', '.join(parts)})" if parts else ""
 
 
 class ThresholdSection(_Section):
@@ -121,7 +216,7 @@ class Config(_Section):
     min_held_out_s: Positive = 300.0
     label_delay_s: NotNegative = 0.5
     normaliser_s: Positive = 300.0
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     rates_tuned: Literal[False] = False
     layout: str | None = None
     source: Annotated[SimulatedSource | FolderSource, Field(discriminator="kind")]
@@ -133,37 +228,42 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _known_variants(self) -> Config:
-        from bci_adapt.cells.base import cell
-        from bci_adapt.credit.base import rule
-        from bci_adapt.optimizers import optimizer
-        from bci_adapt.results import ARMS
+        from bci_adapt.cells.base import Network, cell
 
         for name in self.network.cells:
             cell(name)
         for arm in self.arms:
-            rule(arm.rule)
-            optimizer(arm.optimizer)
+            for name in arm.cells or self.network.cells:
+                arm.rule_type(**arm.rule_constants).check(Network(cell(name), 1, 1, 1))
             for name in arm.cells or ():
                 if name not in self.network.cells:
                     raise ValueError(f"arm {arm_name(arm)}: cell {name!r} is not among network.cells")
             for seed in arm.seeds or ():
                 if seed not in self.seeds:
                     raise ValueError(f"arm {arm_name(arm)}: seed {seed} is not among seeds")
-            if arm_name(arm) not in ARMS:
-                raise ValueError(f"arm {arm_name(arm)!r} has no place in results; known: {', '.join(ARMS)}")
         names = [arm_name(arm) for arm in self.arms]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two arms have one name: {', '.join(names)}")
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise ValueError(
+                f"two arms are {twice[0]!r}: arms differ in rule, optimiser, constants, normaliser, or being averaged; "
+                "another rate, decay of an average, seed or cell goes into another config"
+            )
         return self
 
 
 def arm_name(arm: ArmSection) -> str:
-    """The name of an arm, from its parts: ``window4_rmsprop``, ``immediate_rmsprop_ema``, ``readout``."""
-    if arm.rule == "readout" and arm.optimizer == "rmsprop":
-        name = "readout"
-    else:
-        name = f"{arm.rule}{arm.steps or ''}_{arm.optimizer}"
-    return name + ("_ema" if arm.average else "") + ("_fixed" if arm.normaliser == "fixed" else "")
+    """The name of an arm, from its parts: that of `bci_adapt.results.ARMS` (``window4_rmsprop``, ``readout``) for the
+    arms of the published runs, else its parts in words (``window2 + Adam + EMA``).
+    """
+    from bci_adapt.results import ARMS
+
+    parts = [arm.rule_text, arm.optimizer_text, *(["ema"] if arm.average else [])]
+    key = "_".join(parts if parts[:2] != ["readout", "rmsprop"] else ["readout", *parts[2:]])
+    key += "_fixed" if arm.normaliser == "fixed" else ""
+    if key in ARMS:
+        return key
+    optimizer = arm.optimizer_type.__name__ + _listed(arm.optimizer_constants)
+    words = [arm.rule_text, optimizer, *(["EMA"] if arm.average else [])]
+    return " + ".join(words) + (", fixed normaliser" if arm.normaliser == "fixed" else "")
 
 
 # -------------------------------------------------------------------------------------------- reading a config
@@ -237,7 +337,8 @@ def _explain(problem: Any) -> str:
         return f"key {key!r} is missing"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
-    shown = f", got {given!r}" if isinstance(given, str | int | float) else ""
+    given = list(given) if isinstance(given, tuple) else given
+    shown = f", got {given!r}" if isinstance(given, str | int | float | list) and len(repr(given)) < 80 else ""
     return f"{key}: {message}{shown}" if key else message
 
 
@@ -310,12 +411,31 @@ def unscorable(session: Any, config: Config) -> str:
             f"{usable_s[1]:.1f} s of usable {config.variable} labels are held out, "
             f"at least {config.min_held_out_s:g} s are needed"
         )
-    if usable_s[0] < 1.0:
+    if usable_s[0] < LEAST_LABELS_S:
         return f"no usable {config.variable} labels in the adaptation stream"
     early, late = (float(np.nanvar(part, axis=0).sum()) for part in (y[:n_stream], y[n_stream:]))
     if late < 0.1 * early:
         return f"held-out {config.variable} variance {late:.3g} is below a tenth of the stream's {early:.3g}"
     return ""
+
+
+def require_source(session: Any, config: Config) -> None:
+    """Raise `InputError` unless a source session has labels a decoder can learn from: a second of them, and movement in
+    every axis.
+    """
+    import numpy as np
+
+    from bci_adapt.jobs.arrays import session_arrays
+
+    arrays = session_arrays(session, config.variable)
+    usable = np.isfinite(arrays.y).all(axis=1)
+    usable_s, wrong = config.bin_s * usable.sum(), ""
+    if usable_s < LEAST_LABELS_S:
+        wrong = f"{usable_s:.1f} s of usable {config.variable} labels, at least {LEAST_LABELS_S:g} s are needed"
+    elif still := [axis for axis, y in zip(arrays.axes, arrays.y[usable].T, strict=True) if np.ptp(y) == 0]:
+        wrong = f"{config.variable} that never changes in axis {', '.join(still)}"
+    if wrong:
+        raise InputError(f"{arrays.session_id}: this source session has {wrong}; leave it out of pairs")
 
 
 # -------------------------------------------------------------------------------------------------- jobs
@@ -358,7 +478,7 @@ class _Builder:
 
     def __init__(self, config: Config, sessions: dict[str, Job], about: dict[str, dict[str, Any]]):
         self.config, self.sessions, self.about = config, sessions, about
-        self.fitted: dict[str, Job] = {}
+        self.known: dict[str, Job] = {}
 
     def fit(self, decoder: str, session_id: str, constants: dict[str, Any], stream_only: bool) -> Job:
         """The job that fits a decoder on one session (on what an adapting one would see of it, with `stream_only`)."""
@@ -380,35 +500,54 @@ class _Builder:
             inputs={"session": self.sessions[session_id]},
             modules=(*_modules(decoder), *(_cell_modules(constants["cell"]) if network else ())),
             label=f"{'retrain' if stream_only else 'pretrain'} {what} on {session_id}",
-            cost=(20.0 if constants.get("cell") == "gru" else 8.0) if network else 1.0,
+            cost=8e-4 * self._n_weights(session_id, constants["cell"]) if network else 1.0,
         )
-        return self.fitted.setdefault(job.key, job)
+        return self.known.setdefault(job.key, job)
 
-    def kernel(self, cell: str, rule: str, optimizer: str) -> Job:
-        """The job that compiles one loop."""
+    def _network(self, session_id: str, cell_name: str) -> Network:
+        from bci_adapt.cells.base import Network, cell
+
+        return Network(cell(cell_name), self.about[session_id]["n_channels"], self.config.network.n_hidden, 1)
+
+    def _n_weights(self, session_id: str, cell_name: str) -> int:
+        network = self._network(session_id, cell_name)
+        return network.n_hidden * network.row_width
+
+    def _learning_cost(self, session_id: str, cell_name: str, arm: ArmSection) -> float:
+        """Expected seconds of an adapting job: proportional to the weights, read once for each bin of history, and to
+        what the rule carries from bin to bin.
+        """
+        rule = arm.rule_type(**arm.rule_constants)
+        carried = math.prod(rule.memory_shape(self._network(session_id, cell_name)))
+        n_values = self._n_weights(session_id, cell_name) * (1 + rule.history) + carried
+        return 3e-5 * n_values * self.config.stream_s / 600.0
+
+    def kernel(self, cell: str, rule: str, optimizer: str, clips: bool = False) -> Job:
+        """The job that compiles one loop. Constants do not change it, but for gradients that are clipped."""
         job = Job(
             kind="compile",
             function="bci_adapt.jobs.compile:run",
-            stem=f"loop_{cell}_{rule}_{optimizer}",
+            stem=f"loop_{cell}_{rule}_{optimizer}{'_clipped' * clips}",
             folder="results",
             suffix=".json",
-            parameters={"cell": cell, "rule": rule, "optimizer": optimizer},
+            parameters={"cell": cell, "rule": rule, "optimizer": optimizer, "clips": clips},
             modules=(*_cell_modules(cell), *_rule_modules(rule)),
             label=f"compile {cell}, {rule}, {optimizer}",
             cost=6.0,
         )
-        return self.fitted.setdefault(job.key, job)
+        return self.known.setdefault(job.key, job)
 
     def adapt(
         self,
         decoder: Job,
-        target: str,
+        pair: Pair,
         constants: dict[str, Any],
         learns: bool,
         permutation: int | None,
         cost: float,
         what: str,
     ) -> Job:
+        """The job that runs a decoder through the pair's target; one job where sources share it (a retrained one)."""
         from bci_adapt.decoders.online_rnn import OnlineDecoder
 
         config = self.config
@@ -419,11 +558,12 @@ class _Builder:
             kernels["predicting"] = self.kernel(cell, "readout", "rmsprop")
             learner = OnlineDecoder(**decoder.parameters["constants"]).set_params(**constants)
             modules |= set(_rule_modules(learner.rule))
-            kernels["learning"] = self.kernel(cell, learner.rule, learner.optimizer)
-        return Job(
+            clips = bool((learner.optimizer_constants or {}).get("clip"))
+            kernels["learning"] = self.kernel(cell, learner.rule, learner.optimizer, clips)
+        job = Job(
             kind="adapt",
             function="bci_adapt.jobs.adapt:run",
-            stem=f"{what}_{target}",
+            stem=f"{what}_{pair.target}",
             folder="results",
             suffix=".npz",
             parameters={
@@ -433,11 +573,12 @@ class _Builder:
                 "learns": learns,
                 "permutation": permutation,
             },
-            inputs={"decoder": decoder, "target": self.sessions[target], **kernels},
+            inputs={"decoder": decoder, "target": self.sessions[pair.target], **kernels},
             modules=tuple(sorted(modules)),
-            label=f"{what} on {target}",
+            label=f"{what} from {pair.source} on {pair.target}",
             cost=cost,
         )
+        return self.known.setdefault(job.key, job)
 
     # -- arms of one pair ----------------------------------------------------------------------------------------
 
@@ -491,22 +632,16 @@ class _Builder:
             changes: dict,
             columns: dict,
             *,
-            learns: bool,
-            cost: float,
-            phases=("online", "held_out"),
-        ):
-            for permutation in (None, seed) if learns and seed == config.seeds[0] else (None,):
+            permutations: Sequence[int | None] = (),
+            cost: float = 0.2,
+            phases: Sequence[str] = ("online", "held_out"),
+        ) -> None:
+            """An arm that learns once for each of `permutations`, or one that does not learn at all."""
+            learns = bool(permutations)
+            for permutation in permutations or (None,):
                 canary = permutation is not None
                 label = f"{'canary:' if canary else ''}{name}"
-                job = self.adapt(
-                    decoder,
-                    pair.target,
-                    changes,
-                    learns,
-                    permutation,
-                    cost,
-                    f"{label} {cell} seed {seed} from {pair.source}",
-                )
+                job = self.adapt(decoder, pair, changes, learns, permutation, cost, f"{label} {cell} seed {seed}")
                 budget = config.stream_s if learns else 0.0
                 supervision = {"supervision": "true" if learns else "none", "budget_s": budget}
                 row = base | supervision | {"canary": canary, "normaliser": "causal"} | columns
@@ -514,41 +649,36 @@ class _Builder:
 
         # Nothing learns in these arms; the cheapest rule spares them an optimiser to warm.
         still = {"rule": "readout"}
-        add("frozen", trained, still | {"normaliser_s": None}, {"normaliser": "fixed"}, learns=False, cost=0.2)
-        add("normaliser", trained, still, {}, learns=False, cost=0.2)
-        size = (network.n_hidden / 64) ** 2 * (3.0 if cell == "gru" else 1.0)
+        add("frozen", trained, still | {"normaliser_s": None}, {"normaliser": "fixed"})
+        add("normaliser", trained, still, {})
         for arm in config.arms:
-            if cell not in (arm.cells or config.network.cells) or seed not in (arm.seeds or config.seeds):
+            seeds = arm.seeds or config.seeds
+            if cell not in (arm.cells or network.cells) or seed not in seeds:
                 continue
             changes: dict[str, Any] = {
                 "rule": arm.rule,
+                "rule_constants": arm.rule_constants or None,
                 "optimizer": arm.optimizer,
+                "optimizer_constants": arm.optimizer_constants or None,
                 "learning_rate": arm.learning_rate,
                 "average": arm.average,
             }
-            changes |= {name: getattr(arm, name) for name in ("steps", "decay") if getattr(arm, name) is not None}
             changes |= {"normaliser_s": None} if arm.normaliser == "fixed" else {}
             columns = {
-                "rule": arm.rule
-                + (str(arm.steps) if arm.steps else "")
-                + (f"({arm.decay})" if arm.decay is not None else ""),
-                "optimizer": arm.optimizer,
+                "rule": arm.rule_text,
+                "optimizer": arm.optimizer_text,
                 "rate": arm.learning_rate,
                 "average": "" if arm.average is None else f"ema {arm.average}",
                 "normaliser": arm.normaliser,
             }
-            cost = (
-                size
-                * config.stream_s
-                / 600.0
-                * {"rtrl": 20.0 * network.n_hidden / 64, "window": 0.6}.get(arm.rule, 0.3)
-            )
-            add(arm_name(arm), trained, changes, columns, learns=True, cost=cost)
+            cost = self._learning_cost(pair.target, cell, arm)
+            permutations = (None, seed) if seed == seeds[0] else (None,)
+            add(arm_name(arm), trained, changes, columns, permutations=permutations, cost=cost)
         retrained = self.fit(
             "online_rnn", pair.target, constants | {"n_updates": network.oracle_updates}, stream_only=True
         )
         oracle = {"supervision": "true", "budget_s": config.stream_s, "rule": "bptt", "optimizer": "adam"}
-        add("network_oracle", retrained, still, oracle, learns=False, cost=0.2, phases=("held_out",))
+        add("network_oracle", retrained, still, oracle, phases=("held_out",))
 
     def _linear_arms(self, arms: _Arms, pair: Pair) -> None:
         config, linear = self.config, self.config.linear
@@ -587,7 +717,7 @@ class _Builder:
         ]:
             permutation = config.seeds[0] if name.startswith("canary:") else None
             cost = 8.0 * config.stream_s / 600.0 if learns and name != "persistence" else 0.3
-            job = self.adapt(fitted, pair.target, changes, learns, permutation, cost, f"{name} from {pair.source}")
+            job = self.adapt(fitted, pair, changes, learns, permutation, cost, name)
             arms.add(job, self._columns(pair, name, **({"normaliser": "causal"} | columns)), phases)
 
 
@@ -629,21 +759,18 @@ class Run:
     reused: int
 
 
-def recordings(config: Config, say: Callable[[str], None] = lambda text: None) -> dict[str, Path]:
-    """NWB files of the config's source by session id, in chronological order; simulated ones are written first."""
-    source = config.source
-    if isinstance(source, SimulatedSource):
+def open_source(config: Config) -> Source:
+    """The source of recordings that a config names; nothing is read or written yet."""
+    section = config.source
+    if isinstance(section, SimulatedSource):
         from bci_adapt.sources.simulated import Simulated
 
-        chosen = Simulated(cache_root() / "raw" / "simulated", **source.model_dump(exclude={"kind"}))
-        say("simulating recordings")
-    else:
-        from bci_adapt.sources.folder import Folder
+        return Simulated(cache_root() / "raw" / "simulated", **section.model_dump(exclude={"kind"}))
+    from bci_adapt.sources.folder import Folder
 
-        if not source.path:
-            raise InputError("source.path: this config needs a folder of NWB files; name it with --data FOLDER")
-        chosen = Folder(source.path)
-    return {str(name): chosen.fetch(str(name)) for name in chosen.list().index}
+    if not section.path:
+        raise InputError("source.path: this config needs a folder of NWB files; name it with --data FOLDER")
+    return Folder(section.path)
 
 
 def run_experiment(
@@ -664,10 +791,14 @@ def run_experiment(
     """
     from bci_adapt.session import read_session, require_same_channels
 
-    files = recordings(config, say)
-    pairs = choose_pairs(config, list(files))
-    needed = [name for name in files if any(name in (pair.source, pair.target) for pair in pairs)]
-    prepare = {name: _prepare_job(config, files[name]) for name in needed}
+    source = open_source(config)
+    session_ids = [str(name) for name in source.list().index]
+    pairs = choose_pairs(config, session_ids)
+    needed = [name for name in session_ids if any(name in (pair.source, pair.target) for pair in pairs)]
+    prepare = {}
+    for name in needed:
+        say(f"fetching {name}")
+        prepare[name] = _prepare_job(config, source.fetch(name))
     prepared = execute(prepare.values(), workers=workers, scheduler=scheduler, progress=progress)
     _refuse_failures(prepared)
     sessions = {name: read_session(job.path) for name, job in prepare.items()}
@@ -676,19 +807,50 @@ def run_experiment(
     about = {name: _about(name, session) for name, session in sessions.items()}
     reasons = {pair: unscorable(sessions[pair.target], config) for pair in pairs}
     scorable = [pair for pair in pairs if not reasons[pair]]
+    for name in dict.fromkeys(pair.source for pair in scorable):
+        require_source(sessions[name], config)
     builder = _Builder(config, prepare, about)
     scores = [builder.pair(pair, excerpt=number == 0) for number, pair in enumerate(scorable)]
-    outcome = execute(scores, workers=workers, scheduler=scheduler, progress=progress)
+    outcomes = [prepared, execute(scores, workers=workers, scheduler=scheduler, progress=progress)]
+    folder = cache_root() / "runs" / f"{config.name}-{_digest(config, [*prepare.values(), *scores])}"
+    if failures := _failures(outcomes[1]):
+        planned, scores = scores, [_scored_without(job, failures) for job in scores]
+        if not any(job.inputs.keys() - {"target"} for job in scores):
+            _refuse_failures(outcomes[1])
+        partial = [job for job, whole in zip(scores, planned, strict=True) if job.key != whole.key]
+        outcomes.append(execute(partial, workers=workers, scheduler=scheduler, progress=progress))
     if scores and not any(job.path.exists() for job in scores):
-        _refuse_failures(outcome)
-    manifest = _manifest(config, about, reasons, [prepared, outcome], command)
-    digest = hashlib.sha256(
-        json.dumps([config.model_dump(mode="json"), sorted(job.key for job in scores)]).encode()
-    ).hexdigest()
-    folder = cache_root() / "runs" / f"{config.name}-{digest[:10]}"
+        for outcome in outcomes:
+            _refuse_failures(outcome)
+    executed, reused = (sum(getattr(each, what) for each in outcomes) for what in ("executed", "reused"))
+    manifest = _manifest(config, about, reasons, command)
+    manifest |= _jobs_and_reruns(folder, manifest, executed, reused, outcomes)
     unit = str(next(iter(sessions.values()))[config.variable].attrs.get("units", ""))
     _write_run(folder, config, manifest, [job for job in scores if job.path.exists()], unit)
-    return Run(folder, manifest, prepared.executed + outcome.executed, prepared.reused + outcome.reused)
+    return Run(folder, manifest, executed, reused)
+
+
+def _digest(config: Config, jobs: Sequence[Job]) -> str:
+    """What a run's folder is named by: what was asked for, and of which contents, wherever the recordings lie."""
+    asked = config.model_dump(mode="json", exclude={"source": {"path"}})
+    return hashlib.sha256(json.dumps([asked, sorted(job.key for job in jobs)]).encode()).hexdigest()[:10]
+
+
+def _failures(outcome: Outcome) -> dict[str, str]:
+    """Why a job has no result, by key: what it raised, or what the job that it needs raised."""
+    raised = {failure.label: failure.message for failure in outcome.failed}
+    reasons = {skipped.key: f"{skipped.because}: {raised[skipped.because]}" for skipped in outcome.skipped}
+    return reasons | {failure.key: failure.message for failure in outcome.failed}
+
+
+def _scored_without(score: Job, failures: Mapping[str, str]) -> Job:
+    """A score job that needs no job that failed: the rows of such an arm say why there is no score."""
+    lost = {
+        name: failures[job.key] for name, job in score.inputs.items() if isinstance(job, Job) and job.key in failures
+    }
+    arms = [arm | ({"failed": lost[arm["input"]]} if arm["input"] in lost else {}) for arm in score.parameters["arms"]]
+    inputs = {name: value for name, value in score.inputs.items() if name not in lost}
+    return dataclasses.replace(score, parameters={**score.parameters, "arms": arms}, inputs=inputs)
 
 
 def _refuse_failures(outcome: Outcome) -> None:
@@ -715,17 +877,16 @@ def _about(name: str, session: Any) -> dict[str, Any]:
     }
 
 
-def _manifest(
-    config: Config, about: dict, reasons: dict[Pair, str], outcomes: Sequence[Outcome], command: str
-) -> dict[str, Any]:
+def _manifest(config: Config, about: dict, reasons: dict[Pair, str], command: str) -> dict[str, Any]:
+    from bci_adapt.decoders.base import delay_bins
+
     libraries = ("numpy", "scipy", "numba", "torch", "xarray", "pynwb", "scikit-learn", "distributed")
-    failed = [(failure.label, failure.message) for outcome in outcomes for failure in outcome.failed]
-    failed += [(skipped.label, f"needs {skipped.because}") for outcome in outcomes for skipped in outcome.skipped]
     return {
         "name": config.name,
         "command": command,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": config.model_dump(mode="json"),
+        "delay_bins": delay_bins(config.label_delay_s, config.bin_s),
         "rates_tuned": config.rates_tuned,
         "versions": {
             "bci_adapt": __version__,
@@ -738,12 +899,30 @@ def _manifest(
             for pair, reason in reasons.items()
             if reason
         ],
-        "jobs": {
-            "executed": sum(outcome.executed for outcome in outcomes),
-            "reused": sum(outcome.reused for outcome in outcomes),
-            "failed": [{"label": label, "error": error} for label, error in failed],
-        },
     }
+
+
+def _jobs_and_reruns(
+    folder: Path, manifest: dict[str, Any], executed: int, reused: int, outcomes: Sequence[Outcome]
+) -> dict[str, Any]:
+    """The entries ``jobs`` and ``reruns`` of a manifest; where the folder holds a run already, that one's date,
+    command, versions and counts of jobs, with this one appended to its ``reruns``. Failures are those of the results.
+    """
+    from bci_adapt.report import read_manifest
+
+    failed = [
+        {"label": each.label, "error": each.message, "traceback": "" if each.is_input_error else each.error}
+        for outcome in outcomes
+        for each in outcome.failed
+    ]
+    this = {"created": manifest["created"], "command": manifest["command"], "executed": executed, "reused": reused}
+    try:
+        earlier = read_manifest(folder / "manifest.json")
+        kept = {name: earlier[name] for name in ("created", "command", "versions")}
+        jobs, reruns = {**earlier["jobs"], "failed": failed}, [*earlier["reruns"], this]
+    except (InputError, KeyError):  # there is none, or none that is whole
+        return {"jobs": {"executed": executed, "reused": reused, "failed": failed}, "reruns": []}
+    return {**kept, "jobs": jobs, "reruns": reruns}
 
 
 def _records(files: Sequence[Job], kind: str) -> Iterator[dict[str, Any]]:
@@ -757,7 +936,7 @@ def _write_run(folder: Path, config: Config, manifest: dict[str, Any], scored: S
     from bci_adapt.results import long_table, write_results
 
     tables = [long_table(_records(scored, kind), kind) for kind in ("rows", "curves", "trajectories")]
-    attrs = {"name": config.name, "created": manifest["created"], "unit": unit}
+    attrs = {name: manifest[name] for name in ("name", "created", "delay_bins")} | {"unit": unit}
     write_results(folder / "results.nc", *tables, attrs=attrs)
     write_text(folder / "config.toml", to_toml(config.model_dump(mode="json", exclude_none=True)))
     write_text(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False))

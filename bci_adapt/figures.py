@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bci_adapt.recovery import Frame
-from bci_adapt.results import ADAPTIVE, ARMS, CANARY, CELLS, LEAK_FLOOR, PHASES, RETRAINED, arm_label, cell_label
+from bci_adapt.results import ARMS, CANARY, CELLS, LEAK_FLOOR, PHASES, RETRAINED, arm_label, arm_order, cell_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, GRID = "#1c2530", "#5b6673", "#e3e7ec"
 WIDTH_IN = 8.8
-ARM_STYLE = {  # the arms worth a line of their own: colour, marker
+ARM_STYLE = {  # the known arms worth a line of their own: colour, marker
     "frozen": ("#000000", "X"),
     "normaliser": ("#56B4E9", "v"),
     "immediate_rmsprop": ("#0072B2", "o"),
@@ -33,6 +33,7 @@ ARM_STYLE = {  # the arms worth a line of their own: colour, marker
     "ridge_oracle": ("#009E73", "D"),
     "persistence": ("#999999", "*"),
 }
+SPARE_STYLES = (("#882255", "h"), ("#44AA99", "<"), ("#999933", ">"), ("#AA4499", "d"))  # arms that are not known
 CELL_STYLE = {"tanh": ("#0072B2", "o"), "gru": ("#D55E00", "s"), "": ("#009E73", "D")}
 FLOOR_R2 = -1.0  # a decoder below this is lost; how far below would flatten every other line
 
@@ -42,7 +43,7 @@ def arms_figure(summary: list[dict[str, Any]], variable: str = "velocity") -> Fi
     entries = [e for e in summary if (e["variable"], e["metric"]) == (variable, "r2") and _finite(e["mean"])]
     entries = [e for e in entries if not e["arm"].startswith(CANARY)]
     entries = [e for e in entries if e["phase"] == "held_out" or e["arm"] not in RETRAINED]  # trained on the stream
-    arms = [arm for arm in ARMS if any(e["arm"] == arm for e in entries)]
+    arms = sorted({e["arm"] for e in entries}, key=arm_order)
     cells = _cells(e["cell"] for e in entries)
     if not entries:
         return None
@@ -73,7 +74,8 @@ def arms_figure(summary: list[dict[str, Any]], variable: str = "velocity") -> Fi
 def gap_figure(rows: Frame, variable: str = "velocity") -> Figure | None:
     """Held-out R² of each pair of sessions against the days between them, a panel per cell."""
     keep = (rows["variable"] == variable) & (rows["metric"] == "r2") & (rows["phase"] == "held_out")
-    keep &= (rows["status"] == "ok") & np.isfinite(rows["day_gap"]) & rows["arm"].isin(list(ARM_STYLE))
+    styles = _arm_styles(rows["arm"])
+    keep &= (rows["status"] == "ok") & np.isfinite(rows["day_gap"]) & rows["arm"].isin(list(styles))
     pairs = rows[keep].groupby(["cell", "arm", "source", "target"], sort=False, as_index=False)[["day_gap", "value"]]
     pairs = pairs.mean()
     if pairs.empty:
@@ -83,8 +85,8 @@ def gap_figure(rows: Frame, variable: str = "velocity") -> Figure | None:
     with _style():
         figure, axes = _panels(cells, 2.9)
         for axis, cell in zip(axes, cells, strict=True):
-            for arm, points in _by_arm(pairs[pairs["cell"] == cell]):
-                colour, marker = ARM_STYLE[arm]
+            for arm, points in _by_arm(styles, pairs[pairs["cell"] == cell]):
+                colour, marker = styles[arm]
                 shown = points["value"].clip(lower=FLOOR_R2)
                 mean = shown.groupby(points["day_gap"]).mean()
                 axis.plot(points["day_gap"], shown, marker, color=colour, markersize=3.6, alpha=0.8, linestyle="none")
@@ -101,7 +103,7 @@ def gap_figure(rows: Frame, variable: str = "velocity") -> Figure | None:
                 note = f"{lost} below {FLOOR_R2:g} drawn at {FLOOR_R2:g}".replace("-", "−")
                 axis.text(0.02, 0.02, note, transform=axis.transAxes, color=MUTED, fontsize=7)
         axes[0].set_ylabel(f"held-out {variable} R²")
-        _arm_legend(figure, pairs)
+        _arm_legend(figure, styles, pairs)
     return figure
 
 
@@ -110,7 +112,8 @@ def curve_figure(curves: Frame) -> Figure | None:
 
     Retrained arms are drawn over the held-out part alone: the stream is what they were trained on.
     """
-    shown = curves[curves["arm"].isin(list(ARM_STYLE)) & np.isfinite(curves["r2"])]
+    styles = _arm_styles(curves["arm"])
+    shown = curves[curves["arm"].isin(list(styles)) & np.isfinite(curves["r2"])]
     shown = shown[(shown["phase"] == "held_out") | ~shown["arm"].isin(RETRAINED)]
     if shown.empty:
         return None
@@ -122,8 +125,8 @@ def curve_figure(curves: Frame) -> Figure | None:
     with _style():
         figure, axes = _panels(cells, 2.9)
         for axis, cell in zip(axes, cells, strict=True):
-            for arm, points in _by_arm(shown[shown["cell"] == cell]):
-                colour, _ = ARM_STYLE[arm]
+            for arm, points in _by_arm(styles, shown[shown["cell"] == cell]):
+                colour, _ = styles[arm]
                 quartiles = points.groupby("time_s")["r2"].quantile([0.25, 0.5, 0.75]).unstack().clip(lower=FLOOR_R2)
                 minutes = quartiles.index.to_numpy() / 60
                 axis.fill_between(minutes, quartiles[0.25], quartiles[0.75], color=colour, alpha=0.13, linewidth=0)
@@ -145,7 +148,7 @@ def curve_figure(curves: Frame) -> Figure | None:
                     )
                 axis.set_title(axis.get_title(), pad=14)
         axes[0].set_ylabel("R² in windows, median over pairs")
-        _arm_legend(figure, shown, lines=True)
+        _arm_legend(figure, styles, shown, lines=True)
     return figure
 
 
@@ -196,8 +199,7 @@ def canary_figure(summary: list[dict[str, Any]], variable: str = "velocity") -> 
         if (e["variable"], e["metric"], e["phase"]) == (variable, "r2", "online") and _finite(e["mean"])
     }
     names = [(arm, cell) for arm, cell in scores if (CANARY + arm, cell) in scores]
-    arms = [arm for arm in (*ADAPTIVE, *ARMS) if any(arm == name for name, _ in names)]
-    arms = list(dict.fromkeys(arms))
+    arms = sorted({arm for arm, _ in names}, key=arm_order)
     if not arms:
         return None
     cells = _cells(cell for _, cell in names)
@@ -306,10 +308,10 @@ def _legend(figure: Figure, entries: Mapping[str, tuple[str, str, Any]]) -> None
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
 
 
-def _arm_legend(figure: Figure, table: Frame, lines: bool = False) -> None:
+def _arm_legend(figure: Figure, styles: Mapping[str, tuple[str, str]], table: Frame, lines: bool = False) -> None:
     entries: dict[str, tuple[str, str, str]] = {}
-    for arm in (arm for arm in ARM_STYLE if (table["arm"] == arm).any()):
-        colour, marker = ARM_STYLE[arm]
+    for arm, _ in _by_arm(styles, table):
+        colour, marker = styles[arm]
         label = arm_label(arm)
         if arm in RETRAINED:  # one colour, never in one panel
             label = "retrained on the target"
@@ -317,11 +319,19 @@ def _arm_legend(figure: Figure, table: Frame, lines: bool = False) -> None:
     _legend(figure, entries)
 
 
-def _by_arm(table: Frame) -> Iterator[tuple[str, Frame]]:
-    for arm in ARM_STYLE:
+def _by_arm(styles: Mapping[str, tuple[str, str]], table: Frame) -> Iterator[tuple[str, Frame]]:
+    for arm in styles:
         points = table[table["arm"] == arm]
         if len(points):
             yield arm, points
+
+
+def _arm_styles(arms: Any) -> dict[str, tuple[str, str]]:
+    """Colour and marker of the arms present that get a line: those of `ARM_STYLE`, and the ones that are not known."""
+    present = set(arms)
+    others = sorted(arm for arm in present if arm not in ARMS and not arm.startswith(CANARY))
+    spare = {arm: SPARE_STYLES[number % len(SPARE_STYLES)] for number, arm in enumerate(others)}
+    return {arm: style for arm, style in (ARM_STYLE | spare).items() if arm in present}
 
 
 def _cells(cells: Any) -> list[str]:

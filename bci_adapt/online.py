@@ -417,6 +417,11 @@ def load_state(learner: Learner, path: Path) -> State:
     return adopt(learner, arrays, str(path))
 
 
+def handed_over(state: State, learner: Learner, origin: str) -> State:
+    """The same arrays under another learner, to be used from the next reset on; `InputError` as in `adopt`."""
+    return adopt(learner, _with_ring(state, learner.rule.history + 1), origin)
+
+
 def adopt(learner: Learner, arrays: dict[str, np.ndarray], origin: str) -> State:
     """A state of these arrays; `InputError`, naming `origin` and the array, where one is not what `learner` works on.
 

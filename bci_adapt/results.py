@@ -67,10 +67,11 @@ TRAJECTORIES: dict[str, type] = {
     "true": float,
     "decoded": float,
 }
+RUN = ["source", "target", "arm", "cell", "seed"]  # what tells one run from another
 SCHEMAS = {"rows": ROWS, "curves": CURVES, "trajectories": TRAJECTORIES}
 OPTIONAL: dict[str, type] = {"weight_change": float}  # ‖θ_end − θ_start‖ / ‖θ_start‖ of the trained weights
 
-ARMS = {  # in order of presentation, with the words a reader sees
+ARMS = {  # known arms in order of presentation, with the words a reader sees; any other comes after them by its name
     "frozen": "frozen",
     "normaliser": "causal normaliser only",
     "readout": "readout only",
@@ -87,7 +88,7 @@ ARMS = {  # in order of presentation, with the words a reader sees
 }
 # Arms that vary another one; a machine-readable summary lists them apart from the standing arms.
 VARIATIONS = ("immediate_rmsprop_fixed",)
-ADAPTIVE = tuple(arm for arm in ARMS if arm.startswith(("readout", "immediate", "window", "rtrl", "rls")))
+CONTROLS = ("persistence",)  # they read labels and no neuron
 RETRAINED = ("ridge_oracle", "network_oracle")  # trained on the stream: their online score is of training data
 CANARY = "canary:"
 CELLS = {"tanh": "tanh", "gru": "GRU", "": "linear"}
@@ -210,21 +211,49 @@ def summarise(rows: Frame, seed: int = 0) -> list[dict[str, Any]]:
     return sorted(summary, key=_order)
 
 
-def leak(rows: Frame, leak_fraction: float = LEAK_FRACTION) -> dict[str, bool]:
-    """Whether each arm's online score can be had without neurons: ``{arm: bool}`` for arms that have a canary.
+def adaptive(rows: Frame) -> list[str]:
+    """Arms that learn from labels as they arrive, in order of presentation: none retrained, no control, no canary."""
+    learning = set(rows.loc[(rows["supervision"] == "true") & ~rows["canary"], "arm"])
+    return sorted(learning - {*RETRAINED, *CONTROLS}, key=arm_order)
+
+
+def leak(rows: Frame, leak_fraction: float = LEAK_FRACTION) -> dict[str, bool | None]:
+    """Whether each adaptive arm's online score can be had without neurons; None where no canary can tell.
 
     A canary is the same job with the counts shuffled in time. An arm leaks when, for any cell or variable, its canary's
-    mean online R² on the pairs both share is above 0.1 and at least `leak_fraction` of the arm's own.
+    mean online R² on the pairs both share is above 0.1 and at least `leak_fraction` of the arm's own. It does not when
+    every cell and variable has such a pair and none leaks.
     """
-    found: dict[str, bool] = {}
-    canaries = rows.loc[rows["canary"], ["arm", "cell", "variable"]].drop_duplicates()
-    for canary, cell, variable in canaries.itertuples(index=False):
-        arm = str(canary).removeprefix(CANARY)
-        both = compare(rows, (canary, cell), (arm, cell), variable, "online")
-        if both is not None:
-            leaks = both.first > LEAK_FLOOR and both.first >= leak_fraction * both.second
-            found[arm] = found.get(arm, False) or bool(leaks)
-    return {arm: found[arm] for arm in sorted(found, key=_arm_order)}
+    found: dict[str, bool | None] = {}
+    for arm in adaptive(rows):
+        verdicts = []
+        for cell, variable in rows.loc[rows["arm"] == arm, ["cell", "variable"]].drop_duplicates().to_numpy():
+            both = compare(rows, (CANARY + arm, cell), (arm, cell), variable, "online")
+            leaks = both and both.first > LEAK_FLOOR and both.first >= leak_fraction * both.second
+            verdicts.append(None if both is None else bool(leaks))
+        found[arm] = True if True in verdicts else None if None in verdicts else False
+    return found
+
+
+def canary_troubles(rows: Frame) -> dict[str, str]:
+    """What is wrong with the canaries of adaptive arms, by arm: not run, failed (how many, why), nothing to compare."""
+    online = rows[(rows["phase"] == "online") & (rows["metric"] == "r2")]
+    troubles = {}
+    for arm, verdict in leak(rows).items():
+        runs = online[online["arm"] == CANARY + arm]
+        failed = runs[runs["status"] == "failed"]
+        missing = sorted(set(rows.loc[rows["arm"] == arm, "cell"]) - set(runs["cell"]), key=_cell_order)
+        parts = []
+        if missing:
+            parts.append(f"no canary was run ({', '.join(map(cell_label, missing))})")
+        if len(failed):
+            reasons = ", ".join(dict.fromkeys(failed["reason"]))
+            parts.append(f"{len(failed)} of {len(runs)} canary runs failed ({reasons})")
+        if verdict is None and not parts:
+            parts.append("the arm itself has no online score on its canary's pairs")
+        if parts:
+            troubles[arm] = "; ".join(parts)
+    return troubles
 
 
 def json_payload(
@@ -232,7 +261,7 @@ def json_payload(
 ) -> dict[str, Any]:
     """What ``run --json`` writes: ``{rows, summary, variations, unscorable, refused, leak, jobs}``, free of NaN.
 
-    `summary` holds the standing arms (`ARMS` without `VARIATIONS`) and their canaries, `variations` the others.
+    `summary` holds every arm but `VARIATIONS`, canaries too, `variations` those; `leak` is null where nothing can tell.
     """
     everything = summarise(rows) if summary is None else summary
     apart = [entry["arm"].removeprefix(CANARY) in VARIATIONS for entry in everything]
@@ -267,7 +296,7 @@ def text_table(
     rates_tuned: bool,
     variable: str = "velocity",
     metric: str = "r2",
-    leaks: Mapping[str, bool] | None = None,
+    leaks: Mapping[str, bool | None] | None = None,
 ) -> Table:
     """Table of arms for a terminal: online and held-out mean [low, high] and the number of target days."""
     from rich import box
@@ -284,16 +313,17 @@ def text_table(
     for heading in (*PHASES.values(), "days"):
         table.add_column(heading, justify="right", no_wrap=True)
     lines = arm_lines(summary, variable, metric)
-    leaking = {line["arm"] for line in lines if leaks and leaks.get(line["arm"])}
-    noted = leaking or any(line["note"] for line in lines)
+    verdicts = {arm: "this setting leaks" if leaking else "leak not checked" for arm, leaking in (leaks or {}).items()}
+    verdicts = {arm: words for arm, words in verdicts.items() if leaks and leaks[arm] is not False}
+    noted = any(line["note"] or line["arm"] in verdicts for line in lines)
     if noted:
         table.add_column("note")
     for position, line in enumerate(lines):
         new_cell = not position or lines[position - 1]["cell"] != line["cell"]
         if new_cell and position:
             table.add_section()
-        leaks_here = line["arm"] in leaking
-        note = "; ".join(filter(None, [line["note"], "this setting leaks" if leaks_here else ""]))
+        leaks_here = bool(leaks and leaks.get(line["arm"]))
+        note = "; ".join(filter(None, [line["note"], verdicts.get(line["arm"], "")]))
         scores = [score_text(line[phase]) for phase in PHASES]
         table.add_row(
             Text(cell_label(line["cell"]) if new_cell else ""),
@@ -328,7 +358,7 @@ def arm_lines(summary: list[dict[str, Any]], variable: str = "velocity", metric:
         seen = "online: training data" if entry["arm"] in RETRAINED and entry["phase"] == "online" else ""
         notes = [part for part in (line["note"], entry.get("note", ""), seen) if part]
         line["note"] = "; ".join(dict.fromkeys(notes))
-    return sorted(lines.values(), key=lambda line: (_cell_order(line["cell"]), _arm_order(line["arm"])))
+    return sorted(lines.values(), key=lambda line: (_cell_order(line["cell"]), arm_order(line["arm"])))
 
 
 def caption(rates_tuned: bool, summary: list[dict[str, Any]] | None = None) -> str:
@@ -355,13 +385,13 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def arm_label(arm: str) -> str:
-    """Words for an arm's name."""
+    """Words for an arm's name; its name where it is none of `ARMS`."""
     name = ARMS.get(arm.removeprefix(CANARY), arm)
     return f"{name}, shuffled neurons" if arm.startswith(CANARY) else name
 
 
 def cell_label(cell: str) -> str:
-    """Words for a cell's name; "linear" for decoders without one."""
+    """Words for a cell's name, its name where it has none of its own; "linear" for decoders without a network."""
     return CELLS.get(cell, cell)
 
 
@@ -375,7 +405,8 @@ def _finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _arm_order(arm: str) -> tuple[bool, int, str]:
+def arm_order(arm: str) -> tuple[bool, int, str]:
+    """Sorting key: known arms in the order of `ARMS`, others by name, canaries last."""
     name = arm.removeprefix(CANARY)
     return arm.startswith(CANARY), list(ARMS).index(name) if name in ARMS else len(ARMS), name
 
@@ -388,14 +419,14 @@ def _order(entry: Mapping[str, Any]) -> tuple:
     phases, metrics = list(PHASES), ("r2", "r2_uniform", "pearson", "rmse")
     metric = metrics.index(entry["metric"]) if entry["metric"] in metrics else len(metrics)
     return (
-        *(entry["variable"] != "velocity", entry["variable"], _arm_order(entry["arm"]), _cell_order(entry["cell"])),
+        *(entry["variable"] != "velocity", entry["variable"], arm_order(entry["arm"]), _cell_order(entry["cell"])),
         *(phases.index(entry["phase"]), metric, entry["metric"]),
     )
 
 
 def _note(arm: str, scorable: Frame) -> str:
     notes = []
-    if "weight_change" in scorable and arm.removeprefix(CANARY) in ADAPTIVE:
+    if "weight_change" in scorable and arm in adaptive(scorable):
         change = scorable.loc[scorable["status"] == "ok", "weight_change"].dropna()
         if len(change) and change.median() < UNMOVED:
             notes.append("did not adapt")
@@ -427,8 +458,7 @@ def _check_vocabulary(table: Frame, kind: str) -> None:
             row = int(bad.to_numpy().argmax())
             raise InputError(f"{kind}: column {column!r}, row {row}: expected {expected}, got {table[column][row]!r}")
 
-    arms = table["arm"].str.removeprefix(CANARY)
-    refuse("arm", ~arms.isin(list(ARMS)), f"one of {', '.join(ARMS)}, or {CANARY}ARM")
+    refuse("arm", table["arm"].str.removeprefix(CANARY) == "", f"the name of an arm, or {CANARY}ARM")
     if "phase" in table:
         refuse("phase", ~table["phase"].isin(list(PHASES)), " or ".join(PHASES))
     if kind != "rows":

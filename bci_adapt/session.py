@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from bci_adapt.binning import bin_ticks, to_ticks
+from bci_adapt.binning import bin_ticks, to_ticks, whole_bins
 from bci_adapt.errors import InputError
 from bci_adapt.storage import atomic_path
 
@@ -193,7 +193,7 @@ def split(session: xr.Dataset, stream_s: float, min_held_out_s: float) -> tuple[
     bin_s = float(session.attrs["bin_s"])
     if not stream_s > 0 or not min_held_out_s >= 0:
         raise InputError(f"stream_s must be positive and min_held_out_s not negative, got {stream_s}, {min_held_out_s}")
-    n_stream = to_ticks(stream_s) // bin_ticks(bin_s)
+    n_stream = whole_bins(stream_s, bin_s)
     n_held_out = session.sizes["time"] - n_stream
     if n_held_out < 1 or n_held_out * bin_ticks(bin_s) < to_ticks(min_held_out_s):
         raise InputError(

@@ -28,7 +28,9 @@ def main(source_file: str, target_file: str, n_updates: int = 800) -> dict[str, 
     decoders = {
         "GRU, normaliser only": OnlineDecoder(cell="gru", rule="readout", average=None, n_updates=n_updates),
         "GRU, immediate + RMSprop": OnlineDecoder(cell="gru", rule="immediate", n_updates=n_updates),
-        "GRU, 4 steps of history": OnlineDecoder(cell="gru", rule="window", steps=4, n_updates=n_updates),
+        "GRU, 4 steps of history": OnlineDecoder(
+            cell="gru", rule="window", rule_constants={"steps": 4}, n_updates=n_updates
+        ),
         "recursive least squares": RLSDecoder(memory_s=1000.0),
     }
     scores = {}

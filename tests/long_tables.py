@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt.results import ADAPTIVE, long_table
+from bci_adapt.results import CANARY, long_table
 
 NETWORK_ARMS = {
     "frozen": {"tanh": -0.25, "gru": -0.08},
@@ -22,6 +22,8 @@ NETWORK_ARMS = {
 }
 OFFSETS = {"r2": 0.0, "r2_uniform": -0.02, "r2:x": 0.03, "r2:y": -0.03, "pearson": 0.2, "rmse": 2.0}
 LINEAR_ARMS = {"rls": 0.39, "ridge_oracle": 0.40, "persistence": -0.4}
+NOT_LEARNING = ("frozen", "normaliser", "network_oracle", "ridge_oracle", "persistence")
+ADAPTIVE = tuple(arm for arm in NETWORK_ARMS | LINEAR_ARMS if arm not in NOT_LEARNING)
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -41,7 +43,6 @@ def row(**changes: Any) -> dict[str, Any]:
         "optimizer": "",
         "normaliser": "",
         "average": "",
-        "supervision": "labels",
         "delay_s": 0.5,
         "label_fraction": 1.0,
         "budget_s": 600.0,
@@ -56,7 +57,8 @@ def row(**changes: Any) -> dict[str, Any]:
         "reason": "",
     }
     row = base | changes
-    row["canary"] = changes.get("canary", row["arm"].startswith("canary:"))
+    row["canary"] = changes.get("canary", row["arm"].startswith(CANARY))
+    row["supervision"] = changes.get("supervision") or ("none" if row["arm"] in ("frozen", "normaliser") else "true")
     return row
 
 

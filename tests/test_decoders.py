@@ -19,7 +19,7 @@ from bci_adapt.normaliser import FLOOR, Normaliser
 SMALL = {"n_hidden": 6, "n_updates": 30, "label_delay_s": 0.2, "warm_up_s": 5.0, "learning_rate": 1e-2}
 DECODERS = {
     "rnn": OnlineDecoder(cell="tanh", **SMALL),
-    "rnn_window": OnlineDecoder(cell="gru", rule="window", steps=3, average=None, **SMALL),
+    "rnn_window": OnlineDecoder(cell="gru", rule="window", rule_constants={"steps": 3}, average=None, **SMALL),
     "rnn_rtrl": OnlineDecoder(cell="gru", rule="rtrl", **SMALL),
     "wiener": WienerDecoder(n_lags=3),
     "rls": RLSDecoder(n_lags=3, memory_s=20.0, label_delay_s=0.2, update_every_s=0.25),
@@ -116,9 +116,15 @@ class TestEveryDecoder:
         decoder = copy_of(fitted[name], tmp_path)
         decoder.adapt(X, np.full_like(y, np.nan), reset)
         assert getattr(decoder, "weight_change_", 0.0) == 0.0
-        for key in ("W_", "C_", "coef_", "last_"):
+        for key in ("coef_", "last_"):
             if hasattr(decoder, key):
                 assert np.array_equal(getattr(decoder, key), getattr(fitted[name], key))
+        if name.startswith("rnn"):
+            assert np.array_equal(decoder.state_.arrays["W"][0], fitted[name].W_)
+            assert np.array_equal(decoder.state_.arrays["C"][0], fitted[name].C_)
+            assert not np.array_equal(decoder.running_.mean, fitted[name].mean_)
+        if name.startswith(("rls", "wiener")):
+            assert not np.array_equal(decoder.running_mean_, fitted[name].mean_)
 
     def test_doors(self, fitted, name, tmp_path):
         X, y, _ = recording(seed=6)
@@ -136,6 +142,27 @@ class TestEveryDecoder:
         ]:
             with pytest.raises(InputError, match=message):
                 call()
+
+
+def test_parameters_set_between_sessions_take_effect_or_are_refused(tmp_path):
+    X, y, reset = recording(seed=9)
+    decoder = OnlineDecoder(rule="window", rule_constants={"steps": 2}, **SMALL).fit(X, y, reset)
+    decoder.adapt(X, y, reset)
+    still = copy_of(decoder, tmp_path).set_params(learning_rate=0.0)
+    before = still.state_.arrays["W"].copy()
+    still.adapt(X, y, reset)
+    assert np.array_equal(still.state_.arrays["W"], before)
+    longer = copy_of(decoder, tmp_path).set_params(rule_constants={"steps": 6})
+    fixed = copy_of(decoder, tmp_path).set_params(normaliser_s=None)
+    assert not np.array_equal(longer.adapt(X, y, reset), decoder.adapt(X, y, reset))
+    statistics = fixed.running_.mean.copy()
+    fixed.adapt(X, y, reset)
+    assert np.array_equal(fixed.running_.mean, statistics)
+    with pytest.raises(InputError, match="'opt_W' does not belong to this cell, rule, optimiser and average"):
+        copy_of(decoder, tmp_path).set_params(optimizer="adam").begin()
+    decoder.set_params(optimizer="adam").save(tmp_path / "mixed.npz")
+    with pytest.raises(InputError, match="opt_W"):
+        Decoder.load(tmp_path / "mixed.npz")
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.2])

@@ -3,22 +3,34 @@
 import json
 import re
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bci_adapt import experiment
+from bci_adapt.credit.base import rules
 from bci_adapt.errors import InputError
 from bci_adapt.experiment import (
+    ArmSection,
+    Pair,
+    arm_name,
     choose_pairs,
     load_config,
+    open_source,
     parse_config,
-    recordings,
+    require_source,
     run_experiment,
     to_toml,
     unscorable,
 )
-from bci_adapt.results import json_payload, read_results, summarise
+from bci_adapt.jobs import adapt, pretrain, score
+from bci_adapt.optimizers import optimizers
+from bci_adapt.prepare import prepare
+from bci_adapt.results import json_payload, leak, read_results, summarise
+from bci_adapt.session import write_session
+from bci_adapt.sources import folder as folder_source
 
 TINY = """
 name = "tiny"
@@ -62,6 +74,9 @@ seeds = [0]
 """
 
 
+ADAM = '[[arms]]\nrule = "window"\noptimizer = "adam"\nlearning_rate = 1e-3\n'
+
+
 @pytest.fixture
 def tiny(tmp_path):
     path = tmp_path / "tiny.toml"
@@ -80,6 +95,11 @@ def _own_cache(cache, monkeypatch):
     monkeypatch.setenv("BCI_ADAPT_CACHE", str(cache))
 
 
+def recordings(config):
+    source = open_source(config)
+    return [source.fetch(name) for name in source.list().index]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -92,18 +112,35 @@ def _own_cache(cache, monkeypatch):
         ('[network]\ncells = ["lstn"]', r"unknown cell 'lstn'"),
         ('[[arms]]\nrule = "imediate"\noptimizer = "sgd"\nlearning_rate = 1', r"did you mean 'immediate'"),
         ('[[arms]]\nrule = "immediate"\noptimizer = "sdg"\nlearning_rate = 1', r"did you mean 'sgd'"),
-        ('[[arms]]\nrule = "immediate"\noptimizer = "sgd"\nlearning_rate = 1\nsteps = 4', "steps goes with rule"),
+        ('[[arms]]\nrule = "immediate"\noptimizer = "sgd"\nlearning_rate = 1\nsteps = 4', "unknown key 'steps'"),
+        (f"{ADAM}stepps = 4", "arms.0: unknown key 'stepps'; did you mean 'steps'"),
+        (f"{ADAM}beta_2 = 0.9", "arms.0: unknown key 'beta_2'; did you mean 'beta2'"),
+        (f"{ADAM}aver = 0.9", "arms.0: unknown key 'aver'; did you mean 'average'"),
+        (f"{ADAM}steps = 1.5", "arms.0: steps takes int, got 1.5"),
+        (f"{ADAM}steps = true", "arms.0: steps takes int, got True"),
+        (f"{ADAM}beta2 = nan", "arms.0: beta2 must be finite, got nan"),
+        ("stream_s = inf", "stream_s: .* finite number, got inf"),
+        (f"{ADAM}steps = 0", "arms.0: window: steps must be at least 1"),
+        (f"{ADAM}beta2 = [0.9]", "arms.0.beta2"),
+        (f"{ADAM}\n{ADAM}beta2 = 0.999\n{ADAM}beta2 = 0.999", r"two arms are 'window4 \+ Adam\(beta2=0.999\)'"),
         ('[[arms]]\nrule = "readout"\noptimizer = "rmsprop"\nlearning_rate = 1\nseeds = [9]', "seed 9"),
+        ("seeds = []", r"seeds: .* at least 1 item.*, got \[\]"),
+        ("seeds = [0, -1]", r"seeds.1: .* greater than or equal to 0, got -1"),
+        ("seeds = [0, 2, 2]", r"seeds: 2 is given twice, got \[0, 2, 2\]"),
+        ("[network]\ncells = []", r"network.cells: .* at least 1 item.*, got \[\]"),
+        ('[network]\ncells = ["gru", "gru"]', "network.cells: 'gru' is given twice"),
+        ('[[arms]]\nrule = "readout"\noptimizer = "sgd"\nlearning_rate = 1\nseeds = []', r"arms.0.seeds: .*got \[\]"),
+        ('[[arms]]\nrule = "readout"\noptimizer = "sgd"\nlearning_rate = 1\ncells = []', r"arms.0.cells: .*got \[\]"),
         ("this is not toml", "not valid TOML"),
     ],
 )
 def test_a_bad_config_names_file_and_key(tmp_path, change, message):
     base = 'name = "x"\n[source]\nkind = "folder"\n[[pairs]]\nsource = 1\ntargets = [2]\n'
     arms = "" if "arms" in change else "arms = []\n"
-    head, _, tail = change.partition("[")
+    head, tail = ("", change) if change.startswith("[") else (change, "")
     lines = [line for line in base.splitlines() if not (line.startswith("name") and "name" in change)]
     path = tmp_path / "bad.toml"
-    path.write_text(f"{head}\n{arms}" + "\n".join(lines) + ("\n[" + tail if tail else ""))
+    path.write_text(f"{head}\n{arms}" + "\n".join(lines) + f"\n{tail}")
     with pytest.raises(InputError, match=message) as caught:
         load_config(path)
     assert str(path) in str(caught.value)
@@ -122,6 +159,50 @@ def test_shipped_configs_are_valid_and_survive_being_written(request):
         assert again == config
 
 
+@pytest.mark.parametrize(
+    ("keys", "name", "rule", "optimizer"),
+    [
+        ({"rule": "window", "steps": 4, "optimizer": "rmsprop"}, "window4_rmsprop", "window4", "rmsprop"),
+        ({"rule": "window", "optimizer": "rmsprop"}, "window4_rmsprop", "window4", "rmsprop"),
+        ({"rule": "readout", "optimizer": "rmsprop"}, "readout", "readout", "rmsprop"),
+        ({"rule": "readout", "optimizer": "sgd"}, "readout + SGD", "readout", "sgd"),
+        (
+            {"rule": "immediate", "optimizer": "rmsprop", "average": 0.9},
+            "immediate_rmsprop_ema",
+            "immediate",
+            "rmsprop",
+        ),
+        (
+            {"rule": "window", "steps": 2, "optimizer": "adam", "average": 0.9, "normaliser": "fixed"},
+            "window2 + Adam + EMA, fixed normaliser",
+            "window2",
+            "adam",
+        ),
+        (
+            {"rule": "trace", "decay": 0.5, "optimizer": "rmsprop", "beta2": 0.9, "epsilon": 1e-6},
+            "trace(0.5) + RMSprop(beta2=0.9, epsilon=1e-06)",
+            "trace(0.5)",
+            "rmsprop(beta2=0.9, epsilon=1e-06)",
+        ),
+    ],
+)
+def test_the_name_of_an_arm_is_made_of_its_parts(keys, name, rule, optimizer):
+    arm = ArmSection(**keys, learning_rate=1e-3)
+    assert (arm_name(arm), arm.rule_text, arm.optimizer_text) == (name, rule, optimizer)
+
+
+def test_no_constant_has_two_owners():
+    """Every constant of every rule and optimiser can be given as a plain key of an arm."""
+    keys = set(ArmSection.model_fields)
+    of_rules, of_optimizers = (
+        {field.name for variant in variants.values() for field in fields(variant)}
+        for variants in (rules(), optimizers())
+    )
+    assert not of_rules & of_optimizers
+    assert not of_rules & keys
+    assert of_optimizers & keys == {"learning_rate"}
+
+
 def test_settings_and_pairs(tiny, tmp_path):
     config = load_config(tiny, ["network.n_hidden=9", "targets=3", "name=other"], data=tmp_path)
     assert (config.network.n_hidden, config.name, config.source.path) == (9, "other", str(tmp_path))
@@ -130,6 +211,8 @@ def test_settings_and_pairs(tiny, tmp_path):
     named = load_config(tiny, ["targets=20120105,20120209"])
     assert [pair.target for pair in choose_pairs(named, ids)] == ids[1:]
     for settings, message in [
+        (["targets="], r"pairs.0.targets: .* at least 1 item.*, got \[\]"),
+        (["targets=2,2"], "pairs.0.targets: 2 is given twice"),
         (["targets=4"], "session number 4"),
         (["targets=1"], "not later"),
         (["targets=20130101"], "no session matches"),
@@ -169,6 +252,7 @@ def test_a_tiny_experiment_from_nwb_to_report_runs_once(tiny, cache):
     assert set(rows["metric"]) == {"r2", "r2_uniform", "r2:x", "r2:y", "pearson", "rmse"}
     assert sorted(set(rows["day_gap"])) == [40.0, 200.0]
     assert attrs["unit"] == "centimeters/s"
+    assert attrs["delay_bins"] == first.manifest["delay_bins"] == 4
     assert len(curves)
     assert len(trajectories)
 
@@ -217,7 +301,7 @@ def test_a_changed_rate_reruns_only_what_depends_on_it(tiny):
 def test_a_recording_that_cannot_be_used_stops_the_run_and_names_the_file(tiny, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
-    for path in recordings(load_config(tiny)).values():
+    for path in recordings(load_config(tiny)):
         shutil.copy(path, folder)
     broken = sorted(folder.iterdir())[1]
     broken.write_bytes(broken.read_bytes()[:200_000])
@@ -227,11 +311,37 @@ def test_a_recording_that_cannot_be_used_stops_the_run_and_names_the_file(tiny, 
         run_experiment(load_config(tiny, ["source={kind='folder'}"]), workers=0)
 
 
-def test_a_target_without_held_out_movement_is_unscorable(tiny, tmp_path):
-    from bci_adapt.prepare import prepare
+def test_only_what_a_pair_needs_is_fetched_and_a_folder_is_listed_once(tiny, tmp_path, monkeypatch):
+    class Enough(Exception):
+        pass
 
+    def stop(*arguments, **options):
+        raise Enough
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for path in recordings(load_config(tiny)):
+        shutil.copy(path, folder)
+    opened = []
+    identity = folder_source.identity
+    monkeypatch.setattr(folder_source, "identity", lambda file: opened.append(1) or identity(file))
+    monkeypatch.setattr(experiment, "execute", stop)
+    with pytest.raises(Enough):
+        run_experiment(load_config(tiny, data=folder))
+    assert len(opened) == 3
+    with monkeypatch.context() as fresh:
+        fresh.setenv("BCI_ADAPT_CACHE", str(tmp_path / "cache"))
+        with pytest.raises(Enough):
+            run_experiment(load_config(tiny, ["targets=3"]))
+        assert len(list((tmp_path / "cache").rglob("*.nwb"))) == 2
+        with pytest.raises(InputError, match="session number 4"):
+            run_experiment(load_config(tiny, ["targets=4", "source.seed=1"]))
+        assert len(list((tmp_path / "cache").rglob("*.nwb"))) == 2
+
+
+def test_a_target_without_held_out_movement_is_unscorable(tiny, tmp_path):
     config = load_config(tiny)
-    session = prepare(next(iter(recordings(config).values())), config.bin_s)
+    session = prepare(recordings(config)[0], config.bin_s)
     assert unscorable(session, config) == ""
     still = session.copy(deep=True)
     still["velocity"][1200:] *= 0.2
@@ -245,6 +355,39 @@ def test_a_target_without_held_out_movement_is_unscorable(tiny, tmp_path):
     assert "held" in unscorable(session.isel(time=slice(0, 1400)), config)
     short = load_config(tiny, ["stream_s=100", "min_held_out_s=60"])
     assert "20.0 s are left" in unscorable(session, short)
+
+
+def test_a_source_without_labels_is_refused_before_any_job_and_a_failing_fit_names_its_session(tiny, tmp_path):
+    config = load_config(tiny)
+    session = prepare(recordings(config)[0], config.bin_s)
+    name = session.attrs["session_id"]
+    require_source(session, config)
+    blind, still, without = (session.copy(deep=True) for _ in range(3))
+    blind["velocity_valid"][15:] = False  # its first bin has none
+    still["velocity"][:, 1] = 3.0
+    for unusable, message in [
+        (blind, f"{name}: this source session has 0.7 s of usable velocity labels, at least 1 s"),
+        (still, f"{name}: .* never changes in axis y"),
+        (without.drop_vars(["velocity", "velocity_valid"]), f"{name}: expected target 'velocity'"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            require_source(unusable, config)
+    write_session(still, tmp_path / "still.nc")
+    small = {"cell": "tanh", "n_hidden": 3, "n_updates": 1}
+    parameters = {"decoder": "online_rnn", "constants": small, "variable": "velocity", "stream_s": None}
+    with pytest.raises(InputError, match=f"online_rnn on {name}: y: .* constant"):
+        pretrain.run(parameters, {"session": tmp_path / "still.nc"}, tmp_path / "decoder.npz")
+    pretrain.run(parameters, {"session": recorded(session, tmp_path)}, tmp_path / "decoder.npz")
+    narrow = recorded(session.isel(channel=slice(2, None)), tmp_path)
+    adapting = {"variable": "velocity", "stream_s": 60.0, "permutation": None, "learns": True, "constants": {}}
+    with pytest.raises(InputError, match=f"online_rnn on {name}: X: .* channels"):
+        adapt.run(adapting, {"decoder": tmp_path / "decoder.npz", "target": narrow}, tmp_path / "out.npz")
+
+
+def recorded(session, folder):
+    path = folder / f"{session.sizes['channel']}.nc"
+    write_session(session, path)
+    return path
 
 
 def test_a_diverging_rate_is_counted_as_a_failure_and_shown(tiny):
@@ -261,3 +404,162 @@ def test_a_diverging_rate_is_counted_as_a_failure_and_shown(tiny):
     assert entry["n_targets"] == 0
     assert "failed" in entry["note"]
     assert np.isfinite(rows.loc[rows["status"] == "ok", "value"]).all()
+
+
+@pytest.fixture
+def two_rules(tiny):
+    """Two rules and two seeds on one pair, at rates that no other test has run."""
+    text = tiny.read_text().replace("3e-3", "1.5e-3").replace('name = "tiny"', 'name = "partly"')
+    tiny.write_text(text.replace("targets = [2, 3]", "targets = [2]"))
+    return tiny
+
+
+def test_a_job_that_fails_costs_its_own_arm_only_and_is_told(two_rules, call, monkeypatch):
+    whole = adapt.run
+
+    def without_windows(parameters, inputs, out):
+        if parameters["constants"].get("rule") == "window":
+            raise RuntimeError("out of luck")
+        whole(parameters, inputs, out)
+
+    monkeypatch.setattr(adapt, "run", without_windows)
+    code, said, err = call("run", two_rules, "--workers", 0, "--quiet")
+    assert (code, said) == (1, "")
+    lines = err.strip().splitlines()
+    assert len(lines) == 2, "the arm and its canary"
+    assert all(line.startswith("failed: ") and line.endswith("RuntimeError: out of luck") for line in lines)
+    code, said, err = call("run", two_rules, "--workers", 0)
+    assert code == 1
+    assert "2 of 17 runs failed" in said
+    assert "leak not checked: 4 steps of history + RMSprop: 1 of 1 canary runs failed" in said
+    folder = Path(next(word for word in said.split() if word.endswith("report.html"))).parent
+    rows = read_results(folder / "results.nc").rows
+    failed = rows[rows["status"] == "failed"]
+    assert set(failed["arm"]) == {"window4_rmsprop", "canary:window4_rmsprop"}
+    assert set(failed["phase"]) == {"online", "held_out"}
+    assert set(failed["reason"]) == {"RuntimeError: out of luck"}
+    assert {"immediate_rmsprop", "canary:immediate_rmsprop", "rls", "frozen"} <= set(
+        rows.loc[rows["value"] == rows["value"], "arm"]
+    )
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert len(manifest["jobs"]["failed"]) == 2
+    assert "out of luck" in manifest["jobs"]["failed"][0]["traceback"]
+    report = (folder / "report.html").read_text()
+    assert report.count("RuntimeError: out of luck") >= 3
+    assert "1 of 1 runs failed" in report
+
+    monkeypatch.setattr(adapt, "run", whole)
+    mended = run_experiment(load_config(two_rules), workers=0)
+    assert (mended.folder, mended.manifest["jobs"]["failed"]) == (folder, [])
+    assert mended.executed == 3, "the two that failed, and the scores"
+    assert (read_results(folder / "results.nc").rows["status"] == "ok").all()
+
+
+def test_a_fit_that_fails_costs_what_starts_from_it_and_a_run_without_any_arm_is_refused(two_rules, monkeypatch):
+    text = two_rules.read_text().replace("updates = 40", "updates = 3")
+    text = text.replace("n_lags = 4", "n_lags = 3").replace("label_delay_s = 0.2", "label_delay_s = 0.25")
+    two_rules.write_text(text)  # no fit of another test can be reused
+    whole = pretrain.run
+
+    def only(*allowed):
+        def run(parameters, inputs, out):
+            if (parameters["decoder"], parameters["constants"].get("seed")) not in allowed:
+                raise InputError("no such luck")
+            whole(parameters, inputs, out)
+
+        return run
+
+    monkeypatch.setattr(pretrain, "run", only())
+    with pytest.raises(InputError, match="no such luck"):
+        run_experiment(load_config(two_rules), workers=0)
+    monkeypatch.setattr(pretrain, "run", only(("online_rnn", 0), ("wiener", None)))
+    done = run_experiment(load_config(two_rules), workers=0)
+    rows = read_results(done.folder / "results.nc").rows
+    ok, failed = (rows[rows["status"] == status] for status in ("ok", "failed"))
+    assert set(ok.loc[ok["cell"] == "tanh", "seed"]) == {0}
+    assert set(failed.loc[failed["cell"] == "tanh", "seed"]) == {1}
+    assert set(failed["arm"]) >= {"rls", "canary:rls", "persistence", "network_oracle", "immediate_rmsprop"}
+    assert "pretrain tanh seed 1 on sub-Sim_ses-CO-20140303: no such luck" in set(failed["reason"])
+    assert len(done.manifest["jobs"]["failed"]) == 4, "two networks, two linear decoders"
+
+
+def test_scores_that_fail_are_counted_once_and_a_run_without_any_is_refused(tiny, monkeypatch):
+    tiny.write_text(TINY[: TINY.rindex("[[arms]]")])  # one arm less: what the others predicted is there
+    whole, calls = score.run, []
+
+    def broken(parameters, inputs, out):
+        calls.append(1)
+        if len(calls) != 4:
+            raise RuntimeError("not today")
+        whole(parameters, inputs, out)
+
+    monkeypatch.setattr(score, "run", broken)
+    with pytest.raises(RuntimeError, match=r"score .* failed:\n[^$]*not today"):
+        run_experiment(load_config(tiny), workers=0)
+    done = run_experiment(load_config(tiny), workers=0)
+    assert len(calls) == 4
+    assert [each["error"] for each in done.manifest["jobs"]["failed"]] == ["RuntimeError: not today"]
+    assert read_results(done.folder / "results.nc").rows["target"].nunique() == 1
+
+
+def test_a_finished_run_keeps_its_first_manifest_and_its_place(tiny, tmp_path):
+    config = load_config(tiny)
+    folders = [tmp_path / name for name in ("here", "there")]
+    for folder in folders:
+        folder.mkdir()
+        for path in recordings(config):
+            shutil.copy(path, folder)
+    first, second, third = (
+        run_experiment(load_config(tiny, data=folder), workers=0, command=command)
+        for folder, command in [(folders[0], "one"), (folders[1], "two"), (folders[0], "three")]
+    )
+    assert first.folder == second.folder == third.folder
+    for name in ("created", "command", "jobs", "versions"):
+        assert third.manifest[name] == first.manifest[name]
+    assert third.manifest == json.loads((first.folder / "manifest.json").read_text())
+    assert first.manifest["reruns"] == []
+    again = [{key: each[key] for key in ("command", "executed", "reused")} for each in third.manifest["reruns"]]
+    assert again == [{"command": name, "executed": 0, "reused": second.reused} for name in ("two", "three")]
+    assert read_results(first.folder / "results.nc").attrs["created"] == first.manifest["created"]
+    (first.folder / "manifest.json").write_text("{")
+    assert run_experiment(load_config(tiny, data=folders[0]), workers=0, command="new").manifest["command"] == "new"
+
+
+def test_a_retrained_network_runs_once_for_all_sources_of_a_target(tiny):
+    config = load_config(tiny)
+    files = recordings(config)
+    names = [path.stem for path in files]
+    sessions = {name: experiment._prepare_job(config, path) for name, path in zip(names, files, strict=True)}
+    about = {name: {"date": "2014-03-03", "n_channels": 20} for name in names}
+    builder = experiment._Builder(config, sessions, about)
+    scores = [builder.pair(Pair(source, names[2]), excerpt=False) for source in names[:2]]
+    paths = [
+        {
+            (arm["columns"]["arm"], arm["columns"]["seed"]): score.inputs[arm["input"]].path
+            for arm in score.parameters["arms"]
+        }
+        for score in scores
+    ]
+    shared = {key for key, path in paths[0].items() if paths[1][key] == path}
+    assert shared == {("network_oracle", 0), ("network_oracle", 1), ("ridge_oracle", 0)}
+
+
+def test_arms_of_ones_own_run_with_their_constants_and_canaries(tiny):
+    text = tiny.read_text().replace('name = "tiny"', 'name = "own"')
+    tiny.write_text(
+        text[: text.index("[[arms]]")]
+        + '[[arms]]\nrule = "trace"\ndecay = 0.5\noptimizer = "adam"\nbeta2 = 0.99\nlearning_rate = 1e-3\nseeds = [1]\n'
+        + '[[arms]]\nrule = "readout"\noptimizer = "adam"\nlearning_rate = 1e-3\n'
+    )
+    done = run_experiment(load_config(tiny, ["targets=2"]), workers=0)
+    rows = read_results(done.folder / "results.nc").rows
+    own = rows[rows["arm"] == "trace(0.5) + Adam(beta2=0.99)"]
+    assert set(own["rule"]) == {"trace(0.5)"}
+    assert set(own["optimizer"]) == {"adam(beta2=0.99)"}
+    assert set(own["seed"]) == {1}
+    assert set(rows.loc[rows["arm"] == "canary:trace(0.5) + Adam(beta2=0.99)", "seed"]) == {1}
+    assert leak(rows) == {"rls": False, "readout + Adam": False, "trace(0.5) + Adam(beta2=0.99)": False}
+    assert load_config(done.folder / "config.toml") == load_config(tiny, ["targets=2"])
+    plain = run_experiment(load_config(tiny, ["targets=2", "arms=[]"]), workers=0)
+    assert plain.executed == 1, "a score job"
+    assert leak(read_results(plain.folder / "results.nc").rows) == {"rls": False}

@@ -210,12 +210,31 @@ def test_page_says_what_leaks_what_failed_and_what_is_left_out(tmp_path):
     rows.loc[failed, ["value", "status", "reason"]] = [np.nan, "failed", "weights became infinite"]
     unscorable = [{"source": "day-00", "target": "day-17", "reason": "the target stands still"}]
     jobs = {"executed": 1, "reused": 0, "failed": [{"label": "adapt 7", "error": "out of memory"}]}
-    page = make_run(tmp_path, rows, manifest(unscorable=unscorable, jobs=jobs, rates_tuned=True))
+    reruns = [{"created": "2021", "command": "again", "executed": 2, "reused": 9}]
+    page = make_run(tmp_path, rows, manifest(unscorable=unscorable, jobs=jobs, rates_tuned=True, reruns=reruns))
+    assert "Run of 2020-05-01T12:00:00+00:00; again 2021, 2 jobs executed." in page.text
     assert "readout only: this setting leaks." in page.text
     assert re.search(r"immediate \+ SGD \(tanh\) 4 weights became infinite", page.text)
     assert re.search(r"day-00 day-17 the target stands still", page.text)
-    assert "adapt 7 1 out of memory" in page.text
+    assert "job: adapt 7 1 out of memory" in page.text
     assert "not tuned" not in page.text.lower()
+
+
+def test_an_arm_and_a_cell_of_ones_own_are_in_every_part(tmp_path):
+    arm = "window2 + Adam + EMA"
+    rows = study(3, 1, metrics=("r2",), **{arm: {"mgu": 0.9}, "frozen": {"mgu": 0.1}})
+    diverged = (rows["arm"] == "canary:rls") & (rows["target"] == "day-11")
+    rows.loc[diverged, ["value", "status", "reason"]] = [np.nan, "failed", "weights diverged"]
+    page = make_run(tmp_path, rows.drop(rows.index[rows["arm"] == f"canary:{arm}"]))
+    assert f"Of all arms that were not retrained, {arm} (mgu) had the highest" in page.text
+    assert f"{arm} not checked no canary was run (mgu)" in page.text
+    assert re.search(
+        r"recursive least squares no leak linear .*; 2 of 6 canary runs failed \(weights diverged\)", page.text
+    )
+    for figure in (figures.gap_figure(rows), figures.curve_figure(curves(rows))):
+        legend = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert arm in legend
+    assert arm in [label.get_text() for label in figures.arms_figure(summarise(rows)).axes[0].get_yticklabels()]
 
 
 def test_text_from_files_is_never_markup(tmp_path):

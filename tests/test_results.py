@@ -7,15 +7,16 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from long_tables import curves, manifest, row, study, trajectories
+from long_tables import ADAPTIVE, curves, manifest, row, study, trajectories
 from rich.console import Console
 
 from bci_adapt.errors import InputError
 from bci_adapt.results import (
-    ADAPTIVE,
     ARMS,
     ROWS,
     VARIATIONS,
+    adaptive,
+    canary_troubles,
     caption,
     json_payload,
     leak,
@@ -59,7 +60,7 @@ def test_file_returns_what_was_written(tmp_path, rows):
         ({"cell": None}, "'cell' takes text|'cell' takes str"),
         ({"canary": 1}, "'canary' takes bool, row 1 has 1"),
         ({"rate": "3e-4"}, "'rate' takes float, row 1 has '3e-4'"),
-        ({"arm": "magic"}, "'arm', row 1: expected one of frozen"),
+        ({"arm": ""}, "'arm', row 1: expected the name of an arm"),
         ({"phase": "offline"}, "'phase', row 1: expected online or held_out, got 'offline'"),
         ({"variable": "speed"}, "'variable', row 1"),
         ({"status": "fine"}, "'status', row 1"),
@@ -148,7 +149,49 @@ def test_leak_compares_a_canary_with_its_arm(canary, own, verdict):
     quiet = [row(arm=arm, cell="gru", phase="online", value=0.05) for arm in ("canary:readout", "readout")]
     elsewhere = row(arm="readout", phase="online", target="t9", value=5.0)  # no canary for this pair
     alone = row(arm="immediate_sgd", phase="online", value=0.4)
-    assert leak(long_table([*both, *quiet, elsewhere, alone])) == {"readout": verdict}
+    assert leak(long_table([*both, *quiet, elsewhere, alone])) == {"readout": verdict, "immediate_sgd": None}
+
+
+def test_adaptive_arms_are_told_by_their_columns_and_none_without_a_verdict_is_silent():
+    def runs(arm, values, **changes):
+        return [
+            row(arm=arm, phase="online", target=f"t{day}", value=value) | changes for day, value in enumerate(values)
+        ]
+
+    failed = {"value": np.nan, "status": "failed", "reason": "weights diverged"}
+    records = [
+        *runs("window2 + Adam", [0.5, 0.5]),
+        *runs("canary:window2 + Adam", [0.0], reason=""),
+        row(arm="canary:window2 + Adam", phase="online", target="t1") | failed,
+        *runs("immediate_sgd", [0.4, 0.4]),
+        *runs("rtrl_rmsprop", [0.4, 0.4]),
+        *runs("canary:rtrl_rmsprop", [0.0, 0.0], **failed),
+        *runs("readout", [0.4], **failed),
+        *runs("canary:readout", [0.0]),
+        *runs("own idea", [0.3], supervision="none"),
+        *(row(arm=arm, cell="", phase="online") for arm in ("persistence", "ridge_oracle")),
+    ]
+    table = long_table(records)
+    assert adaptive(table) == ["readout", "immediate_sgd", "rtrl_rmsprop", "window2 + Adam"]
+    verdicts = {"readout": None, "immediate_sgd": None, "rtrl_rmsprop": None, "window2 + Adam": False}
+    assert leak(table) == verdicts
+    assert canary_troubles(table) == {
+        "readout": "the arm itself has no online score on its canary's pairs",
+        "immediate_sgd": "no canary was run (tanh)",
+        "rtrl_rmsprop": "2 of 2 canary runs failed (weights diverged)",
+        "window2 + Adam": "1 of 2 canary runs failed (weights diverged)",
+    }
+    gru = row(arm="immediate_sgd", cell="gru", phase="online", value=0.4)
+    both = [gru, gru | {"arm": "canary:immediate_sgd", "canary": True, "value": 0.3}]
+    assert leak(long_table([*records, *both]))["immediate_sgd"] is True, "one cell that leaks is enough"
+    quiet = [gru, gru | {"arm": "canary:immediate_sgd", "canary": True, "value": 0.0}]
+    assert leak(long_table([*records, *quiet]))["immediate_sgd"] is None, "the other cell is not checked"
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(text_table(summarise(table), False, leaks=verdicts))
+    assert capture.get().count("leak not checked") == 3
+    assert "window2 + Adam" in capture.get()
+    assert json_payload(table, manifest())["leak"] == verdicts
 
 
 def test_payload_is_json_and_complete(rows):

@@ -5,6 +5,7 @@ import pytest
 from nwb_files import counts_file, spikes_file
 
 from bci_adapt.errors import InputError
+from bci_adapt.jobs.arrays import session_arrays
 from bci_adapt.prepare import prepare
 from bci_adapt.session import check, read_session, require_same_channels, split, write_session
 
@@ -123,6 +124,8 @@ def test_a_split_is_chronological_and_shares_nothing(tmp_path):
     for stream_s, held_out_s, message in [(10.0, 10.1, "held out"), (30.0, 0.0, "held out"), (0.0, 1.0, "positive")]:
         with pytest.raises(InputError, match=message):
             split(moved, stream_s, held_out_s)
+    between = session_arrays(session, "velocity").n_stream(10.03)  # 200.6 bins: a bin that does not fit is held out
+    assert between == split(moved, 10.03, 9.0)[0].sizes["time"] == 200
 
 
 def test_channels_are_compared_by_name_and_order(session):

@@ -41,8 +41,8 @@ class Decoder(RegressorMixin, BaseEstimator):
     """Base of all decoders: scikit-learn's parameters, plus adaptation.
 
     ``fit`` trains on earlier sessions. ``predict`` is pure: it leaves the decoder as it was. ``adapt`` starts a new
-    session and predicts each of its bins before that bin's label is used; ``partial_fit`` goes on with the session;
-    ``step`` is one bin of it.
+    session and predicts each of its bins before that bin's label is used; ``partial_fit`` goes on with the session.
+    `OnlineDecoder` has ``step`` besides, one bin of it.
     """
 
     name: ClassVar[str]
@@ -147,10 +147,10 @@ class Decoder(RegressorMixin, BaseEstimator):
             with np.load(path, allow_pickle=False) as stored:
                 header = json.loads(str(stored["header"]))
                 arrays = {key: stored[key] for key in stored.files if key != "header"}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            decoder = decoder_class(header["decoder"])(**header["parameters"])
+            decoder.n_features_in_, decoder.n_outputs_ = header["n_features_in_"], header["n_outputs_"]
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: expected a decoder saved by bci_adapt (npz): {error}") from error
-        decoder = decoder_class(header["decoder"])(**header["parameters"])
-        decoder.n_features_in_, decoder.n_outputs_ = header["n_features_in_"], header["n_outputs_"]
         missing = set(decoder.stored) - set(arrays)
         if missing:
             raise InputError(

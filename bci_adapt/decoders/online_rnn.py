@@ -12,7 +12,7 @@ from bci_adapt.credit.base import rule
 from bci_adapt.decoders.base import Bins, Decoder, delay_bins
 from bci_adapt.errors import InputError
 from bci_adapt.normaliser import Normaliser
-from bci_adapt.online import Learner, State, run, start
+from bci_adapt.online import Learner, State, adopt, handed_over, run, start
 from bci_adapt.optimizers import optimizer
 
 # A decoder's online state is stored under these prefixes.
@@ -30,7 +30,7 @@ class OnlineDecoder(Decoder):
     ----------
     cell, n_hidden : the network.
     rule, optimizer, learning_rate : how it adapts.
-    steps, decay : constants of the rules that have them (``window``: bins of history; ``trace``: λ).
+    rule_constants, optimizer_constants : their other constants by name (``{"steps": 4}`` of ``window``), None for none.
     average : decay per update of an exponential mean of the weights, which then predicts; None for none.
     normaliser_s : time constant of the running statistics in seconds; None keeps those of the last training session.
     label_delay_s : how late the label of a bin becomes known.
@@ -54,8 +54,8 @@ class OnlineDecoder(Decoder):
         rule: str = "immediate",
         optimizer: str = "rmsprop",
         learning_rate: float = 3e-4,
-        steps: int = 4,
-        decay: float = 0.5,
+        rule_constants: dict | None = None,
+        optimizer_constants: dict | None = None,
         average: float | None = 0.999,
         normaliser_s: float | None = 300.0,
         label_delay_s: float = 0.5,
@@ -70,8 +70,8 @@ class OnlineDecoder(Decoder):
         self.rule = rule
         self.optimizer = optimizer
         self.learning_rate = learning_rate
-        self.steps = steps
-        self.decay = decay
+        self.rule_constants = rule_constants
+        self.optimizer_constants = optimizer_constants
         self.average = average
         self.normaliser_s = normaliser_s
         self.label_delay_s = label_delay_s
@@ -91,11 +91,10 @@ class OnlineDecoder(Decoder):
         if predicting:
             # Prediction needs no credit; the smallest kernel does it.
             return Learner(self.network_, rule("readout"), optimizer("rmsprop", learning_rate=0.0))
-        constants = {"window": {"steps": self.steps}, "trace": {"decay": self.decay}}.get(self.rule, {})
         return Learner(
             self.network_,
-            rule(self.rule, **constants),
-            optimizer(self.optimizer, learning_rate=learning_rate),
+            rule(self.rule, **(self.rule_constants or {})),
+            optimizer(self.optimizer, learning_rate=learning_rate, **(self.optimizer_constants or {})),
             average=self.average,
         )
 
@@ -151,8 +150,14 @@ class OnlineDecoder(Decoder):
     # -- the session ---------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
+        """Start a new session (see `Decoder`). Parameters that were set since the last one take effect here; one that
+        gives the online state another shape (rule, optimiser, average) is refused after the first session.
+        """
         self.require_fitted()
-        if not hasattr(self, "state_"):
+        if hasattr(self, "state_"):
+            self.state_ = handed_over(self.state_, self._learner(self.learning_rate), "begin")
+            self.running_ = replace(self._normaliser(), mean=self.running_.mean, variance=self.running_.variance)
+        else:
             # With a learning rate of zero the weights stay and the optimiser's averages fill.
             state = start(self._learner(0.0), self.W_, self.C_)
             if len(self.warm_X_):
@@ -260,7 +265,7 @@ class OnlineDecoder(Decoder):
         super()._restore(arrays)
         if "running_mean" in arrays:
             online = {key.removeprefix(_STATE): value for key, value in arrays.items() if key.startswith(_STATE)}
-            self.state_ = State(self._learner(self.learning_rate), online)
+            self.state_ = adopt(self._learner(self.learning_rate), online, "the stored decoder")
             self.running_ = replace(
                 self._normaliser(), mean=arrays["running_mean"], variance=arrays["running_variance"]
             )

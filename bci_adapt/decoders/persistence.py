@@ -11,7 +11,8 @@ from bci_adapt.decoders.base import Decoder, delay_bins
 
 class PersistenceDecoder(Decoder):
     """Predicts the newest label that has become known, whatever the neurons do. An online score that does not beat it
-    says nothing about decoding. Where no label ever arrives (held out) it repeats the last one.
+    says nothing about decoding. Where no label ever arrives (held out) it repeats the last one. A segment's end is
+    nothing to it: it has no state, only the label that came last.
 
     Parameters
     ----------

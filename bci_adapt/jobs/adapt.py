@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from bci_adapt.decoders.base import Decoder
+from bci_adapt.errors import InputError
 from bci_adapt.jobs.arrays import load_arrays, permuted_in_time
 from bci_adapt.storage import atomic_path
 
@@ -22,9 +23,12 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     X = arrays.X if parameters["permutation"] is None else permuted_in_time(arrays.X, parameters["permutation"])
     labels = arrays.y[:n_stream] if parameters["learns"] else np.full_like(arrays.y[:n_stream], np.nan)
     decoder = Decoder.load(inputs["decoder"]).set_params(**parameters["constants"])
-    with np.errstate(over="ignore", invalid="ignore"):  # divergence is recorded below, not warned about
-        online = decoder.adapt(X[:n_stream], labels, arrays.reset[:n_stream])
-        held_out = decoder.predict(X[n_stream:], arrays.reset[n_stream:], continuing=True)
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # divergence is recorded below, not warned about
+            online = decoder.adapt(X[:n_stream], labels, arrays.reset[:n_stream])
+            held_out = decoder.predict(X[n_stream:], arrays.reset[n_stream:], continuing=True)
+    except InputError as error:
+        raise InputError(f"{decoder.name} on {arrays.session_id}: {error}") from error
     with atomic_path(out) as temporary, open(temporary, "wb") as handle:
         np.savez(
             handle,

@@ -9,13 +9,15 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
+from bci_adapt.binning import whole_bins
 from bci_adapt.errors import InputError
 from bci_adapt.session import read_session
 
 
 class Arrays(NamedTuple):
     """X (n_bins, n_channels) with NaN where not observed, y (n_bins, n_outputs) with NaN where there is no usable
-    label, reset (n_bins,) True at the first bin of each segment, the names of the outputs, and the bin width.
+    label, reset (n_bins,) True at the first bin of each segment, the names of the outputs, the bin width, and the
+    session they are of.
     """
 
     X: np.ndarray
@@ -23,10 +25,11 @@ class Arrays(NamedTuple):
     reset: np.ndarray
     axes: tuple[str, ...]
     bin_s: float
+    session_id: str
 
     def n_stream(self, stream_s: float | None) -> int:
-        """Bins of the first `stream_s` seconds of recording (all of them when None)."""
-        return len(self.X) if stream_s is None else min(len(self.X), round(stream_s / self.bin_s))
+        """Whole bins in the first `stream_s` seconds of recording (all of them when None)."""
+        return len(self.X) if stream_s is None else min(len(self.X), whole_bins(stream_s, self.bin_s))
 
 
 @functools.lru_cache(maxsize=4)
@@ -58,7 +61,8 @@ def session_arrays(session: xr.Dataset, variable: str) -> Arrays:
     y = np.where(usable, session[variable].values, np.nan)
     segment = session["segment"].values
     reset = np.concatenate([[True], np.diff(segment) != 0]) if len(segment) else np.zeros(0, bool)
-    return Arrays(X, y, reset, tuple(str(a) for a in session["axis"].values), float(session.attrs["bin_s"]))
+    axes, attrs = tuple(str(axis) for axis in session["axis"].values), session.attrs
+    return Arrays(X, y, reset, axes, float(attrs["bin_s"]), str(attrs["session_id"]))
 
 
 def permuted_in_time(counts: np.ndarray, seed: int) -> np.ndarray:

@@ -16,7 +16,8 @@ _EXCERPT_S = 20.0
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     """Score `arms`: a list of ``{input, columns, phases}``, where `columns` are the row's own and `input` names the
-    predictions. With `excerpt`, a stretch of decoded and true series is kept.
+    predictions. An arm whose job failed has ``failed``, the reason, and no such input: its rows say so. With `excerpt`,
+    a stretch of decoded and true series is kept.
     """
     arrays = load_arrays(inputs["target"], parameters["variable"])
     bin_s, n_stream = arrays.bin_s, arrays.n_stream(parameters["stream_s"])
@@ -25,15 +26,19 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     excerpt = _excerpt(truth["held_out"], round(_EXCERPT_S / bin_s)) if parameters["excerpt"] else None
     rows, curves, trajectories = [], [], []
     for arm in parameters["arms"]:
-        with np.load(inputs[arm["input"]], allow_pickle=False) as stored:
-            predictions = {phase: stored[phase] for phase in ("online", "held_out")}
-            change, diverged = float(stored["weight_change"]), bool(stored["diverged"])
-        columns = arm["columns"]
+        lost, columns = arm.get("failed", ""), arm["columns"]
+        predictions: dict[str, Any] = {}
+        change, diverged = float("nan"), False
+        if not lost:
+            with np.load(inputs[arm["input"]], allow_pickle=False) as stored:
+                predictions = {phase: stored[phase] for phase in arm["phases"]}
+                change, diverged = float(stored["weight_change"]), bool(stored["diverged"])
         short = {name: columns[name] for name in ("source", "target", "arm", "cell", "seed")}
         for phase in arm["phases"]:
-            y, predicted = truth[phase], predictions[phase]
+            y, predicted = truth[phase], predictions.get(phase, np.empty(0))
             mask = np.isfinite(y)
-            failed = "weights diverged" if diverged else "" if np.isfinite(predicted).all() else "predictions diverged"
+            failed = lost or ("weights diverged" if diverged else "")
+            failed = failed or ("" if np.isfinite(predicted).all() else "predictions diverged")
             if failed:
                 values = {"r2": None}
             else:

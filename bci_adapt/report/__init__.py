@@ -13,7 +13,7 @@ import numpy as np
 from bci_adapt import figures, results
 from bci_adapt.errors import InputError
 from bci_adapt.recovery import Comparison, Frame, compare, recovery_oracle
-from bci_adapt.results import ADAPTIVE, CANARY, arm_label, cell_label, number, score_text
+from bci_adapt.results import CANARY, arm_label, cell_label, number, score_text
 from bci_adapt.storage import file_digest, write_text
 
 MANIFEST, RESULTS, REPORT = "manifest.json", "results.nc", "report.html"
@@ -85,6 +85,7 @@ def render(manifest: Mapping[str, Any], stored: results.Results, digests: Mappin
         failures=_failures(manifest, rows),
         pairs={variable: _pairs(rows, variable) for variable in variables},
         command=manifest.get("command", ""),
+        reruns=manifest.get("reruns", []),
         versions=manifest.get("versions", {}),
         digests=digests,
     )
@@ -269,8 +270,8 @@ def _ahead_words(tell: _Teller, networks: list[str]) -> list[str]:
             f"With the same rule there was no clear difference between the {cell_label(one)} and the "
             f"{cell_label(other)} ({{first}} against {{second}}, {{change}}).",
         )
-    adaptive = [key for key in tell.summary if key[0] in (*ADAPTIVE, "normaliser", "frozen")]
-    ranked = sorted(adaptive, key=lambda key: -tell.summary[key]["mean"])
+    not_retrained = [key for key in tell.summary if key[0] in (*results.adaptive(tell.rows), "normaliser", "frozen")]
+    ranked = sorted(not_retrained, key=lambda key: -tell.summary[key]["mean"])
     if len(ranked) > 1:
         first, second = ranked[:2]
         sentences.append(
@@ -295,7 +296,7 @@ def _facts(manifest: Mapping[str, Any], rows: Frame) -> list[tuple[str, str]]:
     """The counts at the top of the page."""
     jobs = manifest.get("jobs", {})
     ok = rows[(rows["status"] == "ok") & ~rows["canary"]]
-    failed = rows[rows["status"] == "failed"].drop_duplicates(["source", "target", "arm", "cell", "seed"])
+    failed = rows[rows["status"] == "failed"].drop_duplicates(results.RUN)
     return [
         ("target days", str(ok["target"].nunique())),
         ("pairs of sessions", str(len(ok[["source", "target"]].drop_duplicates()))),
@@ -312,7 +313,7 @@ def _asked(manifest: Mapping[str, Any], rows: Frame, variables: list[str]) -> st
         return "No pair of sessions of this run was scored."
 
     def span(column: str, unit: str) -> str:
-        values = np.unique(scored.loc[scored["arm"].isin(ADAPTIVE), column].dropna())
+        values = np.unique(scored.loc[scored["arm"].isin(results.adaptive(scored)), column].dropna())
         values = [f"{value:g}" for value in values]
         return f"{values[0] if len(values) == 1 else '–'.join([values[0], values[-1]])} {unit}" if values else ""
 
@@ -399,12 +400,11 @@ def _pictures(
 
 
 def _leaks(rows: Frame, summary: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Verdict of each adaptive arm that ran: ``{arm, leaks, text}``, `leaks` None where no canary can tell."""
-    verdicts = results.leak(rows)
-    ran = [arm for arm in (*ADAPTIVE, *verdicts) if (rows["arm"] == arm).any()]
+    """Verdict of each adaptive arm: ``{arm, leaks, text}``, `leaks` None where no canary can tell; and why not."""
+    troubles = results.canary_troubles(rows)
     online = [e for e in summary if e["phase"] == "online" and e["metric"] == "r2" and e["n_targets"]]
     lines = []
-    for arm in dict.fromkeys(ran):
+    for arm, leaks in results.leak(rows).items():
         parts = [
             f"{cell_label(own['cell'])} {number(canary['mean'])} of {number(own['mean'])}"
             for own in online
@@ -412,7 +412,8 @@ def _leaks(rows: Frame, summary: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if own["arm"] == arm and canary["arm"] == CANARY + arm
             if (own["cell"], own["variable"]) == (canary["cell"], canary["variable"])
         ]
-        lines.append({"arm": arm, "leaks": verdicts.get(arm), "text": "; ".join(parts) or "no canary was scored"})
+        parts += [troubles[arm]] if arm in troubles else []
+        lines.append({"arm": arm, "leaks": leaks, "text": "; ".join(parts)})
     return lines
 
 
@@ -432,13 +433,13 @@ def _unscorable(manifest: Mapping[str, Any], rows: Frame) -> list[dict[str, str]
 
 def _failures(manifest: Mapping[str, Any], rows: Frame) -> list[dict[str, Any]]:
     """Failed runs, counted by arm and reason, then failed jobs by label."""
-    failed = rows[rows["status"] == "failed"].drop_duplicates(["source", "target", "arm", "cell", "seed"])
+    failed = rows[rows["status"] == "failed"].drop_duplicates(results.RUN)
     lines = [
         {"what": f"{arm_label(arm)} ({cell_label(cell)})", "count": count, "reason": reason}
         for (arm, cell, reason), count in failed.groupby(["arm", "cell", "reason"], sort=False).size().items()
     ]
     jobs = manifest.get("jobs", {}).get("failed", [])
-    return lines + [{"what": j.get("label", ""), "count": 1, "reason": j.get("error", "")} for j in jobs]
+    return lines + [{"what": f"job: {j.get('label', '')}", "count": 1, "reason": j.get("error", "")} for j in jobs]
 
 
 def _pairs(rows: Frame, variable: str) -> list[dict[str, Any]]:
@@ -450,7 +451,7 @@ def _pairs(rows: Frame, variable: str) -> list[dict[str, Any]]:
     present = set(scored["cell"])
     for cell in [c for c in (*results.CELLS, *sorted(present - set(results.CELLS))) if c in present]:
         means = scored[scored["cell"] == cell].groupby([*keys, "arm"], dropna=False)["value"].mean().unstack("arm")
-        arms = [arm for arm in results.ARMS if arm in means]
+        arms = sorted(means, key=results.arm_order)
         lines = [
             {"source": source, "target": target, "gap": gap, "values": [float(value) for value in values]}
             for (source, target, gap), values in zip(means.index, means[arms].to_numpy(), strict=True)

@@ -21,6 +21,7 @@ class Folder(Source):
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self._listed: pd.DataFrame | None = None
 
     def list(self) -> pd.DataFrame:
         """See `Source.list`; `InputError` for a folder that is missing or has no NWB file, and for a bad file."""
@@ -41,11 +42,13 @@ class Folder(Source):
             raise InputError(f"{self.path}: {names} are all session {session_id!r}; keep one of them")
         table["session_start"] = pd.to_datetime(table["session_start"], utc=True, format="ISO8601")
         table = table.sort_values(["session_start", "subject"], kind="stable")
-        return table.loc[:, ["path", "subject", "session_start"]]
+        table = table.loc[:, ["path", "subject", "session_start"]]
+        self._listed = table.copy()
+        return table
 
     def fetch(self, session_id: str) -> Path:
-        """See `Source.fetch`."""
-        table = self.list()
+        """See `Source.fetch`; the folder is listed once, not for every session."""
+        table = self.list() if self._listed is None else self._listed
         if session_id not in table.index:
             raise InputError(f"{self.path}: {catalog.unknown(session_id, table.index, 'session')}")
         return Path(table.loc[session_id, "path"])
