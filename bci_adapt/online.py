@@ -419,7 +419,8 @@ def load_state(learner: Learner, path: Path) -> State:
 
 def handed_over(state: State, learner: Learner, origin: str) -> State:
     """The same arrays under another learner, to be used from the next reset on; `InputError` as in `adopt`."""
-    return adopt(learner, _with_ring(state, learner.rule.history + 1), origin)
+    waiting = state.counter(kernel.RECORDS) - state.counter(kernel.PROCESSED)
+    return adopt(learner, _with_ring(state, int(waiting.max()) + learner.rule.history + 1), origin)
 
 
 def adopt(learner: Learner, arrays: dict[str, np.ndarray], origin: str) -> State:
