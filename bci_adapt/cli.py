@@ -319,32 +319,30 @@ app.add_typer(bench, name="bench")
 
 @bench.command("learning")
 def bench_learning(
-    quick: Annotated[bool, typer.Option(help="One tiny network: a check that it works, not a figure.")] = False,
+    quick: Annotated[bool, typer.Option(help="Tiny networks: a check that it works, not a figure.")] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Bins per second of online learning on one core.
+    """Bins per second, latency and memory of online learning on one core, beside floors and rivals (a few minutes).
 
-    Example: [cyan]bci-adapt bench learning[/]
+    Example: [cyan]bci-adapt bench learning --json bench.json[/]
     """
-    from bci_adapt.bench import learning
+    from bci_adapt.bench import JAX, JAX_HINT, learning, tables
 
     with _progress(json_file == "-") as bar:
-        if bar is not None:
-            bar.add_task("measuring", total=None)
-        rows = learning(quick)
+        task = bar.add_task("measuring", total=None) if bar is not None else None
+
+        def say(text: str) -> None:
+            if bar is not None and task is not None:
+                bar.update(task, description=text)
+
+        rows = learning(quick, say)
     if json_file is not None:
         _write_json(json_file, rows)
     if json_file != "-":
-        from rich.table import Table
-
-        table = Table(title="immediate + RMSprop, float64, one core: bins per second")
-        for heading in ("cell", "n", "inputs", "bins/s", "floor", "ratio", "torch autograd"):
-            table.add_column(heading, justify="left" if heading == "cell" else "right")
-        for row in rows:
-            rival = next(iter(row["rivals"].values()))
-            figures = [f"{row[key]:,.0f}" for key in ("steps_per_s", "floor_steps_per_s")]
-            table.add_row(row["cell"], str(row["n"]), str(row["m"]), *figures, f"{row['ratio']:.2f}", f"{rival:,.0f}")
-        out.print(table)
+        for table in tables(rows):
+            out.print(table)
+        if not any(JAX in row["rivals"] for row in rows):
+            out.print(JAX_HINT, markup=False, highlight=False, soft_wrap=True)
 
 
 @bench.command("drift")

@@ -10,6 +10,7 @@ is in a state, so a run can be stopped, stored, and resumed bit for bit.
 
 from __future__ import annotations
 
+import functools
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -89,6 +90,28 @@ class Learner:
         """Number in `GROUPS` of every column of W (row_width,) and of C (readout_width,)."""
         numbers = np.array([GROUPS.index(group) for group in self.network.groups()], np.int64)
         return numbers, np.full(self.network.readout_width, GROUPS.index("readout"), np.int64)
+
+    @functools.cached_property
+    def kernel_constants(self) -> dict[str, Any]:
+        """What the kernels read about this learner, worked out once: a live session asks for every bin."""
+        rule, optimizer = self.rule, self.optimizer
+        rate_W, rate_C = self.rates()
+        groups_W, groups_C = self.groups()
+        learns_W = rule.learns_recurrent and bool(rate_W.any() or optimizer.learning_rate == 0.0)
+        flags = [rule.advances, learns_W, self.max_updates_per_bin, optimizer.schedule.moves]
+        return {
+            "rate_W": rate_W,
+            "rate_C": rate_C,
+            "hyper": optimizer.hyper(),
+            "constants": rule.constants(self.network),
+            "groups_W": groups_W,
+            "groups_C": groups_C,
+            "learns": (self.multipliers() != 0.0).astype(float),
+            "schedule": optimizer.schedule.constants(),
+            "decay": float(optimizer.weight_decay),
+            "clip": float(optimizer.clip),
+            "flags": np.array(flags, np.int64),
+        }
 
     def multipliers(self) -> np.ndarray:
         """Factor on the learning rate of each group in `GROUPS`; 0 where it does not learn."""
@@ -231,6 +254,9 @@ def _with_ring(state: State, needed: int) -> dict[str, np.ndarray]:
 def _most_waiting(state: State, arrives: np.ndarray, observed: np.ndarray) -> int:
     """An upper bound of how many records wait for their labels at any bin of this run (a reset only clears some)."""
     at_most, worst = state.learner.max_updates_per_bin, 0
+    if len(arrives) == 1:  # a live session asks for every bin
+        made = state.counter(kernel.RECORDS) - state.counter(kernel.PROCESSED)
+        return int(made.max()) + int(observed[0])
     for s in range(state.n_replicas):
         counters, ring = state.arrays["counters"][s], state.arrays["ring_arrives"][s]
         waiting = np.arange(counters[kernel.PROCESSED], counters[kernel.RECORDS])
@@ -373,31 +399,15 @@ def _run_kernel(
 
 
 def _learning(learner: Learner) -> dict[str, Any]:
-    """What `kernel.Learning` holds beside a replica's own arrays."""
-    rule, optimizer, network = learner.rule, learner.optimizer, learner.network
-    rate_W, rate_C = learner.rates()
-    groups_W, groups_C = learner.groups()
-    scheduled = optimizer.schedule.moves
-    learns_W = rule.learns_recurrent and bool(rate_W.any() or optimizer.learning_rate == 0.0)
-    flags = [rule.advances, learns_W, learner.max_updates_per_bin, scheduled]
-    gathers = optimizer.gathers
-    return {
-        "rate_W": rate_W,
-        "rate_C": rate_C,
-        "now_W": rate_W.copy() if scheduled else rate_W,
-        "now_C": rate_C.copy() if scheduled else rate_C,
-        "hyper": optimizer.hyper(),
-        "constants": rule.constants(network),
-        "work": tuple(np.zeros(shape) for shape in rule.work_shapes(network)),
-        "groups_W": groups_W,
-        "groups_C": groups_C,
-        "learns": (learner.multipliers() != 0.0).astype(float),
-        "schedule": optimizer.schedule.constants(),
-        "decay": float(optimizer.weight_decay),
-        "clip": float(optimizer.clip),
+    """What `kernel.Learning` holds beside a replica's own arrays: constants, and scratch of this call's own."""
+    network, known = learner.network, learner.kernel_constants
+    scheduled, gathers = learner.optimizer.schedule.moves, learner.optimizer.gathers
+    return known | {
+        "now_W": known["rate_W"].copy() if scheduled else known["rate_W"],
+        "now_C": known["rate_C"].copy() if scheduled else known["rate_C"],
         "gathered_W": np.zeros((network.n_hidden, network.row_width) if gathers else (0, 0)),
         "gathered_C": np.zeros((network.n_outputs, network.readout_width) if gathers else (0, 0)),
-        "flags": np.array(flags, np.int64),
+        "work": tuple(np.zeros(shape) for shape in learner.rule.work_shapes(network)),
     }
 
 

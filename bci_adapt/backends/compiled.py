@@ -28,9 +28,23 @@ from bci_adapt.credit.base import CreditRule, make_tools
 from bci_adapt.optimizers import Optimizer
 from bci_adapt.storage import cache_root
 
-_KERNEL_SOURCES = ("cells", "credit", "backends/loop.py", "backends/compiled.py", "optimizers.py")
+_KERNEL_SOURCES = (
+    "cells",
+    "credit",
+    "backends/loop.py",
+    "backends/compiled.py",
+    "backends/elementary.py",
+    "optimizers.py",
+)
 # error_model: IEEE division instead of a check that stops SIMD; the flags allow sums to be reordered, no more.
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}, "nogil": True}
+
+
+# Nobody calls a loop from C, or a part of one from Python.
+_OUTER: dict[str, Any] = {"no_cfunc_wrapper": True}
+_INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+# Parts called for every row or unit: a call would hand over dozens of arguments.
+_INLINED = ("row", "update", "partials", "hear", "activate", "shrink", "approach", "stretch", "<lambda>", "_store")
 
 
 @functools.cache
@@ -54,7 +68,7 @@ def bound_loop(
 ) -> Callable:
     """Return the loop for these parts; compiled ones are shared by all constants of a rule or optimiser."""
     if not compiled:
-        return _bind(cell, rule, optimizer, loss, lambda function: function)
+        return _bind(cell, rule, optimizer, loss, np, lambda function: function)
     key = (cell, type(rule), type(optimizer), optimizer.gathers, loss, boundscheck)
     if key not in _compiled:
         _compiled[key] = _compile(cell, rule, optimizer, loss, boundscheck)
@@ -64,23 +78,30 @@ def bound_loop(
 _compiled: dict[tuple, Callable] = {}
 
 
-def _bind(cell: Cell, rule: CreditRule, optimizer: Optimizer, loss: str, wrap: Callable) -> types.FunctionType:
-    tools = make_tools(cell, np, loss, wrap)
+def _bind(cell: Cell, rule: CreditRule, optimizer: Optimizer, loss: str, xp: Any, wrap: Callable) -> types.FunctionType:
+    tools = make_tools(cell, xp, loss, wrap)
     prepare, row = (wrap(function) for function in rule.make(tools))
     scope = dict(vars(source))
     scope |= {"prepare": prepare, "row": row, "update": wrap(optimizer.make())}
     scope |= {"rescale": wrap(optimizer.make_rescale()), "GATHERS": optimizer.gathers}
     scope |= {name: wrap(getattr(optimizers, name)) for name in ("pace", "shrink", "gather_squares", "stretch")}
-    scope |= {
-        name: getattr(tools, name) for name in ("forward", "readout", "copy", "copy_states", "clear_states", "approach")
-    }
-    function = types.FunctionType(source.loop.__code__, scope, source.loop.__name__)
-    function.__module__ = source.__name__
-    return function
+    shared = ("hear", "finish", "forward", "readout", "copy", "copy_states", "clear_states", "approach")
+    scope |= {name: getattr(tools, name) for name in shared}
+    scope["sweep"] = wrap(_bound(source.sweep, scope))
+    return _bound(source.loop, scope)
+
+
+def _bound(function: types.FunctionType, scope: dict[str, Any]) -> types.FunctionType:
+    """The function with `scope` as its globals."""
+    bound = types.FunctionType(function.__code__, scope, function.__name__)
+    bound.__module__ = source.__name__
+    return bound
 
 
 def _compile(cell: Cell, rule: CreditRule, optimizer: Optimizer, loss: str, boundscheck: bool) -> Callable:
     import numba
+
+    from bci_adapt.backends import elementary
 
     on_disk = _on_disk(cell.make, type(rule), type(optimizer)) and not boundscheck
     if on_disk:
@@ -91,11 +112,15 @@ def _compile(cell: Cell, rule: CreditRule, optimizer: Optimizer, loss: str, boun
     owner = f"{cell.name}_{rule.name}_{optimizer.name}{'_gathers' * optimizer.gathers}_{loss}"
     if not on_disk:
         owner += f"_{uuid.uuid4().hex}"  # a cell of the user's may bear the name of a shipped one
-    jit, number = numba.njit(**options), itertools.count()
-    function = _bind(
-        cell, rule, optimizer, loss, lambda part: jit(_renamed(part, f"{owner}.{next(number)}.{part.__qualname__}"))
-    )
-    return numba.njit(**options, cache=on_disk)(_renamed(function, f"loop_{owner}"))
+    number = itertools.count()
+
+    def wrap(part: types.FunctionType) -> Callable:
+        inlined = part.__name__.startswith(_INLINED)
+        named = _renamed(part, f"{owner}.{next(number)}.{part.__qualname__}")
+        return numba.njit(**options, **_INNER, forceinline=inlined)(named)
+
+    function = _bind(cell, rule, optimizer, loss, elementary, wrap)
+    return numba.njit(**options, **_OUTER, cache=on_disk)(_renamed(function, f"loop_{owner}"))
 
 
 def _renamed(function: Callable, qualname: str) -> types.FunctionType:

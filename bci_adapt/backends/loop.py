@@ -1,7 +1,8 @@
 """The loop: predict a bin, then learn from the labels that have arrived.
 
-`loop` is written once. Its parts – the functions below – are placeholders that state what each must do; a backend binds
-`loop` to the parts of one (cell, rule, optimiser, loss) and compiles it, or leaves it in plain Python.
+`loop` is written once, with `sweep`, its pass over the rows of W. Their parts – the functions below – are placeholders
+that state what each must do; a backend binds them to one (cell, rule, optimiser, loss) and compiles the whole, or
+leaves it in plain Python.
 """
 
 from __future__ import annotations
@@ -72,8 +73,16 @@ BIN, RECORDS, PROCESSED, FIRST, UPDATES, DROPPED, NOT_FINITE = range(7)
 N_COUNTERS = 7
 
 
+def hear(net, z, a, i) -> None:
+    """Placeholder: write the first-stage gate activations of unit i (credit.base)."""
+
+
+def finish(net, z, a, before, after) -> None:
+    """Placeholder: write what is left of the activations, and the new state (credit.base)."""
+
+
 def forward(net, z, a, before, after) -> None:
-    """Placeholder: write the gate activations a = W z and the new state."""
+    """Placeholder: `hear` for every unit, then `finish`."""
 
 
 def readout(net, after, z, u, y) -> None:
@@ -129,8 +138,40 @@ def approach(mean, current, share) -> None:
     """Placeholder: mean (w,) ← mean + share (current − mean)."""
 
 
+def sweep(net, averaged, ring, learning, slot, record, q, g, squares, update_number, forms, moves, z, a, hears):
+    """One pass over the rows of W: form the gradient of a record, move the weights, and hear the next bin.
+
+    The three are done together because each row is then fetched from memory once: the activations of the next bin cost
+    nothing more than arithmetic. `squares` (3, 4) gathers the sums of squares of gradients and weights, and the counts,
+    of every group; row 3 holds the factors that come of them.
+    """
+    averages, share = averaged.decay[0] > 0.0, 1.0 - averaged.decay[0]
+    for i in range(net.W.shape[0]):
+        if GATHERS:
+            g = learning.gathered_W[i]
+        if forms:
+            row(i, net, ring, slot, record, learning.constants, learning.memory, learning.work, q, g)
+            if GATHERS:
+                gather_squares(g, learning.groups_W, squares[0], squares[2])
+                gather_squares(net.W[i], learning.groups_W, squares[1], squares[4])
+        if moves:
+            if GATHERS:
+                stretch(g, learning.groups_W, squares[3])
+            if learning.decay > 0.0:
+                shrink(net.W[i], learning.now_W, learning.decay)
+            update(net.W[i], g, learning.opt_W[i], learning.now_W, learning.hyper, update_number)
+            if averages:
+                approach(averaged.net.W[i], net.W[i], share)
+        if hears:
+            hear(net, z, a, i)
+
+
 def loop(stream, net, averaged, ring, learning, state, output, counters, predictions):
-    """Run over every bin of `stream`, changing all arrays in place; predictions (T, M) are written."""
+    """Run over every bin of `stream`, changing all arrays in place; predictions (T, M) are written.
+
+    The pass over W that the last record of a bin asks for is put off until the next bin's input is there, where there
+    is one: a bin is heard by weights that have just been moved, as it would be otherwise.
+    """
     T, m = stream.X.shape
     n_units, n_outputs = net.W.shape[0], net.C.shape[0]
     length, width = ring.z.shape
@@ -140,14 +181,15 @@ def loop(stream, net, averaged, ring, learning, state, output, counters, predict
     after_averaged = np.empty(state.shape)
     u, e, q = np.empty(net.C.shape[1]), np.empty(n_outputs), np.empty(state.shape)
     g, g_readout = np.empty(net.W.shape[1]), np.empty(net.C.shape[1])
-    theta_squares, g_squares, factors = np.empty(4), np.empty(4), np.empty(4)
-    counts, spare = np.empty(4), np.empty(4)
+    squares = np.zeros((5, 4))
     advances, learns = learning.flags[0] != 0, learning.flags[1] != 0
     scheduled = learning.flags[3] != 0
-    rate_W, rate_C = learning.now_W, learning.now_C
-    averages = averaged.decay[0] > 0.0
-    share = 1.0 - averaged.decay[0]
+    averages, share = averaged.decay[0] > 0.0, 1.0 - averaged.decay[0]
     offset = counters[BIN]
+    # Not written as True and False: the compiler would make a version of `sweep` for each.
+    yes, no = T >= 0, T < 0
+    # What the pass that was put off has to do, and for which record.
+    forms, moves, record, slot = no, no, counters[PROCESSED], counters[PROCESSED] % length
     for t in range(T):
         if stream.reset[t]:
             clear_states(state)
@@ -157,29 +199,34 @@ def loop(stream, net, averaged, ring, learning, state, output, counters, predict
             for o in range(n_outputs):
                 output[o] = averaged.output[o] = 0.0
             while counters[PROCESSED] < counters[RECORDS]:
-                slot = counters[PROCESSED] % length
+                waits = counters[PROCESSED] % length
                 labelled = False
                 for o in range(n_outputs):
-                    if ring.weight[slot, o] > 0.0:
+                    if ring.weight[waits, o] > 0.0:
                         labelled = True
                 if labelled:
                     counters[DROPPED] += 1
                 counters[PROCESSED] += 1
             counters[FIRST] = counters[RECORDS]
         if stream.observed[t]:
-            slot = counters[RECORDS] % length
-            z = ring.z[slot]
+            here = counters[RECORDS] % length
+            z = ring.z[here]
             copy(z[one - m : one], stream.X[t])
             z[one] = 1.0
             copy(z[one + 1 :], state[0])
-            copy_states(ring.before[slot], state)
-            forward(net, z, ring.a[slot], ring.before[slot], ring.after[slot])
-            copy_states(state, ring.after[slot])
-            readout(net, state, z, ring.features[slot], ring.prediction[slot])
-            copy(output, ring.prediction[slot])
-            copy(ring.label[slot], stream.Y[t])
-            copy(ring.weight[slot], stream.weight[t])
-            ring.arrives[slot] = stream.arrives[t] + offset
+            copy_states(ring.before[here], state)
+            sweep(
+                net, averaged, ring, learning, slot, record, q, g, squares, counters[UPDATES], forms, moves,
+                z, ring.a[here], yes,
+            )  # fmt: skip
+            forms, moves = no, no
+            finish(net, z, ring.a[here], ring.before[here], ring.after[here])
+            copy_states(state, ring.after[here])
+            readout(net, state, z, ring.features[here], ring.prediction[here])
+            copy(output, ring.prediction[here])
+            copy(ring.label[here], stream.Y[t])
+            copy(ring.weight[here], stream.weight[t])
+            ring.arrives[here] = stream.arrives[t] + offset
             counters[RECORDS] += 1
             if averages:
                 copy(z_averaged[: one + 1], z[: one + 1])
@@ -195,10 +242,17 @@ def loop(stream, net, averaged, ring, learning, state, output, counters, predict
         for _ in range(learning.flags[2]):
             if counters[PROCESSED] == counters[RECORDS]:
                 break
+            if ring.arrives[counters[PROCESSED] % length] > counters[BIN]:
+                break
+            if forms or moves:
+                # Another record of this bin: the one before cannot wait.
+                sweep(
+                    net, averaged, ring, learning, slot, record, q, g, squares, counters[UPDATES], forms, moves,
+                    ring.z[slot], a_averaged, no,
+                )  # fmt: skip
+                forms, moves = no, no
             record = counters[PROCESSED]
             slot = record % length
-            if ring.arrives[slot] > counters[BIN]:
-                break
             counters[PROCESSED] += 1
             labelled = False
             for o in range(n_outputs):
@@ -210,72 +264,67 @@ def loop(stream, net, averaged, ring, learning, state, output, counters, predict
                 net, ring, slot, counters[FIRST], record,
                 learning.constants, learning.memory, learning.generator, learning.work, u, e, q,
             )  # fmt: skip
-            if labelled:
-                counters[UPDATES] += 1
-                if scheduled:
-                    factor = pace(counters[UPDATES], learning.schedule)
-                    for j in range(rate_W.shape[0]):
-                        rate_W[j] = factor * learning.rate_W[j]
-                    for j in range(rate_C.shape[0]):
-                        rate_C[j] = factor * learning.rate_C[j]
-            n_update = counters[UPDATES]
-            # Row by row: form the gradient, move the weights. Where the step depends on norms of whole groups, a first
-            # pass forms and keeps all gradients, and a second one moves. One call site each keeps compilation short.
+            forms, moves = learns, learns and labelled
+            if not labelled:
+                continue
+            counters[UPDATES] += 1
+            if scheduled:
+                factor = pace(counters[UPDATES], learning.schedule)
+                for j in range(learning.now_W.shape[0]):
+                    learning.now_W[j] = factor * learning.rate_W[j]
+                for j in range(learning.now_C.shape[0]):
+                    learning.now_C[j] = factor * learning.rate_C[j]
             if GATHERS:
-                for group in range(4):
-                    theta_squares[group] = g_squares[group] = counts[group] = 0.0
-            for stage in range(2 if GATHERS else 1):
-                forms, moves = stage == 0, labelled and (stage == 1 or not GATHERS)
-                if learns:
-                    for i in range(n_units):
-                        if GATHERS:
-                            g = learning.gathered_W[i]
-                        if forms:
-                            row(i, net, ring, slot, record, learning.constants, learning.memory, learning.work, q, g)
-                            if GATHERS:
-                                gather_squares(g, learning.groups_W, g_squares, counts)
-                                gather_squares(net.W[i], learning.groups_W, theta_squares, spare)
-                        if moves:
-                            if GATHERS:
-                                stretch(g, learning.groups_W, factors)
-                            if learning.decay > 0.0:
-                                shrink(net.W[i], rate_W, learning.decay)
-                            update(net.W[i], g, learning.opt_W[i], rate_W, learning.hyper, n_update)
-                            if averages:
-                                approach(averaged.net.W[i], net.W[i], share)
-                if not labelled:
-                    break
+                clear_states(squares)
+                if forms:
+                    sweep(
+                        net, averaged, ring, learning, slot, record, q, g, squares, counters[UPDATES], yes, no,
+                        ring.z[slot], a_averaged, no,
+                    )  # fmt: skip
+                    forms = no
                 for o in range(n_outputs):
-                    # A readout row without a label has no gradient and no update: its second moments must not fade.
                     if ring.weight[slot, o] > 0.0:
-                        if GATHERS:
-                            g_readout = learning.gathered_C[o]
-                        if forms:
-                            for j in range(u.shape[0]):
-                                g_readout[j] = e[o] * u[j]
-                            if GATHERS:
-                                gather_squares(g_readout, learning.groups_C, g_squares, counts)
-                                gather_squares(net.C[o], learning.groups_C, theta_squares, spare)
-                        if moves:
-                            if GATHERS:
-                                stretch(g_readout, learning.groups_C, factors)
-                            if learning.decay > 0.0:
-                                shrink(net.C[o], rate_C, learning.decay)
-                            update(net.C[o], g_readout, learning.opt_C[o], rate_C, learning.hyper, n_update)
-                    if moves and averages:
-                        approach(averaged.net.C[o], net.C[o], share)
-                if GATHERS:  # noqa: SIM102  (a condition of its own, so that the constant prunes what it guards)
-                    if forms:
-                        clipped, total = 1.0, 0.0
-                        for group in range(4):
-                            if learning.learns[group] != 0.0:
-                                total += g_squares[group]
-                        if learning.clip > 0.0:
-                            clipped = min(1.0, learning.clip / (np.sqrt(total) + 1e-6))  # as torch's clip_grad_norm_
-                        for group in range(4):
-                            factors[group] = clipped
-                            g_squares[group] *= clipped * clipped
-                        rescale(
-                            theta_squares, g_squares, counts, learning.opt_groups, learning.hyper, n_update, factors
-                        )
+                        g_readout = learning.gathered_C[o]
+                        for j in range(u.shape[0]):
+                            g_readout[j] = e[o] * u[j]
+                        gather_squares(g_readout, learning.groups_C, squares[0], squares[2])
+                        gather_squares(net.C[o], learning.groups_C, squares[1], squares[4])
+                clipped, total = 1.0, 0.0
+                for group in range(4):
+                    if learning.learns[group] != 0.0:
+                        total += squares[0, group]
+                if learning.clip > 0.0:
+                    clipped = min(1.0, learning.clip / (np.sqrt(total) + 1e-6))  # as torch's clip_grad_norm_
+                for group in range(4):
+                    squares[3, group] = clipped
+                    squares[0, group] *= clipped * clipped
+                rescale(
+                    squares[1],
+                    squares[0],
+                    squares[2],
+                    learning.opt_groups,
+                    learning.hyper,
+                    counters[UPDATES],
+                    squares[3],
+                )
+            for o in range(n_outputs):
+                # A readout row without a label has no gradient and no update: its second moments must not fade.
+                if ring.weight[slot, o] > 0.0:
+                    if GATHERS:
+                        g_readout = learning.gathered_C[o]
+                        stretch(g_readout, learning.groups_C, squares[3])
+                    else:
+                        for j in range(u.shape[0]):
+                            g_readout[j] = e[o] * u[j]
+                    if learning.decay > 0.0:
+                        shrink(net.C[o], learning.now_C, learning.decay)
+                    update(net.C[o], g_readout, learning.opt_C[o], learning.now_C, learning.hyper, counters[UPDATES])
+                if averages:
+                    approach(averaged.net.C[o], net.C[o], share)
+        if (forms or moves) and (t + 1 == T or stream.reset[t + 1] or not stream.observed[t + 1]):
+            sweep(
+                net, averaged, ring, learning, slot, record, q, g, squares, counters[UPDATES], forms, moves,
+                ring.z[slot], a_averaged, no,
+            )  # fmt: skip
+            forms, moves = no, no
         counters[BIN] += 1

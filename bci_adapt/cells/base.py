@@ -16,6 +16,7 @@ then compiled – or ``torch``); the tests hold the partials to autograd of the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -154,7 +155,7 @@ class Network:
     def _widths(self) -> dict[str, int]:
         return {"v": self.n_mid, "x": self.n_inputs, "1": 1, "h": self.n_hidden}
 
-    @property
+    @functools.cached_property
     def blocks(self) -> np.ndarray:
         width = self._widths
         start = {"v": 0, "x": self.n_mid, "1": self.n_mid + self.n_inputs, "h": self.n_mid + self.n_inputs + 1}

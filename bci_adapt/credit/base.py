@@ -66,15 +66,18 @@ class Ring(NamedTuple):
 class Tools(NamedTuple):
     """Functions a rule may call, compiled or plain as the rule itself is going to be.
 
-    ``forward(net, z, a, before, after)``; ``partials(a, before, after, da, ds, va, vs)``; ``readout(net, after, z, u,
-    y)``; ``error(prediction, label, weight, e)``; ``feed_back(net, e, q)``; ``recorded(net, ring, slot, u, e, q)``:
-    error of the prediction as it was made, fed back through the readout as it is now; ``pull(net, q, da, va, p, r)``:
-    p = ∂E/∂a and r (n,) = ∂E/∂v; ``back(net, p, r, q, ds, vs, earlier)``: earlier = Dᵀ q; ``jacobian(net, da, ds, va,
-    vs, D)``: D (k n, k n) into the first rows of D; ``own(net, da, ds, va, vs, own_da, own_ds)``. ``wrap`` is what
-    compiles a part, for a rule that has parts of its own.
+    ``forward(net, z, a, before, after)``, which is ``hear(net, z, a, i)`` – the first-stage activations of unit i – for
+    every unit, then ``finish(net, z, a, before, after)``; ``partials(a, before, after, da, ds, va, vs)``;
+    ``readout(net, after, z, u, y)``; ``error(prediction, label, weight, e)``; ``feed_back(net, e, q)``;
+    ``recorded(net, ring, slot, u, e, q)``: error of the prediction as it was made, fed back through the readout as it
+    is now; ``pull(net, q, da, va, p, r)``: p = ∂E/∂a and r (n,) = ∂E/∂v; ``back(net, p, r, q, ds, vs, earlier)``:
+    earlier = Dᵀ q; ``jacobian(net, da, ds, va, vs, D)``: D (k n, k n) into the first rows of D; ``own(net, da, ds, va,
+    vs, own_da, own_ds)``. ``wrap`` is what compiles a part, for a rule that has parts of its own.
     """
 
     wrap: Callable
+    hear: Callable
+    finish: Callable
     forward: Callable
     partials: Callable
     readout: Callable
@@ -157,7 +160,8 @@ class CreditRule(ABC):
         return np.zeros((k, n, n, network.row_width))
 
 
-# Column i of an array as a tuple. A compiled tuple has a fixed length, so each number of rows has its own function.
+# Column i of an array as a tuple, and the reverse. A compiled tuple has a fixed length, so each number of rows has its
+# own function; an index that is not written out would keep the loop over units from being vectorised.
 _COLUMN: dict[int, Callable] = {
     1: lambda v, i: (v[0, i],),
     2: lambda v, i: (v[0, i], v[1, i]),
@@ -168,6 +172,46 @@ _COLUMN: dict[int, Callable] = {
     7: lambda v, i: (v[0, i], v[1, i], v[2, i], v[3, i], v[4, i], v[5, i], v[6, i]),
     8: lambda v, i: (v[0, i], v[1, i], v[2, i], v[3, i], v[4, i], v[5, i], v[6, i], v[7, i]),
 }
+
+
+def _store_1(v, i, values):
+    v[0, i] = values[0]
+
+
+def _store_2(v, i, values):
+    v[0, i], v[1, i] = values[0], values[1]
+
+
+def _store_3(v, i, values):
+    v[0, i], v[1, i], v[2, i] = values[0], values[1], values[2]
+
+
+def _store_4(v, i, values):
+    v[0, i], v[1, i], v[2, i], v[3, i] = values[0], values[1], values[2], values[3]
+
+
+def _store_5(v, i, values):
+    v[0, i], v[1, i], v[2, i], v[3, i], v[4, i] = values[0], values[1], values[2], values[3], values[4]
+
+
+def _store_6(v, i, values):
+    v[0, i], v[1, i], v[2, i] = values[0], values[1], values[2]
+    v[3, i], v[4, i], v[5, i] = values[3], values[4], values[5]
+
+
+def _store_7(v, i, values):
+    v[0, i], v[1, i], v[2, i], v[3, i] = values[0], values[1], values[2], values[3]
+    v[4, i], v[5, i], v[6, i] = values[4], values[5], values[6]
+
+
+def _store_8(v, i, values):
+    v[0, i], v[1, i], v[2, i], v[3, i] = values[0], values[1], values[2], values[3]
+    v[4, i], v[5, i], v[6, i], v[7, i] = values[4], values[5], values[6], values[7]
+
+
+_STORE: dict[int, Callable] = dict(
+    enumerate((_store_1, _store_2, _store_3, _store_4, _store_5, _store_6, _store_7, _store_8), start=1)
+)
 
 
 # Plain loops over one and two axes: numba compiles a slice assignment into general broadcasting, which takes long.
@@ -206,43 +250,53 @@ def make_tools(cell: Cell, xp: Any, loss: str, wrap: Callable) -> Tools:
     cross_entropy = loss == "cross_entropy"
     features, first_stage, has_mid = cell.features, cell.n_first, cell.make_mid is not None
 
-    def activate(net, z, a, begin, end):
-        W = net.W
+    def activate(net, z, a, i, begin, end):
         for gate in range(begin, end):
             start, width, row = net.blocks[gate, 0], net.blocks[gate, 1], net.blocks[gate, 2]
-            read = z[start : start + width]
-            for i in range(W.shape[0]):
-                weights = W[i, row : row + width]
-                total = 0.0
-                for j in range(width):
-                    total += weights[j] * read[j]
-                a[gate, i] = total
+            read, weights = z[start : start + width], net.W[i, row : row + width]
+            total = 0.0
+            for j in range(width):
+                total += weights[j] * read[j]
+            a[gate, i] = total
 
     activate_c = wrap(activate)
 
+    def hear(net, z, a, i):
+        activate_c(net, z, a, i, 0, first_stage)
+
+    hear_c = wrap(hear)
+
+    store_gates, store_slots = wrap(_STORE[len(cell.gates)]), wrap(_STORE[len(cell.slots)])
+
     def step(a, before, after):
         for i in range(a.shape[1]):
-            new = cell_update(gates_of(a, i), slots_of(before, i))
-            for k in range(after.shape[0]):
-                after[k, i] = new[k]
+            store_slots(after, i, cell_update(gates_of(a, i), slots_of(before, i)))
 
     step_c = wrap(step)
 
-    def local(a, before, after, da, ds):
-        for i in range(a.shape[1]):
-            by_gate, by_slot = cell_partials(gates_of(a, i), slots_of(before, i), slots_of(after, i))
-            for k in range(da.shape[0]):
-                for gate in range(da.shape[1]):
-                    da[k, gate, i] = by_gate[k][gate]
-                for j in range(ds.shape[1]):
-                    ds[k, j, i] = by_slot[k][j]
+    if len(cell.slots) == 1:
+
+        def local(a, before, after, da, ds):
+            da_0, ds_0 = da[0], ds[0]
+            for i in range(a.shape[1]):
+                by_gate, by_slot = cell_partials(gates_of(a, i), slots_of(before, i), slots_of(after, i))
+                store_gates(da_0, i, by_gate[0])
+                store_slots(ds_0, i, by_slot[0])
+
+    else:
+
+        def local(a, before, after, da, ds):
+            for i in range(a.shape[1]):
+                by_gate, by_slot = cell_partials(gates_of(a, i), slots_of(before, i), slots_of(after, i))
+                for k in range(da.shape[0]):
+                    store_gates(da[k], i, by_gate[k])
+                    store_slots(ds[k], i, by_slot[k])
 
     local_c = wrap(local)
 
     if cell.make_mid is None:
 
-        def forward(net, z, a, before, after):
-            activate_c(net, z, a, 0, first_stage)
+        def finish(net, z, a, before, after):
             step_c(a, before, after)
 
         def partials(a, before, after, da, ds, va, vs):
@@ -251,11 +305,11 @@ def make_tools(cell: Cell, xp: Any, loss: str, wrap: Callable) -> Tools:
     else:
         mid, mid_partials = (wrap(function) for function in cell.make_mid(xp))
 
-        def forward(net, z, a, before, after):
-            activate_c(net, z, a, 0, first_stage)
+        def finish(net, z, a, before, after):
             for i in range(a.shape[1]):
                 z[i] = mid(gates_of(a, i), slots_of(before, i))
-            activate_c(net, z, a, first_stage, a.shape[0])
+            for i in range(a.shape[1]):
+                activate_c(net, z, a, i, first_stage, a.shape[0])
             step_c(a, before, after)
 
         def partials(a, before, after, da, ds, va, vs):
@@ -266,6 +320,13 @@ def make_tools(cell: Cell, xp: Any, loss: str, wrap: Callable) -> Tools:
                     va[gate, i] = by_gate[gate]
                 for k in range(vs.shape[0]):
                     vs[k, i] = by_slot[k]
+
+    finish_c = wrap(finish)
+
+    def forward(net, z, a, before, after):
+        for i in range(a.shape[1]):
+            hear_c(net, z, a, i)
+        finish_c(net, z, a, before, after)
 
     def readout(net, after, z, u, y):
         n = after.shape[1]
@@ -427,6 +488,8 @@ def make_tools(cell: Cell, xp: Any, loss: str, wrap: Callable) -> Tools:
 
     return Tools(
         wrap=wrap,
+        hear=hear_c,
+        finish=finish_c,
         forward=wrap(forward),
         partials=wrap(partials),
         readout=wrap(readout),

@@ -1,0 +1,122 @@
+"""The benchmark of learning: what its rows hold, and that a rival must compute the same thing. No figure is judged."""
+
+import importlib.util
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from bci_adapt import bench
+from bci_adapt.credit.base import rule
+
+KEYS = {
+    "bench", "cell", "rule", "optimizer", "n", "m", "dtype", "backend", "steps_per_s", "floor_steps_per_s", "ratio",
+    "aim", "rivals", "peak_bytes",
+}  # fmt: skip
+HAS_JAX = importlib.util.find_spec("jax") is not None
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return bench.learning(quick=True)
+
+
+def test_every_kind_has_rows_that_are_whole(rows):
+    assert {row["bench"] for row in rows} == {"immediate", "rtrl", "rules", "latency", "memory"}
+    for row in rows:
+        assert row.keys() >= KEYS
+        figures = [value for value in [*row.values(), *row["rivals"].values()] if isinstance(value, int | float)]
+        assert np.isfinite(figures).all()
+        assert min(figures) > 0
+        if row["bench"] == "memory":
+            assert row["steps_per_s"] is row["floor_steps_per_s"] is row["ratio"] is None
+        else:
+            assert row["ratio"] == pytest.approx(row["steps_per_s"] / row["floor_steps_per_s"])
+    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+
+
+def test_the_floor_of_immediate_is_the_longer_of_its_two_parts(rows):
+    row = next(row for row in rows if row["bench"] == "immediate")
+    assert row["floor_steps_per_s"] == min(row["arithmetic_steps_per_s"], row["traffic_steps_per_s"])
+    assert set(row["rivals"]) == ({bench.TORCH, bench.JAX} if HAS_JAX else {bench.TORCH})
+
+
+def test_memory_is_measured_apart(rows):
+    for row in (row for row in rows if row["bench"] == "memory"):
+        # What stays cannot be more than what was there at most, up to pages that were in use before.
+        assert row["peak_bytes"] >= row["live_bytes"]
+        assert row["rss_growth_bytes"] > 0.9 * row["live_bytes"]
+        assert row["live_words"] < row["live_words_at_most"]
+
+
+def test_percentiles_are_in_order(rows):
+    latencies = [row for row in rows if row["bench"] == "latency"]
+    assert len(latencies) == 2
+    for row in latencies:
+        assert row["p50_us"] <= row["p95_us"] <= row["p99_us"]
+        assert row["bins"] >= 50
+
+
+def test_tables_fit_100_columns(rows):
+    console = Console(width=100, file=io.StringIO())
+    for table in bench.tables(rows):
+        console.print(table)
+        assert console.measure(table).maximum <= 100
+    assert "decoder.step" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_rule_is_called_by_its_steps_too():
+    assert bench.Case("tanh", 4, 2, rule("window")).label == "window(4)"
+
+
+@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
+def test_torch_rival_computes_the_same_thing(cell):
+    case = bench.Case(cell, 12, 5)
+    ours = bench._Ours(case).restart(50)
+    theirs = bench.TorchRival(case.network, *case.weights, *case.stream(4096)).work(50)
+    bench.require_same("torch", ours, theirs)
+
+
+@pytest.mark.parametrize("broken", [{"alpha": 0.98}, {"lr": 1.1e-5}, {"eps": 1e-6}])
+def test_a_rival_with_another_optimiser_is_refused(monkeypatch, broken):
+    true = torch.optim.RMSprop
+    monkeypatch.setattr(torch.optim, "RMSprop", lambda weights, **constants: true(weights, **{**constants, **broken}))
+    case = bench.Case("tanh", 12, 5)
+    with pytest.raises(RuntimeError, match=r"torch autograd.*computes something else"):
+        bench._rival_timers(case, bench._Ours(case), bench.Rivals(None), 1e-3)
+
+
+def test_predictions_that_are_not_numbers_are_refused():
+    with pytest.raises(RuntimeError, match="computes something else"):
+        bench.require_same("a rival", np.zeros((3, 2)), np.full((3, 2), np.nan))
+
+
+@pytest.mark.skipif(not HAS_JAX, reason="jax is not installed")
+def test_jax_rival_computes_the_same_thing_and_is_refused_where_it_does_not():
+    with bench._rivals() as rivals:
+        assert rivals.jax is not None
+        for cell in ("tanh", "gru", "lstm"):
+            case = bench.Case(cell, 12, 5)
+            X, Y = case.stream(4096)
+            ours = bench._Ours(case).restart(50)
+            theirs = rivals.jax.submit(bench.jax_begin, case.network, *case.weights, X[:60], Y[:60]).result()
+            bench.require_same("jax", ours, theirs[:50])
+            other = rivals.jax.submit(bench.jax_begin, case.network, *case.weights, X[:60], -Y[:60]).result()
+            with pytest.raises(RuntimeError, match="computes something else"):
+                bench.require_same("jax", ours, other[:50])
+
+
+def test_without_jax_its_figures_are_missing(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with bench._rivals() as rivals:
+        assert rivals.jax is None
+
+
+def test_torch_threads_are_restored():
+    before = torch.get_num_threads()
+    with bench._one_torch_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
