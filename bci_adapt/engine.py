@@ -56,6 +56,7 @@ _DASK_CONFIG = {
     "distributed.worker.profile.enabled": False,  # its sampling thread would disturb every measured time
 }
 _CONNECT_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 8.0
 _MAX_TRIES = 3  # of a job whose worker process dies
 _OWNER = ".owner"
 
@@ -602,7 +603,7 @@ class _Cluster:
                         scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
                         silence_logs=logging.CRITICAL,
                     )
-                stack.callback(cluster.close)
+                stack.callback(_close, cluster)
                 client = Client(cluster, set_as_default=False)
                 self._cluster = cluster
             stack.callback(client.close)
@@ -615,7 +616,9 @@ class _Cluster:
             if self._futures:  # interrupted
                 self._client.cancel([future for _, future in self._futures.values()], force=True)
                 if self._cluster is not None:  # a job cannot be asked to stop; its process can be stopped
-                    self._cluster.sync(_close_all, list(self._cluster.workers.values()))
+                    nannies = list(self._cluster.workers.values())
+                    with contextlib.suppress(TimeoutError):
+                        self._cluster.sync(_close_all, nannies, callback_timeout=_CLOSE_TIMEOUT_S)
 
     def submit(self, path: Path, task: dict[str, Any], priority: int) -> None:
         future = self._client.submit(_perform, **task, pure=False, priority=priority)
@@ -640,6 +643,14 @@ class _Cluster:
                 report = _Report(message=f"{type(error).__name__}: {error}", error=traceback.format_exc())
             done.append((path, report))
         return done
+
+
+def _close(cluster: Any) -> None:
+    """Close a cluster of this machine. One that is caught between two states by an interrupt may never say that it is
+    closed; its processes are daemons and end with this one.
+    """
+    with contextlib.suppress(TimeoutError):
+        cluster.close(timeout=_CLOSE_TIMEOUT_S)
 
 
 async def _close_all(nannies: Sequence[Any]) -> None:
