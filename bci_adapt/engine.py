@@ -56,7 +56,6 @@ _DASK_CONFIG = {
     "distributed.worker.profile.enabled": False,  # its sampling thread would disturb every measured time
 }
 _CONNECT_TIMEOUT_S = 10.0
-_CLOSE_TIMEOUT_S = 8.0
 _MAX_TRIES = 3  # of a job whose worker process dies
 _OWNER = ".owner"
 
@@ -603,7 +602,7 @@ class _Cluster:
                         scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
                         silence_logs=logging.CRITICAL,
                     )
-                stack.callback(_close, cluster)
+                stack.callback(cluster.close)
                 client = Client(cluster, set_as_default=False)
                 self._cluster = cluster
             stack.callback(client.close)
@@ -616,9 +615,7 @@ class _Cluster:
             if self._futures:  # interrupted
                 self._client.cancel([future for _, future in self._futures.values()], force=True)
                 if self._cluster is not None:  # a job cannot be asked to stop; its process can be stopped
-                    nannies = list(self._cluster.workers.values())
-                    with contextlib.suppress(TimeoutError):
-                        self._cluster.sync(_close_all, nannies, callback_timeout=_CLOSE_TIMEOUT_S)
+                    self._cluster.sync(_close_all, list(self._cluster.workers.values()))
 
     def submit(self, path: Path, task: dict[str, Any], priority: int) -> None:
         future = self._client.submit(_perform, **task, pure=False, priority=priority)
@@ -643,14 +640,6 @@ class _Cluster:
                 report = _Report(message=f"{type(error).__name__}: {error}", error=traceback.format_exc())
             done.append((path, report))
         return done
-
-
-def _close(cluster: Any) -> None:
-    """Close a cluster of this machine. One that is caught between two states by an interrupt may never say that it is
-    closed; its processes are daemons and end with this one.
-    """
-    with contextlib.suppress(TimeoutError):
-        cluster.close(timeout=_CLOSE_TIMEOUT_S)
 
 
 async def _close_all(nannies: Sequence[Any]) -> None:

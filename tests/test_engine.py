@@ -335,8 +335,11 @@ def test_an_interrupt_leaves_nothing_half_written(toy, tmp_path):
     script = tmp_path / "script.py"  # without a __main__ guard: workers must not run it again
     script.write_text(
         dedent(f"""
+        import signal
         from pathlib import Path
         from bci_adapt.engine import Job, execute
+        # A shell's background job, and so its tests, would ignore the signal.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         Path({str(tmp_path / "started")!r}).touch(exist_ok=False)
         jobs = [Job(kind="adapt", function="toy.work:run", stem=s, folder="results", parameters=p)
                 for s, p in (("stuck", {{"fifo": {str(fifo)!r}}}), ("good", {{}}))]
