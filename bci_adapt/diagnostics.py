@@ -24,7 +24,7 @@ from bci_adapt.credit.base import CreditRule, partial_shapes
 from bci_adapt.credit.immediate import Immediate
 from bci_adapt.credit.rtrl import RTRL
 from bci_adapt.errors import InputError
-from bci_adapt.online import Learner, State, _with_ring, run, start
+from bci_adapt.online import Learner, State, run, start, with_ring
 from bci_adapt.optimizers import GROUPS, Momentum
 
 # The influence matrix grows as n³: beyond this many units a record takes seconds and gigabytes.
@@ -102,7 +102,7 @@ def diagnose(
     predictions, end = run(state, X, Y, weight, arrives, observed, reset)
     history = max((rule.history for rule in rules), default=0)
     # Room for the past that a passive rule reads beside what waits.
-    arrays = _with_ring(state.copy(), end.arrays["ring_z"].shape[1] + history)
+    arrays = with_ring(state.copy(), end.arrays["ring_z"].shape[1] + history)
     replay = State(replace(learner, max_updates_per_bin=1), arrays)
     stream = {"Y": Y, "weight": weight, "arrives": arrives, "observed": observed, "reset": reset}
     stream = {name: np.asarray(values) for name, values in stream.items() if values is not None}

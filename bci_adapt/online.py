@@ -237,7 +237,7 @@ def _new_ring(network: Network, S: int, length: int) -> dict[str, np.ndarray]:
     return ring | {"ring_arrives": np.zeros((S, length), np.int64)}
 
 
-def _with_ring(state: State, needed: int) -> dict[str, np.ndarray]:
+def with_ring(state: State, needed: int) -> dict[str, np.ndarray]:
     """The state's arrays with a ring of at least `needed` records; records keep their places modulo the new length."""
     arrays, old = state.arrays, state.arrays["ring_z"].shape[1]
     if old >= needed:
@@ -352,7 +352,7 @@ def run(
     state.arrays["counters"][:, kernel.NOT_FINITE] += not_finite
     learner, network, S, T = state.learner, state.learner.network, state.n_replicas, X.shape[1]
     waiting = _most_waiting(state, arrives, observed)
-    arrays = _with_ring(state, waiting + learner.rule.history + 1)
+    arrays = with_ring(state, waiting + learner.rule.history + 1)
     predictions = np.empty((S, T, network.n_outputs))
     stream = kernel.Stream(X, Y, weight, arrives, observed, reset)
     if learner.backend == "torch":
@@ -430,7 +430,7 @@ def load_state(learner: Learner, path: Path) -> State:
 def handed_over(state: State, learner: Learner, origin: str) -> State:
     """The same arrays under another learner, to be used from the next reset on; `InputError` as in `adopt`."""
     waiting = state.counter(kernel.RECORDS) - state.counter(kernel.PROCESSED)
-    return adopt(learner, _with_ring(state, int(waiting.max()) + learner.rule.history + 1), origin)
+    return adopt(learner, with_ring(state, int(waiting.max()) + learner.rule.history + 1), origin)
 
 
 def adopt(learner: Learner, arrays: dict[str, np.ndarray], origin: str) -> State:
