@@ -1,0 +1,34 @@
+"""The command line. A file here holds commands; heavy libraries are imported by the commands that need them, so that
+``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from bci_adapt.cli import benchmarks, experiments, recordings, variants  # noqa: F401 (the order of --help)
+from bci_adapt.cli.common import app, err
+from bci_adapt.errors import InputError
+
+
+def _optional_json_value(arguments: list[str]) -> list[str]:
+    """Let ``--json`` stand alone for standard output; never take the NWB file that follows it for its value."""
+    given = []
+    for position, argument in enumerate(arguments):
+        given.append(argument)
+        following = arguments[position + 1] if position + 1 < len(arguments) else "--"
+        if argument == "--json" and ((following.startswith("-") and following != "-") or following.endswith(".nwb")):
+            given.append("-")
+    return given
+
+
+def main() -> None:
+    """Entry point: 0 done, 1 something broke, 2 the input cannot be used (one line says why), 130 interrupted."""
+    try:
+        app(args=_optional_json_value(sys.argv[1:]))
+    except InputError as error:
+        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("interrupted; what was finished is kept", style="yellow")
+        sys.exit(130)

@@ -1,0 +1,3 @@
+from bci_adapt.cli import main
+
+main()

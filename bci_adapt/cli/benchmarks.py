@@ -1,0 +1,65 @@
+"""Commands that measure."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bci_adapt.cli.common import JsonFile, app, out, progress, write_json
+
+bench = typer.Typer(
+    help="Benchmarks: figures beside their floor and a rival, measured in the same run.", no_args_is_help=True
+)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("learning")
+def bench_learning(
+    quick: Annotated[bool, typer.Option(help="Tiny networks: a check that it works, not a figure.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Bins per second, latency and memory of online learning on one core, beside floors and rivals (a few minutes).
+
+    Example: [cyan]bci-adapt bench learning --json bench.json[/]
+    """
+    from bci_adapt.bench import JAX, JAX_HINT, learning, tables
+
+    with progress(json_file == "-") as bar:
+        task = bar.add_task("measuring", total=None) if bar is not None else None
+
+        def say(text: str) -> None:
+            if bar is not None and task is not None:
+                bar.update(task, description=text)
+
+        rows = learning(quick, say)
+    if json_file is not None:
+        write_json(json_file, rows)
+    if json_file != "-":
+        for table in tables(rows):
+            out.print(table)
+        if not any(JAX in row["rivals"] for row in rows):
+            out.print(JAX_HINT, markup=False, highlight=False, soft_wrap=True)
+
+
+@bench.command("drift")
+def bench_drift(
+    days: Annotated[int, typer.Option(help="Days between source and target.")] = 210,
+    n_seeds: Annotated[int, typer.Option("--seeds", min=1, help="Simulated animals per severity.")] = 8,
+    json_file: JsonFile = None,
+) -> None:
+    """What the simulated drift does to a ridge decoder, over five severities (docs/simulated_drift.md).
+
+    Example: [cyan]bci-adapt bench drift --seeds 8[/]
+    """
+    from bci_adapt.results import json_safe
+    from bci_adapt.simulate import severity_table, severity_text
+
+    with progress(json_file == "-") as bar:
+        if bar is not None:
+            bar.add_task("simulating", total=None)
+        rows = severity_table(seeds=range(n_seeds), day=days)
+    if json_file is not None:
+        write_json(json_file, json_safe(rows))
+    if json_file != "-":
+        print(severity_text(rows))

@@ -1,0 +1,73 @@
+"""What every command shares: the application, consoles, progress and JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+app = typer.Typer(
+    help="""Decode movement from primate spike recordings as electrodes drift.
+
+    [bold]inspect[/] an NWB file, [bold]prepare[/] sessions, [bold]run[/] an experiment, read its [bold]report[/].
+
+    `bci-adapt COMMAND --help` shows an example of each.""",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+# A file or pipe has no width of its own; tables are then as wide as a page.
+out, err = Console(width=None if sys.stdout.isatty() else 120), Console(stderr=True)
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no tables; errors only.")]
+JsonFile = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="Also write it as JSON to FILE; - is standard output.")
+]
+
+
+class Jobs:
+    """Shows what the engine tells, one bar per batch of jobs."""
+
+    def __init__(self, bar: Bar | None):
+        self.bar, self.task, self.left = bar, None, 0
+
+    def start(self, total: int, reused: int) -> None:
+        if self.bar is not None and total:
+            self.task = self.bar.add_task(f"{total} jobs to run, {reused} there already", total=total)
+
+    def done(self, label: str, seconds: float, ok: bool) -> None:
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, advance=1, description=label if ok else f"[red]failed:[/] {label}")
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Bar | None]:
+    """A progress display on standard error; None when quiet or not a terminal."""
+    if quiet or not err.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=err, transient=True) as bar:
+        yield bar
+
+
+def write_json(where: str, payload: Any) -> None:
+    text = json.dumps(payload, ensure_ascii=False, allow_nan=False, indent=1)
+    if where == "-":
+        print(text)
+    else:
+        from bci_adapt.storage import write_text
+
+        write_text(Path(where), text + "\n")

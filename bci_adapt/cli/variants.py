@@ -1,0 +1,71 @@
+"""The command that lists the variants of a folder."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bci_adapt.cli.common import JsonFile, app, out, write_json
+from bci_adapt.errors import InputError
+
+_LISTS = ("cells", "rules", "optimizers", "decoders", "layouts", "tasks")
+
+
+@app.command("list")
+def list_variants(
+    what: Annotated[str, typer.Argument(metavar="|".join(_LISTS), help="Which folder of variants to list.")],
+    json_file: JsonFile = None,
+) -> None:
+    """List the variants of a folder: cells, credit rules, optimisers, decoders, layouts or tasks.
+
+    Example: [cyan]bci-adapt list rules[/]
+    """
+    from bci_adapt.catalog import unknown
+
+    if what not in _LISTS:
+        raise InputError(unknown(what, _LISTS, "list"))
+    found = _variants(what)
+    if json_file is not None:
+        write_json(json_file, [{"name": name, "description": text} for name, text in found.items()])
+    if json_file != "-":
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for name, text in found.items():
+            table.add_row(Text(name, style="bold"), Text(text))
+        out.print(table)
+
+
+def _variants(what: str) -> dict[str, str]:
+    """Name → one line about it."""
+    if what == "cells":
+        from bci_adapt.cells.base import cells
+
+        return {name: cell.description for name, cell in cells().items()}
+    if what == "rules":
+        from bci_adapt.credit.base import rules
+
+        return {name: rule.description for name, rule in rules().items()}
+    if what == "optimizers":
+        from bci_adapt.optimizers import optimizers
+
+        return {name: optimizer.description for name, optimizer in optimizers().items()}
+    if what == "decoders":
+        from bci_adapt.decoders.base import decoders
+
+        return {name: decoder.description for name, decoder in decoders().items()}
+    if what == "layouts":
+        from bci_adapt.catalog import variants
+        from bci_adapt.layouts.base import Layout
+
+        found = variants("bci_adapt.layouts", Layout).items()
+        return {
+            name: f"{(layout.__doc__ or '').strip().splitlines()[0]} "
+            f"({f'verified on {layout.verified_on}' if layout.verified_on else 'not verified on a real file'})"
+            for name, layout in found
+        }
+    from bci_adapt.tasks.base import tasks
+
+    return {name: task.description for name, task in tasks().items()}
