@@ -1,3 +1,36 @@
-"""Decode movement from primate spike recordings as electrodes drift."""
+"""Decode movement from primate spike recordings as electrodes drift.
+
+>>> import bci_adapt as ba
+>>> monday = ba.from_arrays([[0.11, 0.52], [0.33]], [[0.0], [1.0], [1.5]], [0.0, 0.25, 0.6], bin_s=0.3)
+>>> monday["counts"].values.tolist()
+[[1, 0], [1, 1]]
+"""
+
+from __future__ import annotations
+
+from typing import Any
 
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "read": "bci_adapt.arrays",
+    "from_arrays": "bci_adapt.arrays",
+    "write_session": "bci_adapt.session",
+    "open_session": "bci_adapt.session",
+    "split": "bci_adapt.session",
+    "concat": "bci_adapt.session",
+    "match": "bci_adapt.channels",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names of `_PUBLIC` are imported when first used, so that ``import bci_adapt`` stays quick."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'bci_adapt' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

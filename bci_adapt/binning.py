@@ -68,9 +68,42 @@ def bin_ends_s(start_s: float, n_bins: int, bin_s: float) -> NDArray[np.float64]
     return (to_ticks(start_s) + bin_ticks(bin_s) * np.arange(1, n_bins + 1)) / TICKS_PER_S
 
 
-def _rows(times_s: ArrayLike, start_s: float, n_bins: int, bin_s: float) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    rows = (to_ticks(times_s) - to_ticks(start_s) - 1) // bin_ticks(bin_s)
-    return rows, (rows >= 0) & (rows < n_bins)
+def bin_rows(ticks: NDArray[np.int64], starts: ArrayLike, n_bins: ArrayLike, bin_s: float) -> NDArray[np.int64]:
+    """Return the row (n,) of each time, given in ticks and in any order, or -1 outside of all bins.
+
+    The bins come in pieces: `starts` (n_pieces,) are the ticks at which they start, in rising order and without
+    overlap, `n_bins` (n_pieces,) how many bins each has. Rows count on from piece to piece.
+
+    >>> bin_rows(to_ticks([0.0, 0.1, 0.5, 0.61]), to_ticks([0.0, 0.5]), [2, 2], 0.1).tolist()
+    [-1, 0, -1, 3]
+    """
+    starts, n_bins, width = np.asarray(starts, dtype=np.int64), np.asarray(n_bins, dtype=np.int64), bin_ticks(bin_s)
+    if starts.size == 1:
+        rows = (ticks - (starts[0] + 1)) // width
+        rows[(rows < 0) | (rows >= n_bins[0])] = -1
+        return rows
+    piece = np.searchsorted(starts, ticks, side="left") - 1
+    offset = (ticks - starts[piece] - 1) // width
+    first = np.cumsum(n_bins) - n_bins
+    return np.where((piece >= 0) & (offset < n_bins[piece]), first[piece] + offset, -1)
+
+
+def add_spikes(
+    counts: NDArray[np.uint16], rows: NDArray[np.int64], channel_index: NDArray[np.int64]
+) -> NDArray[np.uint16]:
+    """Add spikes to `counts` (n_bins, n_channels) in place, each at its row (none at -1) and channel, and return it.
+
+    `InputError` when a count exceeds uint16.
+    """
+    inside = rows >= 0
+    everything = bool(inside.all())
+    flat = (rows if everything else rows[inside]) * counts.shape[1]
+    flat += channel_index if everything else channel_index[inside]
+    before = int(counts.sum(dtype=np.uint64))
+    np.add.at(counts.reshape(-1), flat, np.uint16(1))
+    if int(counts.sum(dtype=np.uint64)) != before + flat.size:  # a count that overflows loses 65,536
+        raise InputError("a bin holds more than 65,535 spikes: choose a smaller bin_s")
+    return counts
 
 
 def spike_counts(
@@ -86,17 +119,28 @@ def spike_counts(
     [[2, 0], [1, 1]]
     """
     require_size(n_bins, n_channels)
-    channel_index = np.asarray(channel_index, dtype=np.int64)
-    rows, inside = _rows(spike_times_s, start_s, n_bins, bin_s)
-    if rows.shape != channel_index.shape or rows.ndim != 1:
-        raise InputError(f"one channel index per spike is needed, got {channel_index.shape} for {rows.shape}")
+    ticks, channel_index = to_ticks(spike_times_s), np.asarray(channel_index, dtype=np.int64)
+    if ticks.shape != channel_index.shape or ticks.ndim != 1:
+        raise InputError(f"one channel index per spike is needed, got {channel_index.shape} for {ticks.shape}")
     if channel_index.size and not (channel_index.min() >= 0 and channel_index.max() < n_channels):
         raise InputError(f"channel indices must lie in 0..{n_channels - 1}")
-    flat = rows[inside] * n_channels + channel_index[inside]
-    counts = np.bincount(flat, minlength=n_bins * n_channels).reshape(n_bins, n_channels)
-    if counts.max(initial=0) > np.iinfo(np.uint16).max:
-        raise InputError(f"a bin holds {counts.max():,} spikes, more than 65,535: choose a smaller bin_s")
-    return counts.astype(np.uint16)
+    counts = np.zeros((n_bins, n_channels), dtype=np.uint16)
+    return add_spikes(counts, bin_rows(ticks, [to_ticks(start_s)], [n_bins], bin_s), channel_index)
+
+
+def row_means(values: NDArray[np.float64], rows: NDArray[np.int64], n_bins: int) -> NDArray[np.float64]:
+    """Return the mean of the finite samples of `values` (n_samples, n_axes) in each row, (n_bins, n_axes).
+
+    `rows` (n_samples,) is the row of each sample, -1 for none; NaN where a row has no finite sample.
+    """
+    require_size(n_bins, values.shape[1])
+    means = np.empty((n_bins, values.shape[1]))
+    for axis, column in enumerate(values.T):
+        use = (rows >= 0) & np.isfinite(column)
+        total = np.bincount(rows[use], weights=column[use], minlength=n_bins)
+        number = np.bincount(rows[use], minlength=n_bins)
+        means[:, axis] = np.divide(total, number, out=np.full(n_bins, np.nan), where=number > 0)
+    return means
 
 
 def signal_means(
@@ -106,16 +150,8 @@ def signal_means(
 
     `values` is (n_samples, n_axes) sampled at `timestamps_s` (n_samples,), in any order.
     """
-    values = np.asarray(values, dtype=np.float64)
-    require_size(n_bins, values.shape[1])
-    rows, inside = _rows(timestamps_s, start_s, n_bins, bin_s)
-    means = np.empty((n_bins, values.shape[1]))
-    for axis, column in enumerate(values.T):
-        use = inside & np.isfinite(column)
-        total = np.bincount(rows[use], weights=column[use], minlength=n_bins)
-        number = np.bincount(rows[use], minlength=n_bins)
-        means[:, axis] = np.divide(total, number, out=np.full(n_bins, np.nan), where=number > 0)
-    return means
+    rows = bin_rows(to_ticks(timestamps_s), [to_ticks(start_s)], [n_bins], bin_s)
+    return row_means(np.asarray(values, dtype=np.float64), rows, n_bins)
 
 
 def segment_starts(segment: ArrayLike) -> NDArray[np.int64]:

@@ -53,6 +53,7 @@ class NwbFile:
         self.version = ""
         self.warnings: list[str] = []
         self.objects: dict[str, h5py.Group | h5py.Dataset] = {}
+        self.damaged: dict[str, str] = {}
 
     def __enter__(self) -> NwbFile:
         return self
@@ -83,6 +84,8 @@ class NwbFile:
     def dataset(self, key: str) -> h5py.Dataset:
         """The dataset at `key`, not read."""
         found = self.objects.get(key)
+        if key in self.damaged:
+            raise self.error(key, self.damaged[key])
         if not isinstance(found, h5py.Dataset):
             raise self.error(key, "is missing" if found is None else "is a group, a dataset was expected")
         return found
@@ -222,9 +225,8 @@ def _scan(file: NwbFile) -> None:
                 try:
                     found.dtype  # noqa: B018 (a type that numpy lacks, or a damaged one, raises here)
                 except _READ_ERRORS as error:
-                    file.warnings.append(
-                        f"{clean(child)} has a type that cannot be read ({clean(error, 200)}): left out"
-                    )
+                    file.damaged[child] = f"has a type that cannot be read ({clean(error, 200)})"
+                    file.warnings.append(f"{clean(child)} {file.damaged[child]}: left out")
                     continue
             elif isinstance(found, h5py.Group):
                 if found in above:
@@ -368,10 +370,15 @@ class Description:
     trials: dict[str, Any] = field(default_factory=dict)
     electrodes: dict[str, Any] = field(default_factory=dict)
     units: dict[str, Any] = field(default_factory=dict)
+    unusable: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     layouts: list[dict[str, Any]] = field(default_factory=list)
     chosen: str | None = None
     why: str = ""
+
+    def error(self, message: str) -> InputError:
+        """An `InputError` about this file."""
+        return InputError(f"{self.file}: {message}")
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain values."""
@@ -463,10 +470,12 @@ def _describe_series(file: NwbFile, found: Description) -> None:
     for key in file.series():
         if not isinstance(file.objects.get(f"{key}/data"), h5py.Dataset):
             found.warnings.append(f"{clean(key)} has no data")
+            found.unusable.append(key)
             continue
         data = file.dataset(f"{key}/data")
         if data.shape is None or data.dtype.kind not in "iuf" or data.ndim not in (1, 2) or not data.size:
             found.warnings.append(f"{clean(key)} is not a table of numbers ({data.dtype}, {data.shape}): not used")
+            found.unusable.append(key)
             continue
         shape = tuple(int(n) for n in data.shape)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,46 +34,68 @@ def prepare(
     out: Path | str | None = None,
     layout: str | None = None,
     thresholds: Thresholds | None = None,
+    *,
+    per: str | None = None,
+    spikes: str | None = None,
+    targets: Sequence[str] = (),
+    provenance: Mapping[str, str] | None = None,
 ) -> xr.Dataset:
-    """Return the session of an NWB file in bins of `bin_s` seconds, and write it to the file `out` when given.
+    """Return the session of a file in bins of `bin_s` seconds, and write it to the file `out` when given.
 
-    `layout` is the name of one, otherwise the best match is taken. Values that rules of `quality` flag stay in place
-    with their masks False. `InputError` names the file and what cannot be used; nothing is then left at `out`.
+    Parameters
+    ----------
+    layout : name of one, otherwise the best match is taken.
+    per : ``"electrode"`` pools the sorted units of an electrode, ``"unit"`` makes each a channel; None is the layout's.
+    spikes, targets : paths inside the file to read as spikes and as kinematics, with the layout ``generic``.
+    provenance : attributes that say where the file is from (`dandiset`, `dandiset_version`, `asset_path`, `licence`).
+
+    Values that rules of `quality` flag stay in place with their masks False. `InputError` names the file and what
+    cannot be used; nothing is then left at `out`.
     """
     binning.bin_ticks(bin_s)
+    if per not in (None, "electrode", "unit"):
+        raise InputError(f"a channel is an 'electrode' or a 'unit', got per={per!r}")
     with open_nwb(path) as file:
-        if layout is None:
-            chosen = _choose(file)[0]
-            if chosen is None:
-                raise InputError(f"{file.path}: {_choose(file)[1].why}")
-        else:
-            chosen = catalog.pick("bci_adapt.layouts", Layout, layout)()
+        chosen = _layout(file, layout, spikes, targets)
         try:
-            session = chosen.read(file, bin_s)
+            session = chosen.read(file, bin_s, per or chosen.per)
         except InputError as error:
             raise error if str(file.path) in str(error) else InputError(f"{file.path}: {error}") from error
+        session.attrs |= dict(provenance or {})
+        session.attrs["parameters"] = json.dumps(
+            {"bin_s": bin_s, "layout": chosen.name, "per": per or chosen.per, "spikes": spikes, "targets": [*targets]}
+        )
         session = _finish(session, file, thresholds or Thresholds())
     if out is not None:
         write_session(session, out)
     return session
 
 
-def prepare_file(
-    path: Path | str,
-    out: Path | str,
-    bin_s: float,
-    layout: str | None = None,
-    thresholds: Thresholds | None = None,
-) -> Path:
-    """Prepare an NWB file into the session file `out`, or into ``<session_id>.nc`` when `out` is a folder.
+def prepare_file(path: Path | str, out: Path | str, bin_s: float, layout: str | None = None, **options: Any) -> Path:
+    """Prepare a file into the session file `out`, or into ``<session_id>.nc`` when `out` is a folder.
 
-    Returns the path written. The file is whole or absent; `InputError` as in `prepare`.
+    Returns the path written; `options` are those of `prepare`. The file is whole or absent; `InputError` as there.
     """
-    session = prepare(path, bin_s, layout=layout, thresholds=thresholds)
+    session = prepare(path, bin_s, layout=layout, **options)
     out = Path(out)
     target = out if out.suffix == ".nc" else out / f"{session.attrs['session_id']}.nc"
     write_session(session, target)
     return target
+
+
+def _layout(file: NwbFile, name: str | None, spikes: str | None, targets: Sequence[str]) -> Layout:
+    if spikes is not None or targets:
+        if name not in (None, "generic"):
+            raise InputError(f"paths of spikes and targets go with the layout 'generic', not {name!r}")
+        from bci_adapt.layouts.generic import Generic
+
+        return Generic(spikes, targets)
+    if name is not None:
+        return catalog.pick("bci_adapt.layouts", Layout, name)()
+    chosen, found = _choose(file)
+    if chosen is None:
+        raise InputError(f"{file.path}: {found.why}")
+    return chosen
 
 
 def _choose(file: NwbFile) -> tuple[Layout | None, Description]:
@@ -99,13 +122,22 @@ def _choose(file: NwbFile) -> tuple[Layout | None, Description]:
 
 
 def _finish(session: xr.Dataset, file: NwbFile, thresholds: Thresholds) -> xr.Dataset:
-    """Add derived velocity, masks and warnings, and check the result."""
+    """Add derived velocity, masks and warnings, and check the result; `InputError` where no neuron is left to use."""
+    finish(session, thresholds)
+    usable = session["counts"].values[session["valid"].values].any(axis=0)
+    if np.count_nonzero(usable) < 2:
+        raise InputError(
+            f"{file.path}: {np.count_nonzero(usable)} of {usable.size} channels ever spike where neurons are observed, "
+            "at least two usable channels are needed"
+        )
+    check(session)
+    return session
+
+
+def finish(session: xr.Dataset, thresholds: Thresholds) -> None:
+    """Add to a session of raw values, in place, the velocity derived from its position, masks, warnings and figures."""
     bin_s = float(session.attrs["bin_s"])
     segment, counts = session["segment"].values, session["counts"].values
-    position, unit = session["position"].values, str(session["position"].attrs["units"])
-    velocity = binning.backward_difference(position, segment, bin_s)
-    session["velocity"] = ("time", "axis"), velocity, {"units": f"{unit}/s", "derived": "(p_i - p_{i-1}) / bin_s"}
-    session["velocity_valid"] = ("time", "axis"), np.isfinite(velocity)
     warnings: list[str] = session.attrs["warnings"]
     figures: dict[str, float] = {}
 
@@ -117,27 +149,25 @@ def _finish(session: xr.Dataset, file: NwbFile, thresholds: Thresholds) -> xr.Da
     silent = quality.silent_bins(counts, segment, bin_s, thresholds.silent_s)
     note("silent_s", silent, f"every channel silent for more than {thresholds.silent_s:g} s")
     session["valid"].values &= ~silent
-    usable = counts[session["valid"].values].any(axis=0)
-    if np.count_nonzero(usable) < 2:
-        raise InputError(
-            f"{file.path}: {np.count_nonzero(usable)} of {usable.size} channels ever spike where neurons are observed, "
-            "at least two usable channels are needed"
-        )
-
-    scale = quality.cm_per_unit(unit)
-    if scale is None:
-        warnings.append(
-            f"position has unit {unit!r}: no limit of speed applies, standing still means no movement at all"
-        )
-    extent = thresholds.still_extent_cm / scale if scale else 0.0
-    still = quality.still_bins(position, segment, bin_s, thresholds.still_s, extent)
-    note(
-        "still_s",
-        still,
-        f"cursor within {thresholds.still_extent_cm if scale else 0:g} cm for more than {thresholds.still_s:g} s",
-    )
+    if "position" in session:
+        position, unit = session["position"].values, str(session["position"].attrs["units"])
+        velocity = binning.backward_difference(position, segment, bin_s)
+        about = {"units": f"{unit}/s", "derived": "(p_i - p_{i-1}) / bin_s"}
+        session["velocity"] = ("time", "axis"), velocity, about
+        session["velocity_valid"] = ("time", "axis"), np.isfinite(velocity)
+        scale = quality.cm_per_unit(unit)
+        if scale is None:
+            warnings.append(
+                f"position has unit {unit!r}: no limit of speed applies, standing still means no movement at all"
+            )
+        extent = thresholds.still_extent_cm / scale if scale else 0.0
+        still = quality.still_bins(position, segment, bin_s, thresholds.still_s, extent)
+        within = f"cursor within {thresholds.still_extent_cm if scale else 0:g} cm"
+        note("still_s", still, f"{within} for more than {thresholds.still_s:g} s")
+        for name in ("position", "velocity", "recorded_velocity"):
+            if name in session and session[name].dims[1] == "axis":
+                session[f"{name}_valid"].values &= ~still[:, None]
     for name in kinematic_names(session):
-        session[f"{name}_valid"].values &= ~still[:, None]
         speed_scale = quality.cm_per_unit(str(session[name].attrs["units"]))
         if name.endswith("velocity") and speed_scale:
             limit = thresholds.max_speed_cm_s / speed_scale
@@ -148,24 +178,32 @@ def _finish(session: xr.Dataset, file: NwbFile, thresholds: Thresholds) -> xr.Da
                 f"{name} above {thresholds.max_speed_cm_s:g} cm/s (± {thresholds.speed_neighbours} bins)",
             )
             session[f"{name}_valid"].values &= ~fast[:, None]
-
-    if "recorded_velocity" in session:
-        recorded = session["recorded_velocity"].values
-        both = session["velocity_valid"].values & np.isfinite(recorded)
-        correlation, factor = quality.velocity_agreement(recorded, velocity, both)
-        units = [quality.cm_per_unit(str(session[name].attrs["units"])) for name in ("recorded_velocity", "velocity")]
-        factor *= units[0] / units[1] if units[0] and units[1] else 1.0
-        figures |= {"velocity_correlation": correlation, "velocity_scale": factor}
-        if not correlation >= thresholds.min_agreement or not 0.5 < factor < 2:
-            warnings.append(
-                f"recorded velocity is not the difference of position (correlation {correlation:.2f}, scale "
-                f"{factor:.2f}): prefer velocity, which is derived from position"
-            )
+    if "velocity" in session and "recorded_velocity" in session and session["recorded_velocity"].dims[1] == "axis":
+        figures |= _agreement(session, thresholds, warnings)
+    if session.attrs["session_start"] < "1980":
+        warnings.append(
+            f"the session starts in {session.attrs['session_start'][:4]}: its date is anonymised, and the days between "
+            "sessions are unknown"
+        )
+        session.attrs["anonymised_dates"] = 1
     session.attrs["quality"] = json.dumps({k: None if np.isnan(v) else round(v, 6) for k, v in figures.items()})
     session.attrs["thresholds"] = json.dumps(asdict(thresholds))
     session.attrs["warnings"] = json.dumps(warnings, ensure_ascii=False)
-    check(session)
-    return session
+
+
+def _agreement(session: xr.Dataset, thresholds: Thresholds, warnings: list[str]) -> dict[str, float]:
+    """Correlation and scale of the recorded velocity against the derived one; a warning where they disagree."""
+    recorded, velocity = session["recorded_velocity"].values, session["velocity"].values
+    both = session["velocity_valid"].values & np.isfinite(recorded)
+    correlation, factor = quality.velocity_agreement(recorded, velocity, both)
+    units = [quality.cm_per_unit(str(session[name].attrs["units"])) for name in ("recorded_velocity", "velocity")]
+    factor *= units[0] / units[1] if units[0] and units[1] else 1.0
+    if not correlation >= thresholds.min_agreement or not 0.5 < factor < 2:
+        warnings.append(
+            f"recorded velocity is not the difference of position (correlation {correlation:.2f}, scale "
+            f"{factor:.2f}): prefer velocity, which is derived from position"
+        )
+    return {"velocity_correlation": correlation, "velocity_scale": factor}
 
 
 def session_warnings(session: xr.Dataset) -> list[Any]:

@@ -1,11 +1,12 @@
-"""Faults of one recording, found by rules with stated thresholds: numpy only, no session is known by name."""
+"""Faults of one recording, found by rules with stated thresholds: arrays only, no session is known by name."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from bci_adapt.binning import bin_ticks, segment_slices, to_ticks
 from bci_adapt.errors import InputError
@@ -128,3 +129,271 @@ def velocity_agreement(
     if not recorded_power > 0 or not derived_power > 0:
         return float("nan"), float("nan")
     return float(shared / np.sqrt(recorded_power * derived_power)), float(shared / derived_power)
+
+
+# ------------------------------------------------------------------------------------------------- spike times
+
+SHORT_ISI_S = 0.001
+"""Intervals below this are shorter than a neuron's refractory period; also the width of a window of coincidence."""
+MIN_COINCIDENT = 3
+
+
+def spike_statistics(
+    spike_times_s: ArrayLike, unit_index: ArrayLike, channel_of_unit: ArrayLike, n_channels: int
+) -> dict[str, NDArray[np.int64]]:
+    """Count the spikes of each channel that a single neuron cannot fire, or that half an array fires at once.
+
+    `spike_times_s` (n_spikes,) in any order, `unit_index` (n_spikes,) the unit of each, `channel_of_unit` (n_units,)
+    the channel of each unit. Returns, each (n_channels,): ``n_spikes``; ``n_short_isi``, intervals below 1 ms between
+    successive spikes of one unit; ``n_coincident``, spikes in windows of 1 ms (bins of whole milliseconds, (start,
+    end]) in which at least a third of all `n_channels`, and at least 3, spike. Times are compared in ticks of 1 µs.
+    `InputError` when shapes or indices do not fit together.
+    """
+    ticks, unit = to_ticks(spike_times_s), np.asarray(unit_index, dtype=np.int64)
+    channel_of_unit = np.asarray(channel_of_unit, dtype=np.int64)
+    if ticks.shape != unit.shape or ticks.ndim != 1:
+        raise InputError(f"one unit per spike is needed, got {unit.shape} units for {ticks.shape} spikes")
+    for what, index, n in (("unit", unit, channel_of_unit.size), ("channel", channel_of_unit, n_channels)):
+        if index.size and not (index.min() >= 0 and index.max() < n):
+            raise InputError(f"{what} indices must lie in 0..{n - 1}, got {index.min()}..{index.max()}")
+    order = np.argsort(ticks)
+    ticks, unit = ticks[order], unit[order]
+    channel, width = channel_of_unit[unit], bin_ticks(SHORT_ISI_S)
+    of_unit = np.argsort(unit, kind="stable")
+    short = of_unit[1:][(np.diff(unit[of_unit]) == 0) & (np.diff(ticks[of_unit]) < width)]
+    slot = (ticks - 1) // width
+    window = np.cumsum(np.diff(slot, prepend=slot[:1]) != 0)
+    pairs = np.sort(window * n_channels + channel)  # sorting is many times faster than np.unique
+    distinct = pairs[np.diff(pairs, prepend=-1) != 0] // max(n_channels, 1)
+    in_window = np.bincount(distinct, minlength=int(window.max(initial=0)) + 1)
+    crowded = in_window >= max(MIN_COINCIDENT, -(-n_channels // 3))
+    chosen = {"n_spikes": channel, "n_short_isi": channel[short], "n_coincident": channel[crowded[window]]}
+    return {name: np.bincount(of, minlength=n_channels).astype(np.int64) for name, of in chosen.items()}
+
+
+def contamination(
+    n_spikes: NDArray[np.integer], n_short_isi: NDArray[np.integer], duration_s: float
+) -> NDArray[np.float64]:
+    """Return the fraction of foreign spikes (n_channels,) that would explain the short intervals of a single unit.
+
+    Hill, Mehta & Kleinfeld (2011, J Neurosci 31:8699): a unit of N spikes of which a fraction f comes from other
+    neurons has about 2 τ N² f (1 - f) / T intervals below the refractory period τ, here 1 ms, in T seconds. f is the
+    smaller root, 0.5 where even that does not explain them, NaN without spikes. Where a channel carries several
+    units, f is too small: N² is more than the sum of theirs.
+    """
+    n = np.asarray(n_spikes, dtype=np.float64)
+    pairs = 2 * SHORT_ISI_S * n**2
+    share = np.divide(n_short_isi * duration_s, pairs, out=np.full(n.shape, np.nan), where=pairs > 0)
+    return (1 - np.sqrt(np.maximum(1 - 4 * share, 0.0))) / 2
+
+
+# ------------------------------------------------------------------------------------------------------ channels
+
+_CHUNK = 2**14  # rows turned into float64 at a time: a day of many channels need not fit into memory thrice
+
+
+def robust_z(values: NDArray[np.float64], floor: float) -> NDArray[np.float64]:
+    """Return (x - median) / spread of `values`; the spread is 1.4826 MAD, at least `floor`. NaN stays NaN."""
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return np.full_like(values, np.nan)
+    middle = np.median(known)
+    return (values - middle) / max(1.4826 * float(np.median(np.abs(known - middle))), floor)
+
+
+def coincident_bins(
+    counts: NDArray[np.unsignedinteger], valid: NDArray[np.bool_], tail: float, alpha: float, fraction: float
+) -> tuple[NDArray[np.int64], int]:
+    """Find bins in which more channels spike far above their mean than could by chance: artefacts, not neurons.
+
+    A channel is far above its mean when a Poisson count of that mean is as high with a probability below `tail`.
+    Returns how many channels are, (n_bins,), 0 where not `valid`, and the number from which a bin is an artefact:
+    the `alpha` level of the binomial with the session's own mean frequency of being far above, after Bonferroni over
+    bins (the binomial bounds channels of unequal frequency: Hoeffding 1956), and at least `fraction` of the channels,
+    because neurons do fire together, and at least 3.
+    """
+    from scipy.stats import binom, poisson
+
+    n_bins, n_channels = counts.shape
+    mean = counts[valid].mean(axis=0) if valid.any() else np.zeros(n_channels)
+    limit = np.maximum(poisson.isf(tail, mean), 0)
+    above = np.zeros(n_bins, dtype=np.int64)
+    for start in range(0, n_bins, _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        above[rows] = np.where(valid[rows], (counts[rows] > limit).sum(axis=1), 0)
+    n_valid = max(int(valid.sum()), 1)
+    by_chance = float(binom.isf(alpha / n_valid, n_channels, above.sum() / (n_valid * n_channels))) + 1
+    return above, max(int(by_chance), int(np.ceil(fraction * n_channels)), MIN_COINCIDENT)
+
+
+def correlations(
+    values: NDArray[np.number], segment: NDArray[np.integer], use: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return the correlation (n_channels, n_channels) of the changes of `values` (n_bins, n_channels) from bin to bin.
+
+    Changes between two bins that are both in `use` and in one segment; rate that is shared over more than a few bins,
+    as by movement, cancels in them, a spike that is detected on two channels does not. The diagonal, and a channel
+    that never changes, are 0.
+    """
+    n_channels = values.shape[1]
+    pairs = np.flatnonzero((np.diff(segment) == 0) & use[1:] & use[:-1])
+    total, products = np.zeros(n_channels), np.zeros((n_channels, n_channels))
+    for start in range(0, pairs.size, _CHUNK):
+        rows = pairs[start : start + _CHUNK]
+        change = values[rows + 1].astype(np.float64) - values[rows]
+        total += change.sum(axis=0)
+        products += change.T @ change
+    covariance = products - np.outer(total, total) / max(pairs.size, 1)
+    spread = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    scale = np.outer(spread, spread)
+    found = np.divide(covariance, scale, out=np.zeros_like(scale), where=scale > 1e-12)
+    np.fill_diagonal(found, 0.0)
+    return found
+
+
+def same_as_earlier(values: NDArray[np.number], use: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return for each channel the first earlier one whose `values` (n_bins, n_channels) equal its own, or -1.
+
+    Only bins in `use` count; channels that are constant there equal nothing.
+    """
+    first: dict[bytes, int] = {}
+    same = np.full(values.shape[1], -1)
+    for channel in range(values.shape[1]):
+        column = np.ascontiguousarray(values[use, channel])
+        if column.size and (column != column[0]).any():
+            earlier = first.setdefault(hashlib.sha256(column.tobytes()).digest(), channel)
+            same[channel] = earlier if earlier < channel else -1
+    return same
+
+
+def block_sums(values: NDArray[np.number], use: NDArray[np.bool_], n_block: int) -> NDArray[np.float64]:
+    """Return sums of `values` (n_bins, n_channels) over successive blocks of `n_block` bins of those in `use`.
+
+    (n_blocks, n_channels); bins that do not fill a last block are left out.
+    """
+    rows = np.flatnonzero(use)
+    starts = range(0, rows.size - n_block + 1, n_block)
+    sums = [values[rows[start : start + n_block]].sum(axis=0, dtype=np.float64) for start in starts]
+    return np.stack(sums) if sums else np.empty((0, values.shape[1]))
+
+
+def rate_drift(block_counts: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Compare the last with the first third of `block_counts` (n_blocks, n_channels), spikes in blocks of equal length.
+
+    Returns per channel log2 of the ratio of median counts (half a spike added to each), and a z: the difference of
+    the medians of 2 √(count + 3/8), whose standard deviation is 1 for a Poisson count (Anscombe 1948), over the
+    standard error of that difference. The spread is the MAD within thirds, at least 1. NaN for fewer than 9 blocks.
+    """
+    n_third = len(block_counts) // 3
+    if n_third < 3:
+        return np.full(block_counts.shape[1], np.nan), np.full(block_counts.shape[1], np.nan)
+    first, last = block_counts[:n_third], block_counts[-n_third:]
+    ratio = np.log2((np.median(last, axis=0) + 0.5) / (np.median(first, axis=0) + 0.5))
+    roots = [2 * np.sqrt(part + 0.375) for part in (first, last)]
+    middles = [np.median(root, axis=0) for root in roots]
+    rest = np.concatenate([root - middle for root, middle in zip(roots, middles, strict=True)])
+    spread = np.maximum(1.4826 * np.median(np.abs(rest), axis=0), 1.0)
+    # the median of n normal numbers scatters by √(π / 2 n) of their standard deviation
+    return ratio, (middles[1] - middles[0]) / (spread * np.sqrt(np.pi / n_third))
+
+
+# -------------------------------------------------------------------------------------------------------- labels
+
+
+def position_jumps(
+    position: NDArray[np.float64], segment: NDArray[np.integer], ratio: float, fraction: float
+) -> NDArray[np.bool_]:
+    """Return the bins (n_bins,) into which `position` (n_bins, n_axes) jumps, or out of which it jumps back.
+
+    A step is a jump when it exceeds `fraction` of the range of the axes (the largest range from the 1st to the 99th
+    percentile) and `ratio` times the steps beside it: movement accelerates over several bins. A glitch of one bin is
+    one when its two steps exceed the steps beside both and take the position back to within 1 / ratio of the step.
+    """
+    jumps = np.zeros(len(position), dtype=bool)
+    known = np.asarray(np.isfinite(position).all(axis=1))
+    if not known.any():
+        return jumps
+    low, high = np.percentile(position[known], [1, 99], axis=0)
+    least = fraction * float((high - low).max())
+    for rows in segment_slices(segment):
+        p = position[rows]
+        if len(p) < 4:
+            continue
+        step = np.sqrt(np.square(np.diff(p, axis=0)).sum(axis=1))  # step i leads into row i + 1
+        beside = np.full((3, step.size), np.nan)
+        beside[0, 1:], beside[1, :-1], beside[2, :-2] = step[:-1], step[1:], step[2:]
+        back = np.full(step.size, np.nan)
+        back[:-1] = np.sqrt(np.square(p[2:] - p[:-2]).sum(axis=1))
+        with np.errstate(invalid="ignore"):
+            large = step > max(least, np.finfo(float).tiny)
+            once = large & (step > ratio * beside[0]) & (step > ratio * beside[1])
+            glitch = large & (step > ratio * beside[0]) & (step > ratio * beside[2]) & (step > ratio * back)
+        jumps[rows.start + 1 : rows.stop] |= once | glitch
+        jumps[rows.start + 2 : rows.stop] |= glitch[:-1]
+    return jumps
+
+
+def lag_moments(
+    counts: NDArray[np.number],
+    target: NDArray[np.float64],
+    segment: NDArray[np.integer],
+    use: NDArray[np.bool_],
+    lags: NDArray[np.int64],
+    n_blocks: int = 10,
+    max_rows: int = 100_000,
+) -> NDArray[np.float64]:
+    """Decode `target` (n_bins, n_axes) from the square root of `counts` (n_bins, n_channels), one lag at a time.
+
+    For each of `lags` (n_lags,), in bins, the target of bin i + lag is predicted from the counts of bin i alone:
+    positive where neurons lead. Bins count where `use` is True and the target is finite at *every* lag within the
+    segment, so that lags are judged on the same bins; at most `max_rows` of them, evenly spread. A ridge (penalty
+    0.01 per bin on z-scored channels) is fitted to each half of the session and predicts the other. Returns the mean
+    of [p, y, p², y², p y], prediction and target, in blocks of time: (2, n_blocks, n_lags, n_axes, 5), the first
+    index is the half predicted; empty (0, ...) where bins are too few to say anything.
+    """
+    known = np.asarray(np.isfinite(target).all(axis=1))
+    rows = np.flatnonzero(use)
+    for lag in lags:
+        rows = rows[(rows + lag >= 0) & (rows + lag < len(known))]
+        rows = rows[(segment[rows + lag] == segment[rows]) & known[rows + lag]]
+    rows = rows[:: max(-(-rows.size // max_rows), 1)]
+    span = int(np.ptp(lags))
+    middle = rows[rows.size // 2] if rows.size else 0
+    halves = [rows[rows < middle - span], rows[rows >= middle]]  # no label is known to both halves
+    shape = (n_blocks, lags.size, target.shape[1], 5)
+    if min(map(len, halves)) < max(10 * n_blocks, 2 * counts.shape[1]):
+        return np.empty((0, *shape))
+    x = [np.sqrt(np.maximum(counts[half].astype(np.float64), 0.0)) for half in halves]
+    y = [target[half[:, None] + lags].reshape(half.size, -1) for half in halves]
+    moments = np.empty((2, *shape))
+    for half in (0, 1):
+        mean, spread, level = x[1 - half].mean(axis=0), x[1 - half].std(axis=0), y[1 - half].mean(axis=0)
+        spread[spread < 1e-12] = np.inf  # a silent channel says nothing
+        z = (x[1 - half] - mean) / spread
+        gram = z.T @ z
+        gram[np.diag_indices_from(gram)] += 0.01 * len(z)
+        predicted = (x[half] - mean) / spread @ np.linalg.solve(gram, z.T @ (y[1 - half] - level))
+        held_out = y[half] - level
+        products = predicted, held_out, predicted**2, held_out**2, predicted * held_out
+        parts = [np.array_split(product, n_blocks) for product in products]
+        means = np.array([[part.mean(axis=0) for part in product] for product in parts])
+        moments[half] = np.moveaxis(means, 0, -1).reshape(shape)
+    return moments
+
+
+def lag_correlation(moments: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the held-out correlation of each half and lag (..., 2, n_lags) from `lag_moments`, mean over axes.
+
+    Any leading dimensions are kept. An axis that does not move counts as 0.
+    """
+    p, y, pp, yy, py = np.moveaxis(moments.mean(axis=-4), -1, 0)
+    scale = np.sqrt(np.maximum((pp - p**2) * (yy - y**2), 0.0))
+    return np.divide(py - p * y, scale, out=np.zeros_like(scale), where=scale > 1e-12).mean(axis=-1)
+
+
+def lag_peaks(moments: NDArray[np.float64], n_draws: int = 200, seed: int = 0) -> NDArray[np.int64]:
+    """Return which lag is best in each of `n_draws` bootstrap samples of the blocks of `lag_moments`, (n_draws,)."""
+    n_blocks = moments.shape[1]
+    drawn = np.random.default_rng(seed).integers(0, n_blocks, (n_draws, 2, n_blocks))
+    samples = moments[np.arange(2)[:, None], drawn]
+    return lag_correlation(samples).mean(axis=-2).argmax(axis=-1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,13 @@ TEXT_ATTRS = [
     "code_version",
     "description",
     "channel_identity",
+    "dandiset",
+    "dandiset_version",
+    "asset_path",
+    "parameters",
 ]
+STATISTICS = ("n_spikes", "n_short_isi", "n_coincident")
+"""Per-channel statistics of spike times, present only where there were spike times (`quality.spike_statistics`)."""
 ATTRS = (*TEXT_ATTRS, "bin_s", "warnings", "thresholds")
 
 
@@ -44,34 +51,53 @@ def assemble(
     segment: np.ndarray,
     valid: np.ndarray,
     channels: Sequence[str],
-    axes: Sequence[str],
-    kinematics: Mapping[str, tuple[np.ndarray, str]],
+    kinematics: Mapping[str, tuple[np.ndarray, str, Sequence[str]]],
     trials: Mapping[str, np.ndarray],
     attrs: Mapping[str, Any],
+    counts_unit: str = "count",
+    electrodes: Sequence[str] = (),
+    statistics: Mapping[str, np.ndarray] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
     """Put plain arrays together as a session.
 
-    `time_s` (n_bins,) bin ends; `counts` (n_bins, n_channels) uint16; `segment` (n_bins,) int; `valid` (n_bins,) bool;
-    `kinematics` maps a name to values (n_bins, n_axes) and their unit, usable where they are not NaN; `trials` maps
-    ``trial_...`` names to arrays whose first dimension is the trial.
+    `time_s` (n_bins,) bin ends; `counts` (n_bins, n_channels) whole counts, kept as uint16, or a power in float64 when
+    `counts_unit` is not ``"count"``; `segment` (n_bins,) int; `valid` (n_bins,) bool; `kinematics` maps a name to
+    values (n_bins, n_axes), their unit and the names of the axes, usable where they are not NaN; `trials` maps
+    ``trial_...`` names to arrays whose first dimension is the trial; `electrodes` is the electrode of each channel
+    where it is known; `statistics` maps names of `STATISTICS` to (n_channels,); `extra` holds further xarray variables.
+
+    ``axis`` are the axes of the position, or of the first kinematic without one; a recorded velocity of as many
+    columns shares them, any other kinematic has a dimension ``<name>_axis`` of its own.
     """
+    dtype = np.uint16 if counts_unit == "count" else np.float64
     variables: dict[str, Any] = {
-        "counts": (("time", "channel"), np.asarray(counts, dtype=np.uint16), {"units": "spikes"}),
+        "counts": (("time", "channel"), np.asarray(counts, dtype=dtype), {"units": counts_unit}),
         "segment": ("time", np.asarray(segment, dtype=np.int32)),
         "valid": ("time", np.asarray(valid, dtype=bool)),
     }
-    for name, (values, unit) in kinematics.items():
-        values = np.asarray(values, dtype=np.float64)
-        variables[name] = (("time", "axis"), values, {"units": unit})
-        variables[f"{name}_valid"] = (("time", "axis"), np.isfinite(values))
-    for name, values in trials.items():
-        variables[name] = (("trial", "axis")[: values.ndim], values)
-    coords = {
-        "time": ("time", np.asarray(time_s, dtype=np.float64), {"units": "s"}),
+    main = "position" if "position" in kinematics else next(iter(kinematics), None)
+    axes = list(kinematics[main][2]) if main is not None else []
+    coords: dict[str, Any] = {
+        "time": ("time", np.asarray(time_s, dtype=np.float64), {"units": "s", "long_name": "end of the bin"}),
         "channel": np.asarray(channels, dtype=np.str_),
         "axis": np.asarray(axes, dtype=np.str_),
     }
-    return xr.Dataset(variables, coords, dict(attrs))
+    if electrodes and any(electrodes):
+        coords["electrode"] = ("channel", np.asarray(electrodes, dtype=np.str_))
+    for name, (values, unit, own) in kinematics.items():
+        values = np.asarray(values, dtype=np.float64)
+        shares = name == main or (name == "recorded_velocity" and values.shape[1] == len(axes))
+        axis = "axis" if shares else f"{name}_axis"
+        if not shares:
+            coords[axis] = np.asarray(list(own), dtype=np.str_)
+        variables[name] = (("time", axis), values, {"units": unit})
+        variables[f"{name}_valid"] = (("time", axis), np.isfinite(values))
+    for name, values in trials.items():
+        variables[name] = (("trial", "axis")[: values.ndim], values)
+    for name, values in (statistics or {}).items():
+        variables[name] = ("channel", np.asarray(values, dtype=np.int64))
+    return xr.Dataset({**variables, **(extra or {})}, coords, {"Conventions": "CF-1.11", **attrs})
 
 
 def kinematic_names(session: xr.Dataset) -> list[str]:
@@ -79,7 +105,7 @@ def kinematic_names(session: xr.Dataset) -> list[str]:
     return sorted(
         str(name)
         for name, value in session.data_vars.items()
-        if value.dims == ("time", "axis") and not str(name).endswith("_valid")
+        if value.dims in (("time", "axis"), ("time", f"{name}_axis")) and not str(name).endswith("_valid")
     )
 
 
@@ -104,20 +130,25 @@ def check(session: xr.Dataset) -> None:
         require(holds, f"attribute {name} must be a JSON {kind.__name__}")
 
     layouts = {"counts": ("time", "channel"), "segment": ("time",), "valid": ("time",)}
-    dtypes = {"counts": np.uint16, "segment": np.int32, "valid": np.bool_}
+    power = "counts" in session and session["counts"].attrs.get("units") != "count"
+    dtypes = {"counts": np.float64 if power else np.uint16, "segment": np.int32, "valid": np.bool_}
     names = kinematic_names(session)
-    require(names, "no kinematic variable (time, axis)")
     for name in names:
-        layouts |= {name: ("time", "axis"), f"{name}_valid": ("time", "axis")}
+        dims = tuple(str(dim) for dim in session[name].dims)
+        layouts |= {name: dims, f"{name}_valid": dims}
         dtypes |= {name: np.float64, f"{name}_valid": np.bool_}
+    for name in STATISTICS:
+        if name in session:
+            layouts[name], dtypes[name] = ("channel",), np.int64
     for name, dims in layouts.items():
         require(name in session.data_vars, f"variable {name} is missing")
         require(session[name].dims == dims, f"{name} must have dimensions {dims}, not {session[name].dims}")
         dtype = np.dtype(dtypes[name])
         require(session[name].dtype == dtype, f"{name} must be {dtype}, not {session[name].dtype}")
-    for name in ("time", "channel", "axis"):
+    require("time" in session.coords, "coordinate time is missing")
+    axes = {dims[1] for name, dims in layouts.items() if len(dims) == 2 and name != "counts"}
+    for name in sorted({"channel", "axis"} | axes):
         require(name in session.coords, f"coordinate {name} is missing")
-    for name in ("channel", "axis"):
         labels = session[name].values
         require(labels.dtype.kind == "U", f"labels of {name} must be text, not {labels.dtype}")
         require(len(set(labels.tolist())) == labels.size, f"labels of {name} must be unique")
@@ -132,6 +163,10 @@ def check(session: xr.Dataset) -> None:
     inside = np.diff(segment) == 0
     require(np.all(np.diff(segment) >= 0), "segment numbers must not decrease")
     require(np.all(steps[inside] == ticks), "time must increase by bin_s from bin to bin inside a segment")
+    require(isinstance(session["counts"].attrs.get("units"), str), "counts has no attribute units")
+    require(
+        np.isfinite(session["counts"].values).all(), "counts must be finite: what is not observed is masked by valid"
+    )
     for name in names:
         require(isinstance(session[name].attrs.get("units"), str), f"{name} has no attribute units")
         lost = ~np.isfinite(session[name].values) & session[f"{name}_valid"].values
@@ -150,37 +185,50 @@ def write_session(session: xr.Dataset, path: Path | str) -> None:
     encoding: dict[Any, dict[str, Any]] = {
         name: {"_FillValue": None} for name, value in session.variables.items() if value.dtype.kind == "f"
     }
-    encoding["counts"] = {"zlib": True, "complevel": 1, "shuffle": True}
+    encoding["counts"] = {**encoding.get("counts", {}), "zlib": True, "complevel": 1, "shuffle": True}
     with atomic_path(Path(path)) as temporary:
         session.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
 
 
 def read_session(path: Path | str) -> xr.Dataset:
     """Read and check a session written by `write_session`; `InputError` names a file that is missing or not one."""
+    with open_session(path) as lazy:
+        try:
+            session = lazy.load()
+            check(session)
+        except InputError as error:
+            raise InputError(f"{path}: not a session: {error}") from error
+        except _UNREADABLE as error:
+            raise InputError(f"{path}: not a readable session file ({error}); prepare it again") from error
+    for value in session.variables.values():
+        value.encoding = {}
+    session.encoding = {}
+    return session
+
+
+def open_session(path: Path | str) -> xr.Dataset:
+    """Open a session without reading its arrays: each is read when it is first used. Close it, or use ``with``.
+
+    `InputError` when the file is missing or is not a readable file of this kind; the arrays are not checked.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such session file")
     try:
-        session = xr.load_dataset(path, engine="h5netcdf", decode_times=False)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        session = xr.open_dataset(path, engine="h5netcdf", decode_times=False)
+    except _UNREADABLE as error:
         raise InputError(f"{path}: not a readable session file ({error}); prepare it again") from error
-    session = session.assign({str(name): _text(value) for name, value in session.variables.items() if _is_text(value)})
-    for value in session.variables.values():
-        value.encoding = {}
-    session.encoding = {}
-    try:
-        check(session)
-    except InputError as error:
-        raise InputError(f"{path}: not a session: {error}") from error
-    return session
+    # Text comes back from netCDF as Python objects; labels are small, so they get numpy's own type at once.
+    text = {str(name): _text(value) for name, value in session.variables.items() if value.dtype.kind in "OTU"}
+    made = session.assign(text)
+    made.set_close(session.close)
+    return made
 
 
-def _is_text(variable: xr.Variable) -> bool:
-    return variable.dtype.kind in "OTU"
+_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError)
 
 
 def _text(variable: xr.Variable) -> xr.Variable:
-    """Text comes back from netCDF as Python objects; give it numpy's own type again."""
     return xr.Variable(variable.dims, np.asarray(variable.values.tolist(), dtype=np.str_), variable.attrs)
 
 
@@ -205,6 +253,41 @@ def split(session: xr.Dataset, stream_s: float, min_held_out_s: float) -> tuple[
     parts = (slice(None, n_stream), early), (slice(n_stream, None), ~early)
     stream, held_out = (session.isel(time=rows, trial=np.flatnonzero(chosen)) for rows, chosen in parts)
     return stream, held_out
+
+
+def concat(sessions: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Put sessions of the same channels, axes and bins behind one another along time, oldest first.
+
+    Each begins a new segment and keeps its own clock; a coordinate ``session (time)`` says which one a bin is of.
+    Kinematics that not all have are left out, as are statistics of spike times. `InputError` unless channels and axes
+    are the same in the same order (`channels.match` makes them so) and bins are equally wide.
+    """
+    if not sessions:
+        raise InputError("at least one session is needed")
+    first, *others = sorted(sessions, key=lambda each: datetime.fromisoformat(each.attrs["session_start"]))
+    for other in others:
+        require_same_channels(first, other)
+        for what, same in (
+            ("axes", other["axis"].values.tolist() == first["axis"].values.tolist()),
+            ("bins", bin_ticks(float(other.attrs["bin_s"])) == bin_ticks(float(first.attrs["bin_s"]))),
+        ):
+            if not same:
+                raise InputError(
+                    f"{other.attrs['session_id']}: its {what} are not those of {first.attrs['session_id']}"
+                )
+    everywhere = [name for name in first.data_vars if name not in STATISTICS and all(name in each for each in others)]
+    parts, n_segments = [], 0
+    for each in (first, *others):
+        part = each[everywhere]
+        part = part.assign(segment=part["segment"] + np.int32(n_segments))
+        n_segments = int(part["segment"].values.max()) + 1
+        ids = np.full(part.sizes["time"], str(each.attrs["session_id"]), dtype=np.str_)
+        parts.append(part.assign_coords(session=("time", ids)))
+    along: dict[str, Any] = {"data_vars": "minimal", "coords": "minimal", "compat": "override", "join": "exact"}
+    bins = xr.concat([part.drop_dims("trial") for part in parts], "time", **along)
+    trials = xr.concat([part.drop_dims("time") for part in parts], "trial", **along)
+    ids = [str(each.attrs["session_id"]) for each in (first, *others)]
+    return bins.merge(trials).assign_attrs(first.attrs | {"session_id": "+".join(ids)})
 
 
 def require_same_channels(a: xr.Dataset, b: xr.Dataset) -> None:

@@ -69,6 +69,14 @@ def damaged_type(path):
         h5py.h5d.create(holder.id, b"data", kind, h5py.h5s.create_simple((2000, 2)))
 
 
+def no_target(path):
+    """Spikes, and one series of which nothing says that it is movement."""
+    spikes_file(path, kinematics=False)
+    with h5py.File(path, "a") as file:
+        file["acquisition/other/data"] = np.zeros(2000)
+        file["acquisition/other/timestamps"] = TIMES
+
+
 def electrode_ids(path):
     spikes_file(path)
     with h5py.File(path, "a") as file:
@@ -88,7 +96,7 @@ CASES = {
     "old schema": (old_schema, "NWB 2"),
     "symlink loop": (loop, "cannot be opened"),
     "external link": (external_link, "link to another file"),
-    "no target": (lambda path: spikes_file(path, kinematics=False), "position|cursor_pos"),
+    "no target": (no_target, "other is surely a kinematic: name one"),
     "no spikes": (
         lambda path: spikes_file(path, spike_times=np.zeros(0), spike_times_index=np.zeros(4, int)),
         "holds no spikes",

@@ -48,7 +48,11 @@ def test_the_choice_is_explained_and_is_plain_json(tmp_path):
     assert shown["neural"][0]["kind"] == "spike times"
     assert shown["trials"]["count"] == 2
     assert inspect(counts_file(tmp_path / "b.nwb")).chosen == "wrist"
-    nothing = inspect(spikes_file(tmp_path / "c.nwb", kinematics=False))
+    unlabelled = inspect(spikes_file(tmp_path / "c.nwb", kinematics=False))
+    assert (unlabelled.chosen, "a session without labels" in unlabelled.why) == ("generic", True)
+    with h5py.File(spikes_file(tmp_path / "d.nwb"), "a") as file:
+        del file["units"]
+    nothing = inspect(tmp_path / "d.nwb")
     assert nothing.chosen is None
     assert "no layout fits" in nothing.why
 

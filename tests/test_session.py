@@ -52,7 +52,10 @@ BREACHES = {
     "labels of channel must be text": lambda s: s.assign_coords(channel=[0, 1, 2, 3]),
     "at least two channels": lambda s: s.isel(channel=slice(0, 1)),
     "not a single bin": lambda s: s.isel(time=slice(0, 0)),
-    "no kinematic variable": lambda s: s.drop_vars([n for n in s.data_vars if s[n].dims == ("time", "axis")]),
+    "counts has no attribute units": lambda s: changed(s, "counts", s["counts"].values.astype(float), attrs={}),
+    "counts must be finite": lambda s: changed(
+        s, "counts", np.full(s["counts"].shape, np.nan), attrs={"units": "volts^2"}
+    ),
     "trial_go_s is missing": lambda s: s.drop_vars("trial_go_s"),
     "trial_result must be text": lambda s: changed(s, "trial_result", np.zeros(s.sizes["trial"])),
 }

@@ -1,40 +1,108 @@
-"""Any file with spike times and a position: the first of each that is found, under a low score."""
+"""Any file: spike times or binned counts wherever they are, and the likeliest kinematics, with the choice explained."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import xarray as xr
 
-from bci_adapt.layouts.base import Layout, read_spike_session
-from bci_adapt.nwb import Description, NwbFile, Series, describe_open
+from bci_adapt.catalog import unknown
+from bci_adapt.layouts.base import Layout
+from bci_adapt.layouts.reading import Target, read_continuous, read_rows
+from bci_adapt.nwb import Description, Neural, NwbFile, Series, describe_open
+
+_ROOTS = ("processing/", "acquisition/", "analysis/", "")
 
 
 class Generic(Layout):
-    """Units with spike times, and the series in a ``Position`` container, or whose name says position.
+    """Units with spike times, else binned counts; a position first, then a velocity and every other spatial series.
 
-    Several series of one column in one container (x, y, z) are the axes of one target. Velocity is always derived.
+    `spikes` and `targets` are paths inside the file (``units`` or a series of counts; kinematic series) that take the
+    place of what would be found. Several series of one column in one container are the axes of one target. A row of
+    binned counts is taken as stamped with the start of its bin. Velocity is derived from the position.
     """
 
     name = "generic"
     verified_on = "one mouse recording of the pynapple test data"
 
+    def __init__(self, spikes: str | None = None, targets: Sequence[str] = ()) -> None:
+        self.spikes, self.targets = spikes, tuple(targets)
+
     def matches(self, description: Description) -> tuple[float, str]:
         """See `Layout.matches`."""
-        if not any(source.kind == "spike times" for source in description.neural):
-            return 0.0, "no units with spike times"
-        found = _position(description)
-        if not found:
-            return 0.0, "no series that is a position"
-        return 0.3, f"units with spike times and {', '.join(series.path for series in found)}"
+        source = self._source(description)
+        if source is None:
+            return 0.0, "no units with spike times and no binned counts"
+        what = source.path if source.kind != "spike times" else "units with spike times"
+        targets = self._targets(description)
+        if not targets and (others := [*description.unusable, *(series.path for series in description.series)]):
+            return 0.0, f"{what}, but none of {', '.join(sorted(others))} is surely a kinematic: name one with --target"
+        lost = [path for path in description.unusable if kind_of(path) == "position"]
+        if lost and not any(target.name == "position" for target in targets):
+            return 0.0, f"{what}, but {', '.join(lost)} cannot be used; name a target with --target to do without it"
+        if not targets:
+            return 0.1, f"{what} and no kinematics: a session without labels"
+        where = "; ".join(f"{target.name} from {', '.join(target.paths)}" for target in targets)
+        return 0.3, f"{what}; {where}"
 
-    def read(self, file: NwbFile, bin_s: float) -> xr.Dataset:
+    def read(self, file: NwbFile, bin_s: float, per: str) -> xr.Dataset:
         """See `Layout.read`."""
-        found = _position(describe_open(file))
-        if not found:
-            raise file.error("processing, acquisition, analysis", "hold no series that is a position")
-        return read_spike_session(self, file, bin_s, [series.path for series in found], None)
+        description = describe_open(file)
+        source = self._source(description)
+        if source is None:
+            raise file.error("units, processing, acquisition, analysis", "hold neither spike times nor binned counts")
+        targets = self._targets(description)
+        if source.kind == "spike times":
+            return read_continuous(self, file, bin_s, per, targets)
+        return read_rows(
+            self, file, bin_s, per, targets, edge="start", clock=source.path, counts=source.path, resample=True
+        )
+
+    def _source(self, description: Description) -> Neural | None:
+        usable = [source for source in description.neural if source.kind != "voltage"]
+        if self.spikes is not None:
+            paths = {source.path: source for source in usable}
+            if self.spikes not in paths:
+                raise description.error(unknown(self.spikes, list(paths), "source of spikes"))
+            return paths[self.spikes]
+        usable.sort(key=lambda source: (source.kind != "spike times", _place(source.path), source.path))
+        return usable[0] if usable else None
+
+    def _targets(self, description: Description) -> list[Target]:
+        if self.targets:
+            known = {series.path: series for series in description.series}
+            for path in self.targets:
+                if path not in known:
+                    raise description.error(unknown(path, list(known), "target"))
+            return _named([known[path] for path in self.targets])
+        position = _position(description)
+        taken = {path for target in position for path in target.paths}
+        rest = [
+            series
+            for series in description.series
+            if series.path not in taken
+            and (series.type == "SpatialSeries" or kind_of(series.path) == "recorded_velocity")
+        ]
+        return [*position, *_unlike(position, rest)]
 
 
-def _position(description: Description) -> list[Series]:
+def kind_of(path: str) -> str:
+    """What a series is by its name and container: ``position``, ``recorded_velocity``, or its own name as a word."""
+    container, _, name = path.rpartition("/")
+    container = container.rpartition("/")[2].lower()
+    if "vel" in name.lower() or container == "velocity":
+        return "recorded_velocity"
+    if container == "position" or "pos" in name.lower():
+        return "position"
+    return re.sub(r"\W+", "_", name).strip("_").lower() or "series"
+
+
+def _place(path: str) -> int:
+    return next(i for i, root in enumerate(_ROOTS) if path.startswith(root))
+
+
+def _position(description: Description) -> list[Target]:
     """The series that make up a position: best container first, then alphabetical order of paths."""
 
     def rank(series: Series) -> int:
@@ -44,16 +112,43 @@ def _position(description: Description) -> list[Series]:
             return 0
         return 1 if "pos" in words[1] and series.type in ("SpatialSeries", "TimeSeries") else 2
 
-    ranked = sorted((rank(series), series.path, series) for series in description.series)
+    ranked = sorted((rank(series), _place(series.path), series.path, series) for series in description.series)
     if not ranked or ranked[0][0] == 2:
         return []
-    best = ranked[0][2]
-    if len(best.shape) == 2 and best.shape[1] > 1:
-        return [best]
-    container = best.path.rpartition("/")[0]
-    same = [
-        series
-        for level, path, series in ranked
-        if level == ranked[0][0] and path.rpartition("/")[0] == container and series.shape == best.shape
-    ]
-    return same if ranked[0][0] == 0 else [best]
+    best = ranked[0][3]
+    chosen = [best]
+    if ranked[0][0] == 0 and (len(best.shape) == 1 or best.shape[1] == 1):
+        container = best.path.rpartition("/")[0]
+        chosen = [
+            series
+            for level, _, path, series in ranked
+            if level == 0 and path.rpartition("/")[0] == container and series.shape == best.shape
+        ]
+    return [Target("position", tuple(series.path for series in chosen), required=True)]
+
+
+def _unlike(position: list[Target], rest: list[Series]) -> list[Target]:
+    """The other series, each under a name of its own: one velocity, the others by the names they have."""
+    targets: list[Target] = []
+    names = {target.name for target in position}
+    for series in sorted(rest, key=lambda each: (_place(each.path), each.path)):
+        name = kind_of(series.path)
+        if name in names:
+            name = re.sub(r"\W+", "_", series.path.rpartition("/")[2]).strip("_").lower()
+        if name and name not in names and not name.endswith("_valid") and name != "velocity":
+            names.add(name)
+            targets.append(Target(name, (series.path,)))
+    return targets
+
+
+def _named(chosen: list[Series]) -> list[Target]:
+    """Targets named by the caller: series of one column that are alike are the axes of one, others stand alone."""
+    kinds = {kind_of(each.path) if kind_of(each.path) in _KNOWN else "target" for each in chosen}
+    columns = all(len(each.shape) == 1 or each.shape[1] == 1 for each in chosen)
+    if len(chosen) > 1 and columns and len(kinds) == 1 and len({each.shape[0] for each in chosen}) == 1:
+        return [Target(kinds.pop(), tuple(each.path for each in chosen), required=True)]
+    targets = _unlike([], chosen)
+    return [Target(target.name, target.paths, required=True) for target in targets]
+
+
+_KNOWN = ("position", "recorded_velocity")

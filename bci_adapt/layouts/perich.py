@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import xarray as xr
 
-from bci_adapt.layouts.base import Layout, read_spike_session
+from bci_adapt.layouts.base import Layout
+from bci_adapt.layouts.reading import Target, read_continuous
 from bci_adapt.nwb import Description, NwbFile
 
 POSITION = "processing/behavior/Position/cursor_pos"
@@ -23,7 +24,7 @@ class Perich(Layout):
 
     def matches(self, description: Description) -> tuple[float, str]:
         """See `Layout.matches`."""
-        paths = description.paths()
+        paths = description.paths() | {*description.unusable}  # what is there but unusable is an error of its own
         if "units" not in paths:
             return 0.0, "no units with spike times"
         if POSITION not in paths:
@@ -32,6 +33,7 @@ class Perich(Layout):
             return 0.4, f"units and {POSITION}, but the units name no electrodes"
         return 1.0, f"units with electrodes and {POSITION}"
 
-    def read(self, file: NwbFile, bin_s: float) -> xr.Dataset:
+    def read(self, file: NwbFile, bin_s: float, per: str) -> xr.Dataset:
         """See `Layout.read`."""
-        return read_spike_session(self, file, bin_s, [POSITION], VELOCITY)
+        targets = [Target("position", (POSITION,), required=True), Target("recorded_velocity", (VELOCITY,))]
+        return read_continuous(self, file, bin_s, per, targets)

@@ -1,0 +1,295 @@
+"""A session from arrays: spikes and movement that are in memory, or in an ``.npz`` or MATLAB file of arrays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from bci_adapt import __version__, binning, quality
+from bci_adapt.errors import InputError
+from bci_adapt.layouts.reading import Grid, Kinematics, grid_of_samples
+from bci_adapt.prepare import finish, prepare
+from bci_adapt.quality import Thresholds
+from bci_adapt.session import BIN_EDGE, assemble, check, read_session
+from bci_adapt.storage import file_digest
+
+KEYS = (
+    "spikes", "spike_unit", "counts", "target", "target_time_s", "channels", "axes", "unit", "target_kind",
+    "session_id", "subject", "session_start",
+)  # fmt: skip
+
+
+class _Given:
+    """Stands where readers of files expect something that words an error."""
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+
+    def error(self, key: str, message: str) -> InputError:
+        return InputError(f"{self.session_id}: {key} {message}")
+
+
+def from_arrays(
+    spikes: Sequence[ArrayLike] | ArrayLike | None = None,
+    target: ArrayLike | None = None,
+    target_time_s: ArrayLike | None = None,
+    *,
+    bin_s: float,
+    spike_unit: ArrayLike | None = None,
+    counts: ArrayLike | None = None,
+    channels: Sequence[str] | None = None,
+    axes: Sequence[str] | None = None,
+    unit: str = "cm",
+    target_kind: str = "position",
+    session_id: str = "session",
+    subject: str = "",
+    session_start: str = "",
+    thresholds: Thresholds | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> xr.Dataset:
+    """Return a session of arrays in memory, with the masks and checks of a session read from a file.
+
+    Parameters
+    ----------
+    spikes : spike times in seconds, one array per channel; or all of them (n_spikes,) with `spike_unit` (n_spikes,),
+        the channel of each.
+    counts : (n_bins, n_channels) whole counts that are binned already, in place of `spikes`: row i covers
+        ``(i bin_s, (i + 1) bin_s]``, or ends at ``target_time_s[i]`` where that is given.
+    target : (n_samples, n_axes) or (n_samples,) of what is to be decoded; None for a session without labels.
+    target_time_s : (n_samples,) times in seconds on the clock of the spikes. With `spikes` bins start at the first.
+    channels : names of the channels; a name means the same electrode in every session it is matched with.
+    target_kind : ``"position"``, from which velocity is derived, ``"recorded_velocity"``, or another name.
+    unit : of the target, such as ``"cm"`` (of a velocity ``"cm/s"``).
+    session_start : ISO 8601; the order and the distance in days of sessions come from it.
+
+    Raises
+    ------
+    InputError
+        naming the argument that cannot be used.
+    """
+    given = _Given(session_id)
+    if (spikes is None) == (counts is None):
+        raise given.error("spikes, counts", "exactly one of them is needed")
+    values = None if target is None else _table(given, target, "target")
+    if (
+        target_kind.endswith("_valid")
+        or target_kind in ("counts", "valid", "segment", "time", "velocity")
+        or not (target_kind.isidentifier())
+    ):
+        raise given.error("target_kind", f"cannot be {target_kind!r}: 'position', 'recorded_velocity', or another word")
+    warnings: list[str] = []
+    statistics: dict[str, NDArray[np.int64]] = {}
+    if spikes is not None:
+        times_s, index, n_channels = _spikes(given, spikes, spike_unit)
+        grid, rows = _bins(given, times_s, values, target_time_s, bin_s, warnings)
+        binned = np.zeros((grid.starts.size, n_channels), dtype=np.uint16)
+        binning.require_size(*binned.shape)
+        for stretch in grid.stretches():
+            binning.add_spikes(binned[stretch], grid.rows(binning.to_ticks(times_s), stretch), index)
+        statistics = quality.spike_statistics(times_s, index, np.arange(n_channels), n_channels)
+    else:
+        binned = _counts(given, counts)
+        grid = _rows(given, len(binned), target_time_s, bin_s)
+        rows = np.arange(len(binned))
+        if values is not None and len(values) != len(binned):
+            raise given.error("target", f"must have a row for each of {len(binned)} bins, found {len(values)}")
+    kinematics: Kinematics = {}
+    if values is not None and rows is not None:
+        names = list(axes) if axes is not None else list("xyz")[: values.shape[1]]
+        if axes is None and values.shape[1] > 3:
+            names = [f"axis{i}" for i in range(values.shape[1])]
+        if len(names) != values.shape[1]:
+            raise given.error("axes", f"must name {values.shape[1]} columns, found {names}")
+        kinematics[target_kind] = binning.row_means(values, rows, grid.starts.size), unit, names
+    labels = [str(name) for name in channels] if channels is not None else [f"ch{i}" for i in range(binned.shape[1])]
+    if len(labels) != binned.shape[1]:
+        raise given.error("channels", f"must name {binned.shape[1]} channels, found {len(labels)}")
+    session = assemble(
+        time_s=grid.ends_s,
+        counts=binned,
+        segment=grid.segment,
+        valid=~grid.overlapping,
+        channels=labels,
+        kinematics=kinematics,
+        trials={
+            **{f"trial_{name}_s": np.zeros(0) for name in ("start", "stop", "go")},
+            "trial_result": np.zeros(0, "U"),
+        },
+        statistics=statistics,
+        attrs={
+            "session_id": session_id,
+            "subject": subject,
+            "session_start": _moment(given, session_start),
+            "bin_s": float(bin_s),
+            "bin_edge": BIN_EDGE,
+            **dict.fromkeys(("source_file", "source_sha256", "licence", "description"), ""),
+            **dict.fromkeys(("dandiset", "dandiset_version", "asset_path"), ""),
+            "layout": "arrays",
+            "code_version": __version__,
+            "channel_identity": "electrode" if channels is not None else "column",
+            "parameters": json.dumps({"bin_s": float(bin_s), "target_kind": target_kind}),
+            "warnings": warnings,
+            "thresholds": {},
+            **(about or {}),
+        },
+    )
+    finish(session, thresholds or Thresholds())
+    check(session)
+    return session
+
+
+def read(path: Path | str, bin_s: float | None = None, **options: Any) -> xr.Dataset:
+    """Read a session from any file: ``.nc`` a prepared one, ``.nwb`` or MATLAB 7.3 a recording, ``.npz`` or another
+    ``.mat`` the arguments of `from_arrays` as arrays of their names.
+
+    `bin_s` is needed for all but ``.nc``; `options` are those of `prepare.prepare` or `from_arrays`.
+    """
+    path = Path(path)
+    if path.suffix == ".nc":
+        if options:
+            raise InputError(f"{path}: a prepared session takes no options, got {', '.join(options)}")
+        session = read_session(path)
+        if bin_s is not None and binning.bin_ticks(bin_s) != binning.bin_ticks(float(session.attrs["bin_s"])):
+            raise InputError(f"{path}: is prepared in bins of {session.attrs['bin_s']:g} s, not of {bin_s:g} s")
+        return session
+    if bin_s is None:
+        raise InputError(f"{path}: bin_s, the width of a bin in seconds, is needed to read a recording")
+    arrays = _arrays_of(path)
+    if arrays is None:
+        return prepare(path, bin_s, **options)
+    about = {"source_file": path.name, "source_sha256": file_digest(path)}
+    given = {"session_id": path.stem} | arrays | options
+    return from_arrays(**given, bin_s=bin_s, about=about)
+
+
+def _arrays_of(path: Path) -> dict[str, Any] | None:
+    """The arguments of `from_arrays` in an ``.npz`` or classic ``.mat`` file; None for other files."""
+    if path.suffix not in (".npz", ".mat") or not path.is_file():
+        return None
+    if path.suffix == ".mat":
+        import h5py
+
+        if h5py.is_hdf5(path):
+            return None
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as stored:
+                found = {key: stored[key] for key in stored.files}
+        else:
+            from scipy.io import loadmat
+
+            found = {key: value for key, value in loadmat(path, squeeze_me=True).items() if not key.startswith("__")}
+    except (OSError, ValueError, TypeError, NotImplementedError, EOFError, KeyError) as error:
+        raise InputError(f"{path}: cannot be read as arrays ({error})") from error
+    from bci_adapt.catalog import unknown
+
+    for key in found:
+        if key not in KEYS:
+            raise InputError(f"{path}: {unknown(key, KEYS, 'array')}")
+    made: dict[str, Any] = {}
+    for key, value in found.items():
+        value = np.asarray(value)
+        if value.dtype.kind == "U" and key in ("channels", "axes"):
+            made[key] = [str(each).strip() for each in value.ravel().tolist()]
+        elif value.dtype.kind == "U":
+            made[key] = str(value.reshape(-1)[0]) if value.size else ""
+        elif value.dtype.kind == "O" and key == "spikes":  # a MATLAB cell of spike times
+            made[key] = [np.atleast_1d(np.asarray(each, dtype=np.float64)) for each in value.ravel()]
+        elif value.dtype.kind in "iufb":
+            made[key] = value
+        else:
+            raise InputError(f"{path}: {key} must hold numbers or text, found {value.dtype}")
+    return made
+
+
+def _table(given: _Given, values: ArrayLike, name: str) -> NDArray[np.float64]:
+    try:
+        table = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise given.error(name, f"must be numbers ({error})") from error
+    if table.ndim not in (1, 2) or not table.size:
+        raise given.error(name, f"must be (n,) or (n, columns) and not empty, found {table.shape}")
+    return table.reshape(len(table), -1)
+
+
+def _spikes(
+    given: _Given, spikes: Any, spike_unit: ArrayLike | None
+) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
+    if spike_unit is None:
+        trains = [np.asarray(train, dtype=np.float64) for train in spikes]
+        if any(train.ndim != 1 for train in trains):
+            raise given.error("spikes", "must be one array of times per channel, or all times with spike_unit")
+        times_s = np.concatenate(trains) if trains else np.zeros(0)
+        index, n_channels = np.repeat(np.arange(len(trains)), [train.size for train in trains]), len(trains)
+    else:
+        times_s, index = np.asarray(spikes, dtype=np.float64), np.asarray(spike_unit)
+        if times_s.ndim != 1 or index.shape != times_s.shape or index.dtype.kind not in "iu":
+            raise given.error("spike_unit", f"must be a whole number per spike, found {index.dtype} {index.shape}")
+        if index.size and index.min() < 0:
+            raise given.error("spike_unit", f"must not be negative, found {index.min()}")
+        index, n_channels = index.astype(np.int64), int(index.max(initial=-1)) + 1
+    if not times_s.size or not np.isfinite(times_s).all():
+        raise given.error("spikes", "must be finite times in seconds, and there must be some")
+    if n_channels < 2:
+        raise given.error("spikes", f"come from {n_channels} channel, at least two are needed")
+    return times_s, index, n_channels
+
+
+def _counts(given: _Given, counts: Any) -> NDArray[np.uint16]:
+    table = _table(given, counts, "counts")
+    if not np.array_equal(table, np.rint(table)) or table.min() < 0 or table.max() > np.iinfo(np.uint16).max:
+        raise given.error("counts", f"must be whole numbers in 0..65535, found {table.min():g}..{table.max():g}")
+    return table.astype(np.uint16)
+
+
+def _bins(
+    given: _Given,
+    times_s: NDArray[np.float64],
+    values: NDArray[np.float64] | None,
+    target_time_s: ArrayLike | None,
+    bin_s: float,
+    warnings: list[str],
+) -> tuple[Grid, NDArray[np.int64] | None]:
+    if values is None:
+        width, first = binning.bin_ticks(bin_s), int(binning.to_ticks(times_s.min()))
+        start = (first - 1) // width * width
+        n_bins = -((start - int(binning.to_ticks(times_s.max()))) // width)
+        binning.require_size(n_bins, 2)
+        return Grid(start + width * np.arange(n_bins), np.zeros(n_bins, dtype=np.int32), bin_s), None
+    if target_time_s is None:
+        raise given.error("target_time_s", "is needed: the time of each row of target in seconds")
+    stamps = np.asarray(target_time_s, dtype=np.float64)
+    if stamps.shape != (len(values),):
+        raise given.error("target_time_s", f"must be ({len(values)},), one per row of target, found {stamps.shape}")
+    return grid_of_samples(given, "target_time_s", binning.to_ticks(stamps), bin_s, warnings)
+
+
+def _rows(given: _Given, n_bins: int, ends_s: ArrayLike | None, bin_s: float) -> Grid:
+    width = binning.bin_ticks(bin_s)
+    if ends_s is None:
+        return Grid(width * np.arange(n_bins, dtype=np.int64), np.zeros(n_bins, dtype=np.int32), bin_s)
+    stamps = np.asarray(ends_s, dtype=np.float64)
+    if stamps.shape != (n_bins,):
+        raise given.error("target_time_s", f"must be ({n_bins},), the end of each bin, found {stamps.shape}")
+    ends = binning.to_ticks(stamps)
+    steps = np.diff(ends)
+    if (steps < width).any():
+        raise given.error("target_time_s", f"must rise by at least {bin_s:g} s from bin to bin")
+    return Grid(ends - width, np.concatenate([[0], np.cumsum(steps > width)]).astype(np.int32), bin_s)
+
+
+def _moment(given: _Given, text: str) -> str:
+    if not text:
+        return datetime.fromtimestamp(0, UTC).isoformat()
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise given.error("session_start", f"must be a date and time (ISO 8601), found {text!r}") from error
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()

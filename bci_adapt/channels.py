@@ -1,0 +1,156 @@
+"""Identity of channels between sessions, as a stated policy: what a channel's name says about another day.
+
+``electrode``: channels are electrodes (threshold crossings, or units pooled on them), equal where their names are.
+``unit``: channels are sorted units, equal where their names are, for recordings whose units were matched across days.
+``pool``: sorted units are summed on their electrode first, then matched as electrodes.
+``none``: the numbers of channels mean nothing on another day, and a pair of sessions is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from bci_adapt.catalog import unknown
+from bci_adapt.errors import InputError
+from bci_adapt.session import STATISTICS
+
+POLICIES = ("electrode", "unit", "pool", "none")
+MISSING = ("refuse", "drop", "zero")
+_OF_IDENTITY = {"electrode": "electrode", "column": "electrode", "unit": "pool", "none": "none"}
+
+
+def policy_of(session: xr.Dataset) -> str:
+    """Return the policy that fits a session by itself: that of its layout, by what its channels are."""
+    policy = _OF_IDENTITY[session.attrs["channel_identity"]]
+    return "unit" if policy == "pool" and "electrode" not in session.coords else policy
+
+
+def match(sessions: Sequence[xr.Dataset], by: str | None = None, missing: str = "refuse") -> list[xr.Dataset]:
+    """Return sessions with the same channels in the same order, that of the first.
+
+    Parameters
+    ----------
+    by : one of `POLICIES`; None takes the policy that fits the first session.
+    missing : what happens to a channel that not every session has. ``"refuse"``: an error lists them. ``"drop"``: only
+        channels common to all are kept. ``"zero"``: the first session's channels are kept, and one that a later
+        session lacks counts zero there; a channel that the first lacks is left out.
+
+    What was done is in the attributes ``channel_policy``, ``channels_left_out`` and ``channels_zeroed`` (JSON lists).
+    `InputError` where the policy does not fit a session, or no two channels are left.
+    """
+    if not sessions:
+        raise InputError("at least one session is needed")
+    by = policy_of(sessions[0]) if by is None else by
+    ready = [_under(session, by) for session in sessions]
+    names = common([each["channel"].values.tolist() for each in ready], [_id(each) for each in ready], missing)
+    return [select(each, names, by) for each in ready]
+
+
+def common(channels: Sequence[Sequence[str]], of: Sequence[str], missing: str) -> list[str]:
+    """Return the channels on which sessions (with ids `of`) meet under the rule `missing`, in the first one's order."""
+    if missing not in MISSING:
+        raise InputError(unknown(missing, MISSING, "rule for missing channels"))
+    first = list(channels[0])
+    for name, other in zip(of[1:], channels[1:], strict=True):
+        only = [(of[0], [c for c in first if c not in set(other)]), (name, [c for c in other if c not in set(first)])]
+        if missing == "refuse" and any(extra for _, extra in only):
+            listed = "; ".join(f"only in {who}: {_listed(extra)}" for who, extra in only if extra)
+            raise InputError(
+                f"channels of {of[0]} ({len(first)}) and {name} ({len(other)}) differ; {listed}. Keep the common ones "
+                "with missing = 'drop', or count what is missing as silent with 'zero'"
+            )
+    if missing == "drop":
+        everywhere = set(first).intersection(*map(set, channels[1:]))
+        first = [name for name in first if name in everywhere]
+    if len(first) < 2:
+        raise InputError(f"{len(first)} channels are common to {', '.join(of)}; at least two are needed")
+    return first
+
+
+def select(session: xr.Dataset, names: Sequence[str], by: str | None = None) -> xr.Dataset:
+    """Return the session with exactly the channels `names`, in this order; one it lacks counts zero.
+
+    `by` is the policy under which `names` were chosen (`match`). `InputError` where it does not fit the session or the
+    session has none of them.
+    """
+    by = policy_of(session) if by is None else by
+    session = _under(session, by)
+    have = session["channel"].values.tolist()
+    place = {name: i for i, name in enumerate(have)}
+    rows = np.asarray([place.get(name, -1) for name in names])
+    if (rows < 0).all():
+        raise InputError(f"{_id(session)}: has none of the {len(names)} channels {_listed(list(names))}")
+    made = session.isel(channel=np.maximum(rows, 0)).copy(deep=True)
+    made = made.assign_coords(channel=np.asarray(list(names), dtype=np.str_))
+    for name in ("counts", *STATISTICS):
+        if name in made:
+            made[name].values[..., rows < 0] = 0
+    if "electrode" in made.coords:
+        made["electrode"].values[rows < 0] = ""
+    wanted = set(names)
+    made.attrs |= {
+        "channel_policy": by,
+        "channels_left_out": json.dumps([name for name in have if name not in wanted], ensure_ascii=False),
+        "channels_zeroed": json.dumps([n for n, row in zip(names, rows, strict=True) if row < 0], ensure_ascii=False),
+    }
+    return made
+
+
+def pooled(session: xr.Dataset) -> xr.Dataset:
+    """Sum the sorted units of each electrode; `InputError` where a unit's electrode is not known."""
+    electrodes = session["electrode"].values.tolist() if "electrode" in session.coords else []
+    if not electrodes or not all(electrodes):
+        raise InputError(f"{_id(session)}: the electrodes of its units are not known, so units cannot be pooled")
+    names = list(dict.fromkeys(electrodes))
+    place = {name: i for i, name in enumerate(names)}
+    index = [place[name] for name in electrodes]
+    made = session.isel(channel=[electrodes.index(name) for name in names])
+    made = made.assign_coords(channel=np.asarray(names, dtype=np.str_)).copy(deep=True)
+    for name in ("counts", *STATISTICS):
+        if name in session:
+            values = session[name].values
+            total = np.zeros((*values.shape[:-1], len(names)), dtype=np.float64 if name == "counts" else np.int64)
+            for column, at in enumerate(index):
+                total[..., at] += values[..., column]
+            if values.dtype == np.uint16 and total.max(initial=0) > np.iinfo(np.uint16).max:
+                raise InputError(f"{_id(session)}: an electrode has more than 65,535 spikes in a bin")
+            made[name].values[...] = total
+    made.attrs["channel_identity"] = "electrode"
+    return made
+
+
+def _under(session: xr.Dataset, by: str) -> xr.Dataset:
+    """The session as `by` sees it; `InputError` where its channels are not what the policy is about."""
+    if by not in POLICIES:
+        raise InputError(unknown(by, POLICIES, "channel policy"))
+    identity = session.attrs["channel_identity"]
+    if by == "none" or identity == "none":
+        raise InputError(
+            f"{_id(session)}: its channels are units without names or electrodes, numbers that mean nothing in another "
+            "session (policy 'none'): such sessions cannot be matched"
+        )
+    if by == "pool":
+        return pooled(session) if identity == "unit" else session
+    if by == "unit" and identity != "unit":
+        raise InputError(
+            f"{_id(session)}: its channels are electrodes, the policy 'unit' needs sorted units: prepare it with "
+            "per = 'unit', or match by 'electrode'"
+        )
+    if by == "electrode" and identity == "unit":
+        raise InputError(
+            f"{_id(session)}: its channels are sorted units, the policy 'electrode' needs electrodes: match by 'pool' "
+            "to sum the units of an electrode, or prepare it with per = 'electrode'"
+        )
+    return session
+
+
+def _id(session: xr.Dataset) -> str:
+    return str(session.attrs.get("session_id", "session"))
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"

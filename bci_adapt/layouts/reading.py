@@ -1,0 +1,541 @@
+"""The two ways in which layouts read a file: signals on a clock of their own, and rows that stand for bins already.
+
+Both make a `Grid` of bins, count spikes into it, put every kinematic on it and assemble a session. A layout says where
+things are (`Target`), which edge of its bin a row is stamped with, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from bci_adapt import __version__, binning, quality
+from bci_adapt.errors import InputError
+from bci_adapt.layouts.base import Layout
+from bci_adapt.layouts.tables import Channels, electrode_names, observed_bins, read_trials, unit_channels
+from bci_adapt.nwb import NwbFile, identity, spike_table
+from bci_adapt.session import BIN_EDGE, assemble
+from bci_adapt.storage import file_digest
+
+CLOCK_RATIO = 50
+"""Spikes that span this many times the kinematics, or the reverse, are on another clock or in another unit."""
+SHORTEST_CLOCK_S = 10.0
+"""Spans shorter than this are not compared: a sparse unit may well be silent for most of a short recording."""
+GRID_TOLERANCE = 0.25
+"""Fraction of a bin by which the stamp of a row may miss the regular grid before a new segment starts."""
+
+
+class Worded(Protocol):
+    """Something that words an error about a part of itself: an `NwbFile`, or arrays that were given."""
+
+    def error(self, key: str, message: str) -> InputError: ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kinematic: the name it gets in the session, and the series it is read from, or several of one column each.
+
+    `axes` name the columns where the file does not, `unit` is for files that state none. The first target that a file
+    has gives the bins; with ``required`` a file without it is refused.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    axes: tuple[str, ...] = ()
+    unit: str = ""
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Bins of one width: where each starts, in ticks (n_bins,), the segment of each, and the width in seconds."""
+
+    starts: NDArray[np.int64]
+    segment: NDArray[np.int32]
+    bin_s: float
+
+    @property
+    def ends_s(self) -> NDArray[np.float64]:
+        """End of each bin in seconds (n_bins,)."""
+        return (self.starts + binning.bin_ticks(self.bin_s)) / binning.TICKS_PER_S
+
+    @property
+    def pieces(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Start in ticks and number of bins of every segment."""
+        first = binning.segment_starts(self.segment)
+        return self.starts[first], np.diff(first, append=self.segment.size)
+
+    @property
+    def overlapping(self) -> NDArray[np.bool_]:
+        """Bins (n_bins,) that share time with a bin of another segment, where a spike could belong to either."""
+        order = np.argsort(self.starts, kind="stable")
+        close = np.diff(self.starts[order]) < binning.bin_ticks(self.bin_s)
+        shared = np.zeros(self.starts.size, dtype=bool)
+        shared[order[:-1][close]] = True
+        shared[order[1:][close]] = True
+        return shared
+
+    def stretches(self) -> list[slice]:
+        """Runs of rows in which time only rises, so that a time belongs to one row at most."""
+        cuts = np.flatnonzero(np.diff(self.starts) < binning.bin_ticks(self.bin_s)) + 1
+        return [slice(a, b) for a, b in pairwise([0, *cuts.tolist(), self.starts.size])]
+
+    def rows(self, ticks: NDArray[np.int64], stretch: slice) -> NDArray[np.int64]:
+        """Row within `stretch` of each time in `ticks` (n,), -1 for none."""
+        part = Grid(self.starts[stretch], self.segment[stretch], self.bin_s)
+        return binning.bin_rows(ticks, *part.pieces, self.bin_s)
+
+
+def _require_bins(file: Worded, key: str, grid: Grid) -> Grid:
+    if not grid.starts.size:
+        raise file.error(key, f"does not last for one bin of {grid.bin_s:g} s without a gap")
+    return grid
+
+
+def grid_of_samples(
+    file: Worded, series: str, ticks: NDArray[np.int64], bin_s: float, warnings: list[str]
+) -> tuple[Grid, NDArray[np.int64]]:
+    """Make bins that start at the first sample of each stretch of `series`; return them and the row of each sample.
+
+    A pause of more than one bin (and 1.5 usual sample intervals) ends a segment, as does a clock that runs backwards.
+    """
+    width = binning.bin_ticks(bin_s)
+    steps = np.diff(ticks)
+    usual = float(np.median(steps[steps > 0])) if (steps > 0).any() else 0.0
+    if not 0 < usual <= width:
+        raise file.error(
+            series,
+            f"is sampled every {usual / binning.TICKS_PER_S:g} s and cannot fill bins of {bin_s:g} s: use wider bins",
+        )
+    if backwards := np.count_nonzero(steps < 0):
+        warnings.append(f"the clock of {series} runs backwards {backwards} times: each starts a new segment")
+    cuts = np.flatnonzero((steps < 0) | (steps > max(width, 1.5 * usual))) + 1
+    first = np.concatenate([[0], cuts]).astype(np.int64)
+    last = np.concatenate([cuts, [ticks.size]]).astype(np.int64) - 1
+    n_bins = (ticks[last] - ticks[first]) // width
+    kept = n_bins > 0
+    start_row = np.cumsum(n_bins) - n_bins
+    piece = np.repeat(np.arange(first.size), last - first + 1)
+    offset = (ticks - ticks[first][piece] - 1) // width
+    rows = np.where((offset >= 0) & (offset < n_bins[piece]), start_row[piece] + offset, -1)
+    within = np.concatenate([np.arange(n) for n in n_bins[kept]]) if kept.any() else np.zeros(0, dtype=np.int64)
+    starts = np.repeat(ticks[first][kept], n_bins[kept]) + width * within
+    segment = np.repeat(np.arange(np.count_nonzero(kept), dtype=np.int32), n_bins[kept])
+    return _require_bins(file, series, Grid(starts, segment, bin_s)), rows
+
+
+def grid_of_rows(
+    file: NwbFile, series: str, n_rows: int, edge: str, bin_s: float, warnings: list[str], width_s: float | None = None
+) -> tuple[Grid, NDArray[np.int64]]:
+    """Make bins of whole rows of `series`, which is binned already; return them and the rows in each (n_bins, k).
+
+    A row is stamped with the ``"start"`` or the ``"end"`` (`edge`) of its bin. The width of a row is `width_s`, or
+    that of its rate, or the usual interval of its timestamps. A row off the regular grid starts a new segment.
+    """
+    if edge not in ("start", "end"):
+        raise ValueError(f"edge must be 'start' or 'end', not {edge!r}")
+    if f"{series}/timestamps" in file:
+        stamps = binning.to_ticks(file.times_s(series, n_rows))
+        steps = np.diff(stamps)
+        if width_s is None:
+            rising = steps[steps > 0]
+            if not rising.size:
+                raise file.error(f"{series}/timestamps", "never rise: the width of a bin cannot be told")
+            width_s = float(np.median(rising)) / binning.TICKS_PER_S
+        width = binning.bin_ticks(width_s)
+        cuts = _off_grid(stamps, width)
+        if backwards := np.count_nonzero(steps < 0):
+            warnings.append(f"the clock of {series} runs backwards {backwards} times: each starts a new segment")
+        if repeated := np.count_nonzero(steps == 0):
+            warnings.append(f"{repeated} rows of {series} repeat the time of the row before: not observed")
+    else:
+        start_s, rate_hz = file.clock(series)
+        width = binning.bin_ticks(bin_width_s(file, series, rate_hz) if width_s is None else width_s)
+        stamps, cuts = binning.to_ticks(start_s) + width * np.arange(n_rows, dtype=np.int64), [0]
+    segment = np.zeros(n_rows, dtype=np.int32)
+    segment[cuts[1:]] = 1
+    segment = np.cumsum(segment, dtype=np.int32)
+    try:
+        groups = binning.rebin_rows(segment, width / binning.TICKS_PER_S, bin_s)
+    except ValueError as error:
+        raise file.error(series, str(error)) from error
+    anchor = np.asarray(cuts, dtype=np.int64)[segment[groups[:, 0]]]
+    starts = stamps[anchor] + width * (groups[:, 0] - anchor) - (width if edge == "end" else 0)
+    kept, segment = np.unique(segment[groups[:, 0]], return_inverse=True)
+    if lost := len(cuts) - kept.size:
+        warnings.append(f"{lost} stretches of {series} are shorter than a bin of {bin_s:g} s: left out")
+    return _require_bins(file, series, Grid(starts, segment.astype(np.int32), bin_s)), groups
+
+
+def _off_grid(stamps: NDArray[np.int64], width: int) -> list[int]:
+    """First row of every stretch in which no stamp misses ``first + i * width`` by more than `GRID_TOLERANCE`."""
+    tolerance = int(GRID_TOLERANCE * width)
+    jumps = np.flatnonzero(np.abs(np.diff(stamps) - width) > tolerance) + 1
+    cuts: list[int] = []
+    for first, stop in pairwise([0, *jumps.tolist(), stamps.size]):
+        while first < stop:  # a clock of slightly another rate drifts off the grid and is anchored again
+            cuts.append(first)
+            missed = np.abs(stamps[first:stop] - stamps[first] - width * np.arange(stop - first)) > tolerance
+            first = first + int(np.argmax(missed)) if missed.any() else stop
+    return cuts
+
+
+def grid_of_spikes(file: NwbFile, spikes_s: NDArray[np.float64], bin_s: float) -> Grid:
+    """Make bins for a file without kinematics: from the first to the last one that holds a spike."""
+    width = binning.bin_ticks(bin_s)
+    times = file.numbers("units/obs_intervals").ravel() if "units/obs_intervals" in file else spikes_s
+    if not times.size or not np.isfinite(times).all():
+        raise file.error("units", "holds no spikes: nothing says how long the recording lasted")
+    first, last = binning.to_ticks([times.min(), times.max()])
+    start = first // width * width
+    n_bins = int(-((start - last) // width))
+    binning.require_size(n_bins, 2)
+    return _require_bins(
+        file, "units", Grid(start + width * np.arange(n_bins), np.zeros(n_bins, dtype=np.int32), bin_s)
+    )
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """What was recorded of neurons on a grid: counts (n_bins, n_channels), observed bins, per-channel statistics."""
+
+    counts: NDArray[Any]
+    channels: Channels
+    valid: NDArray[np.bool_]
+    statistics: Mapping[str, NDArray[np.int64]]
+    unit: str = "count"
+
+
+def read_spikes(
+    file: NwbFile, table: tuple[NDArray[np.float64], NDArray[np.int64], int], grid: Grid, per: str, warnings: list[str]
+) -> Neurons:
+    """Count the spikes of `table` (see `nwb.spike_table`) on `grid`, one channel per electrode or per unit.
+
+    `InputError` for spikes that seem to be on another clock or in another unit than the grid, that are out of order
+    within a unit, or that start over in the middle.
+    """
+    spikes_s, unit_index, n_units = table
+    if not spikes_s.size:
+        raise file.error("units/spike_times", "holds no spikes")
+    channels = unit_channels(file, n_units, per, warnings)
+    if len(channels.names) < 2:
+        raise file.error("units", f"offers {len(channels.names)} channel, at least two are needed")
+    binning.require_size(grid.starts.size, len(channels.names))
+    _require_order(file, spikes_s, unit_index)
+    _require_one_clock(file, spikes_s, grid)
+    ticks, channel = binning.to_ticks(spikes_s), channels.index[unit_index]
+    counts = np.zeros((grid.starts.size, len(channels.names)), dtype=np.uint16)
+    for stretch in grid.stretches():
+        binning.add_spikes(counts[stretch], grid.rows(ticks, stretch), channel)
+    valid = observed_bins(file, n_units, grid.starts, binning.bin_ticks(grid.bin_s), warnings) & ~grid.overlapping
+    statistics = quality.spike_statistics(spikes_s, unit_index, channels.index, len(channels.names))
+    return Neurons(counts, channels, valid, statistics)
+
+
+def _require_order(file: NwbFile, spikes_s: NDArray[np.float64], unit_index: NDArray[np.int64]) -> None:
+    """Raise `InputError` when spikes of a unit are out of order: the times are then not what they are taken for."""
+    back = np.flatnonzero((np.diff(spikes_s) < 0) & (np.diff(unit_index) == 0))
+    if not back.size:
+        return
+    worst = back[np.argmin(spikes_s[back + 1] - spikes_s[back])]
+    fall = f"unit {unit_index[worst]} goes from {spikes_s[worst]:g} s back to {spikes_s[worst + 1]:g} s"
+    n_units = np.unique(unit_index[back]).size
+    span = float(np.ptp(spikes_s))
+    if back.size <= 3 * n_units and spikes_s[worst] - spikes_s[worst + 1] > 0.1 * span:
+        raise file.error(
+            "units/spike_times",
+            f"start over in {n_units} units ({fall}): the clock was reset, so two stretches share one time; split the "
+            "recording where it starts over, or put its parts on one clock",
+        )
+    raise file.error(
+        "units/spike_times",
+        f"are out of order {back.size} times in {n_units} units ({fall}): rising times are expected within a unit; "
+        "sort them if they are right, find the fault if they are not",
+    )
+
+
+def _require_one_clock(file: NwbFile, spikes_s: NDArray[np.float64], grid: Grid) -> None:
+    """Raise `InputError` when the spikes and the bins cannot be on one clock in seconds."""
+    spikes, bins = (float(spikes_s.min()), float(spikes_s.max())), (float(grid.ends_s.min()), float(grid.ends_s.max()))
+    spans = spikes[1] - spikes[0], bins[1] - bins[0] + grid.bin_s
+    if max(spans) > SHORTEST_CLOCK_S and max(spans) > CLOCK_RATIO * max(min(spans), grid.bin_s):
+        raise file.error(
+            "units/spike_times",
+            f"spans {spans[0]:g} s while the bins span {spans[1]:g} s: seconds are expected in both, one of them seems "
+            "to be in another unit (milliseconds, samples)",
+        )
+    if spikes[1] <= bins[0] - grid.bin_s or spikes[0] > bins[1]:
+        raise file.error(
+            "units/spike_times",
+            f"lie between {spikes[0]:g} and {spikes[1]:g} s, the kinematics between {bins[0] - grid.bin_s:g} and "
+            f"{bins[1]:g} s: they never meet, so they cannot be on one clock",
+        )
+
+
+def read_counts(
+    file: NwbFile, key: str, grid: Grid, groups: NDArray[np.int64], warnings: list[str], power: bool = False
+) -> Neurons:
+    """Sum the binned counts at `key` (rows, channels) over `groups` of `grid_of_rows`; of `power`, take the mean."""
+    if power:
+        values, unit = file.values(key.removesuffix("/data"))
+        counts = values[groups].mean(axis=1) if groups.shape[1] > 1 else values[groups[:, 0]]
+        finite = np.asarray(np.isfinite(counts).all(axis=1))
+        counts = np.where(finite[:, None], counts, 0.0)
+    else:
+        unit, finite = "count", np.ones(len(groups), dtype=bool)
+        counts = binning.rebin_counts(require_whole_counts(file, key), groups)
+    names, what = electrode_names(file), "electrode"
+    if len(names) != counts.shape[1]:
+        if names:
+            warnings.append(
+                f"{len(names)} electrodes are listed for {counts.shape[1]} columns of {key.removesuffix('/data')}: "
+                "channels are named by column"
+            )
+        names, what = [f"column{i}" for i in range(counts.shape[1])], "column"
+    index = np.arange(len(names))
+    return Neurons(counts, Channels(names, index, what, names), ~grid.overlapping & finite, {}, unit)
+
+
+def axis_names(description: str, n_axes: int, name: str) -> list[str]:
+    """Return names for the columns of a series: those its description lists, else x, y, z, else numbered ones."""
+    listed = re.split(r"\s*[,;]\s*", description.strip())  # "x, y" lists names, "cursor position" does not
+    if len(listed) == n_axes == len(set(listed)) > 1 and all(re.fullmatch(r"\S{1,12}", word) for word in listed):
+        return listed
+    return [name] if n_axes == 1 else list("xyz"[:n_axes]) if n_axes <= 3 else [f"{name}{i}" for i in range(n_axes)]
+
+
+def read_columns(file: NwbFile, target: Target) -> tuple[NDArray[np.float64], str, list[str]]:
+    """Return values (n_samples, n_axes), unit and axis names of one series, or of several with one column each."""
+    tables, units, names = [], [], []
+    for path in target.paths:
+        values, unit = file.values(path)
+        name = path.rpartition("/")[2]
+        description = file.label(path, "description")
+        names += [name] if len(target.paths) > 1 else axis_names(description, values.shape[1], name)
+        tables.append(values)
+        units.append(unit)
+    where = ", ".join(target.paths)
+    if len({len(table) for table in tables}) > 1 or len(set(units)) > 1:
+        raise file.error(where, "must have one length and one unit to be columns of one target")
+    values = tables[0] if len(tables) == 1 else np.concatenate(tables, axis=1)
+    if target.axes and len(target.axes) != values.shape[1]:
+        raise file.error(where, f"must have the columns {', '.join(target.axes)}, found {values.shape[1]}")
+    return values, units[0] or target.unit, list(target.axes) or names
+
+
+def present(file: NwbFile, targets: Sequence[Target]) -> list[Target]:
+    """The targets that `file` has; `InputError` for a required one that is missing, or one of which parts are."""
+    found = []
+    for target in targets:
+        missing = [path for path in target.paths if f"{path}/data" not in file]
+        for path in missing:
+            if f"{path}/data" in file.damaged:
+                file.dataset(f"{path}/data")
+        if missing and (target.required or len(missing) < len(target.paths)):
+            raise file.error(", ".join(missing), f"is missing: {target.name} is read from it")
+        if not missing:
+            found.append(target)
+    return found
+
+
+def _stamps(file: NwbFile, target: Target, n_samples: int) -> NDArray[np.float64]:
+    stamps_s = file.times_s(target.paths[0], n_samples)
+    for other in target.paths[1:]:
+        if not np.array_equal(file.times_s(other, n_samples), stamps_s):
+            raise file.error(
+                other, f"has other timestamps than {target.paths[0]}: they cannot be columns of one target"
+            )
+    return stamps_s
+
+
+def _require_a_value(file: NwbFile, target: Target, values: NDArray[np.float64]) -> None:
+    if not np.isfinite(values).any():
+        raise file.error(f"{target.paths[0]}/data", "has no value that is not NaN: nothing can be decoded")
+
+
+Kinematics = dict[str, tuple[NDArray[np.float64], str, list[str]]]
+
+
+def read_continuous(
+    layout: Layout,
+    file: NwbFile,
+    bin_s: float,
+    per: str,
+    targets: Sequence[Target],
+    extra: Mapping[str, Any] | None = None,
+) -> xr.Dataset:
+    """Read a session of spike times and signals with a clock of their own; a value is the mean of its bin's samples.
+
+    The first of `targets` that the file has gives the bins (`grid_of_samples`), without any the spikes do. `extra`
+    maps names to further variables, see `session.assemble`.
+    """
+    warnings: list[str] = []
+    kinematics: Kinematics = {}
+    found = present(file, targets)
+    table = spike_table(file)
+    grid, rows, clock = None, None, None
+    for target in found:
+        values, unit, axes = read_columns(file, target)
+        ticks = binning.to_ticks(_stamps(file, target, len(values)))
+        if grid is None or rows is None or clock is None:
+            _require_a_value(file, target, values)
+            grid, rows = grid_of_samples(file, target.paths[0], ticks, bin_s, warnings)
+            clock = ticks
+        if np.array_equal(ticks, clock):
+            own = rows
+        elif len(stretches := grid.stretches()) == 1:
+            own = grid.rows(ticks, stretches[0])
+        else:
+            warnings.append(
+                f"{target.paths[0]} has another clock than {found[0].paths[0]}, which runs backwards: left out"
+            )
+            continue
+        kinematics[target.name] = binning.row_means(values, own, grid.starts.size), unit, axes
+    grid = grid or grid_of_spikes(file, table[0], bin_s)
+    if not found:
+        warnings.append("no kinematics in this file: a session without labels")
+    neurons = read_spikes(file, table, grid, per, warnings)
+    return session(layout, file, grid, neurons, kinematics, warnings, extra)
+
+
+def read_rows(
+    layout: Layout,
+    file: NwbFile,
+    bin_s: float,
+    per: str,
+    targets: Sequence[Target],
+    *,
+    edge: str,
+    clock: str,
+    counts: str | None = None,
+    power: bool = False,
+    width_s: float | None = None,
+    resample: bool = False,
+    extra: Mapping[str, Any] | None = None,
+) -> xr.Dataset:
+    """Read a session of rows that stand for bins already: those of the series `clock`.
+
+    Spikes are counted in these bins, or taken from the binned series `counts` (of `power` instead of counts where the
+    values are no counts). Kinematics stand on the rows one by one; with `resample` those on another clock are averaged
+    over each bin. Wider bins sum whole rows of counts and average kinematics; any other width is refused.
+    """
+    warnings: list[str] = []
+    found = present(file, targets)
+    shape = file.dataset(f"{clock}/data").shape
+    n_rows = int(shape[0]) if shape else 0
+    if not n_rows:
+        raise file.error(f"{clock}/data", "is empty")
+    grid, groups = grid_of_rows(file, clock, n_rows, edge, bin_s, warnings, width_s)
+    kinematics: Kinematics = {}
+    times_s = file.times_s(clock, n_rows)
+    for target in found:
+        values, unit, axes = read_columns(file, target)
+        own_s = _stamps(file, target, len(values))
+        paired = len(values) == n_rows and np.array_equal(binning.to_ticks(own_s), binning.to_ticks(times_s))
+        if not paired and resample and len(stretches := grid.stretches()) == 1:
+            rows = grid.rows(binning.to_ticks(own_s), stretches[0])
+            kinematics[target.name] = binning.row_means(values, rows, grid.starts.size), unit, axes
+            continue
+        if not paired:
+            raise file.error(
+                target.paths[0],
+                f"must stand on the grid of {clock} ({n_rows} rows from {times_s[0]:g} to {times_s[-1]:g} s), "
+                f"found {len(values)} rows from {own_s[0]:g} to {own_s[-1]:g} s",
+            )
+        if target is found[0]:
+            _require_a_value(file, target, values)
+        kinematics[target.name] = values[groups].mean(axis=1), unit, axes
+    if counts is None:
+        neurons = read_spikes(file, spike_table(file), grid, per, warnings)
+    else:
+        shape = file.dataset(f"{counts}/data").shape
+        if not shape or shape[0] != n_rows:
+            raise file.error(f"{counts}/data", f"must have a row for each of the {n_rows} of {clock}, found {shape}")
+        if counts != clock and not np.array_equal(file.times_s(counts, n_rows), times_s):
+            raise file.error(counts, f"must stand on the grid of {clock}")
+        neurons = read_counts(file, f"{counts}/data", grid, groups, warnings, power)
+    return session(layout, file, grid, neurons, kinematics, warnings, extra)
+
+
+def session(
+    layout: Layout,
+    file: NwbFile,
+    grid: Grid,
+    neurons: Neurons,
+    kinematics: Kinematics,
+    warnings: list[str],
+    extra: Mapping[str, Any] | None = None,
+) -> xr.Dataset:
+    """Put what was read together as a session, before rules of quality are applied (`prepare` does that)."""
+    n_axes = next((values.shape[1] for values, *_ in kinematics.values()), 0)
+    return assemble(
+        time_s=grid.ends_s,
+        counts=neurons.counts,
+        counts_unit=neurons.unit,
+        segment=grid.segment,
+        valid=neurons.valid,
+        channels=neurons.channels.names,
+        electrodes=neurons.channels.electrodes,
+        statistics=neurons.statistics,
+        kinematics=kinematics,
+        trials=read_trials(file, n_axes),
+        attrs=_attrs(file, layout, grid.bin_s, neurons.channels.identity, warnings),
+        extra=extra,
+    )
+
+
+def _attrs(file: NwbFile, layout: Layout, bin_s: float, channel_identity: str, warnings: list[str]) -> dict[str, Any]:
+    """Attributes of a session; `prepare` completes thresholds and provenance and turns the warnings into JSON."""
+    about = file.text("session_description")
+    if about.lower().startswith("warning"):
+        warnings.insert(0, f"session_description: {about}")
+    return {
+        **identity(file),
+        "bin_s": float(bin_s),
+        "bin_edge": BIN_EDGE,
+        "source_file": file.name,
+        "source_sha256": file_digest(file.path),
+        "layout": layout.name,
+        "licence": "",
+        "code_version": __version__,
+        "description": about,
+        "channel_identity": channel_identity,
+        "dandiset": "",
+        "dandiset_version": "",
+        "asset_path": "",
+        "parameters": json.dumps({"bin_s": float(bin_s), "layout": layout.name}),
+        "warnings": [*file.warnings, *warnings],
+        "thresholds": {},
+    }
+
+
+def require_whole_counts(file: NwbFile, key: str) -> NDArray[np.uint16]:
+    """Return binned counts (n_bins, n_channels) at `key` as uint16; `InputError` unless they are counts."""
+    data = file.numbers(key)
+    if data.ndim != 2:
+        raise file.error(key, f"must be (bins, channels), found {data.shape}")
+    if data.shape[1] < 2:
+        raise file.error(key, f"has {data.shape[1]} channel, at least two are needed")
+    if data.dtype.kind == "f" and not np.array_equal(data, np.rint(data)):
+        raise file.error(key, "must hold whole counts per bin, found fractions or NaN")
+    if data.size and not (data.min() >= 0 and data.max() <= np.iinfo(np.uint16).max):
+        raise file.error(key, f"must hold counts in 0..65535, found {data.min()}..{data.max()}")
+    return data.astype(np.uint16)
+
+
+def bin_width_s(file: NwbFile, series: str, rate_hz: float) -> float:
+    """Return the bin width of a series of counts at `rate_hz`; `InputError` unless it is whole microseconds."""
+    width_s = round(binning.TICKS_PER_S / rate_hz) / binning.TICKS_PER_S
+    if width_s <= 0 or abs(width_s * rate_hz - 1) > 1e-9:
+        raise file.error(f"{series}/starting_time", f"has rate {rate_hz} Hz: its bins are not whole microseconds")
+    if width_s > 1e6:
+        raise file.error(series, f"has rate {rate_hz} Hz: its bins are longer than any recording")
+    return width_s

@@ -1,0 +1,161 @@
+"""What layouts read from the tables of a file: channels, trials, observed intervals."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bci_adapt import binning
+from bci_adapt.nwb import ELECTRODES, TRIALS, NwbFile, column
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Names of the channels, the channel of every unit or column, what a name identifies, and the electrode of each.
+
+    `identity` is ``"electrode"``, ``"unit"`` (a sorted unit with a name or an electrode of its own), ``"column"`` or
+    ``"none"``: numbers that mean nothing in another session.
+    """
+
+    names: list[str]
+    index: NDArray[np.int64]
+    identity: str
+    electrodes: list[str]
+
+
+def electrode_names(file: NwbFile) -> list[str]:
+    """Return a unique name ``group/label`` for every row of the electrodes table; [] when there is none."""
+    ids = file.array(f"{ELECTRODES}/id").ravel().tolist() if f"{ELECTRODES}/id" in file else []
+    groups = column(file, ELECTRODES, "group_name")
+    labels = next(
+        (v for n in ("label", "electrode_label", "channel_name") if (v := column(file, ELECTRODES, n)) is not None),
+        None,
+    )
+    names = []
+    for row, number in enumerate(ids):
+        group = re.sub(r"^electrode_group_", "", str(groups[row])) if groups is not None else ""
+        label = str(labels[row]).strip() if labels is not None else ""
+        names.append(f"{group or 'array'}/{label or f'elec{number}'}")
+    repeated = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
+    return [f"{name}#{number}" if name in repeated else name for name, number in zip(names, ids, strict=True)]
+
+
+def unit_channels(file: NwbFile, n_units: int, per: str, warnings: list[str]) -> Channels:
+    """Return the channels of a units table: one per electrode, sorted units pooled on it, or one per unit.
+
+    Every electrode of an array (electrode group) that carries a unit is a channel, a silent one too, so that sessions
+    between which units come and go have the same channels. Without an electrodes column each unit is a channel. A
+    unit is called by the table's unique ``unit_name`` or ``label``, else by its electrode and its place there.
+    """
+    labels = next((v for n in ("unit_name", "label") if (v := column(file, "units", n)) is not None), None)
+    named = [str(each) for each in labels.tolist()] if labels is not None and labels.ndim == 1 else []
+    named = named if len(set(named)) == n_units and all(named) else []
+    if "units/electrodes" not in file:
+        if named:
+            return Channels(named, np.arange(n_units), "unit", [""] * n_units)
+        return Channels([f"unit{i}" for i in range(n_units)], np.arange(n_units), "none", [""] * n_units)
+    names = electrode_names(file)
+    rows = file.numbers("units/electrodes").astype(np.int64)
+    if "units/electrodes_index" in file:
+        ends = file.ends("units/electrodes_index")
+        starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
+        if ends.shape != (n_units,) or (ends <= starts).any() or ends[-1:].tolist() != [rows.size]:
+            raise file.error("units/electrodes_index", f"does not give each of {n_units} units an electrode")
+        if (ends - starts > 1).any():
+            warnings.append(
+                f"{np.count_nonzero(ends - starts > 1)} units name several electrodes: each counts on its first"
+            )
+        rows = rows[starts]
+    if rows.shape != (n_units,) or (rows < 0).any() or (rows >= len(names)).any():
+        raise file.error("units/electrodes", f"must point each of {n_units} units to one of {len(names)} electrodes")
+    if per == "unit":
+        on = [names[row] for row in rows.tolist()]
+        seen: dict[str, int] = {}
+        numbered = []
+        for name in on:
+            seen[name] = seen.get(name, 0) + 1
+            numbered.append(f"{name}/unit{seen[name]}")
+        return Channels(named or numbered, np.arange(n_units), "unit", on)
+    arrays = [name.rpartition("/")[0] for name in names]
+    used = {arrays[row] for row in rows}
+    kept = [row for row, array in enumerate(arrays) if array in used]
+    place = {row: i for i, row in enumerate(kept)}
+    index = np.asarray([place[row] for row in rows.tolist()], dtype=np.int64)
+    kept_names = [names[row] for row in kept]
+    return Channels(kept_names, index, "electrode", kept_names)
+
+
+def read_trials(file: NwbFile, n_axes: int) -> dict[str, NDArray[Any]]:
+    """Return the trial variables of a session; what a file does not say is NaN, an empty text or left out."""
+    n_trials = file.rows(TRIALS)
+
+    def number(*names: str) -> NDArray[np.float64] | None:
+        for name in names:
+            values = column(file, TRIALS, name)
+            if values is not None and values.dtype.kind in "iufb":
+                return values.astype(np.float64)
+        return None
+
+    def time_s(*names: str) -> NDArray[np.float64]:
+        values = number(*names)
+        if values is None:
+            return np.full(n_trials, np.nan)
+        if values.ndim == 2:  # several cues in a trial (random targets): the first that was given
+            first = np.argmax(np.isfinite(values), axis=1)
+            values = values[np.arange(n_trials), first] if values.shape[1] else np.full(n_trials, np.nan)
+        return values.reshape(n_trials, -1)[:, 0]
+
+    result = column(file, TRIALS, "result")
+    trials = {
+        "trial_start_s": time_s("start_time"),
+        "trial_stop_s": time_s("stop_time"),
+        "trial_go_s": time_s("go_cue_time", "go_cue_time_array"),
+        "trial_result": np.full(n_trials, "") if result is None or result.ndim > 1 else result.astype(np.str_),
+    }
+    direction = number("target_dir")
+    if direction is not None and direction.ndim == 1:
+        trials["trial_target_dir"] = direction
+    target = number("target_pos", "target_position", "target_center")
+    if target is not None and target.shape == (n_trials, n_axes):
+        trials["trial_target"] = target
+    return trials
+
+
+def observed_bins(
+    file: NwbFile, n_units: int, starts: NDArray[np.int64], bin_ticks: int, warnings: list[str]
+) -> NDArray[np.bool_]:
+    """Return the bins (n_bins,) that lie wholly inside the obs_intervals of every unit; all when there are none.
+
+    `starts` (n_bins,) are the starts of the bins in ticks.
+    """
+    if "units/obs_intervals" not in file:
+        return np.ones(starts.size, dtype=bool)
+    intervals = file.numbers("units/obs_intervals").astype(np.float64)
+    ends = file.ends("units/obs_intervals_index")
+    sizes = np.diff(ends, prepend=0)
+    if intervals.ndim != 2 or intervals.shape[1] != 2 or not np.isfinite(intervals).all():
+        raise file.error("units/obs_intervals", f"must be finite pairs of start and stop, found {intervals.shape}")
+    if ends.shape != (n_units,) or (sizes < 0).any() or ends[-1:].tolist() != [len(intervals)]:
+        raise file.error("units/obs_intervals_index", f"does not divide the intervals among {n_units} units")
+    if (sizes == 0).any():
+        warnings.append(f"{np.count_nonzero(sizes == 0)} units have no obs_intervals: taken as observed throughout")
+    order = np.argsort(starts, kind="stable")
+    cover = np.zeros(starts.size + 1, dtype=np.int64)
+    for stop, size in zip(ends, sizes, strict=True):
+        ticks = binning.to_ticks(intervals[stop - size : stop])
+        ticks = ticks[np.argsort(ticks[:, 0], kind="stable")]
+        reach = np.maximum.accumulate(ticks[:, 1]) if size else ticks[:, 1]
+        fresh = np.concatenate([[True], ticks[1:, 0] > reach[:-1] + 1]) if size else np.zeros(0, dtype=bool)
+        first = ticks[fresh, 0]  # intervals that touch are one
+        last = reach[np.concatenate([fresh[1:], [True]])] if size else reach
+        begin = np.searchsorted(starts[order], first, side="left")
+        end = np.searchsorted(starts[order] + bin_ticks, last, side="right")
+        np.add.at(cover, begin[end > begin], 1)
+        np.add.at(cover, end[end > begin], -1)
+    valid = np.empty(starts.size, dtype=bool)
+    valid[order] = np.cumsum(cover)[:-1] == np.count_nonzero(sizes)
+    return valid
