@@ -202,15 +202,15 @@ def robust_z(values: NDArray[np.float64], floor: float) -> NDArray[np.float64]:
 
 
 def coincident_bins(
-    counts: NDArray[np.unsignedinteger], valid: NDArray[np.bool_], tail: float, alpha: float, fraction: float
+    counts: NDArray[np.unsignedinteger], valid: NDArray[np.bool_], tail: float, alpha: float
 ) -> tuple[NDArray[np.int64], int]:
-    """Find bins in which more channels spike far above their mean than could by chance: artefacts, not neurons.
+    """Count the channels that spike far above their mean in each bin, and say how many chance allows.
 
     A channel is far above its mean when a Poisson count of that mean is as high with a probability below `tail`.
-    Returns how many channels are, (n_bins,), 0 where not `valid`, and the number from which a bin is an artefact:
-    the `alpha` level of the binomial with the session's own mean frequency of being far above, after Bonferroni over
-    bins (the binomial bounds channels of unequal frequency: Hoeffding 1956), and at least `fraction` of the channels,
-    because neurons do fire together, and at least 3.
+    Returns how many channels are, (n_bins,), 0 where not `valid`, and the number, at least 3, from which that is not
+    chance: the `alpha` level of the binomial with the session's own mean frequency of being far above, after
+    Bonferroni over bins (the binomial bounds channels of unequal frequency: Hoeffding 1956). Neurons do fire together,
+    so a bin beyond chance need not be an artefact; one in which a large part of all channels is far above is.
     """
     from scipy.stats import binom, poisson
 
@@ -223,7 +223,7 @@ def coincident_bins(
         above[rows] = np.where(valid[rows], (counts[rows] > limit).sum(axis=1), 0)
     n_valid = max(int(valid.sum()), 1)
     by_chance = float(binom.isf(alpha / n_valid, n_channels, above.sum() / (n_valid * n_channels))) + 1
-    return above, max(int(by_chance), int(np.ceil(fraction * n_channels)), MIN_COINCIDENT)
+    return above, max(int(by_chance), MIN_COINCIDENT)
 
 
 def correlations(
@@ -307,7 +307,7 @@ def position_jumps(
 
     A step is a jump when it exceeds `fraction` of the range of the axes (the largest range from the 1st to the 99th
     percentile) and `ratio` times the steps beside it: movement accelerates over several bins. A glitch of one bin is
-    one when its two steps exceed the steps beside both and take the position back to within 1 / ratio of the step.
+    one when its two steps exceed the steps beside both and take the position back to within 2 / ratio of the step.
     """
     jumps = np.zeros(len(position), dtype=bool)
     known = np.asarray(np.isfinite(position).all(axis=1))
@@ -327,7 +327,7 @@ def position_jumps(
         with np.errstate(invalid="ignore"):
             large = step > max(least, np.finfo(float).tiny)
             once = large & (step > ratio * beside[0]) & (step > ratio * beside[1])
-            glitch = large & (step > ratio * beside[0]) & (step > ratio * beside[2]) & (step > ratio * back)
+            glitch = large & (step > ratio * beside[0]) & (step > ratio * beside[2]) & (step > ratio * back / 2)
         jumps[rows.start + 1 : rows.stop] |= once | glitch
         jumps[rows.start + 2 : rows.stop] |= glitch[:-1]
     return jumps

@@ -1,10 +1,15 @@
 """Rules for faulty recordings, on arrays and on real sessions, none of which is known by name."""
 
 import json
+import time
+from collections import defaultdict
+from itertools import pairwise
 
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bci_adapt import quality
 from bci_adapt.errors import InputError
@@ -111,3 +116,224 @@ def test_faulty_days_are_found_by_rule(real_data):
         np.testing.assert_array_equal(session["position"].values, position)
         np.testing.assert_array_equal(session["counts"].values, counts)
     assert (len(found["silent"]), len(found["still"])) == (1, 1)
+
+
+def slow_statistics(ticks, units, channel_of_unit, n_channels):
+    """What `spike_statistics` counts, one spike at a time; times in ticks of 1 µs."""
+    n_spikes, n_short, n_coincident = ([0] * n_channels for _ in range(3))
+    of_unit, window = defaultdict(list), defaultdict(list)
+    for tick, unit in zip(ticks, units, strict=True):
+        n_spikes[channel_of_unit[unit]] += 1
+        of_unit[unit].append(tick)
+        window[-(-tick // 1000)].append(channel_of_unit[unit])  # the window that ends at or after the spike
+    for unit, times in of_unit.items():
+        times.sort()
+        for before, after in pairwise(times):
+            n_short[channel_of_unit[unit]] += after - before < 1000
+    for channels in window.values():
+        if len(set(channels)) >= 3 and 3 * len(set(channels)) >= n_channels:
+            for channel in channels:
+                n_coincident[channel] += 1
+    return {"n_spikes": n_spikes, "n_short_isi": n_short, "n_coincident": n_coincident}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(1, 12).flatmap(
+        lambda n: st.tuples(
+            st.just(n),
+            st.lists(st.integers(0, n - 1), min_size=1, max_size=15),
+            st.lists(st.tuples(st.integers(-4000, 8000), st.integers(0, 99)), max_size=80),
+        )
+    )
+)
+def test_spike_statistics_equal_a_slow_loop(drawn):
+    n_channels, channel_of_unit, spikes = drawn
+    ticks, units = [tick for tick, _ in spikes], [unit % len(channel_of_unit) for _, unit in spikes]
+    found = quality.spike_statistics(np.array(ticks) / 1e6, units, channel_of_unit, n_channels)
+    assert {name: values.tolist() for name, values in found.items()} == slow_statistics(
+        ticks, units, channel_of_unit, n_channels
+    )
+    assert {values.dtype for values in found.values()} == {np.dtype(np.int64)}
+
+
+def test_edges_of_spike_statistics():
+    def n(times_ms, units, channels, n_channels):
+        found = quality.spike_statistics(np.array(times_ms) / 1000, units, channels, n_channels)
+        return found["n_short_isi"].tolist(), found["n_coincident"].tolist()
+
+    assert n([0.0, 1.0, 1.999, 2.999], [0] * 4, [0], 1) == ([1], [0])  # 1 ms exactly is not below it
+    assert n([0.2, 0.4], [0, 1], [0, 0], 1) == ([0], [0])  # two units of a channel may fire at once
+    assert n([1.0, 0.001, 0.5], [0, 1, 2], [0, 1, 2], 3)[1] == [1, 1, 1]  # one window, (0, 1] ms
+    assert n([1.001, 0.001, 0.5], [0, 1, 2], [0, 1, 2], 3)[1] == [0, 0, 0]
+    assert n([0.1, 0.2, 0.3], [0, 1, 2], [0, 1, 2], 9)[1] == [1, 1, 1] + [0] * 6
+    assert n([0.1, 0.2, 0.3], [0, 1, 2], [0, 1, 2], 10)[1] == [0] * 10  # a third of ten are four
+    assert n([], [], [], 2) == ([0, 0], [0, 0])
+    for arguments in (([0.1], [1], [0], 1), ([0.1], [0], [1], 1), ([0.1], [0, 0], [0], 1), ([np.nan], [0], [0], 1)):
+        with pytest.raises(InputError):
+            quality.spike_statistics(*arguments)
+
+
+def test_a_million_spikes_are_counted_in_well_below_a_second():
+    rng = np.random.default_rng(0)
+    times, units = rng.uniform(0, 1000, 1_000_000), rng.integers(0, 100, 1_000_000)
+    took = []
+    for _ in range(3):
+        start = time.perf_counter()
+        quality.spike_statistics(times, units, np.arange(100), 100)
+        took.append(time.perf_counter() - start)
+    assert min(took) < 1.0
+
+
+def test_contamination_is_what_was_mixed_in():
+    """A refractory train, and foreign spikes that keep their own refractory period: f is what was put in."""
+    rng, duration_s = np.random.default_rng(0), 4000.0
+
+    def train(rate_hz):
+        times = np.cumsum(0.002 + rng.exponential(1 / rate_hz - 0.002, round(rate_hz * duration_s)))
+        return times[times < duration_s]
+
+    for fraction in (0.05, 0.2):
+        mixed = np.concatenate([train(30 * (1 - fraction)), train(30 * fraction)])
+        found = quality.spike_statistics(mixed, np.zeros(mixed.size, int), [0], 1)
+        share = quality.contamination(found["n_spikes"], found["n_short_isi"], duration_s)
+        assert share == pytest.approx([fraction], rel=0.1)
+    assert quality.contamination(np.array([100]), np.array([0]), 10.0).tolist() == [0.0]
+    assert quality.contamination(np.array([100]), np.array([50]), 10.0).tolist() == [0.5]  # beyond any mixture
+    assert np.isnan(quality.contamination(np.array([0]), np.array([0]), 10.0)).all()
+
+
+def test_coincidence_is_judged_by_what_chance_gives():
+    rng = np.random.default_rng(0)
+    valid = np.ones(20_000, bool)
+    for n_channels in (6, 30, 200):
+        counts = rng.poisson(rng.uniform(0.1, 3, n_channels), (20_000, n_channels)).astype(np.uint16)
+        above, least = quality.coincident_bins(counts, valid, 0.001, 0.01)
+        assert (above >= least).sum() == 0
+        assert least < 6 + 0.1 * n_channels  # and no laxer than it must be
+        counts[77] += 10
+        valid[88], counts[88] = False, 50
+        above, least = quality.coincident_bins(counts, valid, 0.001, 0.01)
+        assert np.flatnonzero(above >= least).tolist() == [77]
+        valid[88] = True
+
+
+def test_correlation_is_that_of_changes_within_segments(monkeypatch):
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(2.0, (3000, 6)).astype(np.uint16)
+    counts[:, 4] = counts[:, 1]
+    counts[:, 5] = 3
+    slow = (3 + 3 * np.sin(np.arange(3000) / 300)).astype(np.uint16)[:, None]
+    segment, use = (np.arange(3000) >= 1234).astype(np.int32), rng.random(3000) < 0.9
+    pairs = (np.diff(segment) == 0) & use[1:] & use[:-1]
+    changes = np.diff((counts + slow).astype(float), axis=0)[pairs]
+    with np.errstate(invalid="ignore"):
+        expected = np.corrcoef(changes.T)
+    np.fill_diagonal(expected, 0.0)
+    for chunk in (2**14, 100):
+        monkeypatch.setattr(quality, "_CHUNK", chunk)
+        found = quality.correlations(counts + slow, segment, use)
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert np.abs(found[0]).max() < 0.1 < np.corrcoef((counts + slow)[:, :5].T)[0, 2]  # what is slow is not shared
+    assert found[1, 4] == pytest.approx(1.0)
+    assert np.abs(quality.correlations(counts, segment, use)[5]).max() == 0  # never changes
+    assert quality.same_as_earlier(counts, use).tolist() == [-1, -1, -1, -1, 1, -1]
+    counts[~use, 4] = 60
+    assert quality.same_as_earlier(counts, use)[4] == 1
+    assert quality.same_as_earlier(counts, ~use)[4] == -1
+
+
+def test_drift_has_unit_variance_without_drift_and_finds_it():
+    rng = np.random.default_rng(0)
+    rates = np.geomspace(1, 300, 3000)
+    steady = rng.poisson(rates, (60, 3000)).astype(float)
+    ratio, z = quality.rate_drift(steady)
+    assert abs(z.mean()) < 0.1
+    assert 0.75 < z.std() < 1.25
+    assert np.abs(z).max() < 6
+    halved = steady.copy()
+    halved[40:] = rng.binomial(steady[40:].astype(int), 0.5)
+    ratio, z = quality.rate_drift(halved)
+    assert np.median(ratio[rates > 60]) == pytest.approx(-1, abs=0.05)
+    assert z[rates > 60].max() < -5
+    steady[45] = 1e4  # one bad block is not drift
+    assert np.abs(quality.rate_drift(steady)[1]).max() < 6
+    assert np.isnan(quality.rate_drift(steady[:8])).all()
+    use = np.arange(100) % 10 > 0
+    sums = quality.block_sums(np.ones((100, 2), np.uint16), use, 20)
+    np.testing.assert_array_equal(sums, np.full((4, 2), 20.0))
+    assert quality.block_sums(np.ones((5, 2)), use[:5], 20).shape == (0, 2)
+    known = quality.robust_z(np.array([1.0, 2.0, 3.0, 100.0, np.nan]), 0.1)
+    assert known[:4] == pytest.approx((np.array([1, 2, 3, 100]) - 2.5) / 1.4826)
+    assert np.isnan(known[4])
+
+
+def test_jumps_are_not_movement():
+    t = np.arange(2000) * 0.05
+    smooth = np.stack([5 * np.sin(2 * np.pi * 0.7 * t), 5 * np.cos(2 * np.pi * 0.5 * t)], axis=1)
+    segment = np.zeros(2000, np.int32)
+
+    def found(position, segment=segment):
+        return np.flatnonzero(quality.position_jumps(position, segment, 10.0, 0.05)).tolist()
+
+    assert found(smooth) == []
+    for row in (1, 500, 1998):
+        moved = smooth.copy()
+        moved[row:] += [15.0, 0.0]
+        assert found(moved) == ([row] if 1 < row < 1999 else [])  # nothing beside the first step to hold it against
+    glitch = smooth.copy()
+    glitch[700] += 20.0
+    assert found(glitch) == [700, 701]
+    parts = (np.arange(2000) >= 500).astype(np.int32)
+    moved = smooth + 15.0 * parts[:, None]
+    assert found(moved, parts) == []  # a gap is no jump
+    lost = smooth.copy()
+    lost[500:510] = np.nan
+    assert found(lost) == []
+    assert found(np.full((2000, 2), np.nan)) == found(np.zeros((2000, 2))) == []
+    reach = np.zeros((2000, 1))
+    for start in range(100, 1900, 60):  # minimum-jerk reaches of 300 ms, there and back, in bins of 50 ms
+        s = np.clip((np.arange(2000) - start) / 6, 0, 1)
+        reach[:, 0] += (8 if start % 120 else -8) * (10 * s**3 - 15 * s**4 + 6 * s**5)
+    assert found(reach) == []
+
+
+@pytest.mark.parametrize("lead", [-3, 0, 4])
+def test_lag_is_found_on_either_side(lead):
+    rng = np.random.default_rng(lead + 10)
+    n = 6000
+    target = np.stack([np.convolve(rng.standard_normal(n + 20), np.hanning(20), "same")[:n] for _ in range(2)], axis=1)
+    ahead = np.roll(target, -lead, axis=0)
+    counts = rng.poisson(np.exp(0.5 + ahead @ rng.normal(0, 0.15, (2, 30)))).astype(np.uint16)
+    segment = np.repeat(np.arange(4), n // 4).astype(np.int32)
+    lags = np.arange(-6, 7)
+    use = rng.random(n) < 0.9
+    target[300:320] = np.nan
+    moments = quality.lag_moments(counts, target, segment, use, lags)
+    curve = quality.lag_correlation(moments)
+    assert curve.shape == (2, 13)
+    assert lags[curve.mean(axis=0).argmax()] == lead
+    assert np.abs(lags[quality.lag_peaks(moments)] - lead).max() <= 1
+    assert curve.max() > 0.7
+
+    # The first half is decoded by weights of the second: those, written out at the best lag.
+    rows = np.flatnonzero(use)
+    rows = [i for i in rows if all(0 <= i + k < n and segment[i + k] == segment[i] for k in (-6, 6))]
+    rows = np.array([i for i in rows if np.isfinite(target[i - 6 : i + 7]).all()])
+    middle = rows[rows.size // 2]
+    train, test = rows[rows >= middle], rows[rows < middle - 12]
+    x, y = np.sqrt(counts[train].astype(float)), target[train + lead]
+    z = (x - x.mean(axis=0)) / x.std(axis=0)
+    weights = np.linalg.solve(z.T @ z + 0.01 * len(z) * np.eye(30), z.T @ (y - y.mean(axis=0)))
+    decoded = (np.sqrt(counts[test].astype(float)) - x.mean(axis=0)) / x.std(axis=0) @ weights
+    blocks = [np.array_split(each, 10) for each in (decoded, target[test + lead])]
+    same = np.abs(np.diff([len(part) for part in blocks[0]])).max() == 0
+    expected = [np.corrcoef(decoded[:, k], target[test + lead][:, k])[0, 1] for k in (0, 1)]
+    assert curve[0, lead + 6] == pytest.approx(np.mean(expected), abs=1e-10 if same else 1e-3)
+
+    few = quality.lag_moments(counts[:80], target[:80], segment[:80], use[:80], lags)
+    assert few.shape == (0, 10, 13, 2, 5)
+    thin = quality.lag_moments(counts, target, segment, use, lags, max_rows=1500)
+    assert lags[quality.lag_correlation(thin).mean(axis=0).argmax()] == lead
+    counts[:, 3] = 0  # a dead channel changes nothing
+    assert quality.lag_correlation(quality.lag_moments(counts, target, segment, use, lags)).max() > 0.6

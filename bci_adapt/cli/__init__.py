@@ -6,18 +6,20 @@ from __future__ import annotations
 
 import sys
 
-from bci_adapt.cli import benchmarks, experiments, recordings, variants  # noqa: F401 (the order of --help)
+# in the order of --help
+from bci_adapt.cli import benchmarks, experiments, quality, recordings, variants  # noqa: F401
 from bci_adapt.cli.common import app, err
 from bci_adapt.errors import InputError
 
 
 def _optional_json_value(arguments: list[str]) -> list[str]:
-    """Let ``--json`` stand alone for standard output; never take the NWB file that follows it for its value."""
+    """Let ``--json`` stand alone for standard output; never take the recording that follows it for its value."""
     given = []
     for position, argument in enumerate(arguments):
         given.append(argument)
         following = arguments[position + 1] if position + 1 < len(arguments) else "--"
-        if argument == "--json" and ((following.startswith("-") and following != "-") or following.endswith(".nwb")):
+        recording = following.endswith((".nwb", ".nc"))
+        if argument == "--json" and ((following.startswith("-") and following != "-") or recording):
             given.append("-")
     return given
 
