@@ -178,6 +178,11 @@ def rebin_rows(segment: ArrayLike, bin_s: float, new_bin_s: float) -> NDArray[np
             f"the data are binned at {bin_s:g} s and {new_bin_s:g} s is not a whole multiple of it: counts can only be "
             f"summed, use a multiple of {bin_s:g}"
         )
+    return group_rows(segment, factor)
+
+
+def group_rows(segment: ArrayLike, factor: int) -> NDArray[np.int64]:
+    """Return the rows that are put together when `factor` rows make one: (n_new_bins, factor), as in `rebin_rows`."""
     groups = [
         np.arange(rows.start, rows.stop - (rows.stop - rows.start) % factor).reshape(-1, factor)
         for rows in segment_slices(segment)

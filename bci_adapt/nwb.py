@@ -181,8 +181,8 @@ class NwbFile:
             raise self.error(key, f"must be finite with a positive rate in Hz, found {start_s} and rate {rate_hz}")
         return start_s, rate_hz
 
-    def values(self, series: str) -> tuple[NDArray[np.float64], str]:
-        """Values (n_samples, n_columns) of a series with conversion and offset applied, and their unit."""
+    def values(self, series: str, offset: bool = True) -> tuple[NDArray[np.float64], str]:
+        """Values (n_samples, n_columns) of a series with conversion and `offset` applied, and their unit."""
         key = f"{series}/data"
         data = self.numbers(key).astype(np.float64)
         if data.ndim not in (1, 2) or not data.size:
@@ -195,7 +195,7 @@ class NwbFile:
                 raise self.error(key, f"has an attribute {name} that is not a number") from error
         if not np.isfinite(factors).all() or factors[0] == 0:
             raise self.error(key, f"has conversion {factors[0]} and offset {factors[1]}, finite ones are needed")
-        return data.reshape(len(data), -1) * factors[0] + factors[1], self.label(key, "unit")
+        return data.reshape(len(data), -1) * factors[0] + (factors[1] if offset else 0.0), self.label(key, "unit")
 
 
 def _scan(file: NwbFile) -> None:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -31,6 +32,10 @@ SHORTEST_CLOCK_S = 10.0
 """Spans shorter than this are not compared: a sparse unit may well be silent for most of a short recording."""
 GRID_TOLERANCE = 0.25
 """Fraction of a bin by which the stamp of a row may miss the regular grid before a new segment starts."""
+MILLISECOND_CLOCK = 0.02
+"""The same for stamps in whole milliseconds, where a bin of 10 ms or more that is one off is another grid."""
+EDGES = {"start": Fraction(0), "centre": Fraction(1, 2), "end": Fraction(1)}
+"""Where in its bin the stamp of a row stands, as a fraction of the bin."""
 
 
 class Worded(Protocol):
@@ -44,7 +49,8 @@ class Target:
     """A kinematic: the name it gets in the session, and the series it is read from, or several of one column each.
 
     `axes` name the columns where the file does not, `unit` is for files that state none. The first target that a file
-    has gives the bins; with ``required`` a file without it is refused.
+    has gives the bins; with ``required`` a file without it is refused. `offset` is False where the attribute of that
+    name is no offset of the values.
     """
 
     name: str
@@ -52,6 +58,7 @@ class Target:
     axes: tuple[str, ...] = ()
     unit: str = ""
     required: bool = False
+    offset: bool = True
 
 
 @dataclass(frozen=True)
@@ -133,15 +140,28 @@ def grid_of_samples(
 
 
 def grid_of_rows(
-    file: NwbFile, series: str, n_rows: int, edge: str, bin_s: float, warnings: list[str], width_s: float | None = None
+    file: NwbFile,
+    series: str,
+    n_rows: int,
+    edge: str,
+    bin_s: float,
+    warnings: list[str],
+    width_s: float | None = None,
+    *,
+    start_s: float | None = None,
+    tolerance: float = GRID_TOLERANCE,
+    breaks: Sequence[int] = (),
 ) -> tuple[Grid, NDArray[np.int64]]:
     """Make bins of whole rows of `series`, which is binned already; return them and the rows in each (n_bins, k).
 
-    A row is stamped with the ``"start"`` or the ``"end"`` (`edge`) of its bin. The width of a row is `width_s`, or
-    that of its rate, or the usual interval of its timestamps. A row off the regular grid starts a new segment.
+    A row is stamped with the ``"start"``, ``"centre"`` or ``"end"`` (`edge`) of its bin. The width of a row is
+    `width_s`, or that of its rate, or the usual interval of its timestamps; a rate of which only several rows together
+    are whole microseconds (60 Hz) gives bins of that many. A row that misses the regular grid by more than `tolerance`
+    of a bin starts a new segment, as do the rows `breaks`. `start_s` takes the place of the start in the file.
     """
-    if edge not in ("start", "end"):
-        raise ValueError(f"edge must be 'start' or 'end', not {edge!r}")
+    if edge not in EDGES:
+        raise ValueError(f"edge must be one of {', '.join(EDGES)}, not {edge!r}")
+    cuts = [0]
     if f"{series}/timestamps" in file:
         stamps = binning.to_ticks(file.times_s(series, n_rows))
         steps = np.diff(stamps)
@@ -150,34 +170,43 @@ def grid_of_rows(
             if not rising.size:
                 raise file.error(f"{series}/timestamps", "never rise: the width of a bin cannot be told")
             width_s = float(np.median(rising)) / binning.TICKS_PER_S
-        width = binning.bin_ticks(width_s)
-        cuts = _off_grid(stamps, width)
+        width = Fraction(binning.bin_ticks(width_s))
+        cuts = _off_grid(stamps, int(width), tolerance)
         if backwards := np.count_nonzero(steps < 0):
             warnings.append(f"the clock of {series} runs backwards {backwards} times: each starts a new segment")
         if repeated := np.count_nonzero(steps == 0):
             warnings.append(f"{repeated} rows of {series} repeat the time of the row before: not observed")
     else:
-        start_s, rate_hz = file.clock(series)
-        width = binning.bin_ticks(bin_width_s(file, series, rate_hz) if width_s is None else width_s)
-        stamps, cuts = binning.to_ticks(start_s) + width * np.arange(n_rows, dtype=np.int64), [0]
+        own_s, rate_hz = file.clock(series)
+        width = row_ticks(file, series, rate_hz) if width_s is None else Fraction(binning.bin_ticks(width_s))
+        rows = np.arange(n_rows, dtype=np.int64)
+        stamps = binning.to_ticks(own_s if start_s is None else start_s) + rows * width.numerator // width.denominator
+    factor = binning.bin_ticks(bin_s) / width
+    if factor.denominator != 1:
+        shortest = float(width * width.denominator) / binning.TICKS_PER_S
+        raise file.error(
+            series,
+            f"is binned at {float(width) / binning.TICKS_PER_S:g} s and {bin_s:g} s is not a whole multiple of it: "
+            f"counts can only be summed, use a multiple of {shortest:g}"
+            + (" (one row is not whole microseconds)" if width.denominator > 1 else ""),
+        )
+    cuts = sorted({*cuts, *breaks})
     segment = np.zeros(n_rows, dtype=np.int32)
     segment[cuts[1:]] = 1
     segment = np.cumsum(segment, dtype=np.int32)
-    try:
-        groups = binning.rebin_rows(segment, width / binning.TICKS_PER_S, bin_s)
-    except ValueError as error:
-        raise file.error(series, str(error)) from error
+    groups = binning.group_rows(segment, int(factor))
     anchor = np.asarray(cuts, dtype=np.int64)[segment[groups[:, 0]]]
-    starts = stamps[anchor] + width * (groups[:, 0] - anchor) - (width if edge == "end" else 0)
+    starts = stamps[anchor] + binning.bin_ticks(bin_s) * ((groups[:, 0] - anchor) // int(factor))
+    starts -= int(width * EDGES[edge])
     kept, segment = np.unique(segment[groups[:, 0]], return_inverse=True)
     if lost := len(cuts) - kept.size:
         warnings.append(f"{lost} stretches of {series} are shorter than a bin of {bin_s:g} s: left out")
     return _require_bins(file, series, Grid(starts, segment.astype(np.int32), bin_s)), groups
 
 
-def _off_grid(stamps: NDArray[np.int64], width: int) -> list[int]:
-    """First row of every stretch in which no stamp misses ``first + i * width`` by more than `GRID_TOLERANCE`."""
-    tolerance = int(GRID_TOLERANCE * width)
+def _off_grid(stamps: NDArray[np.int64], width: int, tolerance: float) -> list[int]:
+    """First row of every stretch in which no stamp misses ``first + i * width`` by more than `tolerance` of it."""
+    tolerance *= width
     jumps = np.flatnonzero(np.abs(np.diff(stamps) - width) > tolerance) + 1
     cuts: list[int] = []
     for first, stop in pairwise([0, *jumps.tolist(), stamps.size]):
@@ -215,7 +244,12 @@ class Neurons:
 
 
 def read_spikes(
-    file: NwbFile, table: tuple[NDArray[np.float64], NDArray[np.int64], int], grid: Grid, per: str, warnings: list[str]
+    file: NwbFile,
+    table: tuple[NDArray[np.float64], NDArray[np.int64], int],
+    grid: Grid,
+    per: str,
+    warnings: list[str],
+    rows_are_channels: bool = False,
 ) -> Neurons:
     """Count the spikes of `table` (see `nwb.spike_table`) on `grid`, one channel per electrode or per unit.
 
@@ -225,7 +259,7 @@ def read_spikes(
     spikes_s, unit_index, n_units = table
     if not spikes_s.size:
         raise file.error("units/spike_times", "holds no spikes")
-    channels = unit_channels(file, n_units, per, warnings)
+    channels = unit_channels(file, n_units, per, warnings, rows_are_channels)
     if len(channels.names) < 2:
         raise file.error("units", f"offers {len(channels.names)} channel, at least two are needed")
     binning.require_size(grid.starts.size, len(channels.names))
@@ -286,22 +320,30 @@ def read_counts(
     """Sum the binned counts at `key` (rows, channels) over `groups` of `grid_of_rows`; of `power`, take the mean."""
     if power:
         values, unit = file.values(key.removesuffix("/data"))
+        unit = unit if unit not in ("", "count") else "power"
         counts = values[groups].mean(axis=1) if groups.shape[1] > 1 else values[groups[:, 0]]
         finite = np.asarray(np.isfinite(counts).all(axis=1))
         counts = np.where(finite[:, None], counts, 0.0)
     else:
         unit, finite = "count", np.ones(len(groups), dtype=bool)
         counts = binning.rebin_counts(require_whole_counts(file, key), groups)
+    series = key.removesuffix("/data")
     names, what = electrode_names(file), "electrode"
+    if names and f"{series}/electrodes" in file:  # which electrode each column of the series is
+        rows = file.numbers(f"{series}/electrodes").astype(np.int64)
+        if rows.ndim != 1 or len(set(rows.tolist())) != rows.size or not ((rows >= 0) & (rows < len(names))).all():
+            raise file.error(f"{series}/electrodes", f"must point each column to one of {len(names)} electrodes")
+        names = [names[row] for row in rows.tolist()]
     if len(names) != counts.shape[1]:
         if names:
             warnings.append(
-                f"{len(names)} electrodes are listed for {counts.shape[1]} columns of {key.removesuffix('/data')}: "
+                f"{len(names)} electrodes are listed for {counts.shape[1]} columns of {series}: "
                 "channels are named by column"
             )
         names, what = [f"column{i}" for i in range(counts.shape[1])], "column"
+    electrodes = names if what == "electrode" else []
     index = np.arange(len(names))
-    return Neurons(counts, Channels(names, index, what, names), ~grid.overlapping & finite, {}, unit)
+    return Neurons(counts, Channels(names, index, what, electrodes), ~grid.overlapping & finite, {}, unit)
 
 
 def axis_names(description: str, n_axes: int, name: str) -> list[str]:
@@ -316,7 +358,7 @@ def read_columns(file: NwbFile, target: Target) -> tuple[NDArray[np.float64], st
     """Return values (n_samples, n_axes), unit and axis names of one series, or of several with one column each."""
     tables, units, names = [], [], []
     for path in target.paths:
-        values, unit = file.values(path)
+        values, unit = file.values(path, target.offset)
         name = path.rpartition("/")[2]
         description = file.label(path, "description")
         names += [name] if len(target.paths) > 1 else axis_names(description, values.shape[1], name)
@@ -418,14 +460,22 @@ def read_rows(
     counts: str | None = None,
     power: bool = False,
     width_s: float | None = None,
+    start_s: float | None = None,
+    tolerance: float = GRID_TOLERANCE,
+    breaks: Sequence[int] = (),
     resample: bool = False,
+    rows_are_channels: bool = False,
+    masks: Mapping[str, str] | None = None,
+    trials: Mapping[str, NDArray[Any]] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
-    """Read a session of rows that stand for bins already: those of the series `clock`.
+    """Read a session of rows that stand for bins already: those of the series `clock`, as in `grid_of_rows`.
 
     Spikes are counted in these bins, or taken from the binned series `counts` (of `power` instead of counts where the
     values are no counts). Kinematics stand on the rows one by one; with `resample` those on another clock are averaged
-    over each bin. Wider bins sum whole rows of counts and average kinematics; any other width is refused.
+    over each bin. Wider bins sum whole rows of counts and average kinematics; any other width is refused. `masks` maps
+    names of variables (n_bins,) to series of yes and no that hold for a bin when they hold for all its rows; one that
+    the file lacks is left out. `trials` takes the place of the trials table; `rows_are_channels` as in `unit_channels`.
     """
     warnings: list[str] = []
     found = present(file, targets)
@@ -433,7 +483,9 @@ def read_rows(
     n_rows = int(shape[0]) if shape else 0
     if not n_rows:
         raise file.error(f"{clock}/data", "is empty")
-    grid, groups = grid_of_rows(file, clock, n_rows, edge, bin_s, warnings, width_s)
+    grid, groups = grid_of_rows(
+        file, clock, n_rows, edge, bin_s, warnings, width_s, start_s=start_s, tolerance=tolerance, breaks=breaks
+    )
     kinematics: Kinematics = {}
     times_s = file.times_s(clock, n_rows)
     for target in found:
@@ -454,7 +506,7 @@ def read_rows(
             _require_a_value(file, target, values)
         kinematics[target.name] = values[groups].mean(axis=1), unit, axes
     if counts is None:
-        neurons = read_spikes(file, spike_table(file), grid, per, warnings)
+        neurons = read_spikes(file, spike_table(file), grid, per, warnings, rows_are_channels)
     else:
         shape = file.dataset(f"{counts}/data").shape
         if not shape or shape[0] != n_rows:
@@ -462,7 +514,23 @@ def read_rows(
         if counts != clock and not np.array_equal(file.times_s(counts, n_rows), times_s):
             raise file.error(counts, f"must stand on the grid of {clock}")
         neurons = read_counts(file, f"{counts}/data", grid, groups, warnings, power)
-    return session(layout, file, grid, neurons, kinematics, warnings, extra)
+    flags = {
+        name: ("time", _mask(file, path, clock, times_s)[groups].all(axis=1))
+        for name, path in (masks or {}).items()
+        if f"{path}/data" in file
+    }
+    return session(layout, file, grid, neurons, kinematics, warnings, {**flags, **(extra or {})}, trials)
+
+
+def _mask(file: NwbFile, series: str, clock: str, times_s: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """The series of yes and no (n_rows,) at `series`, which must stand on the rows of `clock`."""
+    values = file.numbers(f"{series}/data").squeeze()
+    same = values.shape == times_s.shape and np.array_equal(file.times_s(series, len(values)), times_s)
+    if not same:
+        raise file.error(series, f"must stand on the grid of {clock} ({len(times_s)} rows), found {values.shape}")
+    if not np.isin(values, (0, 1)).all():
+        raise file.error(f"{series}/data", "must say yes (1) or no (0) of every row")
+    return values.astype(bool)
 
 
 def session(
@@ -473,6 +541,7 @@ def session(
     kinematics: Kinematics,
     warnings: list[str],
     extra: Mapping[str, Any] | None = None,
+    trials: Mapping[str, NDArray[Any]] | None = None,
 ) -> xr.Dataset:
     """Put what was read together as a session, before rules of quality are applied (`prepare` does that)."""
     n_axes = next((values.shape[1] for values, *_ in kinematics.values()), 0)
@@ -486,7 +555,7 @@ def session(
         electrodes=neurons.channels.electrodes,
         statistics=neurons.statistics,
         kinematics=kinematics,
-        trials=read_trials(file, n_axes),
+        trials=read_trials(file, n_axes) if trials is None else trials,
         attrs=_attrs(file, layout, grid.bin_s, neurons.channels.identity, warnings),
         extra=extra,
     )
@@ -531,11 +600,12 @@ def require_whole_counts(file: NwbFile, key: str) -> NDArray[np.uint16]:
     return data.astype(np.uint16)
 
 
-def bin_width_s(file: NwbFile, series: str, rate_hz: float) -> float:
-    """Return the bin width of a series of counts at `rate_hz`; `InputError` unless it is whole microseconds."""
-    width_s = round(binning.TICKS_PER_S / rate_hz) / binning.TICKS_PER_S
-    if width_s <= 0 or abs(width_s * rate_hz - 1) > 1e-9:
-        raise file.error(f"{series}/starting_time", f"has rate {rate_hz} Hz: its bins are not whole microseconds")
-    if width_s > 1e6:
+def row_ticks(file: NwbFile, series: str, rate_hz: float) -> Fraction:
+    """Return the ticks from row to row at `rate_hz`; `InputError` unless a few rows together are whole microseconds."""
+    exact = binning.TICKS_PER_S / rate_hz
+    if exact > 1e6 * binning.TICKS_PER_S:
         raise file.error(series, f"has rate {rate_hz} Hz: its bins are longer than any recording")
-    return width_s
+    ticks = Fraction(exact).limit_denominator(64)
+    if not abs(float(ticks) / exact - 1) < 1e-9:
+        raise file.error(f"{series}/starting_time", f"has rate {rate_hz} Hz: its bins are not whole microseconds")
+    return ticks

@@ -44,12 +44,15 @@ def electrode_names(file: NwbFile) -> list[str]:
     return [f"{name}#{number}" if name in repeated else name for name, number in zip(names, ids, strict=True)]
 
 
-def unit_channels(file: NwbFile, n_units: int, per: str, warnings: list[str]) -> Channels:
+def unit_channels(
+    file: NwbFile, n_units: int, per: str, warnings: list[str], rows_are_channels: bool = False
+) -> Channels:
     """Return the channels of a units table: one per electrode, sorted units pooled on it, or one per unit.
 
     Every electrode of an array (electrode group) that carries a unit is a channel, a silent one too, so that sessions
     between which units come and go have the same channels. Without an electrodes column each unit is a channel. A
-    unit is called by the table's unique ``unit_name`` or ``label``, else by its electrode and its place there.
+    unit is called by the table's unique ``unit_name`` or ``label``, else by its electrode and its place there. With
+    `rows_are_channels` a row without either is a threshold channel, the same one in every session.
     """
     labels = next((v for n in ("unit_name", "label") if (v := column(file, "units", n)) is not None), None)
     named = [str(each) for each in labels.tolist()] if labels is not None and labels.ndim == 1 else []
@@ -57,7 +60,8 @@ def unit_channels(file: NwbFile, n_units: int, per: str, warnings: list[str]) ->
     if "units/electrodes" not in file:
         if named:
             return Channels(named, np.arange(n_units), "unit", [""] * n_units)
-        return Channels([f"unit{i}" for i in range(n_units)], np.arange(n_units), "none", [""] * n_units)
+        name, identity = ("column", "column") if rows_are_channels else ("unit", "none")
+        return Channels([f"{name}{i}" for i in range(n_units)], np.arange(n_units), identity, [""] * n_units)
     names = electrode_names(file)
     rows = file.numbers("units/electrodes").astype(np.int64)
     if "units/electrodes_index" in file:
@@ -113,13 +117,13 @@ def read_trials(file: NwbFile, n_axes: int) -> dict[str, NDArray[Any]]:
     trials = {
         "trial_start_s": time_s("start_time"),
         "trial_stop_s": time_s("stop_time"),
-        "trial_go_s": time_s("go_cue_time", "go_cue_time_array"),
+        "trial_go_s": time_s("go_cue_time", "go_cue_time_array", "gocue_time"),
         "trial_result": np.full(n_trials, "") if result is None or result.ndim > 1 else result.astype(np.str_),
     }
     direction = number("target_dir")
     if direction is not None and direction.ndim == 1:
         trials["trial_target_dir"] = direction
-    target = number("target_pos", "target_position", "target_center")
+    target = number("target_pos", "target_position", "target_center", "tgt_loc")
     if target is not None and target.shape == (n_trials, n_axes):
         trials["trial_target"] = target
     return trials

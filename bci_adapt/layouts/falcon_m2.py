@@ -1,0 +1,55 @@
+"""DANDI 000953, FALCON M2: finger movements of a monkey, 96 threshold channels."""
+
+from __future__ import annotations
+
+import xarray as xr
+
+from bci_adapt.layouts.base import Layout
+from bci_adapt.layouts.falcon import MASKS, one_animal
+from bci_adapt.layouts.reading import MILLISECOND_CLOCK, Target, read_rows
+from bci_adapt.nwb import Description, NwbFile
+
+AXES = ("index", "mrs")
+POSITION = tuple(f"acquisition/finger_pos/{finger}" for finger in AXES)
+VELOCITY = tuple(f"acquisition/finger_vel/{finger}" for finger in AXES)
+
+
+class FalconM2(Layout):
+    """FALCON M2: units with electrodes; one series per finger in ``acquisition/finger_pos`` and ``finger_vel``.
+
+    Rows of 20 ms are stamped with the **start** of their bin: row i stamped t counts spikes in (t, t + 0.02]. Time
+    between trials is missing: every gap, of a millisecond too, starts a new segment. Where the last row of a trial
+    reaches into the next trial, neither of the two rows is valid.
+    """
+
+    name = "falcon_m2"
+    verified_on = ""
+
+    def matches(self, description: Description) -> tuple[float, str]:
+        """See `Layout.matches`."""
+        paths = description.paths()
+        if "units" not in paths:
+            return 0.0, "no units with spike times"
+        missing = sorted({*POSITION, *VELOCITY} - paths)
+        if missing:
+            return 0.0, f"no {', '.join(missing)}"
+        return 1.0, "units, and index and mrs in acquisition/finger_pos and finger_vel"
+
+    def read(self, file: NwbFile, bin_s: float, per: str) -> xr.Dataset:
+        """See `Layout.read`."""
+        targets = [
+            Target("position", POSITION, AXES, required=True),
+            Target("recorded_velocity", VELOCITY, AXES, required=True),
+        ]
+        session = read_rows(
+            self,
+            file,
+            bin_s,
+            per,
+            targets,
+            edge="start",
+            clock=POSITION[0],
+            tolerance=MILLISECOND_CLOCK,
+            masks=MASKS,
+        )
+        return one_animal(session)
