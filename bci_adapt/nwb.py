@@ -31,6 +31,10 @@ NAN_FRACTION_BYTES = 256 * 2**20
 """Largest series whose missing values `describe` counts."""
 TRIALS = "intervals/trials"
 ELECTRODES = "general/extracellular_ephys/electrodes"
+MATLAB = "MATLAB 7.3"
+MATLAB_VARIABLES = ("chan_names", "cursor_pos", "spikes", "t")
+"""What a MATLAB file must hold to be read: the variables of the Indy and Loco recordings (layout ``indy``)."""
+_MATLAB_NAME = re.compile(r"([A-Za-z]+)_(\d{8}_\d+)")
 _READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError, MemoryError)
 _HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+")
 _COUNTS = re.compile(r"threshold.?crossing|spike.?count|binned|^counts?$", re.IGNORECASE)
@@ -120,6 +124,42 @@ class NwbFile:
         """The dataset at `key` as text, one per row."""
         return [clean(value) for value in np.atleast_1d(self.array(key)).ravel().tolist()]
 
+    def cells(self, key: str) -> list[list[NDArray[Any]]]:
+        """The MATLAB cell array at `key`: numbers or character codes of every cell, in HDF5's order (transposed)."""
+        dataset = self.dataset(key)
+        shape, size = dataset.shape, dataset.size or 0
+        if h5py.check_ref_dtype(dataset.dtype) is not h5py.Reference or len(shape or ()) != 2:
+            raise self.error(key, f"must be a MATLAB cell array of two dimensions, found {dataset.dtype} {shape}")
+        if size > MAX_OBJECTS:
+            raise self.error(key, f"has {size:,} cells, more than {MAX_OBJECTS:,}: not read")
+        left, rows = MAX_BYTES, []
+        for i, references in enumerate(self.array(key)):
+            rows.append([])
+            for j, reference in enumerate(references):
+                values = self._cell(f"{key}{{{j + 1},{i + 1}}}", reference, left)  # as MATLAB counts
+                left -= values.size * max(values.itemsize, 8)
+                rows[-1].append(values)
+        return rows
+
+    def _cell(self, name: str, reference: h5py.Reference, left: int) -> NDArray[Any]:
+        """The array that a reference leads to, inside this file and not of more than `left` bytes."""
+        try:
+            found = self.h5[reference]
+            kind = found.dtype.kind if isinstance(found, h5py.Dataset) else ""
+        except _READ_ERRORS as error:
+            raise self.error(name, f"leads to nothing that can be read ({clean(error, 200)})") from error
+        if not isinstance(found, h5py.Dataset) or kind not in "iuf":
+            raise self.error(name, "leads to something else than numbers or characters")
+        _require_inside(self, name, found)
+        if (found.size or 0) * max(found.dtype.itemsize, 8) > left:
+            raise self.error(name, f"brings the cells to more than {MAX_BYTES >> 30} GiB: not read")
+        try:
+            values = np.zeros(0) if found.size is None else np.asarray(found[()])
+            # MATLAB stores of what is empty its size, which holds a zero; nothing else has one dimension alone.
+            return np.zeros(0) if kind == "u" and values.ndim == 1 and not values.all() else values
+        except _READ_ERRORS as error:
+            raise self.error(name, f"cannot be read ({clean(error, 200)}); is the file complete?") from error
+
     def text(self, key: str, default: str = "") -> str:
         """The scalar text at `key`, or `default` when it is absent or empty."""
         return (" ".join(self.strings(key)) if isinstance(self.objects.get(key), h5py.Dataset) else "") or default
@@ -198,6 +238,11 @@ class NwbFile:
         return data.reshape(len(data), -1) * factors[0] + (factors[1] if offset else 0.0), self.label(key, "unit")
 
 
+def _require_inside(file: NwbFile, key: str, dataset: h5py.Dataset) -> None:
+    if dataset.external or dataset.is_virtual:
+        raise file.error(key, "is stored in another file: not followed; copy it in")
+
+
 def _scan(file: NwbFile) -> None:
     """List every object by key, refusing what would lead out of this file."""
     root = file.h5["/"]
@@ -207,7 +252,7 @@ def _scan(file: NwbFile) -> None:
         key, group, above = pending.pop()
         for name in group:
             child = f"{key}/{name}" if key else str(name)
-            if child == "specifications":
+            if child in ("specifications", "#refs#", "#subsystem#"):  # MATLAB's cells are reached by reference alone
                 continue
             link = group.get(name, getlink=True)
             if isinstance(link, h5py.ExternalLink):
@@ -220,8 +265,7 @@ def _scan(file: NwbFile) -> None:
                 file.warnings.append(f"{clean(child)} is a link to nothing")
                 continue
             if isinstance(found, h5py.Dataset):
-                if found.external or found.is_virtual:
-                    raise file.error(child, "is stored in another file: not followed; copy it in")
+                _require_inside(file, child, found)
                 try:
                     found.dtype  # noqa: B018 (a type that numpy lacks, or a damaged one, raises here)
                 except _READ_ERRORS as error:
@@ -241,9 +285,9 @@ def _scan(file: NwbFile) -> None:
 
 
 def open_nwb(path: Path | str) -> NwbFile:
-    """Open an NWB 2 file for reading; use it as a context manager.
+    """Open an NWB 2 file, or a MATLAB 7.3 one with `MATLAB_VARIABLES`, for reading; use it as a context manager.
 
-    `InputError`, naming the file, when it is missing, truncated, not HDF5, of NWB 1.x, not NWB, or links to others.
+    `InputError`, naming the file, when it is missing, truncated, not HDF5, of NWB 1.x, neither, or links to others.
     """
     path = Path(path)
     try:
@@ -266,12 +310,18 @@ def open_nwb(path: Path | str) -> NwbFile:
         old = h5.get("nwb_version")
         if version is None and isinstance(old, h5py.Dataset):
             raise InputError(f"{path}: written for {clean(old[()], 40)}; only NWB 2 can be read, convert it first")
-        if version is None:
+        if version is None and not _of_matlab(h5, path):
             raise InputError(f"{path}: an HDF5 file, but not NWB (no attribute nwb_version)")
-        file.version = clean(version, 40)
+        file.version = MATLAB if version is None else clean(version, 40)
         if file.version.removeprefix("NWB-").startswith(("0", "1")):
             raise InputError(f"{path}: written for NWB {file.version}; only NWB 2 can be read, convert it first")
         _scan(file)
+        missing = [name for name in MATLAB_VARIABLES if not isinstance(file.objects.get(name), h5py.Dataset)]
+        if file.version == MATLAB and missing:
+            raise InputError(
+                f"{path}: a {MATLAB} file without the variables {', '.join(missing)}; of these files only the Indy and "
+                f"Loco recordings ({', '.join(MATLAB_VARIABLES)}) are read: convert others to NWB, or save them as .npz"
+            )
     except InputError:
         h5.close()
         raise
@@ -281,12 +331,22 @@ def open_nwb(path: Path | str) -> NwbFile:
     return file
 
 
+def _of_matlab(h5: h5py.File, path: Path) -> bool:
+    """Whether the user block in front of the HDF5 part is a header of MATLAB 7.3."""
+    if h5.userblock_size < 512:
+        return False
+    with path.open("rb") as raw:
+        return raw.read(len(MATLAB)) == MATLAB.encode()
+
+
 def identity(file: NwbFile) -> dict[str, str]:
     """Return session_id, subject and session_start (ISO 8601, UTC when the file names no zone) of a file.
 
     The id is that of the file with the subject in front, ``sub-C_ses-CO-20131003``, so that two subjects never share
-    one, in characters that can stand in a file name.
+    one, in characters that can stand in a file name. A MATLAB file says who and when in its name alone.
     """
+    if file.version == MATLAB:
+        return _identity_of_name(file)
     subject = file.text("general/subject/subject_id")
     session = file.text("general/session_id") or file.text("identifier") or file.path.stem
     if subject and not session.startswith("sub-"):
@@ -301,6 +361,24 @@ def identity(file: NwbFile) -> dict[str, str]:
         "session_id": re.sub(r"[^A-Za-z0-9._+-]+", "-", session).strip("-.")[:120] or "session",
         "subject": subject,
         "session_start": moment.isoformat(),
+    }
+
+
+def _identity_of_name(file: NwbFile) -> dict[str, str]:
+    found = _MATLAB_NAME.fullmatch(file.path.stem)
+    try:
+        day = datetime.strptime(found[2][:8], "%Y%m%d").replace(tzinfo=UTC) if found else None
+    except ValueError:
+        day = None
+    if not found or not day:
+        raise InputError(
+            f"{file.path}: a MATLAB file must be named subject_yyyymmdd_number.mat, as indy_20160630_01.mat is: "
+            "nothing else in it says who was recorded on which day"
+        )
+    return {
+        "session_id": f"sub-{found[1]}_ses-{found[2]}",
+        "subject": found[1],
+        "session_start": day.isoformat(),
     }
 
 
@@ -502,6 +580,22 @@ def _describe_series(file: NwbFile, found: Description) -> None:
         found.series.append(Series(key, kind, shape, unit, rate_hz, stamped, start_s, stop_s, missing))
 
 
+def _describe_matlab(file: NwbFile, found: Description) -> None:
+    """As `_describe_series`, of the variables of a MATLAB file: stored transposed, all on the clock ``t``."""
+    t = file.numbers("t").ravel()
+    span = (float(t[0]), float(t[-1])) if t.size and np.isfinite(t[[0, -1]]).all() else (None, None)
+    for key in file.objects:
+        data = file.objects[key]
+        if not isinstance(data, h5py.Dataset) or data.ndim != 2:
+            continue
+        shape = (int(data.shape[1]), int(data.shape[0]))
+        if key == "spikes":
+            found.neural.append(Neural("spike times", key, shape, shape[0], "s", None, None, None))
+        elif key != "t" and data.dtype.kind == "f" and shape[0] == t.size:
+            missing = float(np.isnan(file.array(key)).mean())
+            found.series.append(Series(key, "MATLAB", shape, "", None, True, *span, missing))
+
+
 def describe(path: Path | str) -> Description:
     """Describe an NWB file: neural sources, series, trials, electrodes and warnings, nothing chosen yet.
 
@@ -531,7 +625,7 @@ def describe_open(file: NwbFile) -> Description:
                 span = (float(times_s.min()), float(times_s.max())) if times_s.size else (None, None)
                 found.units |= {"count": n_units, "spikes": int(times_s.size)}
                 found.neural.append(Neural("spike times", "units", (n_units,), n_units, "s", None, *span))
-    _describe_series(file, found)
+    (_describe_matlab if file.version == MATLAB else _describe_series)(file, found)
     found.trials = {"count": file.rows(TRIALS), "columns": _columns(file, TRIALS)}
     groups = file.strings(f"{ELECTRODES}/group_name") if f"{ELECTRODES}/group_name" in file else []
     found.electrodes = {

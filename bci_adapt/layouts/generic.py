@@ -10,7 +10,7 @@ import xarray as xr
 from bci_adapt.catalog import unknown
 from bci_adapt.layouts.base import Layout
 from bci_adapt.layouts.reading import Target, read_continuous, read_rows
-from bci_adapt.nwb import Description, Neural, NwbFile, Series, describe_open
+from bci_adapt.nwb import MATLAB, Description, Neural, NwbFile, Series, describe_open
 
 _ROOTS = ("processing/", "acquisition/", "analysis/", "")
 
@@ -31,6 +31,8 @@ class Generic(Layout):
 
     def matches(self, description: Description) -> tuple[float, str]:
         """See `Layout.matches`."""
+        if description.nwb_version == MATLAB:
+            return 0.0, f"a {MATLAB} file, not NWB"
         source = self._source(description)
         if source is None:
             return 0.0, "no units with spike times and no binned counts"

@@ -250,65 +250,80 @@ def read_spikes(
     per: str,
     warnings: list[str],
     rows_are_channels: bool = False,
+    *,
+    key: str = "units/spike_times",
+    channels: Channels | None = None,
+    resets: bool = False,
 ) -> Neurons:
     """Count the spikes of `table` (see `nwb.spike_table`) on `grid`, one channel per electrode or per unit.
 
-    `InputError` for spikes that seem to be on another clock or in another unit than the grid, that are out of order
-    within a unit, or that start over in the middle.
+    `channels` stand in for those of a units table, `key` is where the spikes are. `InputError` for spikes that seem to
+    be on another clock or in another unit than the grid, that are out of order within a unit, or that start over in
+    the middle; with `resets` they may do so as often as the clock of the grid does.
     """
     spikes_s, unit_index, n_units = table
     if not spikes_s.size:
-        raise file.error("units/spike_times", "holds no spikes")
-    channels = unit_channels(file, n_units, per, warnings, rows_are_channels)
+        raise file.error(key, "holds no spikes")
+    if channels is None:
+        channels = unit_channels(file, n_units, per, warnings, rows_are_channels)
     if len(channels.names) < 2:
-        raise file.error("units", f"offers {len(channels.names)} channel, at least two are needed")
+        raise file.error(key.partition("/")[0], f"offers {len(channels.names)} channel, at least two are needed")
     binning.require_size(grid.starts.size, len(channels.names))
-    _require_order(file, spikes_s, unit_index)
-    _require_one_clock(file, spikes_s, grid)
+    turn = _turns(spikes_s, unit_index)
+    if turn.max() > (len(grid.stretches()) - 1 if resets else 0):
+        raise _disorder(file, key, spikes_s, unit_index)
+    _require_one_clock(file, key, spikes_s, grid)
     ticks, channel = binning.to_ticks(spikes_s), channels.index[unit_index]
     counts = np.zeros((grid.starts.size, len(channels.names)), dtype=np.uint16)
     for stretch in grid.stretches():
         binning.add_spikes(counts[stretch], grid.rows(ticks, stretch), channel)
     valid = observed_bins(file, n_units, grid.starts, binning.bin_ticks(grid.bin_s), warnings) & ~grid.overlapping
-    statistics = quality.spike_statistics(spikes_s, unit_index, channels.index, len(channels.names))
+    apart_s = spikes_s + turn * (float(np.ptp(spikes_s)) + 1.0)  # of two turns of the clock no spikes are neighbours
+    statistics = quality.spike_statistics(apart_s, unit_index, channels.index, len(channels.names))
     return Neurons(counts, channels, valid, statistics)
 
 
-def _require_order(file: NwbFile, spikes_s: NDArray[np.float64], unit_index: NDArray[np.int64]) -> None:
-    """Raise `InputError` when spikes of a unit are out of order: the times are then not what they are taken for."""
+def _turns(spikes_s: NDArray[np.float64], unit_index: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often the times of a unit have gone back before each of its spikes (n_spikes,), which lie unit by unit."""
+    within = np.diff(unit_index) == 0
+    turns = np.concatenate([[0], np.cumsum((np.diff(spikes_s) < 0) & within)])
+    first = np.flatnonzero(np.concatenate([[True], ~within]))
+    return turns - np.repeat(turns[first], np.diff(first, append=spikes_s.size))
+
+
+def _disorder(file: NwbFile, key: str, spikes_s: NDArray[np.float64], unit_index: NDArray[np.int64]) -> InputError:
+    """The `InputError` for spikes of a unit that are out of order: the times are then not what they are taken for."""
     back = np.flatnonzero((np.diff(spikes_s) < 0) & (np.diff(unit_index) == 0))
-    if not back.size:
-        return
     worst = back[np.argmin(spikes_s[back + 1] - spikes_s[back])]
     fall = f"unit {unit_index[worst]} goes from {spikes_s[worst]:g} s back to {spikes_s[worst + 1]:g} s"
     n_units = np.unique(unit_index[back]).size
     span = float(np.ptp(spikes_s))
     if back.size <= 3 * n_units and spikes_s[worst] - spikes_s[worst + 1] > 0.1 * span:
-        raise file.error(
-            "units/spike_times",
+        return file.error(
+            key,
             f"start over in {n_units} units ({fall}): the clock was reset, so two stretches share one time; split the "
             "recording where it starts over, or put its parts on one clock",
         )
-    raise file.error(
-        "units/spike_times",
+    return file.error(
+        key,
         f"are out of order {back.size} times in {n_units} units ({fall}): rising times are expected within a unit; "
         "sort them if they are right, find the fault if they are not",
     )
 
 
-def _require_one_clock(file: NwbFile, spikes_s: NDArray[np.float64], grid: Grid) -> None:
+def _require_one_clock(file: NwbFile, key: str, spikes_s: NDArray[np.float64], grid: Grid) -> None:
     """Raise `InputError` when the spikes and the bins cannot be on one clock in seconds."""
     spikes, bins = (float(spikes_s.min()), float(spikes_s.max())), (float(grid.ends_s.min()), float(grid.ends_s.max()))
     spans = spikes[1] - spikes[0], bins[1] - bins[0] + grid.bin_s
     if max(spans) > SHORTEST_CLOCK_S and max(spans) > CLOCK_RATIO * max(min(spans), grid.bin_s):
         raise file.error(
-            "units/spike_times",
+            key,
             f"spans {spans[0]:g} s while the bins span {spans[1]:g} s: seconds are expected in both, one of them seems "
             "to be in another unit (milliseconds, samples)",
         )
     if spikes[1] <= bins[0] - grid.bin_s or spikes[0] > bins[1]:
         raise file.error(
-            "units/spike_times",
+            key,
             f"lie between {spikes[0]:g} and {spikes[1]:g} s, the kinematics between {bins[0] - grid.bin_s:g} and "
             f"{bins[1]:g} s: they never meet, so they cannot be on one clock",
         )
@@ -413,11 +428,12 @@ def read_continuous(
     per: str,
     targets: Sequence[Target],
     extra: Mapping[str, Any] | None = None,
+    resets: bool = False,
 ) -> xr.Dataset:
     """Read a session of spike times and signals with a clock of their own; a value is the mean of its bin's samples.
 
     The first of `targets` that the file has gives the bins (`grid_of_samples`), without any the spikes do. `extra`
-    maps names to further variables, see `session.assemble`.
+    maps names to further variables, see `session.assemble`. With `resets` spikes may start over with that clock.
     """
     warnings: list[str] = []
     kinematics: Kinematics = {}
@@ -444,7 +460,7 @@ def read_continuous(
     grid = grid or grid_of_spikes(file, table[0], bin_s)
     if not found:
         warnings.append("no kinematics in this file: a session without labels")
-    neurons = read_spikes(file, table, grid, per, warnings)
+    neurons = read_spikes(file, table, grid, per, warnings, resets=resets)
     return session(layout, file, grid, neurons, kinematics, warnings, extra)
 
 

@@ -1,4 +1,4 @@
-"""NWB files that already lie in a folder."""
+"""Recordings, NWB or MATLAB 7.3, that already lie in a folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Folder(Source):
-    """All ``*.nwb`` files below a folder, oldest session first."""
+    """All ``*.nwb`` and ``*.mat`` files below a folder, oldest session first."""
 
     name = "folder"
 
@@ -24,14 +24,15 @@ class Folder(Source):
         self._listed: pd.DataFrame | None = None
 
     def list(self) -> pd.DataFrame:
-        """See `Source.list`; `InputError` for a folder that is missing or has no NWB file, and for a bad file."""
+        """See `Source.list`; `InputError` for a folder that is missing or has no recording, and for a bad file."""
         import pandas as pd
 
         if not self.path.is_dir():
-            raise InputError(f"{self.path}: no such folder; a folder of NWB files was expected")
-        paths = sorted(path for path in self.path.rglob("*.nwb") if not path.name.startswith("."))
+            raise InputError(f"{self.path}: no such folder; a folder of recordings was expected")
+        found = [path for pattern in ("*.nwb", "*.mat") for path in self.path.rglob(pattern)]
+        paths = sorted(path for path in found if not path.name.startswith("."))
         if not paths:
-            raise InputError(f"{self.path}: no *.nwb file in this folder")
+            raise InputError(f"{self.path}: no *.nwb or *.mat file in this folder")
         rows = []
         for path in paths:
             with open_nwb(path) as file:

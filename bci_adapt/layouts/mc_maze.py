@@ -1,0 +1,64 @@
+"""DANDI 000128 and 000138–000140: sorted units and hand movement in a maze of the Neural Latents Benchmark."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from bci_adapt.layouts.base import Layout
+from bci_adapt.layouts.reading import Target, read_continuous
+from bci_adapt.nwb import Description, NwbFile, column
+
+POSITION = "processing/behavior/hand_pos"
+VELOCITY = "processing/behavior/hand_vel"
+CURSOR = "processing/behavior/cursor_pos"
+
+
+class McMaze(Layout):
+    """``hand_pos``, ``hand_vel`` and ``cursor_pos`` directly in ``processing/behavior``; units with a ``heldout`` flag.
+
+    The position is that of the hand, in mm, and ``hand_vel`` its recorded velocity, which the benchmark decodes; the
+    cursor is a kinematic of its own. Samples at 1 kHz are missing here and there: a pause longer than a bin starts a
+    segment. Units are observed inside trials only. All units are read, held out by the benchmark or not; its test
+    files have fewer of them and no behaviour, and become sessions without labels. A channel is an electrode.
+    """
+
+    name = "mc_maze"
+    verified_on = ""
+
+    def matches(self, description: Description) -> tuple[float, str]:
+        """See `Layout.matches`."""
+        paths = description.paths() | {*description.unusable}
+        if "units" not in paths:
+            return 0.0, "no units with spike times"
+        if "heldout" not in description.units["columns"]:
+            return 0.0, "units without a flag heldout"
+        if {POSITION, VELOCITY} <= paths:
+            return 1.0, f"units with a flag heldout, {POSITION} and {VELOCITY}"
+        if not description.series and not description.unusable:
+            return 0.5, "units with a flag heldout and no behaviour: a test file of the benchmark"
+        return 0.0, f"no {POSITION} and {VELOCITY}"
+
+    def read(self, file: NwbFile, bin_s: float, per: str) -> xr.Dataset:
+        """See `Layout.read`."""
+        labelled = f"{POSITION}/data" in file or f"{VELOCITY}/data" in file
+        targets = [
+            Target("position", (POSITION,), axes=("x", "y"), unit="mm", required=labelled),
+            Target("recorded_velocity", (VELOCITY,), axes=("x", "y"), unit="mm/s"),
+            Target("cursor_position", (CURSOR,), axes=("x", "y"), unit="mm"),
+            Target("eye_position", ("processing/behavior/eye_pos",), unit="mm"),
+        ]
+        session = read_continuous(self, file, bin_s, per, targets)
+        note_held_out(session, file)
+        return session
+
+
+def note_held_out(session: xr.Dataset, file: NwbFile) -> None:
+    """Warn, in a session that is being read, of units that the benchmark holds out: they are read like all others."""
+    held_out = column(file, "units", "heldout")
+    if held_out is None or held_out.dtype.kind not in "iub" or held_out.ndim > 1:
+        raise file.error("units/heldout", "must say of every unit whether the benchmark holds it out")
+    if n_held_out := np.count_nonzero(held_out):
+        session.attrs["warnings"].append(
+            f"{n_held_out} of {held_out.size} units are held out by the benchmark: they are read like the others"
+        )
