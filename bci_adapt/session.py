@@ -281,7 +281,7 @@ def concat(sessions: Sequence[xr.Dataset]) -> xr.Dataset:
         part = each[everywhere]
         part = part.assign(segment=part["segment"] + np.int32(n_segments))
         n_segments = int(part["segment"].values.max()) + 1
-        ids = np.full(part.sizes["time"], str(each.attrs["session_id"]), dtype=np.str_)
+        ids = np.repeat([str(each.attrs["session_id"])], part.sizes["time"])
         parts.append(part.assign_coords(session=("time", ids)))
     along: dict[str, Any] = {"data_vars": "minimal", "coords": "minimal", "compat": "override", "join": "exact"}
     bins = xr.concat([part.drop_dims("trial") for part in parts], "time", **along)
