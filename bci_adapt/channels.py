@@ -45,7 +45,7 @@ def match(sessions: Sequence[xr.Dataset], by: str | None = None, missing: str = 
     if not sessions:
         raise InputError("at least one session is needed")
     by = policy_of(sessions[0]) if by is None else by
-    ready = [_under(session, by) for session in sessions]
+    ready = [under(session, by) for session in sessions]
     names = common([each["channel"].values.tolist() for each in ready], [_id(each) for each in ready], missing)
     return [select(each, names, by) for each in ready]
 
@@ -78,7 +78,7 @@ def select(session: xr.Dataset, names: Sequence[str], by: str | None = None) -> 
     session has none of them.
     """
     by = policy_of(session) if by is None else by
-    session = _under(session, by)
+    session = under(session, by)
     have = session["channel"].values.tolist()
     place = {name: i for i, name in enumerate(have)}
     rows = np.asarray([place.get(name, -1) for name in names])
@@ -123,8 +123,8 @@ def pooled(session: xr.Dataset) -> xr.Dataset:
     return made
 
 
-def _under(session: xr.Dataset, by: str) -> xr.Dataset:
-    """The session as `by` sees it; `InputError` where its channels are not what the policy is about."""
+def under(session: xr.Dataset, by: str) -> xr.Dataset:
+    """Return the session as the policy `by` sees it; `InputError` where its channels are not what it is about."""
     if by not in POLICIES:
         raise InputError(unknown(by, POLICIES, "channel policy"))
     identity = session.attrs["channel_identity"]

@@ -72,6 +72,41 @@ class FolderSource(_Section):
     path: str = ""
 
 
+class DandiSource(_Section):
+    """Recordings of a dandiset, fetched from the DANDI archive and pinned in ``sessions.lock.toml`` beside the config.
+
+    `paths` are asset paths or globs of them (any of them is meant); `subject` and `session` as in ``bci-adapt fetch``.
+    """
+
+    kind: Literal["dandi"]
+    dandiset: Annotated[str, Field(pattern=r"^\d{6}$")]
+    version: str | None = None
+    paths: tuple[str, ...] = ()
+    subject: str | None = None
+    session: str | None = None
+
+
+class ChannelSection(_Section):
+    """What makes a channel of one session the same as one of another (`bci_adapt.channels`), and which are left out.
+
+    `remove` names checks of ``bci-adapt qc``: channels that they flag on the *source* day are taken out of the source
+    and its targets; a target's own flags would need the whole of a day that is not over yet.
+    """
+
+    policy: Literal["electrode", "unit", "pool", "none"] | None = None
+    missing: Literal["refuse", "drop", "zero"] = "refuse"
+    remove: Annotated[tuple[str, ...], Unlike] = ()
+
+    @model_validator(mode="after")
+    def _known_checks(self) -> ChannelSection:
+        from bci_adapt.qc import CHANNEL_CHECKS
+
+        for name in self.remove:
+            if name not in CHANNEL_CHECKS:
+                raise ValueError(unknown(name, CHANNEL_CHECKS, "check"))
+        return self
+
+
 class PairSection(_Section):
     """One source day and the later days it is tried on: session numbers in chronological order (from 1), or session
     ids, or any part of an id that only one session has.
@@ -210,7 +245,7 @@ class Config(_Section):
     """Everything that decides an experiment's numbers."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
-    variable: Literal["velocity", "position"] = "velocity"
+    variable: Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")] = "velocity"
     bin_s: Positive = 0.05
     stream_s: Positive = 600.0
     min_held_out_s: Positive = 300.0
@@ -219,10 +254,14 @@ class Config(_Section):
     seeds: Seeds = (0, 1, 2)
     rates_tuned: Literal[False] = False
     layout: str | None = None
-    source: Annotated[SimulatedSource | FolderSource, Field(discriminator="kind")]
+    spikes: str | None = None
+    kinematics: tuple[str, ...] = ()
+    per: Literal["electrode", "unit"] | None = None
+    source: Annotated[SimulatedSource | FolderSource | DandiSource, Field(discriminator="kind")]
     pairs: Annotated[tuple[PairSection, ...], Field(min_length=1)]
     network: NetworkSection = NetworkSection()
     linear: LinearSection = LinearSection()
+    channels: ChannelSection = ChannelSection()
     thresholds: ThresholdSection = ThresholdSection()
     arms: tuple[ArmSection, ...]
 
@@ -326,7 +365,7 @@ def _override(raw: dict[str, Any], setting: str) -> None:
 
 
 def _explain(problem: Any) -> str:
-    where = [str(part) for part in problem["loc"] if part not in ("simulated", "folder")]
+    where = [str(part) for part in problem["loc"] if part not in ("simulated", "folder", "dandi")]
     key = ".".join(where)
     if problem["type"] == "extra_forbidden":
         known = _keys_at(problem["loc"][:-1])
@@ -346,6 +385,7 @@ def _keys_at(location: Sequence[Any]) -> list[str]:
     sections: dict[str, type[_Section]] = {
         "pairs": PairSection, "network": NetworkSection, "linear": LinearSection, "arms": ArmSection,
         "thresholds": ThresholdSection, "simulated": SimulatedSource, "folder": FolderSource,
+        "dandi": DandiSource, "channels": ChannelSection,
     }  # fmt: skip
     named = [sections[part] for part in location if part in sections]
     return list((named[-1] if named else Config).model_fields)
@@ -454,7 +494,7 @@ class _Arms:
         self.entries.append({"input": name, "columns": columns, "phases": list(phases)})
 
 
-def _prepare_job(config: Config, recording: Path) -> Job:
+def _prepare_job(config: Config, recording: Path, provenance: Mapping[str, str]) -> Job:
     return Job(
         kind="prepare",
         function="bci_adapt.jobs.prepare:run",
@@ -464,6 +504,10 @@ def _prepare_job(config: Config, recording: Path) -> Job:
         parameters={
             "bin_s": config.bin_s,
             "layout": config.layout,
+            "spikes": config.spikes,
+            "targets": config.kinematics,
+            "per": config.per,
+            "provenance": dict(provenance),
             "thresholds": config.thresholds.model_dump(),
         },
         inputs={"recording": recording},
@@ -473,12 +517,74 @@ def _prepare_job(config: Config, recording: Path) -> Job:
     )
 
 
-class _Builder:
-    """Builds the jobs of an experiment from its prepared sessions."""
+@dataclass(frozen=True)
+class Channels:
+    """The channels on which a source session and its targets meet, by `policy`, and those `removed` from the source."""
 
-    def __init__(self, config: Config, sessions: dict[str, Job], about: dict[str, dict[str, Any]]):
-        self.config, self.sessions, self.about = config, sessions, about
-        self.known: dict[str, Job] = {}
+    names: list[str]
+    policy: str
+    removed: list[str]
+
+    def job(self, prepared: Job, session: Any) -> Job:
+        """The job that brings a prepared session to these channels: `prepared` itself where it has them already."""
+        from bci_adapt.channels import policy_of
+
+        if session["channel"].values.tolist() == self.names and self.policy == policy_of(session) != "pool":
+            return prepared
+        return Job(
+            kind="select",
+            function="bci_adapt.jobs.select:run",
+            stem=f"{prepared.stem}_channels",
+            folder="sessions",
+            suffix=".nc",
+            parameters={"channels": self.names, "policy": self.policy, "removed": self.removed},
+            inputs={"session": prepared},
+            label=f"channels of {prepared.stem}",
+            cost=0.5,
+        )
+
+
+def meet(config: Config, source: str, targets: Sequence[str], sessions: Mapping[str, Any]) -> Channels:
+    """The channels of a source session and its targets under the config's policy; `InputError` where they do not meet.
+
+    What `channels.remove` flags on the source is not among them, with any rule for missing channels.
+    """
+    from bci_adapt.channels import common, policy_of, under
+    from bci_adapt.qc import flagged_channels, qc
+
+    section = config.channels
+    policy = section.policy or policy_of(sessions[source])
+    ids = [source, *targets]
+    channels = [under(sessions[name], policy)["channel"].values.tolist() for name in ids]
+    removed = flagged_channels(qc(under(sessions[source], policy)), section.remove) if section.remove else []
+    names = [name for name in common(channels, ids, section.missing) if name not in set(removed)]
+    if len(names) < 2:
+        raise InputError(f"{source}: channels.remove takes out {len(removed)} channels and leaves {len(names)}")
+    return Channels(names, policy, removed)
+
+
+def _met(source: str, found: Channels, sessions: Mapping[str, Any], targets: Sequence[str]) -> dict[str, Any]:
+    """What the manifest says of the channels of a source and its targets."""
+    from bci_adapt.channels import under
+
+    entry: dict[str, Any] = {"source": source, "policy": found.policy, "n_channels": len(found.names)}
+    entry |= {"removed": found.removed, "targets": {}}
+    wanted = set(found.names)
+    for name in targets:
+        have = under(sessions[name], found.policy)["channel"].values.tolist()
+        zeroed = [each for each in found.names if each not in set(have)]
+        left_out = [each for each in have if each not in wanted and each not in set(found.removed)]
+        entry["targets"][name] = {"zeroed": zeroed, "left_out": left_out}
+    return entry
+
+
+class _Builder:
+    """Builds the jobs of an experiment from sessions that have met on their channels."""
+
+    def __init__(
+        self, config: Config, sessions: dict[str, Job], about: dict[str, dict[str, Any]], known: dict[str, Job]
+    ):
+        self.config, self.sessions, self.about, self.known = config, sessions, about, known
 
     def fit(self, decoder: str, session_id: str, constants: dict[str, Any], stream_only: bool) -> Job:
         """The job that fits a decoder on one session (on what an adapting one would see of it, with `stream_only`)."""
@@ -759,9 +865,20 @@ class Run:
     reused: int
 
 
-def open_source(config: Config) -> Source:
-    """The source of recordings that a config names; nothing is read or written yet."""
+def open_source(
+    config: Config,
+    lock: Path | None = None,
+    offline: bool = False,
+) -> Source:
+    """The source of recordings that a config names; nothing is read or written yet.
+
+    Of a dandiset, `lock` is the file that pins what is read, and `offline` keeps to what is in the cache.
+    """
     section = config.source
+    if isinstance(section, DandiSource):
+        from bci_adapt.sources.dandi import Dandi
+
+        return Dandi(**section.model_dump(exclude={"kind"}), lock=lock, offline=offline)
     if isinstance(section, SimulatedSource):
         from bci_adapt.sources.simulated import Simulated
 
@@ -769,7 +886,7 @@ def open_source(config: Config) -> Source:
     from bci_adapt.sources.folder import Folder
 
     if not section.path:
-        raise InputError("source.path: this config needs a folder of NWB files; name it with --data FOLDER")
+        raise InputError("source.path: this config needs a folder of recordings; name it with --data FOLDER")
     return Folder(section.path)
 
 
@@ -781,36 +898,44 @@ def run_experiment(
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
     command: str = "",
+    lock: Path | None = None,
+    offline: bool = False,
 ) -> Run:
     """Run what is not there yet and write ``runs/<name>-<hash>/`` with config, manifest, results and report.
 
     Raises
     ------
     InputError
-        when a recording cannot be used, the pairs cannot be formed, or sessions of a pair have different channels.
+        when a recording cannot be used, the pairs cannot be formed, or sessions of a pair do not meet on channels.
     """
-    from bci_adapt.session import read_session, require_same_channels
+    from bci_adapt.session import read_session
 
-    source = open_source(config)
+    source = open_source(config, lock, offline)
+    say("finding sessions")
     session_ids = [str(name) for name in source.list().index]
     pairs = choose_pairs(config, session_ids)
     needed = [name for name in session_ids if any(name in (pair.source, pair.target) for pair in pairs)]
     prepare = {}
     for name in needed:
         say(f"fetching {name}")
-        prepare[name] = _prepare_job(config, source.fetch(name))
+        prepare[name] = _prepare_job(config, source.fetch(name), source.provenance(name))
     prepared = execute(prepare.values(), workers=workers, scheduler=scheduler, progress=progress)
     _refuse_failures(prepared)
     sessions = {name: read_session(job.path) for name, job in prepare.items()}
-    for pair in pairs:
-        require_same_channels(sessions[pair.source], sessions[pair.target])
+    targets = {name: [pair.target for pair in pairs if pair.source == name] for name in needed}
+    met = {name: meet(config, name, later, sessions) for name, later in targets.items() if later}
     about = {name: _about(name, session) for name, session in sessions.items()}
     reasons = {pair: unscorable(sessions[pair.target], config) for pair in pairs}
     scorable = [pair for pair in pairs if not reasons[pair]]
     for name in dict.fromkeys(pair.source for pair in scorable):
         require_source(sessions[name], config)
-    builder = _Builder(config, prepare, about)
-    scores = [builder.pair(pair, excerpt=number == 0) for number, pair in enumerate(scorable)]
+    known: dict[str, Job] = {}
+    builders = {}
+    for name, found in met.items():
+        jobs = {each: found.job(prepare[each], sessions[each]) for each in (name, *targets[name])}
+        own = {each: about[each] | {"n_channels": len(found.names)} for each in jobs}
+        builders[name] = _Builder(config, jobs, own, known)
+    scores = [builders[pair.source].pair(pair, excerpt=number == 0) for number, pair in enumerate(scorable)]
     outcomes = [prepared, execute(scores, workers=workers, scheduler=scheduler, progress=progress)]
     folder = cache_root() / "runs" / f"{config.name}-{_digest(config, [*prepare.values(), *scores])}"
     if failures := _failures(outcomes[1]):
@@ -824,6 +949,7 @@ def run_experiment(
             _refuse_failures(outcome)
     executed, reused = (sum(getattr(each, what) for each in outcomes) for what in ("executed", "reused"))
     manifest = _manifest(config, about, reasons, command)
+    manifest["channels"] = [_met(name, found, sessions, targets[name]) for name, found in met.items()]
     manifest |= _jobs_and_reruns(folder, manifest, executed, reused, outcomes)
     unit = str(next(iter(sessions.values()))[config.variable].attrs.get("units", ""))
     _write_run(folder, config, manifest, [job for job in scores if job.path.exists()], unit)
@@ -872,6 +998,7 @@ def _about(name: str, session: Any) -> dict[str, Any]:
         "layout": attrs["layout"],
         "source_file": attrs["source_file"],
         "source_sha256": attrs["source_sha256"],
+        **{key: attrs[key] for key in ("licence", "dandiset", "dandiset_version", "asset_path")},
         "warnings": json.loads(attrs["warnings"]),
         "valid_fraction": float(session["valid"].mean()),
     }

@@ -448,6 +448,7 @@ class Description:
     trials: dict[str, Any] = field(default_factory=dict)
     electrodes: dict[str, Any] = field(default_factory=dict)
     units: dict[str, Any] = field(default_factory=dict)
+    channels: list[str] = field(default_factory=list)
     unusable: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     layouts: list[dict[str, Any]] = field(default_factory=list)

@@ -14,6 +14,7 @@ import xarray as xr
 from bci_adapt import binning, catalog, quality
 from bci_adapt.errors import InputError
 from bci_adapt.layouts.base import Layout
+from bci_adapt.layouts.tables import electrodes_used
 from bci_adapt.nwb import Description, NwbFile, describe_open, open_nwb
 from bci_adapt.quality import Thresholds
 from bci_adapt.session import check, kinematic_names, write_session
@@ -25,7 +26,12 @@ def inspect(path: Path | str) -> Description:
     `InputError` when the file cannot be opened as NWB 2.
     """
     with open_nwb(path) as file:
-        return _choose(file)[1]
+        found = _choose(file)[1]
+        try:
+            found.channels = electrodes_used(file)
+        except InputError as error:
+            found.warnings.append(str(error).removeprefix(f"{file.path}: "))
+        return found
 
 
 def prepare(
@@ -61,7 +67,8 @@ def prepare(
             session = chosen.read(file, bin_s, per or chosen.per)
         except InputError as error:
             raise error if str(file.path) in str(error) else InputError(f"{file.path}: {error}") from error
-        session.attrs |= dict(provenance or {})
+        known = ("dandiset", "dandiset_version", "asset_path", "licence")
+        session.attrs |= {name: str(value) for name, value in (provenance or {}).items() if name in known}
         session.attrs["parameters"] = json.dumps(
             {"bin_s": bin_s, "layout": chosen.name, "per": per or chosen.per, "spikes": spikes, "targets": [*targets]}
         )

@@ -92,7 +92,7 @@ CONTROLS = ("persistence",)  # they read labels and no neuron
 RETRAINED = ("ridge_oracle", "network_oracle")  # trained on the stream: their online score is of training data
 CANARY = "canary:"
 CELLS = {"tanh": "tanh", "gru": "GRU", "": "linear"}
-VARIABLES = ("velocity", "position")
+USUAL_VARIABLES = ("velocity", "position")
 PHASES = {"online": "online", "held_out": "held out"}
 STATUSES = ("ok", "failed", "unscorable")
 UNMOVED = 0.01
@@ -106,6 +106,13 @@ class Results(NamedTuple):
     curves: Frame
     trajectories: Frame
     attrs: dict[str, Any]
+
+
+def variables(rows: pd.DataFrame) -> list[str]:
+    """Return the kinematic variables that `rows` score, the usual ones first; velocity where there are no rows."""
+    found = set(rows["variable"])
+    usual = [name for name in USUAL_VARIABLES if name in found]
+    return usual + sorted(found - {*usual}) or ["velocity"]
 
 
 def long_table(records: Iterable[Mapping[str, Any]] | Frame, kind: str = "rows") -> Frame:
@@ -463,7 +470,7 @@ def _check_vocabulary(table: Frame, kind: str) -> None:
         refuse("phase", ~table["phase"].isin(list(PHASES)), " or ".join(PHASES))
     if kind != "rows":
         return
-    refuse("variable", ~table["variable"].isin(VARIABLES), " or ".join(VARIABLES))
+    refuse("variable", ~table["variable"].str.fullmatch(r"[A-Za-z]\w*"), "a word such as velocity")
     refuse("status", ~table["status"].isin(STATUSES), " or ".join(STATUSES))
     refuse("canary", table["canary"] != table["arm"].str.startswith(CANARY), f"True exactly where arm is {CANARY}ARM")
     ok, finite = table["status"] == "ok", np.isfinite(table["value"])

@@ -1,11 +1,13 @@
 """The command line: exit codes, messages, machine-readable output. Whole runs are in test_experiment."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from nwb_files import spikes_file
 
 from bci_adapt.session import read_session
 from bci_adapt.sources.simulated import Simulated
@@ -120,3 +122,45 @@ def test_bench_smoke(call, tmp_path, monkeypatch):
     assert code == 0
     assert "immediate + RMSprop" in out
     assert json.loads((tmp_path / "rows.json").read_text())[0].keys() == row.keys()
+
+
+def test_several_files_are_compared_by_electrode(call, tmp_path):
+    first = spikes_file(tmp_path / "a.nwb")
+    second = spikes_file(tmp_path / "b.nwb", electrodes=np.array([0, 3, 4, 5]))
+    code, out, _ = call("inspect", first, second, "--json", "-")
+    assert code == 0
+    (pair,) = json.loads(out)["overlap"]
+    assert pair["common"] == 2
+    assert (pair["only_first"], pair["only_second"]) == (["M1/elec2"], ["PMd/elec4", "PMd/elec5"])
+    code, out, _ = call("inspect", first, second)
+    assert "only in the second" in out
+    assert "2: PMd/elec4, PMd/elec5" in out
+
+
+def test_files_of_ones_own_are_read_from_the_paths_named(call, tmp_path):
+    (tmp_path / "mine").mkdir()
+    spikes_file(tmp_path / "mine" / "a.nwb")
+    paths = ["--spikes", "units", "--target", "processing/behavior/Velocity/cursor_vel"]
+    code, out, _ = call("prepare", tmp_path / "mine", *paths, "--per", "unit", "-o", tmp_path / "out", "--bin-s", 0.1)
+    assert (code, "recorded_velocity" in out) == (0, True)
+    session = read_session(next((tmp_path / "out").glob("*.nc")))
+    assert session.attrs["layout"] == "generic"
+    assert session["channel"].values.tolist()[:2] == ["M1/elec0/unit1", "M1/elec0/unit2"]
+    assert json.loads(session.attrs["parameters"])["targets"] == [paths[3]]
+    for wrong, message in [
+        (
+            ["--target", "processing/behavior/Velocity/cursor_val"],
+            "did you mean 'processing/behavior/Velocity/cursor_vel'",
+        ),
+        (["--spikes", "unit"], "did you mean 'units'"),
+        (["--per", "array"], "per='array'"),
+        (["--target", "x", "--layout", "perich"], "go with the layout 'generic'"),
+    ]:
+        code, _, err = call("prepare", tmp_path / "mine", *wrong, "-o", tmp_path / "none")
+        assert (code, message in err) == (2, True), err
+    assert not (tmp_path / "none").exists()
+    shutil.copy(tmp_path / "mine" / "a.nwb", tmp_path / "mine" / "b.nwb")
+    before = next((tmp_path / "out").glob("*.nc")).read_bytes()
+    code, _, err = call("prepare", tmp_path / "mine" / "a.nwb", tmp_path / "mine" / "b.nwb", "-o", tmp_path / "two")
+    assert (code, "are one session" in err) == (2, True)
+    assert next((tmp_path / "out").glob("*.nc")).read_bytes() == before

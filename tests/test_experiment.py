@@ -529,9 +529,9 @@ def test_a_retrained_network_runs_once_for_all_sources_of_a_target(tiny):
     config = load_config(tiny)
     files = recordings(config)
     names = [path.stem for path in files]
-    sessions = {name: experiment._prepare_job(config, path) for name, path in zip(names, files, strict=True)}
+    sessions = {name: experiment._prepare_job(config, path, {}) for name, path in zip(names, files, strict=True)}
     about = {name: {"date": "2014-03-03", "n_channels": 20} for name in names}
-    builder = experiment._Builder(config, sessions, about)
+    builder = experiment._Builder(config, sessions, about, {})
     scores = [builder.pair(Pair(source, names[2]), excerpt=False) for source in names[:2]]
     paths = [
         {
@@ -542,6 +542,60 @@ def test_a_retrained_network_runs_once_for_all_sources_of_a_target(tiny):
     ]
     shared = {key for key, path in paths[0].items() if paths[1][key] == path}
     assert shared == {("network_oracle", 0), ("network_oracle", 1), ("ridge_oracle", 0)}
+
+
+def other_electrodes(tiny):
+    """The tiny experiment's recordings in a folder; the second day has lost three electrodes and renamed a fourth."""
+    import h5py
+
+    folder = tiny.parent / "changed"
+    folder.mkdir()
+    for path in recordings(load_config(tiny)):
+        shutil.copy(path, folder)
+    with h5py.File(sorted(folder.glob("*.nwb"))[1], "a") as file:
+        labels = file["general/extracellular_ephys/electrodes/label"]
+        for row in (2, 5, 7):
+            labels[row] = f"gone{row}"
+        labels[9] = "new"
+    return folder
+
+
+def test_sessions_meet_on_their_channels_by_the_policy_asked_for(tiny):
+    tiny.write_text(tiny.read_text().replace("seeds = [0, 1]", "seeds = [0]"))
+    folder = other_electrodes(tiny)
+    with pytest.raises(InputError, match=r"M1/elec3.*missing = 'drop'"):
+        run_experiment(load_config(tiny, data=folder), workers=0)
+    runs = {}
+    for rule in ("drop", "zero"):
+        done = run_experiment(load_config(tiny, [f"channels.missing={rule}"], data=folder), workers=0)
+        (entry,) = done.manifest["channels"]
+        runs[rule] = entry
+        rows = read_results(done.folder / "results.nc").rows
+        assert set(rows["status"]) == {"ok"}
+        assert "by <b>electrode</b>" in (done.folder / "report.html").read_text()
+    gone = ["M1/elec3", "M1/elec6", "M1/elec8", "M1/elec10"]
+    changed, same = runs["zero"]["targets"].values()
+    assert (runs["zero"]["policy"], runs["zero"]["n_channels"]) == ("electrode", 20)
+    assert (changed["zeroed"], same) == (gone, {"zeroed": [], "left_out": []})
+    assert changed["left_out"] == ["M1/gone2", "M1/gone5", "M1/gone7", "M1/new"]
+    assert runs["drop"]["n_channels"] == 16
+    assert [each["left_out"] for each in runs["drop"]["targets"].values()] == [changed["left_out"], gone]
+
+
+def test_what_quality_flags_on_the_source_is_removed_only_when_asked(tiny):
+    config = load_config(tiny, ["targets=2"])
+    sessions = {path.stem: prepare(path, 0.05) for path in recordings(config)[:2]}
+    source, target = sessions
+    sessions[source]["counts"].values[:, 4] = 0
+    sessions[target]["counts"].values[:, 6] = 0  # dead on the target only: nobody could know at its start
+    whole = experiment.meet(config, source, [target], sessions)
+    assert (len(whole.names), whole.removed) == (20, [])
+    asked = load_config(tiny, ["targets=2", 'channels.remove=["dead channels"]'])
+    found = experiment.meet(asked, source, [target], sessions)
+    label = sessions[source]["channel"].values.tolist()[4]
+    assert (found.removed, len(found.names), label in found.names) == ([label], 19, False)
+    with pytest.raises(InputError, match="did you mean 'dead channels'"):
+        load_config(tiny, ['channels.remove=["dead channel"]'])
 
 
 def test_arms_of_ones_own_run_with_their_constants_and_canaries(tiny):

@@ -62,7 +62,7 @@ def test_file_returns_what_was_written(tmp_path, rows):
         ({"rate": "3e-4"}, "'rate' takes float, row 1 has '3e-4'"),
         ({"arm": ""}, "'arm', row 1: expected the name of an arm"),
         ({"phase": "offline"}, "'phase', row 1: expected online or held_out, got 'offline'"),
-        ({"variable": "speed"}, "'variable', row 1"),
+        ({"variable": "speed of hand"}, "'variable', row 1"),
         ({"status": "fine"}, "'status', row 1"),
         ({"canary": True}, "'canary', row 1: expected True exactly where"),
         ({"value": np.nan}, "'value', row 1: expected a finite score where status is ok"),

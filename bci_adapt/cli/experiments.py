@@ -16,7 +16,7 @@ from bci_adapt.cli.common import Jobs, JsonFile, Quiet, app, err, out, progress,
 def run(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="An experiment, such as configs/demo.toml.")],
     data: Annotated[
-        Path | None, typer.Option(help="Folder of NWB files to use instead of the config's own source.")
+        Path | None, typer.Option(help="Folder of recordings to use instead of the config's own source.")
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -28,6 +28,7 @@ def run(
     scheduler: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="A running dask scheduler to use instead of local workers.")
     ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use what is in the cache; ask no archive.")] = False,
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
@@ -53,6 +54,8 @@ def run(
             scheduler=scheduler,
             progress=Jobs(bar),
             say=say,
+            lock=config.parent / "sessions.lock.toml",
+            offline=offline,
             command=shlex.join(["bci-adapt", *sys.argv[1:]]),
         )
     from bci_adapt import results

@@ -4,49 +4,101 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bci_adapt.cli.common import JsonFile, Quiet, app, out, progress, write_json
+from bci_adapt.errors import InputError
+
+if TYPE_CHECKING:
+    from bci_adapt.nwb import Description
 
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE.nwb", help="An NWB 2 file.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="NWB 2 files, or MATLAB 7.3 of Indy's kind.")],
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
-    """Show what is inside an NWB file, what would be used as spikes and as target, and why.
+    """Show what is inside a recording, what would be used as spikes and as target, and why.
 
-    Example: [cyan]bci-adapt inspect monday.nwb[/]
+    Of several files, also how many electrodes (array and label, never the place in a table) they share.
+
+    Example: [cyan]bci-adapt inspect monday.nwb tuesday.nwb[/]
     """
     from bci_adapt.prepare import inspect as describe
     from bci_adapt.results import json_safe
 
-    found = describe(file)
+    found = [describe(file) for file in files]
+    shared = _overlap(found)
     if json_file is not None:
-        write_json(json_file, json_safe(found.to_json()))
+        each = [description.to_json() for description in found]
+        write_json(json_file, json_safe(each[0] if len(each) == 1 else {"files": each, "overlap": shared}))
     if not quiet and json_file != "-":
-        out.print(found.table())
+        for description in found:
+            out.print(description.table())
+        if len(found) > 1:
+            _print_overlap(shared)
+
+
+def _overlap(found: list[Description]) -> list[dict[str, Any]]:
+    """For every pair of files the electrodes that carry spikes: in both, only in the first, only in the second."""
+    pairs = []
+    for number, first in enumerate(found):
+        for second in found[number + 1 :]:
+            a, b = set(first.channels), set(second.channels)
+            names = {"first": first.session_id, "second": second.session_id}
+            pairs.append(names | {"common": len(a & b), "only_first": sorted(a - b), "only_second": sorted(b - a)})
+    return pairs
+
+
+def _print_overlap(pairs: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="Electrodes that carry spikes", title_justify="left", box=None, pad_edge=False)
+    for heading in ("session", "and session", "in both", "only in the first", "only in the second"):
+        table.add_column(heading)
+    for pair in pairs:
+        cells = [pair["first"], pair["second"], str(pair["common"])]
+        for names in (pair["only_first"], pair["only_second"]):
+            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+            cells.append(f"{len(names)}: {', '.join(names[:6])}{more}" if names else "0")
+        table.add_row(*(Text(cell) for cell in cells))
+    out.print(table)
 
 
 @app.command()
 def prepare(
-    recordings: Annotated[list[Path], typer.Argument(help="NWB files, or folders of them.")],
+    recordings: Annotated[list[Path], typer.Argument(help="NWB or MATLAB 7.3 files, or folders of them.")],
     bin_s: Annotated[float, typer.Option("--bin-s", help="Width of a bin in seconds.")] = 0.05,
     into: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the sessions; data_cache/sessions when not given.")
     ] = None,
     layout: Annotated[str | None, typer.Option(help="Read with this layout instead of the best match.")] = None,
+    spikes: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Spikes of your own files: units, or a series of counts inside.")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(metavar="PATH", help="Kinematic series inside your own files (repeat).")
+    ] = None,
+    per: Annotated[
+        str | None,
+        typer.Option(metavar="electrode|unit", help="What a channel is; the layout's choice when not given."),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Bin NWB files into labelled sessions (netCDF), with faulty stretches masked by rule.
 
+    Files of a known dataset need nothing more; of your own, [cyan]bci-adapt inspect[/] lists the paths to choose from.
+
     Example: [cyan]bci-adapt prepare recordings/ --bin-s 0.05[/]
+
+    Example: [cyan]bci-adapt prepare mine/ --spikes units --target processing/behavior/hand --bin-s 0.02[/]
     """
-    from bci_adapt.prepare import prepare_file
-    from bci_adapt.session import read_session
+    from bci_adapt.prepare import prepare as prepare_one
+    from bci_adapt.session import kinematic_names, write_session
     from bci_adapt.sources.folder import Folder
     from bci_adapt.storage import cache_root
 
@@ -54,18 +106,23 @@ def prepare(
     for path in recordings:
         files += [Path(each) for each in Folder(path).list()["path"]] if path.is_dir() else [path]
     folder = into or cache_root() / "sessions"
+    seen: dict[Path, Path] = {}
     with progress(quiet) as bar:
         task = bar.add_task("preparing", total=len(files)) if bar is not None else None
         for file in files:
-            written = prepare_file(file, folder, bin_s, layout)
+            session = prepare_one(file, bin_s, layout=layout, per=per, spikes=spikes, targets=target or ())
+            written = folder / f"{session.attrs['session_id']}.nc"
+            if written in seen:
+                raise InputError(f"{file} and {seen[written]} are one session, {written.stem}: prepare one of them")
+            seen[written] = file
+            write_session(session, written)
             if bar is not None and task is not None:
                 bar.update(task, advance=1, description=file.name)
             if not quiet:
-                session = read_session(written)
-                labels = [name for name in ("position", "velocity", "recorded_velocity") if name in session]
                 minutes = session.sizes["time"] * bin_s / 60.0
+                labels = ", ".join(kinematic_names(session)) or "no labels"
                 out.print(
-                    f"{written}  {session.sizes['channel']} channels, {minutes:.1f} min, {', '.join(labels)}",
+                    f"{written}  {session.sizes['channel']} channels, {minutes:.1f} min, {labels}",
                     highlight=False,
                     soft_wrap=True,
                 )

@@ -11,7 +11,7 @@ import xarray as xr
 
 from bci_adapt.binning import whole_bins
 from bci_adapt.errors import InputError
-from bci_adapt.session import read_session
+from bci_adapt.session import kinematic_names, read_session
 
 
 class Arrays(NamedTuple):
@@ -49,8 +49,8 @@ def session_arrays(session: xr.Dataset, variable: str) -> Arrays:
     InputError
         when the session does not hold the variable.
     """
-    if variable not in session:
-        held = [name for name in ("position", "velocity", "recorded_velocity") if name in session]
+    if variable not in kinematic_names(session):
+        held = kinematic_names(session)
         raise InputError(
             f"session {session.attrs.get('session_id')}: expected target {variable!r}, "
             f"it holds {', '.join(held) or 'none'}"
@@ -61,7 +61,8 @@ def session_arrays(session: xr.Dataset, variable: str) -> Arrays:
     y = np.where(usable, session[variable].values, np.nan)
     segment = session["segment"].values
     reset = np.concatenate([[True], np.diff(segment) != 0]) if len(segment) else np.zeros(0, bool)
-    axes, attrs = tuple(str(axis) for axis in session["axis"].values), session.attrs
+    dimension = str(session[variable].dims[1])
+    axes, attrs = tuple(str(axis) for axis in session[dimension].values), session.attrs
     return Arrays(X, y, reset, axes, float(attrs["bin_s"]), str(attrs["session_id"]))
 
 

@@ -1,4 +1,4 @@
-"""Job: an NWB file → a session."""
+"""Job: a recording → a session."""
 
 from pathlib import Path
 from typing import Any
@@ -9,5 +9,5 @@ from bci_adapt.quality import Thresholds
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     """Prepare the file `recording` in bins of `bin_s`, with the `layout` named (or the best one when null)."""
-    thresholds = Thresholds(**parameters["thresholds"])
-    prepare(inputs["recording"], parameters["bin_s"], out=out, layout=parameters["layout"], thresholds=thresholds)
+    options = {name: value for name, value in parameters.items() if name != "thresholds"}
+    prepare(inputs["recording"], out=out, thresholds=Thresholds(**parameters["thresholds"]), **options)

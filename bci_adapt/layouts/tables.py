@@ -44,6 +44,15 @@ def electrode_names(file: NwbFile) -> list[str]:
     return [f"{name}#{number}" if name in repeated else name for name, number in zip(names, ids, strict=True)]
 
 
+def electrodes_used(file: NwbFile) -> list[str]:
+    """Return the names of the electrodes that carry units, or all of them where there is no units table."""
+    names = electrode_names(file)
+    if "units/electrodes" not in file:
+        return names
+    rows = set(file.numbers("units/electrodes").astype(np.int64).ravel().tolist())
+    return [name for row, name in enumerate(names) if row in rows]
+
+
 def unit_channels(
     file: NwbFile, n_units: int, per: str, warnings: list[str], rows_are_channels: bool = False
 ) -> Channels:

@@ -61,7 +61,7 @@ def render(manifest: Mapping[str, Any], stored: results.Results, digests: Mappin
     environment.filters |= {"score": score_text, "number": _number, "arm": arm_label, "cell": cell_label}
     rows = stored.rows
     summary = results.summarise(rows)
-    variables = [name for name in results.VARIABLES if (rows["variable"] == name).any()] or ["velocity"]
+    variables = results.variables(rows)
     recovered, refused = recovery_oracle(rows)
     page = environment.get_template("template.html").render(
         style=Markup((folder / "style.css").read_text(encoding="utf-8")),
@@ -73,6 +73,7 @@ def render(manifest: Mapping[str, Any], stored: results.Results, digests: Mappin
         facts=_facts(manifest, rows),
         asked=_asked(manifest, rows, variables),
         config=list(_flat(manifest.get("config", {}))),
+        channels=_channels(manifest),
         sessions=[_session(session) for session in manifest.get("sessions", [])],
         words={variable: plain_words(rows, variable) for variable in variables},
         tables={variable: results.arm_lines(summary, variable) for variable in variables},
@@ -350,8 +351,27 @@ def _session(session: Mapping[str, Any]) -> dict[str, Any]:
         "minutes": session.get("minutes"),
         "n_channels": session.get("n_channels", ""),
         "valid": "–" if fraction is None else f"{100 * fraction:.1f} %",
+        "origin": _origin(session),
         "warnings": list(session.get("warnings") or []),
     }
+
+
+def _origin(session: Mapping[str, Any]) -> str:
+    """Where a session is from: dandiset, version and path with their licence, else the file's name."""
+    if not session.get("dandiset"):
+        return str(session.get("source_file", ""))
+    licence = session.get("licence") or "licence not stated"
+    return f"DANDI {session['dandiset']}/{session.get('dandiset_version')}: {session.get('asset_path')} ({licence})"
+
+
+def _channels(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """On which channels each source and its targets met, a line per target."""
+    lines = []
+    for entry in manifest.get("channels", []):
+        for target, changed in entry.get("targets", {}).items():
+            about = {name: entry.get(name) for name in ("source", "policy", "n_channels", "removed")}
+            lines.append(about | {"target": target, "zeroed": changed["zeroed"], "left_out": changed["left_out"]})
+    return lines
 
 
 def _other_metrics(summary: list[dict[str, Any]], variable: str) -> dict[str, Any]:

@@ -25,3 +25,7 @@ class Source(ABC):
     @abstractmethod
     def fetch(self, session_id: str) -> Path:
         """Return the path of a session's NWB file, after making it available; `InputError` for an unknown id."""
+
+    def provenance(self, session_id: str) -> dict[str, str]:
+        """Where a session's file is from, as attributes of the session; nothing unless the source knows."""
+        return {}
