@@ -1,15 +1,15 @@
-"""The command that lists the variants of a folder."""
+"""The command that lists the variants of a folder, and the datasets that are known."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bci_adapt.cli.common import JsonFile, app, out, write_json
 from bci_adapt.errors import InputError
 
-_LISTS = ("cells", "rules", "optimizers", "decoders", "layouts", "tasks")
+_LISTS = ("cells", "rules", "optimizers", "decoders", "layouts", "tasks", "datasets")
 
 
 @app.command("list")
@@ -17,24 +17,29 @@ def list_variants(
     what: Annotated[str, typer.Argument(metavar="|".join(_LISTS), help="Which folder of variants to list.")],
     json_file: JsonFile = None,
 ) -> None:
-    """List the variants of a folder: cells, credit rules, optimisers, decoders, layouts or tasks.
+    """List the variants of a folder: cells, credit rules, optimisers, decoders, layouts or tasks; or known datasets.
 
-    Example: [cyan]bci-adapt list rules[/]
+    A layout is verified once it has read a real file. Of a dataset --json tells more, such as what surprises a reader.
+
+    Example: [cyan]bci-adapt list datasets[/]
     """
     from bci_adapt.catalog import unknown
 
     if what not in _LISTS:
         raise InputError(unknown(what, _LISTS, "list"))
-    found = _variants(what)
+    if what == "datasets":
+        rows = _datasets()
+    else:
+        rows = [{"name": name, "description": text} for name, text in _variants(what).items()]
     if json_file is not None:
-        write_json(json_file, [{"name": name, "description": text} for name, text in found.items()])
+        write_json(json_file, rows)
     if json_file != "-":
         from rich.table import Table
         from rich.text import Text
 
         table = Table(box=None, show_header=False, pad_edge=False)
-        for name, text in found.items():
-            table.add_row(Text(name, style="bold"), Text(text))
+        for row in rows:
+            table.add_row(Text(row["name"], style="bold"), Text(row["description"]))
         out.print(table)
 
 
@@ -57,10 +62,7 @@ def _variants(what: str) -> dict[str, str]:
 
         return {name: decoder.description for name, decoder in decoders().items()}
     if what == "layouts":
-        from bci_adapt.catalog import variants
-        from bci_adapt.layouts.base import Layout
-
-        found = variants("bci_adapt.layouts", Layout).items()
+        found = _layouts().items()
         return {
             name: f"{(layout.__doc__ or '').strip().splitlines()[0]} "
             f"({f'verified on {layout.verified_on}' if layout.verified_on else 'not verified on a real file'})"
@@ -69,3 +71,23 @@ def _variants(what: str) -> dict[str, str]:
     from bci_adapt.tasks.base import tasks
 
     return {name: task.description for name, task in tasks().items()}
+
+
+def _datasets() -> list[dict[str, Any]]:
+    """What is known about each dataset, with its name and one line as a description in front."""
+    from bci_adapt.datasets import datasets
+
+    layouts, rows = _layouts(), []
+    for name, dataset in datasets().items():
+        verified_on = layouts[dataset.layout].verified_on
+        state = f"refused: {dataset.refused}" if dataset.refused else "verified" if verified_on else "not verified"
+        line = {"name": name, "description": f"{dataset.title} (layout {dataset.layout}, {state})"}
+        rows.append(line | dataset.model_dump(mode="json") | {"verified_on": verified_on})
+    return rows
+
+
+def _layouts() -> dict[str, Any]:
+    from bci_adapt.catalog import variants
+    from bci_adapt.layouts.base import Layout
+
+    return variants("bci_adapt.layouts", Layout)
