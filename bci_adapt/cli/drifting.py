@@ -1,0 +1,354 @@
+"""Commands about change: drift between sessions, and the choice of bin width and lag."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bci_adapt.cli.common import JsonFile, Quiet, app, out, progress, write_json
+from bci_adapt.errors import InputError
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from rich.table import Table
+
+Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE.png", help="Also draw it (png, svg or pdf).")]
+Variable = Annotated[str, typer.Option("--variable", metavar="NAME", help="The kinematic that neurons are related to.")]
+
+
+def _session(path: Path, bin_s: float | None) -> xr.Dataset:
+    """A session file as it is, or an NWB file prepared at `bin_s` (0.05 s when not given)."""
+    from bci_adapt.prepare import prepare
+    from bci_adapt.session import read_session
+
+    if path.suffix != ".nc":
+        return prepare(path, 0.05 if bin_s is None else bin_s)
+    session = read_session(path)
+    own_s = float(session.attrs["bin_s"])
+    if bin_s is not None and abs(own_s - bin_s) > 1e-9:
+        raise InputError(f"{path} is binned at {own_s:g} s, not {bin_s:g} s: leave --bin-s out, or give the NWB file")
+    return session
+
+
+def _check_plot(plot: Path | None) -> None:
+    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError(f"--plot {plot}: must end in .png, .svg or .pdf")
+
+
+@app.command()
+def drift(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The earlier session: .nc or .nwb.")],
+    targets: Annotated[list[Path], typer.Argument(metavar="TARGET...", help="Sessions to compare with it.")],
+    bin_s: Annotated[
+        float | None, typer.Option("--bin-s", help="Bin width for NWB files; 0.05 s when not given.")
+    ] = None,
+    variable: Variable = "velocity",
+    lag_s: Annotated[
+        float, typer.Option("--lag", help="Lag of tuning in seconds; positive: neurons lead the movement.")
+    ] = 0.1,
+    block_s: Annotated[
+        float, typer.Option("--block-s", help="Length in seconds of a block of the bootstrap, 5 or more.")
+    ] = 20.0,
+    plot: Plot = None,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Show what changed between sessions: rates, preferred directions, tuned channels, distributions, behaviour.
+
+    Channels are matched by name. Below each number stands the same measure between the first and the second half of
+    the source session: what noise and an hour do by themselves. A change of behaviour changes neurons too, so that is
+    shown as well. How much a decoder loses is another question: see [bold]run[/].
+
+    Example: [cyan]bci-adapt drift monday.nwb tuesday.nwb october.nwb --plot drift.png[/]
+    """
+    from bci_adapt import drift as measure
+    from bci_adapt.results import json_safe
+
+    _check_plot(plot)
+    settings = measure.Settings(lag_s=lag_s, block_s=block_s)
+    found = []
+    with progress(quiet or json_file == "-") as bar:
+        task = bar.add_task("reading", total=len(targets)) if bar is not None else None
+        first = measure.day(_session(source, bin_s), variable)
+        for path in targets:
+            if bar is not None and task is not None:
+                bar.update(task, description=path.name)
+            found.append(measure.drift(first, measure.day(_session(path, bin_s), variable), settings).to_json())
+            if bar is not None and task is not None:
+                bar.update(task, advance=1)
+    if variable != "velocity" and all(each["across"]["tuning"] is None for each in found) and first.labels is None:
+        raise InputError(f"{source}: there is no kinematic variable {variable!r}")
+    if plot is not None:
+        from bci_adapt.figures_drift import drift_figure, save
+
+        save(drift_figure(found), plot)
+    if json_file is not None:
+        write_json(json_file, json_safe({"source": found[0]["source"], "targets": found}))
+    if not quiet and json_file != "-":
+        _say_drift(found, settings, plot)
+
+
+def _say_drift(found: list[dict[str, Any]], settings: Any, plot: Path | None) -> None:
+    from bci_adapt.nwb import clean
+
+    def line(text: str, style: str = "") -> None:
+        out.print(clean(text), style=style, markup=False, highlight=False, soft_wrap=True)
+
+    behaviour = {found[0]["source"]: found[0]["behaviour"]["source"]}
+    behaviour |= {each["target"]: each["behaviour"]["target"] for each in found}
+    line(f"drift from {found[0]['source']}; in parentheses: the halves of that session against each other", "bold")
+    out.print(_drift_table(found))
+    first = found[0]
+    line(
+        "Rates: median |log ratio|, share of channels changed (Benjamini-Hochberg "
+        f"{100 * settings.fdr:g} %). Tuning to {first['variable']} {1000 * settings.lag_s:g} ms later: channels tuned "
+        "in source only / both / target only; median change of preferred direction with its "
+        f"{100 * settings.level:g} % interval, noise included, and how much it is above the halves'; correlation r of "
+        "tuning vectors, and how alike they are with noise taken out (1: as before). Distances: Gaussian KL in "
+        f"{first['across']['distance']['n_dims']} principal components, MMD² with p of permuted blocks."
+    )
+    out.print()
+    out.print(_behaviour_table(behaviour, found))
+    for each in found:
+        for note in each["notes"]:
+            line(f"{each['target']}: {note}", "yellow")
+    if plot is not None:
+        line(f"figure: {plot}")
+
+
+def _drift_table(found: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    from bci_adapt.figures_drift import short_names
+    from bci_adapt.nwb import clean
+
+    table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
+    table.add_column("target")
+    for name in (
+        "days",
+        "channels",
+        "|Δlog rate|",
+        "changed",
+        "tuned",
+        "PD change (°)",
+        "above",
+        "alike",
+        "KL",
+        "MMD² (p)",
+    ):
+        table.add_column(name, justify="right", no_wrap=name not in ("channels",))
+
+    def number(value: float | None, form: str) -> str:
+        return "–" if value is None or value != value else format(value, form)
+
+    def spanned(estimate: dict[str, float] | None, form: str) -> str:
+        if estimate is None or estimate["value"] != estimate["value"]:
+            return "–"
+        return f"{estimate['value']:{form}} [{estimate['low']:{form}}, {estimate['high']:{form}}]"
+
+    def cells(change: dict[str, Any]) -> list[str]:
+        rates, tuning, distance = change["rates"], change["tuning"], change["distance"]
+        told = ["–"] * 3
+        if tuning is not None:
+            turnover = tuning["turnover"]
+            told = [
+                f"{turnover['first_only']}/{turnover['both']}/{turnover['second_only']}",
+                spanned(tuning["median_pd_change_deg"], ".0f"),
+                f"{tuning['correlation']['value']:.2f}, {number(tuning['corrected_similarity']['value'], '.2f')}",
+            ]
+        return [
+            number(rates["median_abs_log_ratio"], ".2f"),
+            f"{100 * rates['share_changed']:.0f} %",
+            told[0],
+            told[1],
+            told[2],
+            number(distance["kl_nats"], ".2f"),
+            f"{number(distance['mmd2'], '.3f')} ({number(distance['mmd_p'], '.3f')})",
+        ]
+
+    names = short_names([found[0]["source"], *(each["target"] for each in found)])[1:]
+    for name, each in zip(names, found, strict=True):
+        channels = {key: len(labels) for key, labels in each["channels"].items()}
+        common = f"{channels['common']} +{channels['only_target']} -{channels['only_source']}"
+        gap = "unknown" if each["day_gap"] is None else f"{each['day_gap']:+d}"
+        across, within = cells(each["across"]), [f"({cell})" for cell in cells(each["within"])]
+        above = spanned(each["pd_excess_deg"], "+.0f")
+        table.add_row(Text(clean(name, 40)), gap, common, *across[:4], above, *across[4:])
+        table.add_row("", "", "", *within[:4], "", *within[4:], style="dim")
+    return table
+
+
+def _behaviour_table(behaviour: dict[str, dict[str, Any]], found: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    from bci_adapt.figures_drift import short_names
+    from bci_adapt.nwb import clean
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("behaviour")
+    unit = clean(found[0]["unit"], 20)
+    what = "speed" if found[0]["variable"].endswith("velocity") else "size"
+    for name in (
+        "minutes",
+        "labelled",
+        Text(f"{what} 10/50/90 %{f' ({unit})' if unit else ''}"),
+        "direction distance",
+        "range",
+        "trials",
+        "success",
+        "trial (s)",
+    ):
+        table.add_column(name, justify="right")
+    apart = [f"({_optional(found[0]['within']['direction_distance'], '.2f')})"]
+    apart += [_optional(each["across"]["direction_distance"], ".2f") for each in found]
+    for name, day, distance in zip(short_names(list(behaviour)), behaviour.values(), apart, strict=False):
+        table.add_row(
+            Text(clean(name, 40)),
+            f"{day['duration_s'] / 60:.1f}",
+            f"{day['labelled_s'] / 60:.1f}",
+            " / ".join(f"{speed:.3g}" for speed in day["speed_quantiles"].values()) or "–",
+            distance,
+            " × ".join(f"{extent:.3g}" for extent in day["position_range"]) or "–",
+            str(day["n_trials"]),
+            "–" if day["success_rate"] is None else f"{100 * day['success_rate']:.0f} %",
+            _optional(day["median_trial_s"], ".1f"),
+        )
+    return table
+
+
+def _optional(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+@app.command()
+def scan(
+    session: Annotated[Path, typer.Argument(metavar="SESSION", help="A source session: .nc or .nwb.")],
+    bins: Annotated[
+        str, typer.Option("--bin", metavar="S,S,...", help="Bin widths in seconds. A .nc can only be made wider.")
+    ],
+    lag: Annotated[
+        str,
+        typer.Option(
+            "--lag", metavar="FROM:TO[:STEP]", help="Lags in seconds; positive: neurons lead. Write --lag=-.1:.3."
+        ),
+    ] = "-0.1:0.3",
+    variable: Variable = "velocity",
+    history_s: Annotated[
+        float | None,
+        typer.Option("--history-s", help="Window of spikes, the same for all widths; their least common multiple."),
+    ] = None,
+    block_s: Annotated[
+        float, typer.Option("--block-s", help="Length in seconds of a stretch of the cross-validation, 10 or more.")
+    ] = 20.0,
+    plot: Plot = None,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Score bin widths and lags by a cross-validated ridge decoder, to choose both before an experiment.
+
+    A positive lag means that neurons lead: spikes up to t decode the movement at t + lag. Scores of different bin
+    widths are compared after averaging to one common resolution. Scan source sessions only: numbers chosen on a target
+    session are not independent of its test score.
+
+    Example: [cyan]bci-adapt scan monday.nwb --bin .01,.02,.05 --lag=-.1:.3 --plot scan.png[/]
+    """
+    from bci_adapt.results import json_safe
+    from bci_adapt.scan import rebin
+    from bci_adapt.scan import scan as score
+
+    _check_plot(plot)
+    widths, lags = _numbers(bins, ",", "--bin"), _numbers(lag, ":", "--lag")
+    if len(lags) not in (2, 3):
+        raise InputError(f"--lag {lag}: expected FROM:TO or FROM:TO:STEP in seconds, such as --lag=-.1:.3")
+    with progress(quiet or json_file == "-") as bar:
+        task = bar.add_task("reading", total=None) if bar is not None else None
+
+        def say(text: str) -> None:
+            if bar is not None and task is not None:
+                bar.update(task, description=text)
+
+        if session.suffix == ".nc":
+            whole = _session(session, None)
+
+            def load(bin_s: float) -> xr.Dataset:
+                return rebin(whole, bin_s, variable)
+        else:
+
+            def load(bin_s: float) -> xr.Dataset:
+                return _session(session, bin_s)
+
+        found = score(
+            load,
+            widths,
+            (lags[0], lags[1]),
+            variable=variable,
+            step_s=lags[2] if len(lags) == 3 else None,
+            history_s=history_s,
+            block_s=block_s,
+            say=say,
+        ).to_json()
+    if plot is not None:
+        from bci_adapt.figures_drift import save, scan_figure
+
+        save(scan_figure(found), plot)
+    if json_file is not None:
+        write_json(json_file, json_safe(found))
+    if not quiet and json_file != "-":
+        _say_scan(found, plot)
+
+
+def _numbers(text: str, separator: str, option: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(separator)]
+    except ValueError:
+        raise InputError(f"{option} {text}: expected numbers of seconds separated by {separator!r}") from None
+
+
+def _say_scan(found: dict[str, Any], plot: Path | None) -> None:
+    from rich.table import Table
+
+    from bci_adapt.nwb import clean
+
+    def line(text: str, style: str = "") -> None:
+        out.print(clean(text), style=style, markup=False, highlight=False, soft_wrap=True)
+
+    common = f"{1000 * found['common_s']:g} ms"
+    line(f"{found['session_id']}: {found['variable']} from √counts, ridge, {found['n_folds']}-fold", "bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (
+        "bin (ms)",
+        "best lag (ms)",
+        f"R² at {common}",
+        "± sd over folds",
+        "R² of the bins",
+        "lags scanned (ms)",
+    ):
+        table.add_column(name, justify="right")
+    best = found["best"]
+    for width in sorted({score["bin_s"] for score in found["scores"]}):
+        row = [score for score in found["scores"] if score["bin_s"] == width]
+        top = max(row, key=lambda score: score["r2_common"])
+        table.add_row(
+            f"{1000 * width:g}",
+            f"{1000 * top['lag_s']:g}",
+            f"{top['r2_common']:.3f}",
+            f"{top['r2_common_sd']:.3f}",
+            f"{top['r2']:.3f}",
+            f"{1000 * row[0]['lag_s']:g} … {1000 * row[-1]['lag_s']:g}",
+            style="bold" if top == best else "",
+        )
+    out.print(table)
+    line(
+        f"Positive lag: neurons lead. Every width sees the last {1000 * found['history_s']:g} ms of spikes; compared "
+        f"at {common} over {found['seconds_scored']:.0f} s, in stretches of {found['block_s']:g} s with "
+        f"{found['gap_s']:g} s between folds."
+    )
+    for note in found["notes"]:
+        line(note, "yellow")
+    line(found["caution"], "yellow")
+    if plot is not None:
+        line(f"figure: {plot}")

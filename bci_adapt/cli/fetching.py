@@ -1,0 +1,220 @@
+"""Commands about files of the archive: fetch them, and look after those in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bci_adapt.cli.common import JsonFile, Quiet, app, err, out, progress, write_json
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+    from bci_adapt.cache import Entry
+
+cache = typer.Typer(
+    help="Fetched files: list them, verify their digests, clean up. They lie in "
+    "data_cache/raw/DANDISET/VERSION/ASSET-PATH ($BCI_ADAPT_CACHE/raw/…), each with a record *.asset.json beside it.",
+    no_args_is_help=True,
+)
+app.add_typer(cache, name="cache")
+
+_Dandiset = Annotated[
+    str | None,
+    typer.Argument(metavar="[DANDISET[/VERSION]]", help="Only this, such as 000688; all when not given."),
+]
+
+
+class _Bytes:
+    """Shows the bytes of many files as one bar, in MB; called from several threads."""
+
+    def __init__(self, bar: Bar | None, what: str):
+        self.bar, self.done, self.sizes = bar, dict[str, int](), dict[str, int]()
+        self.task = bar.add_task(what, total=None) if bar is not None else None
+
+    def __call__(self, path: str, done: int, size: int) -> None:
+        self.done[path], self.sizes[path] = done, size
+        if self.bar is not None and self.task is not None:
+            mb, of = (sum([*each.values()]) // 10**6 for each in (self.done, self.sizes))
+            self.bar.update(self.task, completed=mb, total=of, description=f"MB  {path.rpartition('/')[2]}")
+
+
+@app.command()
+def fetch(
+    dandiset: Annotated[
+        str, typer.Argument(metavar="DANDISET[/VERSION]", help="Such as 000688, 000688/0.250122.1735 or 000688/draft.")
+    ],
+    subject: Annotated[str | None, typer.Option(metavar="S", help="Only this subject: sub-S in a file's name.")] = None,
+    session: Annotated[
+        str | None, typer.Option(metavar="GLOB", help="Only sessions whose ses-… matches, such as 'CO-2014*'.")
+    ] = None,
+    path: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Only files whose path matches; * matches / too (repeat).")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be fetched; write nothing.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no server: only what is in the lock file and the cache.")
+    ] = False,
+    lock: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The lock file; data_cache/raw/sessions.lock.toml when not given."),
+    ] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Pin the version given, or else the one that is published now.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, max=32, help="Files fetched at the same time.")] = 4,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fetch NWB files of a dandiset from the DANDI archive into the cache, and pin them in a lock file.
+
+    The latest published version is taken and pinned, so that the same files are used until --update; a draft only when
+    asked for. What is there already is verified and not fetched again, and an interrupted fetch goes on where it was.
+    Files lie in data_cache/raw/DANDISET/VERSION/. $DANDI_INSTANCE names another archive.
+
+    Example: [cyan]bci-adapt fetch 000688 --subject C --session 'CO-2013*' --dry-run[/]
+    """
+    from bci_adapt.sources.dandi import Dandi, parse_dandiset
+
+    number, version = parse_dandiset(dandiset)
+    with progress(quiet or json_file == "-") as bar:
+        showing = _Bytes(bar, f"asking about {number}")
+        source = Dandi(
+            number,
+            version,
+            path or (),
+            subject,
+            session,
+            lock,
+            offline=offline,
+            update=update,
+            progress=showing,
+            jobs=jobs,
+        )
+        chosen = source.select()
+        rows = chosen.rows()
+        for note in chosen.notes if not quiet else ():
+            _note(note)
+        n_notes = len(chosen.notes)
+        if not dry_run:
+            source.obtain()
+            rows = [{**row, "missing": 0, "state": "cached" if row["state"] == "cached" else "fetched"} for row in rows]
+    for note in chosen.notes[n_notes:] if not quiet else ():
+        _note(note)
+    if json_file is not None:
+        about = {"dandiset": chosen.dandiset, "version": chosen.version, "licence": chosen.licence}
+        write_json(json_file, {**about, "lock": str(source.lock), "notes": chosen.notes, "files": rows})
+    if not quiet and json_file != "-":
+        _table(("path", "size", "state"), ((row["path"], _size(row["size"]), row["state"]) for row in rows))
+        total, missing = (sum(row[key] for row in rows) for key in ("size", "missing"))
+        _line(f"{len(rows)} files of {chosen.dandiset}/{chosen.version}, {_size(total)}; licence: {chosen.licence}")
+        _line(f"to fetch: {_size(missing)} (nothing was written)" if dry_run else f"lock: {source.lock}")
+
+
+@cache.command("list")
+def list_cache(dandiset: _Dandiset = None, json_file: JsonFile = None) -> None:
+    """List fetched files: dandiset, version, path, size, licence, state. Sizes are checked, digests are not.
+
+    Example: [cyan]bci-adapt cache list 000688[/]
+    """
+    from bci_adapt.cache import entries
+
+    _show(entries(*_where(dandiset)), json_file)
+
+
+@cache.command("verify")
+def verify_cache(dandiset: _Dandiset = None, json_file: JsonFile = None, quiet: Quiet = False) -> None:
+    """Compute the digest of every fetched file anew; exit code 1 when one is bad, with both digests named.
+
+    Example: [cyan]bci-adapt cache verify[/]
+    """
+    from bci_adapt.cache import BAD, entries, verify
+
+    with progress(quiet or json_file == "-") as bar:
+        showing = _Bytes(bar, "verifying")
+        found = [verify(entry, showing) for entry in entries(*_where(dandiset))]
+    _show(found, json_file, quiet)
+    bad = [entry for entry in found if entry.state == BAD]
+    for entry in bad:
+        text = f"bad: {entry.dandiset}/{entry.version}/{entry.path}: {entry.reason}"
+        err.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+    if bad:
+        raise typer.Exit(1)
+
+
+@cache.command("clean")
+def clean_cache(
+    dandiset: _Dandiset = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also remove every fetched file itself.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed; remove nothing.")] = False,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Remove what interrupted fetches left: *.part files, and records whose file is gone.
+
+    Only files that a fetch wrote are ever removed: others, such as simulated sessions, have no record and stay.
+
+    Example: [cyan]bci-adapt cache clean 000688 --all --dry-run[/]
+    """
+    from bci_adapt.cache import clean
+
+    removed, left = clean(*_where(dandiset), everything=everything, dry_run=dry_run)
+    if json_file is not None:
+        write_json(json_file, {"removed": [str(each) for each in removed], "left": [str(each) for each in left]})
+    if not quiet and json_file != "-":
+        for each in removed:
+            _line(f"{'would remove' if dry_run else 'removed'} {each}")
+        for each in left:
+            _line(f"left {each} (no record of it, or in use)")
+        _line(f"{'would be removed' if dry_run else 'removed'}: {len(removed)} files")
+
+
+def _where(dandiset: str | None) -> tuple[Path, str | None, str | None]:
+    from bci_adapt.cache import raw_folder
+    from bci_adapt.sources.dandi import parse_dandiset
+
+    number, version = parse_dandiset(dandiset) if dandiset is not None else (None, None)
+    return raw_folder(), number, version
+
+
+def _show(found: list[Entry], json_file: str | None, quiet: bool = False) -> None:
+    rows = []
+    for each in found:
+        about = {"dandiset": each.dandiset, "version": each.version, "path": each.path, "size": each.size}
+        licence = each.record.licence if each.record is not None else ""
+        rows.append({**about, "licence": licence, "state": each.state, "reason": each.reason, "file": str(each.file)})
+    if json_file is not None:
+        write_json(json_file, rows)
+    if not quiet and json_file != "-":
+        columns = ("dandiset", "version", "path", "size", "licence", "state")
+        _table(columns, ([_size(row[key]) if key == "size" else row[key] for key in columns] for row in rows))
+        _line(f"{len(rows)} files, {_size(sum(row['size'] for row in rows))}")
+
+
+def _table(columns: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from bci_adapt.nwb import clean
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(clean(cell)) for cell in row))
+    out.print(table)
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.1f} MB"
+
+
+def _note(text: str) -> None:
+    err.print(f"note: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _line(text: str) -> None:
+    out.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,282 @@
+"""The commands `fetch` and `cache` in this process, and real processes that are killed, interrupted or run side by side."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from archive_server import DANDISET, NEW, OLD, Fault, nwb_bytes, serving
+
+from bci_adapt import download
+from bci_adapt.download import Patience
+from bci_adapt.lock import pinned_version
+from bci_adapt.sources.folder import Folder
+
+PATHS = ["sub-C/sub-C_ses-CO-20131003.nwb", "sub-C/sub-C_ses-CO-20131022.nwb", "sub-M/sub-M_ses-CO-20140303.nwb"]
+CONTENT = {path: nwb_bytes(path[-11:-4], path[4], padding=100_000 * (n + 1)) for n, path in enumerate(PATHS)}
+
+
+@pytest.fixture
+def archive(monkeypatch, tmp_path):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(download, "PATIENCE", Patience(wait=lambda _: None, read_s=1.0, tries=3))
+    with serving() as archive:
+        for path, content in CONTENT.items():
+            archive.add(path, content)
+        archive.add(PATHS[0], CONTENT[PATHS[0]], version=OLD)
+        archive.add("notes.txt", b"notes")
+        monkeypatch.setenv("DANDI_INSTANCE", archive.url)
+        yield archive
+
+
+@pytest.fixture
+def raw(tmp_path):
+    return tmp_path / "cache" / "raw"
+
+
+def asset_id(archive, path, version=NEW):
+    return next(row["asset_id"] for row in archive.dandisets[DANDISET][version] if row["path"] == path)
+
+
+def test_fetch(call, archive, raw):
+    code, out, err = call("fetch", DANDISET)
+    assert code == 0
+    for path in PATHS:
+        assert path in out
+        assert (raw / DANDISET / NEW / path).read_bytes() == CONTENT[path]
+    assert out.count("fetched") == 3
+    assert f"3 files of {DANDISET}/{NEW}" in out
+    assert "licence: spdx:CC-BY-4.0" in out
+    assert f"lock: {raw / 'sessions.lock.toml'}" in out
+    assert "note: licence of" in err
+    assert "'notes.txt'" in err
+    assert archive.sent() == sum(map(len, CONTENT.values()))
+    code, out, _ = call("fetch", DANDISET)
+    assert (code, out.count("cached"), out.count("fetched")) == (0, 3, 0)
+    assert archive.sent() == sum(map(len, CONTENT.values()))
+    assert len(Folder(raw / DANDISET / NEW).list()) == 3  # parts and records are no NWB files
+
+
+def test_dry_run_writes_nothing(call, archive, raw):
+    call("fetch", DANDISET, "--subject", "M", "--quiet")
+    before = sorted(raw.rglob("*"))
+    archive.log.clear()
+    code, out, _ = call("fetch", DANDISET, "--dry-run", "--json", "-")
+    rows = json.loads(out)["files"]
+    assert code == 0
+    assert [(row["path"], row["state"]) for row in rows] == list(
+        zip(PATHS, ["missing", "missing", "cached"], strict=True)
+    )
+    assert [row["missing"] for row in rows] == [len(CONTENT[PATHS[0]]), len(CONTENT[PATHS[1]]), 0]
+    assert sorted(raw.rglob("*")) == before
+    assert archive.asked("/download/") == []
+    code, out, _ = call("fetch", DANDISET, "--dry-run", "--lock", raw / "other.toml")
+    assert f"to fetch: {sum(map(len, CONTENT.values())) / 1e6:,.1f} MB (nothing was written)" not in out
+    assert f"to fetch: {sum(len(CONTENT[path]) for path in PATHS[:2]) / 1e6:,.1f} MB (nothing was written)" in out
+    assert not (raw / "other.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--subject", "C"], PATHS[:2]),
+        (["--session", "CO-2014*"], PATHS[2:]),
+        (["--path", "*1003*", "--path", "*0303*"], [PATHS[0], PATHS[2]]),
+        (["--path", "sub-C/*", "--session", "*22"], [PATHS[1]]),
+    ],
+)
+def test_options_select(call, archive, options, expected, tmp_path):
+    code, out, _ = call("fetch", DANDISET, *options, "--quiet", "--json", tmp_path / "got.json")
+    got = json.loads((tmp_path / "got.json").read_text())
+    assert (code, out) == (0, "")
+    assert [row["path"] for row in got["files"]] == expected
+    assert {row["state"] for row in got["files"]} == {"fetched"}
+    assert got["version"] == NEW
+    assert got["licence"] == "spdx:CC-BY-4.0"
+    assert [Path(row["file"]).stat().st_size for row in got["files"]] == [row["size"] for row in got["files"]]
+
+
+def test_version_lock_update_offline(call, archive, tmp_path):
+    lock = tmp_path / "mine.toml"
+    assert call("fetch", f"{DANDISET}/{OLD}", "--lock", lock, "--jobs", "1")[0] == 0
+    assert pinned_version(lock, DANDISET) == OLD
+    assert f"files of {DANDISET}/{OLD}" in call("fetch", DANDISET, "--lock", lock)[1]
+    assert f"files of {DANDISET}/{NEW}" in call("fetch", DANDISET, "--lock", lock, "--update")[1]
+    assert pinned_version(lock, DANDISET) == NEW
+    archive.log.clear()
+    code, out, err = call("fetch", DANDISET, "--lock", lock, "--offline")
+    assert (code, archive.log) == (0, [])
+    assert "3 files" in out
+    assert "offline" in err
+
+
+def test_a_draft_is_warned_of(call, archive):
+    archive.add(PATHS[0], CONTENT[PATHS[0]], version="draft")
+    code, _, err = call("fetch", f"{DANDISET}/draft")
+    assert code == 0
+    assert "note: 000688/draft is a draft" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fetch", "688"], "six digits"),
+        (["fetch", f"{DANDISET}/latest"], "published version"),
+        (["fetch", "000001"], "dandiset 000001 is not in the archive"),
+        (["fetch", DANDISET, "--subject", "Z"], "the nearest"),
+        (["fetch", DANDISET, "--offline"], "no version of 000688 is pinned"),
+        (["fetch", DANDISET, "--offline", "--update"], "choose one"),
+        (["fetch", DANDISET, "--lock", "{bad}"], "bad.toml"),
+        (["fetch", DANDISET, "--lock", "{bad}/x.toml"], "bad.toml"),
+        (["cache", "list", "68"], "six digits"),
+        (["cache", "clean", "../.."], "six digits"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(call, archive, tmp_path, arguments, message):
+    (tmp_path / "bad.toml").write_text("format = 9")
+    code, out, err = call(*[each.format(bad=tmp_path / "bad.toml") for each in arguments])
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert next(line for line in err.splitlines() if not line.startswith("note: ")).startswith("error: ")
+    assert archive.asked("/download/") == []
+
+
+def test_no_network_is_one_line(call, archive, monkeypatch):
+    monkeypatch.setenv("DANDI_INSTANCE", "http://127.0.0.1:9/api")
+    code, _, err = call("fetch", DANDISET)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "connection refused" in err
+
+
+def test_cache_list_verify_clean(call, archive, raw):
+    call("fetch", DANDISET, "--quiet")
+    (raw / "simulated").mkdir()
+    (raw / "simulated" / "x.nwb").write_text("precious")
+    code, out, _ = call("cache", "list")
+    assert code == 0
+    assert all(path in out for path in PATHS)
+    assert out.count("complete") == 3
+    assert "spdx:CC-BY-4.0" in out
+    code, out, _ = call("cache", "verify", "--json", "-")
+    rows = json.loads(out)
+    assert code == 0
+    assert {row["state"] for row in rows} == {"verified"}
+    assert [row["size"] for row in rows] == [len(CONTENT[path]) for path in PATHS]
+
+    file = raw / DANDISET / NEW / PATHS[1]
+    file.write_bytes(CONTENT[PATHS[1]][:-1] + b"x")
+    assert call("cache", "list")[0] == 0
+    code, out, err = call("cache", "verify")
+    assert code == 1
+    assert PATHS[1] in err
+    row = archive.digests[asset_id(archive, PATHS[1])]
+    assert row["dandi:sha2-256"] in err
+    assert err.count("sha2-256") == 1
+    assert PATHS[0] not in err
+    assert call("cache", "verify", f"{DANDISET}/{OLD}")[0] == 0
+
+    archive.faults[asset_id(archive, PATHS[1])] = [Fault("cut", 1000, always=True)]
+    assert call("fetch", DANDISET)[0] == 2
+    part = file.with_name(file.name + ".part")
+    assert part.exists()
+    code, out, _ = call("cache", "clean", "--dry-run")
+    assert f"would remove {part}" in out
+    assert part.exists()
+    assert call("cache", "clean", "--quiet")[:2] == (0, "")
+    assert not part.exists()
+    assert file.exists()
+    code, out, _ = call("cache", "clean", DANDISET, "--all", "--json", "-")
+    assert code == 0
+    assert len(json.loads(out)["removed"]) == 6
+    assert not (raw / DANDISET).exists()
+    assert (raw / "simulated" / "x.nwb").read_text() == "precious"
+    assert pinned_version(raw / "sessions.lock.toml", DANDISET) == NEW
+    assert "0 files" in call("cache", "list")[1]
+
+
+def test_text_from_the_archive_is_printed_clean(call, archive):
+    archive.licence = ["[red]\x1b[31mCC[/red]"]
+    _, out, err = call("fetch", DANDISET)
+    assert "\x1b" not in out + err
+    assert "[red] [31mCC[/red]" in out
+
+
+# Real processes
+
+
+SCRIPT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, and so its tests, would ignore it
+from bci_adapt import cli
+cli.main()
+"""
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, process):
+    deadline_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline_s
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_fetch_goes_on_where_it_was(call, archive, raw, how):
+    path = PATHS[2]
+    archive.faults[asset_id(archive, path)] = [Fault("drip", value=(4096, 0.002), always=True)]
+    file = raw / DANDISET / NEW / path
+    part = file.with_name(file.name + ".part")
+    process = start("fetch", DANDISET, "--subject", "M")
+    wait_for(lambda: part.exists() and part.stat().st_size > 100_000, process)
+    os.kill(process.pid, how)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == (-9 if how == signal.SIGKILL else 130)
+    assert "Traceback" not in err
+    assert not file.exists()
+    assert pinned_version(raw / "sessions.lock.toml", DANDISET) == NEW
+    assert call("cache", "list")[1].count("partial") == 1
+    kept = part.stat().st_size
+    assert 100_000 < kept < len(CONTENT[path])
+    archive.faults.clear()
+    archive.log.clear()
+    assert call("fetch", DANDISET, "--subject", "M", "--quiet")[0] == 0
+    assert file.read_bytes() == CONTENT[path]
+    (request,) = archive.asked()
+    assert request.range == f"bytes={kept}-"
+    assert archive.sent() == len(CONTENT[path]) - kept
+    assert sorted(each.name for each in file.parent.iterdir()) == [file.name, f"{file.name}.asset.json"]
+
+
+def test_two_processes_fetch_each_file_once(call, archive, raw):
+    for path in PATHS:
+        archive.faults[asset_id(archive, path)] = [Fault("drip", value=(8192, 0.005), always=True)]
+    processes = [start("fetch", DANDISET, "--quiet") for _ in range(2)]
+    said = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert archive.sent() == sum(map(len, CONTENT.values()))
+    for path in PATHS:
+        assert (raw / DANDISET / NEW / path).read_bytes() == CONTENT[path]
+    assert call("cache", "verify", "--quiet")[0] == 0
+
+
+def test_help_teaches(call):
+    for command in (["fetch"], ["cache"], ["cache", "list"], ["cache", "verify"], ["cache", "clean"]):
+        code, out, _ = call(*command, "--help")
+        assert code == 0
+        assert "Example" in out or command == ["cache"]
