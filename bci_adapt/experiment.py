@@ -869,6 +869,7 @@ def open_source(
     config: Config,
     lock: Path | None = None,
     offline: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Source:
     """The source of recordings that a config names; nothing is read or written yet.
 
@@ -878,7 +879,10 @@ def open_source(
     if isinstance(section, DandiSource):
         from bci_adapt.sources.dandi import Dandi
 
-        return Dandi(**section.model_dump(exclude={"kind"}), lock=lock, offline=offline)
+        def fetched(path: str, done: int, size: int) -> None:
+            say(f"{path}: {done / 1e6:.0f} of {size / 1e6:.0f} MB")
+
+        return Dandi(**section.model_dump(exclude={"kind"}), lock=lock, offline=offline, progress=fetched)
     if isinstance(section, SimulatedSource):
         from bci_adapt.sources.simulated import Simulated
 
@@ -910,8 +914,8 @@ def run_experiment(
     """
     from bci_adapt.session import read_session
 
-    source = open_source(config, lock, offline)
     say("finding sessions")
+    source = open_source(config, lock, offline, say)
     session_ids = [str(name) for name in source.list().index]
     pairs = choose_pairs(config, session_ids)
     needed = [name for name in session_ids if any(name in (pair.source, pair.target) for pair in pairs)]

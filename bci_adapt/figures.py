@@ -47,8 +47,8 @@ def arms_figure(summary: list[dict[str, Any]], variable: str = "velocity") -> Fi
     cells = _cells(e["cell"] for e in entries)
     if not entries:
         return None
-    with _style():
-        figure = _figure(0.9 + 0.27 * len(arms))
+    with style():
+        figure = new_figure(0.9 + 0.27 * len(arms))
         axes = figure.subplots(1, 2, sharex=True, sharey=True)
         for axis, phase in zip(axes, PHASES, strict=True):
             for entry in (e for e in entries if e["phase"] == phase):
@@ -82,7 +82,7 @@ def gap_figure(rows: Frame, variable: str = "velocity") -> Figure | None:
         return None
     cells = _cells(pairs["cell"])
     gaps = pairs["day_gap"]
-    with _style():
+    with style():
         figure, axes = _panels(cells, 2.9)
         for axis, cell in zip(axes, cells, strict=True):
             for arm, points in _by_arm(styles, pairs[pairs["cell"] == cell]):
@@ -122,7 +122,7 @@ def curve_figure(curves: Frame) -> Figure | None:
     cells = _cells(shown["cell"])
     stream, held_out = (shown.loc[shown["phase"] == phase, "time_s"] for phase in PHASES)
     boundary = (stream.max() + held_out.min()) / 2 / 60 if len(stream) and len(held_out) else None
-    with _style():
+    with style():
         figure, axes = _panels(cells, 2.9)
         for axis, cell in zip(axes, cells, strict=True):
             for arm, points in _by_arm(styles, shown[shown["cell"] == cell]):
@@ -167,8 +167,8 @@ def trajectory_figure(trajectories: Frame, variable: str = "velocity", unit: str
     names = list(dict.fromkeys(pair["axis"]))[:3]
     if not runs:
         return None
-    with _style():
-        figure = _figure(0.75 + 0.95 * len(runs))
+    with style():
+        figure = new_figure(0.75 + 0.95 * len(runs))
         axes = figure.subplots(len(runs), len(names), sharex=True, sharey="col", squeeze=False)
         for row, (arm, cell) in zip(axes, runs, strict=True):
             run = pair[(pair["arm"] == arm) & (pair["cell"] == cell)]
@@ -203,8 +203,8 @@ def canary_figure(summary: list[dict[str, Any]], variable: str = "velocity") -> 
     if not arms:
         return None
     cells = _cells(cell for _, cell in names)
-    with _style():
-        figure = _figure(0.85 + 0.27 * len(arms))
+    with style():
+        figure = new_figure(0.85 + 0.27 * len(arms))
         axis = figure.subplots()
         for arm, cell in names:
             of_arm = _cells(c for a, c in names if a == arm)
@@ -232,7 +232,7 @@ def svg(figure: Figure, name: str, description: str) -> str:
     import html
 
     buffer = io.StringIO()
-    with _style():
+    with style():
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
@@ -248,7 +248,7 @@ def svg(figure: Figure, name: str, description: str) -> str:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     import matplotlib
 
     settings: dict[Any, Any] = {
@@ -282,14 +282,14 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _figure(height_in: float) -> Figure:
+def new_figure(height_in: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
 
 
 def _panels(cells: list[str], height_in: float) -> tuple[Figure, Any]:
-    figure = _figure(height_in)
+    figure = new_figure(height_in)
     axes = figure.subplots(1, len(cells), sharey=True, squeeze=False)[0]
     for axis, cell in zip(axes, cells, strict=True):
         axis.set_title(f"{cell_label(cell)} network" if cell else "linear decoders and controls")

@@ -544,6 +544,34 @@ def test_a_retrained_network_runs_once_for_all_sources_of_a_target(tiny):
     assert shared == {("network_oracle", 0), ("network_oracle", 1), ("ridge_oracle", 0)}
 
 
+def test_a_dandiset_is_fetched_once_pinned_and_run_again_without_a_network(tiny, monkeypatch, call):
+    import archive_server
+
+    text = tiny.read_text().replace("seeds = [0, 1]", "seeds = [0]")
+    start, stop = text.index("[source]"), text.index("[[pairs]]")
+    config = tiny.with_name("fetched.toml")
+    config.write_text(
+        f'{text[:start]}[source]\nkind = "dandi"\ndandiset = "000688"\npaths = ["sub-Sim/*"]\n{text[stop:]}'
+    )
+    with archive_server.serving() as archive:
+        monkeypatch.setenv("DANDI_INSTANCE", archive.url)
+        for path in recordings(load_config(tiny)):
+            archive.add(f"sub-Sim/{path.name}", path.read_bytes())
+        code, _, err = call("run", config, "--workers", 0, "--json", "-")
+        assert code == 0, err
+        assert len(archive.asked("/blobs/")) == 3
+    lock = (config.parent / "sessions.lock.toml").read_text()
+    assert lock.count("[[assets]]") == 3
+    done = run_experiment(load_config(config), workers=0, lock=config.parent / "sessions.lock.toml", offline=True)
+    assert done.executed == 0
+    about = done.manifest["sessions"][0]
+    assert (about["dandiset"], about["asset_path"].startswith("sub-Sim/")) == ("000688", True)
+    assert about["licence"]
+    page = (done.folder / "report.html").read_text()
+    assert about["licence"] in page
+    assert about["asset_path"] in page
+
+
 def other_electrodes(tiny):
     """The tiny experiment's recordings in a folder; the second day has lost three electrodes and renamed a fourth."""
     import h5py
