@@ -15,7 +15,7 @@ from bci_adapt import simulate
 from bci_adapt.errors import InputError
 from bci_adapt.figures_drift import drift_figure, short_names
 from bci_adapt.prepare import prepare
-from bci_adapt.session import read_session
+from bci_adapt.session import read_session, write_session
 from bci_adapt.sources.simulated import Simulated
 
 BIN_S = 0.05
@@ -138,6 +138,16 @@ def test_shuffled_movement_leaves_no_channel_tuned():
     assert sum(d.drift(day, day, QUICK).across.tuning.tuned_first) == 40
 
 
+def test_blocks_are_drawn_with_the_variance_of_a_sum():
+    x = np.random.default_rng(5).normal(size=9) * np.arange(1, 10)
+    weights = d._resample(9, 40_000, np.random.default_rng(0))
+    assert (weights[0] == 1).all()
+    assert weights[1:, :4].sum(axis=1) == pytest.approx(4)  # within each half
+    assert weights[1:].mean(axis=0) == pytest.approx(1, abs=0.03)
+    expected = 4 * x[:4].var(ddof=1) + 5 * x[4:].var(ddof=1)
+    assert (weights[1:] @ x).var() == pytest.approx(expected, rel=0.03)
+
+
 def test_turnover_of_tuning_of_silence_and_of_labels():
     before = tuning(20)
     flat = before["vectors"].copy()
@@ -158,6 +168,7 @@ def test_turnover_of_tuning_of_silence_and_of_labels():
     expected = np.log(0.5 / (source.counts[:, 19].sum() + 0.5))  # both lasted equally long
     assert rates.log_ratio[-1] == pytest.approx(expected)
     assert rates.high[-1] < -2
+    assert rates.high[-1] - rates.low[-1] > 5  # no spikes at all is an uncertain rate, not a certain 0
     back = d.drift(target, source, QUICK).across
     assert back.rates.appeared == ["e19"]
     assert back.tuning.turnover["second_only"] == 4
@@ -412,6 +423,18 @@ def test_command(call, recordings, tmp_path):
     assert again == told["targets"][0]
 
     session = read_session(files[1])
+    units = session.assign_attrs(channel_identity="unit").assign_coords(
+        electrode=("channel", np.array([f"M1/{i // 2}" for i in range(session.sizes["channel"])]))
+    )
+    write_session(units, tmp_path / "units.nc")
+    code, out, _ = call("drift", tmp_path / "units.nc", tmp_path / "units.nc", "--json", "-")
+    assert code == 0
+    assert json.loads(out)["targets"][0]["channel_policy"] == "pool"
+    assert len(json.loads(out)["targets"][0]["channels"]["common"]) == 6
+    code, _, err = call("drift", files[0], tmp_path / "units.nc")
+    assert code == 2
+    assert "sorted units" in err
+
     for attrs, start in (
         ({"session_start": "1925-03-03T00:00:00+00:00"}, None),
         ({"anonymised_dates": 1}, None),

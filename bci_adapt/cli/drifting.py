@@ -51,18 +51,26 @@ def drift(
     block_s: Annotated[
         float, typer.Option("--block-s", help="Length in seconds of a block of the bootstrap, 5 or more.")
     ] = 20.0,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="electrode|unit|pool", help="What a channel is on another day; that of SOURCE if not given."
+        ),
+    ] = None,
     plot: Plot = None,
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
     """Show what changed between sessions: rates, preferred directions, tuned channels, distributions, behaviour.
 
-    Channels are matched by name. Below each number stands the same measure between the first and the second half of
-    the source session: what noise and an hour do by themselves. A change of behaviour changes neurons too, so that is
-    shown as well. How much a decoder loses is another question: see [bold]run[/].
+    Channels are matched by name; sorted units are first summed on their electrode (pool), because a unit's number says
+    nothing about another day unless units were matched (unit). In parentheses stands the same measure between the first
+    and the second half of the source session: what noise and an hour do by themselves. A change of behaviour changes
+    neurons too, so that is shown as well. How much a decoder loses is another question: see [bold]run[/].
 
     Example: [cyan]bci-adapt drift monday.nwb tuesday.nwb october.nwb --plot drift.png[/]
     """
+    from bci_adapt import channels
     from bci_adapt import drift as measure
     from bci_adapt.results import json_safe
 
@@ -71,11 +79,14 @@ def drift(
     found = []
     with progress(quiet or json_file == "-") as bar:
         task = bar.add_task("reading", total=len(targets)) if bar is not None else None
-        first = measure.day(_session(source, bin_s), variable)
+        session = _session(source, bin_s)
+        policy = by or channels.policy_of(session)
+        first = measure.day(channels.under(session, policy), variable)
         for path in targets:
             if bar is not None and task is not None:
                 bar.update(task, description=path.name)
-            found.append(measure.drift(first, measure.day(_session(path, bin_s), variable), settings).to_json())
+            second = measure.day(channels.under(_session(path, bin_s), policy), variable)
+            found.append(measure.drift(first, second, settings).to_json() | {"channel_policy": policy})
             if bar is not None and task is not None:
                 bar.update(task, advance=1)
     if variable != "velocity" and all(each["across"]["tuning"] is None for each in found) and first.labels is None:
