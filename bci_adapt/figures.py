@@ -47,7 +47,7 @@ def arms_figure(summary: list[dict[str, Any]], variable: str = "velocity") -> Fi
     cells = _cells(e["cell"] for e in entries)
     if not entries:
         return None
-    with style():
+    with house_style():
         figure = new_figure(0.9 + 0.27 * len(arms))
         axes = figure.subplots(1, 2, sharex=True, sharey=True)
         for axis, phase in zip(axes, PHASES, strict=True):
@@ -82,7 +82,7 @@ def gap_figure(rows: Frame, variable: str = "velocity") -> Figure | None:
         return None
     cells = _cells(pairs["cell"])
     gaps = pairs["day_gap"]
-    with style():
+    with house_style():
         figure, axes = _panels(cells, 2.9)
         for axis, cell in zip(axes, cells, strict=True):
             for arm, points in _by_arm(styles, pairs[pairs["cell"] == cell]):
@@ -122,7 +122,7 @@ def curve_figure(curves: Frame) -> Figure | None:
     cells = _cells(shown["cell"])
     stream, held_out = (shown.loc[shown["phase"] == phase, "time_s"] for phase in PHASES)
     boundary = (stream.max() + held_out.min()) / 2 / 60 if len(stream) and len(held_out) else None
-    with style():
+    with house_style():
         figure, axes = _panels(cells, 2.9)
         for axis, cell in zip(axes, cells, strict=True):
             for arm, points in _by_arm(styles, shown[shown["cell"] == cell]):
@@ -167,7 +167,7 @@ def trajectory_figure(trajectories: Frame, variable: str = "velocity", unit: str
     names = list(dict.fromkeys(pair["axis"]))[:3]
     if not runs:
         return None
-    with style():
+    with house_style():
         figure = new_figure(0.75 + 0.95 * len(runs))
         axes = figure.subplots(len(runs), len(names), sharex=True, sharey="col", squeeze=False)
         for row, (arm, cell) in zip(axes, runs, strict=True):
@@ -203,7 +203,7 @@ def canary_figure(summary: list[dict[str, Any]], variable: str = "velocity") -> 
     if not arms:
         return None
     cells = _cells(cell for _, cell in names)
-    with style():
+    with house_style():
         figure = new_figure(0.85 + 0.27 * len(arms))
         axis = figure.subplots()
         for arm, cell in names:
@@ -232,7 +232,7 @@ def svg(figure: Figure, name: str, description: str) -> str:
     import html
 
     buffer = io.StringIO()
-    with style():
+    with house_style():
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
@@ -248,7 +248,8 @@ def svg(figure: Figure, name: str, description: str) -> str:
 
 
 @contextmanager
-def style() -> Iterator[None]:
+def house_style() -> Iterator[None]:
+    """Draw with the fonts and lines of all figures of this project."""
     import matplotlib
 
     settings: dict[Any, Any] = {
@@ -283,6 +284,7 @@ def style() -> Iterator[None]:
 
 
 def new_figure(height_in: float) -> Figure:
+    """Return an empty figure of the width of a page."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")

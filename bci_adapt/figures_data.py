@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bci_adapt.figures import INK, MUTED, new_figure, style
+from bci_adapt.figures import INK, MUTED, new_figure, house_style
 from bci_adapt.nwb import clean
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def qc_figure(report: QcReport) -> Figure:
     beside = ["lag"] * bool(report.lag) + ["short"] * ("short_fraction" in report.series)
     panels.append(["correlation", *{0: [".", "."], 1: 2 * beside, 2: beside}[len(beside)]])
     heights.append(2.35)
-    with style():
+    with house_style():
         figure = new_figure(sum(heights) + 0.5)
         axes = figure.subplot_mosaic(panels, height_ratios=heights, width_ratios=[1, 1, 1])
         _rates(axes["rates"], report)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bci_adapt.figures import INK, MUTED, WIDTH_IN, style
+from bci_adapt.figures import INK, MUTED, WIDTH_IN, house_style
 from bci_adapt.storage import atomic_path
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ SIGNIFICANT = 0.05
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure atomically, as PNG, SVG or PDF by its ending."""
-    with atomic_path(path) as temporary, style():
+    with atomic_path(path) as temporary, house_style():
         figure.savefig(temporary, dpi=150)
 
 
@@ -54,7 +54,7 @@ def drift_figure(drifts: Sequence[dict[str, Any]]) -> Figure:
     place = [each["day_gap"] for each in drifts] if known else list(range(1, len(drifts) + 1))
     names = short_names([drifts[0]["source"], *(each["target"] for each in drifts)])
     colours = _colours(len(drifts))
-    with style():
+    with house_style():
         figure = Figure(figsize=(WIDTH_IN, 5.6), layout="constrained")
         axes = figure.subplots(2, 3)
         _rates(axes[0, 0], drifts, colours)
@@ -91,7 +91,7 @@ def scan_figure(scan: dict[str, Any]) -> Figure:
     widths = sorted({score["bin_s"] for score in scores})
     by = {width: [score for score in scores if score["bin_s"] == width] for width in widths}
     shown = [score["r2_common"] for score in scores]
-    with style():
+    with house_style():
         figure = Figure(figsize=(WIDTH_IN, 3.3), layout="constrained")
         heat, lines = figure.subplots(1, 2)
         mesh = None

@@ -16,7 +16,7 @@ def cache_root() -> Path:
     return Path(os.environ.get("BCI_ADAPT_CACHE") or "data_cache").absolute()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut (a no-op where folders cannot be opened)."""
     try:
         handle = os.open(folder, os.O_RDONLY)
@@ -50,7 +50,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
                     os.fsync(handle.fileno())
         if not (temporary.is_dir() and target.is_dir()):
             os.replace(temporary, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 
