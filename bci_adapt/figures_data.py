@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bci_adapt.figures import INK, MUTED, new_figure, house_style
+from bci_adapt.figures import INK, MUTED, house_style, new_figure
 from bci_adapt.nwb import clean
 
 if TYPE_CHECKING:
