@@ -229,7 +229,7 @@ def clean(
 
 
 def _is_half_written(folder: Path) -> bool:
-    """Whether a folder is that of an atomic write (`bci_adapt.storage.atomic_path`), which one that is killed leaves."""
+    """Whether a folder is that of an atomic write (`bci_adapt.storage.atomic_path`), left behind when one is killed."""
     return folder.name.startswith(".") and folder.name.endswith(PART)
 
 

@@ -1,4 +1,4 @@
-"""The commands `fetch` and `cache` in this process, and real processes that are killed, interrupted or run side by side."""
+"""The commands `fetch` and `cache`; real processes that are killed, interrupted or run side by side."""
 
 import json
 import os
@@ -273,6 +273,14 @@ def test_two_processes_fetch_each_file_once(call, archive, raw):
     for path in PATHS:
         assert (raw / DANDISET / NEW / path).read_bytes() == CONTENT[path]
     assert call("cache", "verify", "--quiet")[0] == 0
+
+
+def test_an_error_in_a_real_process_is_one_line(archive):
+    process = start("fetch", "000001")  # the client's own logging would add to it, and telemetry ask another server
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (2, "")
+    assert err.count("\n") == 1
+    assert err.startswith("error: dandiset 000001 is not in the archive")
 
 
 def test_help_teaches(call):

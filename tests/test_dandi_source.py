@@ -2,8 +2,11 @@
 
 import json
 import re
+import sys
 import threading
+import time
 import tomllib
+from types import SimpleNamespace
 
 import pytest
 from archive_server import DANDISET, NEW, OLD, Fault, nwb_bytes, serving
@@ -128,8 +131,11 @@ def test_everything_again_costs_no_download(archive, make, tmp_path):
 
 def test_the_client_asks_no_other_server(archive, make, monkeypatch):
     monkeypatch.delenv("DANDI_NO_ET", raising=False)
+    asked = []
+    telemetry = SimpleNamespace(check_available_version=lambda *given, **_: asked.append(given))
+    monkeypatch.setitem(sys.modules, "etelemetry", telemetry)
     make(subject="C").select()
-    assert module.os.environ["DANDI_NO_ET"] == "1"
+    assert asked == []
 
 
 @pytest.mark.parametrize(
@@ -384,16 +390,24 @@ def test_the_room_for_what_has_come_already_is_not_asked_for_again(archive, make
 
 def test_an_interrupt_stops_the_threads(archive, make, tmp_path):
     for path in FILES:
-        archive.faults[row_of(archive, path)["asset_id"]] = [Fault("drip", value=(100, 0.005), always=True)]
-    source = make(progress=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        archive.faults[row_of(archive, path)["asset_id"]] = [Fault("drip", value=(50, 0.05), always=True)]
+    told = []
+
+    def interrupt_once(*_):
+        told.append(1)
+        if len(told) == 20:
+            raise KeyboardInterrupt
+
+    source = make(progress=interrupt_once)
+    began_s = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         source.obtain()
+    assert time.monotonic() - began_s < 2.0  # 4 files of 5 kB take 5 s
     assert [thread for thread in threading.enumerate() if "ThreadPool" in thread.name] == []
-    assert all(entry.state == "partial" for entry in entries.entries(raw(tmp_path)))
+    states = [entry.state for entry in entries.entries(raw(tmp_path))]
+    assert set(states) == {"partial"}
     archive.faults.clear()
-    assert len(make().list()) == 5  # the same source works again, too
-    source.progress = None
-    assert len(source.list()) == 5
+    assert len(source.list()) == 5  # the same source goes on
 
 
 def test_two_files_that_are_one_session(archive, make):
@@ -537,7 +551,6 @@ REFUSED = [
     (ASSETS, (200, {}, b'{"results": ['), "not JSON"),
     (ASSETS, (200, {}, b""), "unexpected"),
     (ASSETS, (200, {}, b"[]"), "unexpected"),
-    (ASSETS, (200, {}, b"[" * 100_000), "not JSON|unexpected"),
     (ASSETS, (200, {}, b'{"results": 3, "next": null}'), "unexpected"),
     (ASSETS, (200, {}, b'{"results": [3], "next": null}'), "unexpected"),
     (ASSETS, (200, {}, b'{"results": [{"path": 3, "asset_id": "x"}], "next": null}'), "unexpected"),
