@@ -24,7 +24,7 @@ app.add_typer(cache, name="cache")
 
 _Dandiset = Annotated[
     str | None,
-    typer.Argument(metavar="[DANDISET[/VERSION]]", help="Only this, such as 000688; all when not given."),
+    typer.Argument(metavar="DANDISET[/VERSION]", help="Only this, such as 000688; all when not given."),
 ]
 
 
