@@ -31,7 +31,7 @@ from requests.adapters import HTTPAdapter
 
 from bci_adapt.errors import InputError
 from bci_adapt.lock import ETAG, PART, PART_RECORD, SHA256, Asset
-from bci_adapt.storage import _sync_folder, write_text
+from bci_adapt.storage import sync_folder, write_text
 
 Progress = Callable[[str, int, int], None]
 """Called from the threads that fetch with an asset's path, its bytes so far, and its size."""
@@ -216,7 +216,7 @@ def download(
                     if verified is not None:
                         verified()
                     os.replace(part_of(target), target)
-                    _sync_folder(target.parent)
+                    sync_folder(target.parent)
                 finished = True
             finally:
                 if finished or not bytes_kept(target, asset):

@@ -996,7 +996,7 @@ def _about(name: str, session: Any) -> dict[str, Any]:
     attrs = session.attrs
     return {
         "session_id": name,
-        "date": str(attrs["session_start"])[:10],
+        "date": "" if attrs.get("anonymised_dates") else str(attrs["session_start"])[:10],
         "minutes": round(session.sizes["time"] * float(attrs["bin_s"]) / 60.0, 2),
         "n_channels": session.sizes["channel"],
         "layout": attrs["layout"],

@@ -572,6 +572,24 @@ def test_a_dandiset_is_fetched_once_pinned_and_run_again_without_a_network(tiny,
     assert about["asset_path"] in page
 
 
+def test_days_between_anonymised_dates_are_unknown(tiny):
+    import h5py
+
+    folder = tiny.parent / "anonymised"
+    folder.mkdir()
+    for number, path in enumerate(recordings(load_config(tiny))):
+        with h5py.File(shutil.copy(path, folder), "a") as file:
+            file["session_start_time"][()] = f"1925-01-{number + 1:02d}T00:00:00+00:00"
+    done = run_experiment(load_config(tiny, ["seeds=[0]"], data=folder), workers=0)
+    rows = read_results(done.folder / "results.nc").rows
+    assert rows["day_gap"].isna().all()
+    assert set(rows["target_date"]) == {""}
+    assert [each["date"] for each in done.manifest["sessions"]] == ["", "", ""]
+    page = (done.folder / "report.html").read_text()
+    assert "anonymised" in page
+    assert "1925-01" not in page
+
+
 def other_electrodes(tiny):
     """The tiny experiment's recordings in a folder; the second day has lost three electrodes and renamed a fourth."""
     import h5py
