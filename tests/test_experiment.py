@@ -30,7 +30,7 @@ from bci_adapt.optimizers import optimizers
 from bci_adapt.prepare import prepare
 from bci_adapt.results import json_payload, leak, read_results, summarise
 from bci_adapt.session import write_session
-from bci_adapt.sources import folder as folder_source
+from bci_adapt.sources import base as source_base
 
 TINY = """
 name = "tiny"
@@ -323,8 +323,8 @@ def test_only_what_a_pair_needs_is_fetched_and_a_folder_is_listed_once(tiny, tmp
     for path in recordings(load_config(tiny)):
         shutil.copy(path, folder)
     opened = []
-    identity = folder_source.identity
-    monkeypatch.setattr(folder_source, "identity", lambda file: opened.append(1) or identity(file))
+    identity = source_base.identity
+    monkeypatch.setattr(source_base, "identity", lambda file: opened.append(1) or identity(file))
     monkeypatch.setattr(experiment, "execute", stop)
     with pytest.raises(Enough):
         run_experiment(load_config(tiny, data=folder))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from bci_adapt.errors import InputError
+from bci_adapt.nwb import identity, open_nwb
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,3 +33,20 @@ class Source(ABC):
     def provenance(self, session_id: str) -> dict[str, str]:
         """Where a session's file is from, as attributes of the session; nothing unless the source knows."""
         return {}
+
+
+def sessions_of(paths: Iterable[Path], where: str) -> pd.DataFrame:
+    """Return the table of `Source.list` for recordings at `paths`; `InputError` when two of them are one session."""
+    import pandas as pd
+
+    rows = []
+    for path in paths:
+        with open_nwb(path) as file:
+            rows.append({**identity(file), "path": path})
+    table = pd.DataFrame(rows).set_index("session_id")
+    for session_id in table.index[table.index.duplicated()]:
+        names = ", ".join(path.name for path in table.loc[[session_id], "path"])
+        raise InputError(f"{where}: {names} are all session {session_id!r}; keep or select one of them")
+    table["session_start"] = pd.to_datetime(table["session_start"], utc=True, format="ISO8601")
+    table = table.sort_values(["session_start", "subject"], kind="stable")
+    return table.loc[:, ["path", "subject", "session_start"]]

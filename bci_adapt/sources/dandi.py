@@ -32,8 +32,8 @@ from bci_adapt.download import (
 )
 from bci_adapt.errors import InputError
 from bci_adapt.lock import DRAFT, ETAG, NAME, SHA256, Asset, Lock, check_version, read_lock, update_lock
-from bci_adapt.nwb import clean, identity, open_nwb
-from bci_adapt.sources.base import Source
+from bci_adapt.nwb import clean
+from bci_adapt.sources.base import Source, sessions_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -346,19 +346,7 @@ class Dandi(Source):
 
     def list(self) -> pd.DataFrame:
         """See `Source.list`: selected files are fetched where missing; `InputError` when two are one session."""
-        import pandas as pd
-
-        rows = []
-        for path in self.obtain():
-            with open_nwb(path) as file:
-                rows.append({**identity(file), "path": path})
-        table = pd.DataFrame(rows).set_index("session_id")
-        for session_id in table.index[table.index.duplicated()]:
-            names = ", ".join(path.name for path in table.loc[[session_id], "path"])
-            raise InputError(f"dandiset {self.dandiset}: {names} are all session {session_id!r}; select one")
-        table["session_start"] = pd.to_datetime(table["session_start"], utc=True, format="ISO8601")
-        table = table.sort_values(["session_start", "subject"], kind="stable")
-        table = table.loc[:, ["path", "subject", "session_start"]]
+        table = sessions_of(self.obtain(), f"dandiset {self.dandiset}")
         self._listed = table.copy()
         return table
 

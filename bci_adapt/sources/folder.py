@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from bci_adapt import catalog
 from bci_adapt.errors import InputError
-from bci_adapt.nwb import identity, open_nwb
-from bci_adapt.sources.base import Source
+from bci_adapt.sources.base import Source, sessions_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,25 +24,13 @@ class Folder(Source):
 
     def list(self) -> pd.DataFrame:
         """See `Source.list`; `InputError` for a folder that is missing or has no recording, and for a bad file."""
-        import pandas as pd
-
         if not self.path.is_dir():
             raise InputError(f"{self.path}: no such folder; a folder of recordings was expected")
         found = [path for pattern in ("*.nwb", "*.mat") for path in self.path.rglob(pattern)]
         paths = sorted(path for path in found if not path.name.startswith("."))
         if not paths:
             raise InputError(f"{self.path}: no *.nwb or *.mat file in this folder")
-        rows = []
-        for path in paths:
-            with open_nwb(path) as file:
-                rows.append({**identity(file), "path": path})
-        table = pd.DataFrame(rows).set_index("session_id")
-        for session_id in table.index[table.index.duplicated()]:
-            names = ", ".join(path.name for path in table.loc[[session_id], "path"])
-            raise InputError(f"{self.path}: {names} are all session {session_id!r}; keep one of them")
-        table["session_start"] = pd.to_datetime(table["session_start"], utc=True, format="ISO8601")
-        table = table.sort_values(["session_start", "subject"], kind="stable")
-        table = table.loc[:, ["path", "subject", "session_start"]]
+        table = sessions_of(paths, str(self.path))
         self._listed = table.copy()
         return table
 
