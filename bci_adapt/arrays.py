@@ -89,10 +89,7 @@ def from_arrays(
     if spikes is not None:
         times_s, index, n_channels = _spikes(given, spikes, spike_unit)
         grid, rows = _bins(given, times_s, values, target_time_s, bin_s, warnings)
-        binned = np.zeros((grid.starts.size, n_channels), dtype=np.uint16)
-        binning.require_size(*binned.shape)
-        for stretch in grid.stretches():
-            binning.add_spikes(binned[stretch], grid.rows(binning.to_ticks(times_s), stretch), index)
+        binned = grid.counts(times_s, index, np.arange(n_channels), n_channels)
         statistics = quality.spike_statistics(times_s, index, np.arange(n_channels), n_channels)
     else:
         binned = _counts(given, counts)

@@ -166,7 +166,7 @@ def _compile(cases: list[Case]) -> None:
     """Put the compiled loops on disk before anything is timed, on all cores: each takes about ten seconds."""
     tiny = list({(case.cell, case.label): Case(case.cell, 8, 4, case.rule) for case in cases}.values())
     if len(tiny) > 1:
-        with _processes(min(len(tiny), os.cpu_count() or 1)) as pool:
+        with processes(min(len(tiny), os.cpu_count() or 1)) as pool:
             list(pool.map(load, tiny))
 
 
@@ -191,7 +191,7 @@ def _row(bench: str, case: Case, peak_bytes: int, **figures: Any) -> dict[str, A
 # ------------------------------------------------------------------------------------------------ timing
 
 
-def _clock(call: Callable[..., Any], *arguments: Any) -> float:
+def clock(call: Callable[..., Any], *arguments: Any) -> float:
     begin = time.perf_counter()
     call(*arguments)
     return time.perf_counter() - begin
@@ -201,9 +201,9 @@ def _timer(work: Callable[[int], Any], call_s: float, most: int = 1_000_000) -> 
     """Timer of ``work(k)``, which does k steps, with at most `most` of them and about `call_s` seconds per call."""
     work(1)  # compiles
     k = 1
-    while k < most and (took := _clock(work, k)) < 0.7 * call_s:
+    while k < most and (took := clock(work, k)) < 0.7 * call_s:
         k = min(most, max(k + 1, int(k * min(10.0, call_s / took))))
-    return lambda: _clock(work, k) / k
+    return lambda: clock(work, k) / k
 
 
 def _fastest(timers: dict[str, Timer], rounds: int, seldom: dict[str, Timer] | None = None) -> dict[str, float]:
@@ -216,7 +216,7 @@ def _fastest(timers: dict[str, Timer], rounds: int, seldom: dict[str, Timer] | N
     return {name: 1.0 / seconds for name, seconds in best.items()}
 
 
-def _traced_peak(call: Callable[[], Any]) -> int:
+def traced_peak(call: Callable[[], Any]) -> int:
     """Bytes that Python and numpy held at most during the call, beyond what they held before."""
     gc.collect()
     tracemalloc.start()
@@ -251,7 +251,7 @@ class _Ours:
 
     def peak_bytes(self, n_bins: int = 4) -> int:
         del self.state  # else two of them are there
-        return _traced_peak(lambda: self.restart(n_bins))
+        return traced_peak(lambda: self.restart(n_bins))
 
 
 # ------------------------------------------------------------------------------------------------ floors
@@ -344,11 +344,11 @@ def _rivals() -> Iterator[Rivals]:
     if importlib.util.find_spec("jax") is None:
         yield Rivals(None)
         return
-    with _processes(initializer=_one_jax_thread) as pool:
+    with processes(initializer=_one_jax_thread) as pool:
         yield Rivals(pool)
 
 
-def _processes(n: int = 1, initializer: Callable[[], None] | None = None) -> ProcessPoolExecutor:
+def processes(n: int = 1, initializer: Callable[[], None] | None = None) -> ProcessPoolExecutor:
     """Fresh processes that take over nothing of this one's memory."""
     return ProcessPoolExecutor(n, mp_context=multiprocessing.get_context("spawn"), initializer=initializer)
 
@@ -483,7 +483,7 @@ def jax_begin(network: Network, W: np.ndarray, C: np.ndarray, X: np.ndarray, Y: 
 
 def jax_again() -> float:
     """Seconds of one call over the stream that `jax_begin` was given."""
-    return _clock(_jax_call)
+    return clock(_jax_call)
 
 
 def _rival_timers(case: Case, ours: _Ours, rivals: Rivals, call_s: float) -> dict[str, Timer]:
@@ -568,7 +568,7 @@ def _latency(case: Case, plan: Plan, rivals: Rivals) -> list[dict[str, Any]]:
     averaging = _Ours(case, Learner(case.network, case.rule, RMSprop(_RATE), average=decoder.average), delay)
     for name, call, traced, stream in (
         ("run, one bin in place", one, peak, ours),
-        ("decoder.step", lambda t: decoder.step(counts[t % 400], labels[t % 400]), _traced_peak(steps), averaging),
+        ("decoder.step", lambda t: decoder.step(counts[t % 400], labels[t % 400]), traced_peak(steps), averaging),
     ):
         us = _latencies(call, plan.calls)
         floor = _fastest({"stream": stream.timer(plan.call_s)}, plan.rounds)["stream"]
@@ -583,11 +583,11 @@ def _latencies(call: Callable[[int], Any], n_calls: int) -> np.ndarray:
     """Duration of each call in µs, after a few that are not counted."""
     for t in range(20):
         call(t)
-    return np.array([1e6 * _clock(call, t) for t in range(n_calls)])
+    return np.array([1e6 * clock(call, t) for t in range(n_calls)])
 
 
 def _memory(case: Case, plan: Plan, rivals: Rivals) -> list[dict[str, Any]]:
-    with _processes() as pool:
+    with processes() as pool:
         measured = pool.submit(measure_memory, case, 3 if case.rule.advances else 20).result()
     holds = case.network.n_parameters * (case.n if case.rule.advances else 1)
     figures = {
@@ -615,20 +615,20 @@ def measure_memory(case: Case, n_bins: int) -> dict[str, int]:
     def go(n_bins: int):
         return run(start(learner, W, C), X[:n_bins], Y[:n_bins], in_place=True)
 
-    _forget_peak()
+    forget_peak()
     with threadpool_limits(1):
-        before, _ = _resident()
+        before, _ = resident()
         _, state = go(n_bins)
-        growth = _resident()[1] - before
+        growth = resident()[1] - before
         live = sum(array.nbytes for array in state.arrays.values())
         del state
-        return {"live": live, "growth": growth, "traced": _traced_peak(lambda: go(1))}
+        return {"live": live, "growth": growth, "traced": traced_peak(lambda: go(1))}
 
 
 _STATUS = Path("/proc/self/status")
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Give freed memory back, which new arrays would fill unseen, and begin the peak of the resident set anew."""
     gc.collect()
     with suppress(AttributeError, OSError):
@@ -637,7 +637,7 @@ def _forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _resident() -> tuple[int, int]:
+def resident() -> tuple[int, int]:
     """Bytes of this process in memory: now, and at most so far.
 
     On Linux ru_maxrss of a new process begins with the peak of the process that started it, so that its growth would

@@ -88,22 +88,23 @@ def bin_rows(ticks: NDArray[np.int64], starts: ArrayLike, n_bins: ArrayLike, bin
     return np.where((piece >= 0) & (offset < n_bins[piece]), first[piece] + offset, -1)
 
 
-def add_spikes(
-    counts: NDArray[np.uint16], rows: NDArray[np.int64], channel_index: NDArray[np.int64]
-) -> NDArray[np.uint16]:
-    """Add spikes to `counts` (n_bins, n_channels) in place, each at its row (none at -1) and channel, and return it.
+def add_spikes(counts: NDArray[np.uint16], rows: NDArray[np.int64], channel_index: NDArray[np.int64]) -> int:
+    """Add spikes to `counts` (n_bins, n_channels) in place, each at its row (none at -1) and channel.
 
-    `InputError` when a count exceeds uint16.
+    Returns how many were added, for `require_counted`.
     """
     inside = rows >= 0
     everything = bool(inside.all())
     flat = (rows if everything else rows[inside]) * counts.shape[1]
     flat += channel_index if everything else channel_index[inside]
-    before = int(counts.sum(dtype=np.uint64))
     np.add.at(counts.reshape(-1), flat, np.uint16(1))
-    if int(counts.sum(dtype=np.uint64)) != before + flat.size:  # a count that overflows loses 65,536
+    return flat.size
+
+
+def require_counted(counts: NDArray[np.uint16], n_spikes: int) -> None:
+    """Raise `InputError` unless `counts` add up to the `n_spikes` added: one that exceeds uint16 loses 65,536."""
+    if int(counts.sum(dtype=np.uint64)) != n_spikes:
         raise InputError("a bin holds more than 65,535 spikes: choose a smaller bin_s")
-    return counts
 
 
 def spike_counts(
@@ -125,7 +126,8 @@ def spike_counts(
     if channel_index.size and not (channel_index.min() >= 0 and channel_index.max() < n_channels):
         raise InputError(f"channel indices must lie in 0..{n_channels - 1}")
     counts = np.zeros((n_bins, n_channels), dtype=np.uint16)
-    return add_spikes(counts, bin_rows(ticks, [to_ticks(start_s)], [n_bins], bin_s), channel_index)
+    require_counted(counts, add_spikes(counts, bin_rows(ticks, [to_ticks(start_s)], [n_bins], bin_s), channel_index))
+    return counts
 
 
 def row_means(values: NDArray[np.float64], rows: NDArray[np.int64], n_bins: int) -> NDArray[np.float64]:
@@ -134,12 +136,16 @@ def row_means(values: NDArray[np.float64], rows: NDArray[np.int64], n_bins: int)
     `rows` (n_samples,) is the row of each sample, -1 for none; NaN where a row has no finite sample.
     """
     require_size(n_bins, values.shape[1])
-    means = np.empty((n_bins, values.shape[1]))
+    means = np.full((n_bins, values.shape[1]), np.nan)
+    place = rows + 1  # what is in no row has a place of its own, which is cheaper than leaving it out
+    of_all = np.bincount(place, minlength=n_bins + 1)
     for axis, column in enumerate(values.T):
-        use = (rows >= 0) & np.isfinite(column)
-        total = np.bincount(rows[use], weights=column[use], minlength=n_bins)
-        number = np.bincount(rows[use], minlength=n_bins)
-        means[:, axis] = np.divide(total, number, out=np.full(n_bins, np.nan), where=number > 0)
+        own, number = place, of_all
+        if not (known := np.isfinite(column)).all():
+            own, column = place[known], column[known]
+            number = np.bincount(own, minlength=n_bins + 1)
+        total = np.bincount(own, weights=column, minlength=n_bins + 1)
+        np.divide(total[1:], number[1:], out=means[:, axis], where=number[1:] > 0)
     return means
 
 

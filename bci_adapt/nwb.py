@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 2 * 2**30
 """Largest dataset that is read into memory, counted with 8 bytes a value."""
+KEPT_BYTES = 64 * 2**20
+"""Bytes of arrays that an open file keeps for the next who asks: what was described is not read anew for a session."""
 MAX_OBJECTS = 100_000
 """Largest number of groups and datasets in a file, links counted at every place they stand."""
 NAN_FRACTION_BYTES = 256 * 2**20
@@ -58,6 +60,7 @@ class NwbFile:
         self.warnings: list[str] = []
         self.objects: dict[str, h5py.Group | h5py.Dataset] = {}
         self.damaged: dict[str, str] = {}
+        self._kept: dict[str, NDArray[Any]] = {}
 
     def __enter__(self) -> NwbFile:
         return self
@@ -95,16 +98,22 @@ class NwbFile:
         return found
 
     def array(self, key: str) -> NDArray[Any]:
-        """The whole dataset at `key`."""
+        """The whole dataset at `key`, not to be written to: who asks next may get the same array, and it goes then."""
+        if (kept := self._kept.pop(key, None)) is not None:
+            return kept
         dataset = self.dataset(key)
         if dataset.size is None:
             raise self.error(key, "is empty")
         if dataset.size * max(dataset.dtype.itemsize, 8) > MAX_BYTES:  # numbers become float64 or int64
             raise self.error(key, f"claims shape {dataset.shape}, more than {MAX_BYTES >> 30} GiB: not read")
         try:
-            return np.asarray(dataset[()])
+            values = np.asarray(dataset[()])
         except _READ_ERRORS as error:
             raise self.error(key, f"cannot be read ({clean(error)}); is the file complete?") from error
+        values.flags.writeable = False
+        if values.nbytes + sum(each.nbytes for each in self._kept.values()) <= KEPT_BYTES:
+            self._kept[key] = values
+        return values
 
     def numbers(self, key: str) -> NDArray[Any]:
         """The dataset at `key`, which must hold real numbers."""
@@ -122,7 +131,7 @@ class NwbFile:
 
     def strings(self, key: str) -> list[str]:
         """The dataset at `key` as text, one per row."""
-        return [clean(value) for value in np.atleast_1d(self.array(key)).ravel().tolist()]
+        return [clean(value) for value in self.array(key).ravel().tolist()]
 
     def cells(self, key: str) -> list[list[NDArray[Any]]]:
         """The MATLAB cell array at `key`: numbers or character codes of every cell, in HDF5's order (transposed)."""
@@ -189,7 +198,7 @@ class NwbFile:
         """Sample times (n_samples,) of a series in seconds: its timestamps, or its start and rate."""
         key = f"{series}/timestamps"
         if key in self:
-            times = self.numbers(key).astype(np.float64)
+            times = self.numbers(key).astype(np.float64, copy=False)
             if times.shape != (n_samples,):
                 raise self.error(key, f"must be ({n_samples},), one per sample, found {times.shape}")
             if not np.isfinite(times).all():
@@ -224,7 +233,7 @@ class NwbFile:
     def values(self, series: str, offset: bool = True) -> tuple[NDArray[np.float64], str]:
         """Values (n_samples, n_columns) of a series with conversion and `offset` applied, and their unit."""
         key = f"{series}/data"
-        data = self.numbers(key).astype(np.float64)
+        data = self.numbers(key).astype(np.float64, copy=False)
         if data.ndim not in (1, 2) or not data.size:
             raise self.error(key, f"must be (samples,) or (samples, columns) and not empty, found {data.shape}")
         factors = []
@@ -235,7 +244,9 @@ class NwbFile:
                 raise self.error(key, f"has an attribute {name} that is not a number") from error
         if not np.isfinite(factors).all() or factors[0] == 0:
             raise self.error(key, f"has conversion {factors[0]} and offset {factors[1]}, finite ones are needed")
-        return data.reshape(len(data), -1) * factors[0] + (factors[1] if offset else 0.0), self.label(key, "unit")
+        values = data.reshape(len(data), -1) * factors[0]
+        values += factors[1] if offset else 0.0
+        return values, self.label(key, "unit")
 
 
 def _require_inside(file: NwbFile, key: str, dataset: h5py.Dataset) -> None:
@@ -294,7 +305,7 @@ def open_nwb(path: Path | str) -> NwbFile:
         if not path.is_file():
             path.stat()
             raise InputError(f"{path}: not a file; an NWB file was expected")
-        h5 = h5py.File(path, "r")
+        h5 = h5py.File(path, "r", rdcc_nbytes=2**20)  # whole arrays are read, hardly a chunk is twice
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except (OSError, RuntimeError) as error:
@@ -382,23 +393,30 @@ def _identity_of_name(file: NwbFile) -> dict[str, str]:
     }
 
 
-def spike_table(file: NwbFile) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
+def spike_table(file: NwbFile) -> tuple[NDArray[np.float64], NDArray[np.integer], int]:
     """Return all spike times in seconds (n_spikes,), the row of `units` each belongs to, and the number of units.
 
     One read of the flat array and its index: a read per unit would be a hundred times slower. Times need not be
     sorted within a unit.
     """
+    times_s, sizes = _spikes_of_units(file)
+    rows = np.arange(sizes.size, dtype=np.min_scalar_type(sizes.size))  # there are millions of spikes, few units
+    return times_s, np.repeat(rows, sizes), sizes.size
+
+
+def _spikes_of_units(file: NwbFile) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """All spike times in seconds (n_spikes,), unit by unit, and how many each unit has (n_units,)."""
     times_s = finite_times_s(file, "units/spike_times")
     ends = file.ends("units/spike_times_index")
     sizes = np.diff(ends, prepend=0)
     if (sizes < 0).any() or (ends[-1] if ends.size else 0) != times_s.size:
         raise file.error("units/spike_times_index", f"does not divide the {times_s.size} spike times into units")
-    return times_s, np.repeat(np.arange(ends.size), sizes), ends.size
+    return times_s, sizes
 
 
 def finite_times_s(file: NwbFile, key: str) -> NDArray[np.float64]:
     """Return the finite times in seconds (n,) at `key`."""
-    times_s = file.numbers(key).astype(np.float64)
+    times_s = file.numbers(key).astype(np.float64, copy=False)
     if times_s.ndim != 1 or not np.isfinite(times_s).all():
         raise file.error(key, f"must be finite times in one dimension, found {times_s.shape} with NaN or infinity")
     return times_s
@@ -619,13 +637,13 @@ def describe_open(file: NwbFile) -> Description:
         found.units = {"columns": _columns(file, "units")}
         if "units/spike_times" in file:
             try:
-                times_s, _, n_units = spike_table(file)
+                times_s, sizes = _spikes_of_units(file)
             except InputError as error:
                 found.warnings.append(str(error).removeprefix(f"{file.path}: "))
             else:
                 span = (float(times_s.min()), float(times_s.max())) if times_s.size else (None, None)
-                found.units |= {"count": n_units, "spikes": int(times_s.size)}
-                found.neural.append(Neural("spike times", "units", (n_units,), n_units, "s", None, *span))
+                found.units |= {"count": sizes.size, "spikes": int(times_s.size)}
+                found.neural.append(Neural("spike times", "units", (sizes.size,), sizes.size, "s", None, *span))
     (_describe_matlab if file.version == MATLAB else _describe_series)(file, found)
     found.trials = {"count": file.rows(TRIALS), "columns": _columns(file, TRIALS)}
     groups = file.strings(f"{ELECTRODES}/group_name") if f"{ELECTRODES}/group_name" in file else []

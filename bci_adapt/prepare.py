@@ -131,7 +131,8 @@ def _choose(file: NwbFile) -> tuple[Layout | None, Description]:
 def _finish(session: xr.Dataset, file: NwbFile, thresholds: Thresholds) -> xr.Dataset:
     """Add derived velocity, masks and warnings, and check the result; `InputError` where no neuron is left to use."""
     finish(session, thresholds)
-    usable = session["counts"].values[session["valid"].values].any(axis=0)
+    counts, valid = session["counts"].values, session["valid"].values
+    usable = counts.any(axis=0) if valid.all() else counts.any(axis=0, where=valid[:, None])
     if np.count_nonzero(usable) < 2:
         raise InputError(
             f"{file.path}: {np.count_nonzero(usable)} of {usable.size} channels ever spike where neurons are observed, "
@@ -160,8 +161,8 @@ def finish(session: xr.Dataset, thresholds: Thresholds) -> None:
         position, unit = session["position"].values, str(session["position"].attrs["units"])
         velocity = binning.backward_difference(position, segment, bin_s)
         about = {"units": f"{unit}/s", "derived": "(p_i - p_{i-1}) / bin_s"}
-        session["velocity"] = ("time", "axis"), velocity, about
-        session["velocity_valid"] = ("time", "axis"), np.isfinite(velocity)
+        dims = "time", "axis"
+        session.update({"velocity": (dims, velocity, about), "velocity_valid": (dims, np.isfinite(velocity))})
         scale = quality.cm_per_unit(unit)
         if scale is None:
             warnings.append(

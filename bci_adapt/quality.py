@@ -63,7 +63,7 @@ def silent_bins(
     counts: NDArray[np.unsignedinteger], segment: NDArray[np.integer], bin_s: float, silent_s: float
 ) -> NDArray[np.bool_]:
     """Return the bins (n_bins,) of stretches longer than `silent_s` in which all of `counts` (n_bins, n) are zero."""
-    return _long_runs(np.asarray(counts.sum(axis=1) == 0), segment, int(to_ticks(silent_s)) // bin_ticks(bin_s))
+    return _long_runs(np.asarray(~counts.any(axis=1)), segment, int(to_ticks(silent_s)) // bin_ticks(bin_s))
 
 
 def still_bins(
@@ -136,6 +136,7 @@ def velocity_agreement(
 SHORT_ISI_S = 0.001
 """Intervals below this are shorter than a neuron's refractory period; also the width of a window of coincidence."""
 MIN_COINCIDENT = 3
+_SPIKES, _MAX_PLACES = 2**16, 2**22  # spikes at a time, whose ticks stay in the processor's cache; 16 MiB of places
 
 
 def spike_statistics(
@@ -149,26 +150,59 @@ def spike_statistics(
     end]) in which at least a third of all `n_channels`, and at least 3, spike. Times are compared in ticks of 1 µs.
     `InputError` when shapes or indices do not fit together.
     """
-    ticks, unit = to_ticks(spike_times_s), np.asarray(unit_index, dtype=np.int64)
+    times_s, unit = np.asarray(spike_times_s, dtype=np.float64), np.asarray(unit_index)
     channel_of_unit = np.asarray(channel_of_unit, dtype=np.int64)
-    if ticks.shape != unit.shape or ticks.ndim != 1:
-        raise InputError(f"one unit per spike is needed, got {unit.shape} units for {ticks.shape} spikes")
+    if times_s.shape != unit.shape or times_s.ndim != 1:
+        raise InputError(f"one unit per spike is needed, got {unit.shape} units for {times_s.shape} spikes")
     for what, index, n in (("unit", unit, channel_of_unit.size), ("channel", channel_of_unit, n_channels)):
         if index.size and not (index.min() >= 0 and index.max() < n):
             raise InputError(f"{what} indices must lie in 0..{n - 1}, got {index.min()}..{index.max()}")
-    order = np.argsort(ticks)
-    ticks, unit = ticks[order], unit[order]
-    channel, width = channel_of_unit[unit], bin_ticks(SHORT_ISI_S)
-    of_unit = np.argsort(unit, kind="stable")
-    short = of_unit[1:][(np.diff(unit[of_unit]) == 0) & (np.diff(ticks[of_unit]) < width)]
-    slot = (ticks - 1) // width
+    if ((unit[1:] < unit[:-1]) | ((unit[1:] == unit[:-1]) & (times_s[1:] < times_s[:-1]))).any():
+        order = np.lexsort((times_s, unit))
+        times_s, unit = times_s[order], unit[order]
+    width, least = bin_ticks(SHORT_ISI_S), max(MIN_COINCIDENT, -(-n_channels // 3))
+    # Windows share places of a table: one in which `least` channels spike stands in a place of at least as many spikes.
+    n_places = 1 << (4 * times_s.size // least).bit_length()
+    in_place = np.zeros(min(n_places, _MAX_PLACES), dtype=np.int32)
+    n_of_unit, short_of_unit = np.zeros((2, channel_of_unit.size), dtype=np.int64)
+    for first in range(0, times_s.size, _SPIKES):
+        before = max(first - 1, 0)
+        ticks, own = to_ticks(times_s[before : first + _SPIKES]), unit[before : first + _SPIKES]
+        close = (np.diff(ticks) < width) & (own[1:] == own[:-1])
+        short_of_unit += np.bincount(own[1:][close], minlength=short_of_unit.size)
+        n_of_unit += np.bincount(own[first - before :], minlength=n_of_unit.size)
+        np.add.at(in_place, ((ticks[first - before :] - 1) // width) & (in_place.size - 1), np.int32(1))
+    crowded, slots, channels = in_place >= least, [], []
+    for first in range(0, times_s.size if crowded.any() else 0, _SPIKES):
+        slot = (to_ticks(times_s[first : first + _SPIKES]) - 1) // width
+        chosen = crowded[slot & (in_place.size - 1)]
+        slots.append(slot[chosen])
+        channels.append(channel_of_unit[unit[first : first + _SPIKES][chosen]])
+    found = {
+        "n_spikes": (channel_of_unit, n_of_unit),
+        "n_short_isi": (channel_of_unit, short_of_unit),
+        "n_coincident": _coincident(slots, channels, n_channels, least),
+    }
+    counted = {name: np.zeros(n_channels, dtype=np.int64) for name in found}
+    for name, (channel, n) in found.items():
+        np.add.at(counted[name], channel, n)
+    return counted
+
+
+def _coincident(
+    slots: list[NDArray[np.int64]], channels: list[NDArray[np.int64]], n_channels: int, least: int
+) -> tuple[NDArray[np.int64], int]:
+    """The channel of each spike in a window (of number `slots`) in which at least `least` channels spike, and 1."""
+    if not slots:
+        return np.zeros(0, dtype=np.int64), 1
+    slot, channel = np.concatenate(slots), np.concatenate(channels)
+    order = np.argsort(slot)
+    slot, channel = slot[order], channel[order]
     window = np.cumsum(np.diff(slot, prepend=slot[:1]) != 0)
     pairs = np.sort(window * n_channels + channel)  # sorting is many times faster than np.unique
-    distinct = pairs[np.diff(pairs, prepend=-1) != 0] // max(n_channels, 1)
+    distinct = pairs[np.diff(pairs, prepend=-1) != 0] // n_channels
     in_window = np.bincount(distinct, minlength=int(window.max(initial=0)) + 1)
-    crowded = in_window >= max(MIN_COINCIDENT, -(-n_channels // 3))
-    chosen = {"n_spikes": channel, "n_short_isi": channel[short], "n_coincident": channel[crowded[window]]}
-    return {name: np.bincount(of, minlength=n_channels).astype(np.int64) for name, of in chosen.items()}
+    return channel[in_window[window] >= least], 1
 
 
 def contamination(

@@ -42,6 +42,32 @@ def bench_learning(
             out.print(JAX_HINT, markup=False, highlight=False, soft_wrap=True)
 
 
+@bench.command("data")
+def bench_data(
+    quick: Annotated[bool, typer.Option(help="A tiny file: a check that it works, not a figure.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Time and memory from an NWB file to a session, beside raw reads and pynwb (about two minutes).
+
+    Example: [cyan]bci-adapt bench data --json bench_data.json[/]
+    """
+    from bci_adapt.bench_data import data, tables
+
+    with progress(json_file == "-") as bar:
+        task = bar.add_task("measuring", total=None) if bar is not None else None
+
+        def say(text: str) -> None:
+            if bar is not None and task is not None:
+                bar.update(task, description=text)
+
+        found = data(quick, say)
+    if json_file is not None:
+        write_json(json_file, found)
+    if json_file != "-":
+        for table in tables(found):
+            out.print(table)
+
+
 @bench.command("drift")
 def bench_drift(
     days: Annotated[int, typer.Option(help="Days between source and target.")] = 210,

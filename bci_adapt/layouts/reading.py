@@ -34,6 +34,8 @@ GRID_TOLERANCE = 0.25
 """Fraction of a bin by which the stamp of a row may miss the regular grid before a new segment starts."""
 MILLISECOND_CLOCK = 0.02
 """The same for stamps in whole milliseconds, where a bin of 10 ms or more that is one off is another grid."""
+BLOCK = 2**16
+"""Spikes that are turned into ticks and rows at a time: what comes in between stays in the processor's cache."""
 EDGES = {"start": Fraction(0), "centre": Fraction(1, 2), "end": Fraction(1)}
 """Where in its bin the stamp of a row stands, as a fraction of the bin."""
 
@@ -99,6 +101,31 @@ class Grid:
         """Row within `stretch` of each time in `ticks` (n,), -1 for none."""
         part = Grid(self.starts[stretch], self.segment[stretch], self.bin_s)
         return binning.bin_rows(ticks, *part.pieces, self.bin_s)
+
+    def counts(
+        self,
+        times_s: NDArray[np.float64],
+        unit_index: NDArray[np.integer],
+        channel_of_unit: NDArray[np.int64],
+        n_channels: int,
+    ) -> NDArray[np.uint16]:
+        """Count spikes (n_spikes,) into (n_bins, n_channels); each has a unit, and each unit (n_units,) a channel.
+
+        `InputError` when a count exceeds uint16 or the result would be unreasonably large.
+        """
+        binning.require_size(self.starts.size, n_channels)
+        counts = np.zeros((self.starts.size, n_channels), dtype=np.uint16)
+        parts = [
+            (counts[own], *Grid(self.starts[own], self.segment[own], self.bin_s).pieces) for own in self.stretches()
+        ]
+        n_counted = 0
+        for first in range(0, times_s.size, BLOCK):
+            ticks = binning.to_ticks(times_s[first : first + BLOCK])
+            channel = channel_of_unit[unit_index[first : first + BLOCK]]
+            for part, starts, n_bins in parts:
+                n_counted += binning.add_spikes(part, binning.bin_rows(ticks, starts, n_bins, self.bin_s), channel)
+        binning.require_counted(counts, n_counted)
+        return counts
 
 
 def _require_bins(file: Worded, key: str, grid: Grid) -> Grid:
@@ -245,7 +272,7 @@ class Neurons:
 
 def read_spikes(
     file: NwbFile,
-    table: tuple[NDArray[np.float64], NDArray[np.int64], int],
+    table: tuple[NDArray[np.float64], NDArray[np.integer], int],
     grid: Grid,
     per: str,
     warnings: list[str],
@@ -268,32 +295,40 @@ def read_spikes(
         channels = unit_channels(file, n_units, per, warnings, rows_are_channels)
     if len(channels.names) < 2:
         raise file.error(key.partition("/")[0], f"offers {len(channels.names)} channel, at least two are needed")
-    binning.require_size(grid.starts.size, len(channels.names))
-    turn = _turns(spikes_s, unit_index)
-    if turn.max() > (len(grid.stretches()) - 1 if resets else 0):
-        raise _disorder(file, key, spikes_s, unit_index)
+    apart_s = _turns_apart(file, key, spikes_s, unit_index, len(grid.stretches()) - 1 if resets else 0)
     _require_one_clock(file, key, spikes_s, grid)
-    ticks, channel = binning.to_ticks(spikes_s), channels.index[unit_index]
-    counts = np.zeros((grid.starts.size, len(channels.names)), dtype=np.uint16)
-    for stretch in grid.stretches():
-        binning.add_spikes(counts[stretch], grid.rows(ticks, stretch), channel)
-    valid = observed_bins(file, n_units, grid.starts, binning.bin_ticks(grid.bin_s), warnings) & ~grid.overlapping
-    apart_s = spikes_s + turn * (float(np.ptp(spikes_s)) + 1.0)  # of two turns of the clock no spikes are neighbours
     statistics = quality.spike_statistics(apart_s, unit_index, channels.index, len(channels.names))
+    counts = grid.counts(spikes_s, unit_index, channels.index, len(channels.names))
+    valid = observed_bins(file, n_units, grid.starts, binning.bin_ticks(grid.bin_s), warnings) & ~grid.overlapping
     return Neurons(counts, channels, valid, statistics)
 
 
-def _turns(spikes_s: NDArray[np.float64], unit_index: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often the times of a unit have gone back before each of its spikes (n_spikes,), which lie unit by unit."""
-    within = np.diff(unit_index) == 0
-    turns = np.concatenate([[0], np.cumsum((np.diff(spikes_s) < 0) & within)])
-    first = np.flatnonzero(np.concatenate([[True], ~within]))
-    return turns - np.repeat(turns[first], np.diff(first, append=spikes_s.size))
+def _turns_apart(
+    file: NwbFile, key: str, spikes_s: NDArray[np.float64], unit_index: NDArray[np.integer], most: int
+) -> NDArray[np.float64]:
+    """Times (n_spikes,), unit by unit, with each turn of the clock moved behind the last: there no spikes are close.
+
+    A turn begins where the times of a unit go back; `InputError` where that happens in a unit more than `most` times.
+    """
+    goes_back = (spikes_s[1:] < spikes_s[:-1]) & (unit_index[1:] == unit_index[:-1])
+    if not goes_back.any():
+        return spikes_s
+    turns = np.concatenate([[0], np.cumsum(goes_back)])
+    first = binning.segment_starts(unit_index)
+    turn = turns - np.repeat(turns[first], np.diff(first, append=unit_index.size))
+    if turn.max() > most:
+        raise _disorder(file, key, spikes_s, unit_index, np.flatnonzero(goes_back))
+    return spikes_s + turn * (float(np.ptp(spikes_s)) + 1.0)
 
 
-def _disorder(file: NwbFile, key: str, spikes_s: NDArray[np.float64], unit_index: NDArray[np.int64]) -> InputError:
+def _disorder(
+    file: NwbFile,
+    key: str,
+    spikes_s: NDArray[np.float64],
+    unit_index: NDArray[np.integer],
+    back: NDArray[np.int64],
+) -> InputError:
     """The `InputError` for spikes of a unit that are out of order: the times are then not what they are taken for."""
-    back = np.flatnonzero((np.diff(spikes_s) < 0) & (np.diff(unit_index) == 0))
     worst = back[np.argmin(spikes_s[back + 1] - spikes_s[back])]
     fall = f"unit {unit_index[worst]} goes from {spikes_s[worst]:g} s back to {spikes_s[worst + 1]:g} s"
     n_units = np.unique(unit_index[back]).size
@@ -436,11 +471,23 @@ def read_continuous(
     maps names to further variables, see `session.assemble`. With `resets` spikes may start over with that clock.
     """
     warnings: list[str] = []
-    kinematics: Kinematics = {}
     found = present(file, targets)
     table = spike_table(file)
+    grid, kinematics = _read_targets(file, found, bin_s, warnings)
+    grid = grid or grid_of_spikes(file, table[0], bin_s)
+    if not found:
+        warnings.append("no kinematics in this file: a session without labels")
+    neurons = read_spikes(file, table, grid, per, warnings, resets=resets)
+    return session(layout, file, grid, neurons, kinematics, warnings, extra)
+
+
+def _read_targets(
+    file: NwbFile, targets: Sequence[Target], bin_s: float, warnings: list[str]
+) -> tuple[Grid | None, Kinematics]:
+    """Bins that the first of `targets` gives, None without any, and all that can stand on them."""
+    kinematics: Kinematics = {}
     grid, rows, clock = None, None, None
-    for target in found:
+    for target in targets:
         values, unit, axes = read_columns(file, target)
         ticks = binning.to_ticks(_stamps(file, target, len(values)))
         if grid is None or rows is None or clock is None:
@@ -453,15 +500,11 @@ def read_continuous(
             own = grid.rows(ticks, stretches[0])
         else:
             warnings.append(
-                f"{target.paths[0]} has another clock than {found[0].paths[0]}, which runs backwards: left out"
+                f"{target.paths[0]} has another clock than {targets[0].paths[0]}, which runs backwards: left out"
             )
             continue
         kinematics[target.name] = binning.row_means(values, own, grid.starts.size), unit, axes
-    grid = grid or grid_of_spikes(file, table[0], bin_s)
-    if not found:
-        warnings.append("no kinematics in this file: a session without labels")
-    neurons = read_spikes(file, table, grid, per, warnings, resets=resets)
-    return session(layout, file, grid, neurons, kinematics, warnings, extra)
+    return grid, kinematics
 
 
 def read_rows(
