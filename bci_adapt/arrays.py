@@ -162,7 +162,7 @@ def read(path: Path | str, bin_s: float | None = None, **options: Any) -> xr.Dat
     if arrays is None:
         return prepare(path, bin_s, **options)
     about = {"source_file": path.name, "source_sha256": file_digest(path)}
-    given = {"session_id": path.stem} | arrays | options
+    given: dict[str, Any] = {"session_id": path.stem} | arrays | options
     return from_arrays(**given, bin_s=bin_s, about=about)
 
 

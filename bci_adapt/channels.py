@@ -44,10 +44,20 @@ def match(sessions: Sequence[xr.Dataset], by: str | None = None, missing: str = 
     """
     if not sessions:
         raise InputError("at least one session is needed")
+    require_one_subject(sessions)
     by = policy_of(sessions[0]) if by is None else by
     ready = [under(session, by) for session in sessions]
     names = common([each["channel"].values.tolist() for each in ready], [_id(each) for each in ready], missing)
     return [select(each, names, by) for each in ready]
+
+
+def require_one_subject(sessions: Sequence[xr.Dataset]) -> None:
+    """Raise `InputError` for sessions of several subjects: electrodes of one name are not the same in two animals."""
+    subjects = {str(each.attrs.get("subject", "")): _id(each) for each in sessions}
+    subjects.pop("", None)
+    if len(subjects) > 1:
+        listed = ", ".join(f"{name} ({session})" for name, session in subjects.items())
+        raise InputError(f"sessions of several subjects cannot be matched: {listed}; their electrodes are not the same")
 
 
 def common(channels: Sequence[Sequence[str]], of: Sequence[str], missing: str) -> list[str]:

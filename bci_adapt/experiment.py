@@ -549,12 +549,13 @@ def meet(config: Config, source: str, targets: Sequence[str], sessions: Mapping[
 
     What `channels.remove` flags on the source is not among them, with any rule for missing channels.
     """
-    from bci_adapt.channels import common, policy_of, under
+    from bci_adapt.channels import common, policy_of, require_one_subject, under
     from bci_adapt.qc import flagged_channels, qc
 
     section = config.channels
     policy = section.policy or policy_of(sessions[source])
     ids = [source, *targets]
+    require_one_subject([sessions[name] for name in ids])
     channels = [under(sessions[name], policy)["channel"].values.tolist() for name in ids]
     removed = flagged_channels(qc(under(sessions[source], policy)), section.remove) if section.remove else []
     names = [name for name in common(channels, ids, section.missing) if name not in set(removed)]

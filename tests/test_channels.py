@@ -90,3 +90,10 @@ def test_nothing_in_common_is_an_error(electrodes):
         select(first, ["x", "y"])
     with pytest.raises(InputError, match="rule for missing"):
         common([["x", "y"]], ["a"], "ignore")
+
+
+def test_two_animals_are_never_matched(electrodes):
+    first, _ = electrodes
+    with pytest.raises(InputError, match=r"several subjects cannot be matched: T \(.*\), U \("):
+        match([first, first.assign_attrs(subject="U")])
+    assert len(match([first, first.assign_attrs(subject="")])) == 2  # not stated
