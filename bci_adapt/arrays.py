@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -138,6 +139,11 @@ def from_arrays(
         },
     )
     finish(session, thresholds or Thresholds())
+    usable = np.count_nonzero(session["counts"].values[session["valid"].values].any(axis=0))
+    if usable < 2:
+        raise given.error(
+            "spikes", f"of {usable} channels fall into its bins, at least two are needed: is it one clock?"
+        )
     check(session)
     return session
 
@@ -183,7 +189,7 @@ def _arrays_of(path: Path) -> dict[str, Any] | None:
             from scipy.io import loadmat
 
             found = {key: value for key, value in loadmat(path, squeeze_me=True).items() if not key.startswith("__")}
-    except (OSError, ValueError, TypeError, NotImplementedError, EOFError, KeyError) as error:
+    except (OSError, ValueError, TypeError, NotImplementedError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be read as arrays ({error})") from error
     from bci_adapt.catalog import unknown
 
@@ -193,7 +199,9 @@ def _arrays_of(path: Path) -> dict[str, Any] | None:
     made: dict[str, Any] = {}
     for key, value in found.items():
         value = np.asarray(value)
-        if value.dtype.kind == "U" and key in ("channels", "axes"):
+        if value.dtype.kind == "O" and key in ("channels", "axes") and all(isinstance(v, str) for v in value.flat):
+            made[key] = [str(each) for each in value.flat]  # a MATLAB cell of names
+        elif value.dtype.kind == "U" and key in ("channels", "axes"):
             made[key] = [str(each).strip() for each in value.ravel().tolist()]
         elif value.dtype.kind == "U":
             made[key] = str(value.reshape(-1)[0]) if value.size else ""
@@ -220,7 +228,10 @@ def _spikes(
     given: _Given, spikes: Any, spike_unit: ArrayLike | None
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
     if spike_unit is None:
-        trains = [np.asarray(train, dtype=np.float64) for train in spikes]
+        try:
+            trains = [np.asarray(train, dtype=np.float64) for train in spikes]
+        except (TypeError, ValueError) as error:
+            raise given.error("spikes", f"must be times in seconds ({error})") from error
         if any(train.ndim != 1 for train in trains):
             raise given.error("spikes", "must be one array of times per channel, or all times with spike_unit")
         times_s = np.concatenate(trains) if trains else np.zeros(0)

@@ -552,6 +552,7 @@ def meet(config: Config, source: str, targets: Sequence[str], sessions: Mapping[
     from bci_adapt.channels import common, policy_of, require_one_subject, under
     from bci_adapt.qc import flagged_channels, qc
 
+    _require_one_meaning(config.variable, [sessions[name] for name in (source, *targets)])
     section = config.channels
     policy = section.policy or policy_of(sessions[source])
     ids = [source, *targets]
@@ -562,6 +563,24 @@ def meet(config: Config, source: str, targets: Sequence[str], sessions: Mapping[
     if len(names) < 2:
         raise InputError(f"{source}: channels.remove takes out {len(removed)} channels and leaves {len(names)}")
     return Channels(names, policy, removed)
+
+
+def _require_one_meaning(variable: str, sessions: Sequence[Any]) -> None:
+    """Raise `InputError` unless all sessions hold `variable`, with the same axes in the same unit, and counts."""
+    from bci_adapt.jobs.arrays import session_arrays
+
+    meanings = {}
+    for session in sessions:
+        axes, unit = session_arrays(session, variable).axes, str(session[variable].attrs["units"])
+        meanings.setdefault((axes, unit), str(session.attrs["session_id"]))
+        if session["counts"].attrs["units"] != "count":
+            raise InputError(
+                f"{session.attrs['session_id']}: holds the power of a band ({session['counts'].attrs['units']}); the "
+                "decoders take the square root of counts, so that its scale would decide the score: not run"
+            )
+    if len(meanings) > 1:
+        listed = "; ".join(f"{name}: {', '.join(axes)} in {unit!r}" for (axes, unit), name in meanings.items())
+        raise InputError(f"{variable} does not mean the same in these sessions ({listed}): axes and unit must agree")
 
 
 def _met(source: str, found: Channels, sessions: Mapping[str, Any], targets: Sequence[str]) -> dict[str, Any]:

@@ -39,6 +39,8 @@ TEXT_ATTRS = [
     "asset_path",
     "parameters",
 ]
+RESERVED = {"counts", "segment", "valid", "evaluated", "time", "channel", "axis", "trial", "electrode", "session"}
+"""Words of the schema, which no kinematic can have for a name; nor those of `STATISTICS` and of trials."""
 STATISTICS = ("n_spikes", "n_short_isi", "n_coincident")
 """Per-channel statistics of spike times, present only where there were spike times (`quality.spike_statistics`)."""
 ATTRS = (*TEXT_ATTRS, "bin_s", "warnings", "thresholds")
@@ -70,6 +72,9 @@ def assemble(
     ``axis`` are the axes of the position, or of the first kinematic without one; a recorded velocity of as many
     columns shares them, any other kinematic has a dimension ``<name>_axis`` of its own.
     """
+    for name in kinematics:
+        if name in RESERVED or name in STATISTICS or name.startswith("trial_") or name.endswith(("_valid", "_axis")):
+            raise InputError(f"{attrs.get('session_id', 'session')}: a kinematic cannot be called {name!r}: reserved")
     dtype = np.uint16 if counts_unit == "count" else np.float64
     variables: dict[str, Any] = {
         "counts": (("time", "channel"), np.asarray(counts, dtype=dtype), {"units": counts_unit}),
@@ -271,6 +276,7 @@ def concat(sessions: Sequence[xr.Dataset]) -> xr.Dataset:
         for what, same in (
             ("axes", other["axis"].values.tolist() == first["axis"].values.tolist()),
             ("bins", bin_ticks(float(other.attrs["bin_s"])) == bin_ticks(float(first.attrs["bin_s"]))),
+            ("units and columns", _meanings(other, first) == _meanings(first, other)),
         ):
             if not same:
                 raise InputError(
@@ -289,6 +295,13 @@ def concat(sessions: Sequence[xr.Dataset]) -> xr.Dataset:
     trials = xr.concat([part.drop_dims("time") for part in parts], "trial", **along)
     ids = [str(each.attrs["session_id"]) for each in (first, *others)]
     return bins.merge(trials).assign_attrs(first.attrs | {"session_id": "+".join(ids)})
+
+
+def _meanings(session: xr.Dataset, other: xr.Dataset) -> dict[str, Any]:
+    """Unit and columns of the counts and of every kinematic that both sessions hold."""
+    shared = [name for name in kinematic_names(session) if name in other]
+    columns = {name: session[str(session[name].dims[1])].values.tolist() for name in shared}
+    return {name: (session[name].attrs["units"], columns.get(name)) for name in ["counts", *shared]}
 
 
 def require_same_channels(a: xr.Dataset, b: xr.Dataset) -> None:

@@ -11,6 +11,7 @@ from bci_adapt.catalog import unknown
 from bci_adapt.layouts.base import Layout
 from bci_adapt.layouts.reading import Target, read_continuous, read_rows
 from bci_adapt.nwb import MATLAB, Description, Neural, NwbFile, Series, describe_open
+from bci_adapt.session import RESERVED, STATISTICS
 
 _ROOTS = ("processing/", "acquisition/", "analysis/", "")
 
@@ -93,11 +94,17 @@ def kind_of(path: str) -> str:
     """What a series is by its name and container: ``position``, ``recorded_velocity``, or its own name as a word."""
     container, _, name = path.rpartition("/")
     container = container.rpartition("/")[2].lower()
-    if "vel" in name.lower() or container == "velocity":
+    if _says(name, "vel", "velocity") or container == "velocity":
         return "recorded_velocity"
-    if container == "position" or "pos" in name.lower():
+    if container == "position" or _says(name, "pos", "position"):
         return "position"
     return re.sub(r"\W+", "_", name).strip("_").lower() or "series"
+
+
+def _says(name: str, *wanted: str) -> bool:
+    """Whether a name has one of the `wanted` as a word: ``hand_pos`` and ``HandPos2`` say pos, exposure does not."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return bool({*re.split(r"[\W_\d]+", spaced.lower())} & {*wanted})
 
 
 def _place(path: str) -> int:
@@ -109,10 +116,9 @@ def _position(description: Description) -> list[Target]:
 
     def rank(series: Series) -> int:
         container, _, name = series.path.rpartition("/")
-        words = (container.rpartition("/")[2].lower(), name.lower())
-        if words[0] == "position":
+        if container.rpartition("/")[2].lower() == "position":
             return 0
-        return 1 if "pos" in words[1] and series.type in ("SpatialSeries", "TimeSeries") else 2
+        return 1 if _says(name, "pos", "position") and series.type in ("SpatialSeries", "TimeSeries") else 2
 
     ranked = sorted((rank(series), _place(series.path), series.path, series) for series in description.series)
     if not ranked or ranked[0][0] == 2:
@@ -137,7 +143,9 @@ def _unlike(position: list[Target], rest: list[Series]) -> list[Target]:
         name = kind_of(series.path)
         if name in names:
             name = re.sub(r"\W+", "_", series.path.rpartition("/")[2]).strip("_").lower()
-        if name and name not in names and not name.endswith("_valid") and name != "velocity":
+        if name in RESERVED or name in STATISTICS or name.startswith("trial_") or name == "velocity":
+            name = f"series_{name}"
+        if name and name not in names and not name.endswith(("_valid", "_axis")):
             names.add(name)
             targets.append(Target(name, (series.path,)))
     return targets
