@@ -138,3 +138,23 @@ def test_days_are_put_behind_one_another(tmp_path):
     ]:
         with pytest.raises(InputError, match=message):
             concat([days[1], second])
+
+
+def test_a_name_of_the_schema_is_no_name_of_a_kinematic():
+    for name in ("axis", "channel", "trial_result", "n_spikes", "evaluated", "hand_axis"):
+        with pytest.raises(InputError, match=r"reserved|cannot be"):
+            ba.from_arrays(counts=np.ones((9, 2)), target=np.ones(9), bin_s=0.1, target_kind=name)
+
+
+def test_spikes_on_another_clock_are_refused():
+    for wrong in ([each * 1000.0 + 30.0 for each in trains()], [each + 1e5 for each in trains()]):
+        with pytest.raises(InputError, match="is it one clock"):
+            ba.from_arrays(wrong, POSITION, TIMES, bin_s=0.05)
+
+
+def test_days_in_other_units_are_not_joined(tmp_path):
+    session = prepare(counts_file(tmp_path / "a.nwb", n_bins=40), 0.05)
+    other = session.copy(deep=True)
+    other["position"].attrs["units"] = "mm"
+    with pytest.raises(InputError, match="units and columns"):
+        concat([session, other])

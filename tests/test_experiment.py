@@ -663,3 +663,20 @@ def test_arms_of_ones_own_run_with_their_constants_and_canaries(tiny):
     plain = run_experiment(load_config(tiny, ["targets=2", "arms=[]"]), workers=0)
     assert plain.executed == 1, "a score job"
     assert leak(read_results(plain.folder / "results.nc").rows) == {"rls": False}
+
+
+def test_a_variable_means_the_same_in_source_and_target(tiny):
+    config = load_config(tiny, ["targets=2"])
+    sessions = {path.stem: prepare(path, 0.05) for path in recordings(config)[:2]}
+    source, target = sessions
+    experiment.meet(config, source, [target], sessions)
+    for change, message in [
+        (lambda s: s.assign_coords(axis=["u", "v"]), "u, v in"),
+        (lambda s: s.drop_vars(["velocity", "velocity_valid"]), "expected target 'velocity'"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            experiment.meet(config, source, [target], sessions | {target: change(sessions[target])})
+    power = sessions[target].copy(deep=True)
+    power["counts"] = power["counts"].astype(float).assign_attrs(units="volts")
+    with pytest.raises(InputError, match="power of a band"):
+        experiment.meet(config, source, [target], sessions | {target: power})

@@ -191,3 +191,18 @@ def test_real_files_nobody_here_wrote(real_data):
     assert all(name in message for name, message in refused)
     assert described + len(refused) >= 20
     assert described > len(refused)
+
+
+def test_generic_reads_words_and_not_fragments(tmp_path):
+    from bci_adapt.layouts.generic import kind_of
+
+    for path, kind in {
+        "acquisition/hand_pos": "position",
+        "acquisition/HandPos2": "position",
+        "processing/behavior/Position/eye": "position",
+        "acquisition/finger_vel": "recorded_velocity",
+        "acquisition/exposure": "exposure",
+        "acquisition/water_level": "water_level",
+        "acquisition/emg_envelope": "emg_envelope",
+    }.items():
+        assert kind_of(path) == kind, path

@@ -85,6 +85,12 @@ def _say_run(done: Any, config: Any, rows: Any, summary: list[dict[str, Any]]) -
 
     if summary:
         out.print(results.text_table(summary, config.rates_tuned, variable=config.variable, leaks=leaks))
+    for met in done.manifest["channels"]:
+        changed = {what: sum(len(each[what]) for each in met["targets"].values()) for what in ("zeroed", "left_out")}
+        words = f"channels of {met['source']}: matched by {met['policy']}, {met['n_channels']} of them"
+        words += f", {len(met['removed'])} removed by quality" if met["removed"] else ""
+        words += f"; {changed['zeroed']} counted as silent on targets" if changed["zeroed"] else ""
+        line(words + (f"; {changed['left_out']} of targets left out" if changed["left_out"] else ""))
     for pair in done.manifest["unscorable"]:
         line(f"unscorable: {pair['source']} → {pair['target']}: {pair['reason']}", "yellow")
     runs = rows.drop_duplicates(results.RUN)
