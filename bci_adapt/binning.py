@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from bci_adapt.errors import InputError
 
 TICKS_PER_S = 1_000_000
+LARGEST_S = 1e11
+"""Seconds that no time reaches (3000 years): whole ticks below it fit into 64 bits."""
 MAX_CELLS = 2**29
 """Largest (bins x channels) that is binned at once; 96 channels at 20 ms reach it after 31 hours."""
 
@@ -22,7 +24,7 @@ MAX_CELLS = 2**29
 def to_ticks(seconds: ArrayLike) -> NDArray[np.int64]:
     """Return times in seconds as whole ticks of 1 µs; `InputError` when one is not finite or beyond 3000 years."""
     seconds = np.asarray(seconds, dtype=np.float64)
-    if not np.all(np.abs(seconds) < 1e11):
+    if not np.all(np.abs(seconds) < LARGEST_S):
         raise InputError("times must be finite seconds (NaN, infinite or absurdly large ones found)")
     return np.rint(seconds * TICKS_PER_S).astype(np.int64)
 

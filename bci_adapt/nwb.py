@@ -7,6 +7,7 @@ waveforms of a units table are never touched. Whatever cannot be used is an `Inp
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from bci_adapt.binning import LARGEST_S
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +30,19 @@ MAX_BYTES = 2 * 2**30
 KEPT_BYTES = 64 * 2**20
 """Bytes of arrays that an open file keeps for the next who asks: what was described is not read anew for a session."""
 MAX_OBJECTS = 100_000
-"""Largest number of groups and datasets in a file, links counted at every place they stand."""
+"""Largest number of links in a file, counted at every place they stand; a group or dataset is reached by one."""
+MAX_KEY = 1000
+"""Longest path of an object inside a file, in characters: groups nest 500 deep at most."""
+MAX_ROWS = 100_000
+"""Largest number of rows of a table of units, trials or electrodes, and of texts that are read at once."""
+MAX_COLUMNS = 10_000
+"""Largest number of columns of a series."""
+MAX_ATTRIBUTE_BYTES = 2**20
+"""Largest attribute that is read, counted without the text that its values point to."""
+MAX_TEXT_BYTES = 64 * 2**20
+"""Most text that is read from a dataset: a few bytes of file can claim any amount of it."""
+MAX_WARNINGS = 20
+"""Most links to nothing, and other oddities of links, that are listed one by one."""
 NAN_FRACTION_BYTES = 256 * 2**20
 """Largest series whose missing values `describe` counts."""
 TRIALS = "intervals/trials"
@@ -46,8 +60,8 @@ _VOLTAGE = {"ElectricalSeries", "SpikeEventSeries"}
 def clean(value: Any, limit: int = 2000) -> str:
     """Return text from a file as one line that is safe to print: no control or direction characters, not too long."""
     if isinstance(value, bytes):
-        value = value.decode("utf-8", errors="replace")
-    text = " ".join(_HIDDEN.sub(" ", str(value)).split())
+        value = value[: 20 * limit].decode("utf-8", errors="replace")
+    text = " ".join(_HIDDEN.sub(" ", str(value)[: 20 * limit]).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -77,11 +91,26 @@ class NwbFile:
 
     def attribute(self, key: str, name: str, default: Any = None) -> Any:
         """Attribute `name` of the object at `key` (the root for ""), or `default`."""
+        attributes, encoded = (self.objects[key] if key else self.h5).attrs, name.encode()
         try:
-            value = (self.objects[key] if key else self.h5).attrs.get(name, default)
+            if not h5py.h5a.exists(attributes._id, encoded):
+                return default
+            held = h5py.h5a.open(attributes._id, encoded)
+            size = math.prod(held.shape or ()) * held.dtype.itemsize
+            value = attributes[name] if size <= MAX_ATTRIBUTE_BYTES else None
         except _READ_ERRORS as error:
-            raise self.error(key or "/", f"has an unreadable attribute {name} ({error})") from error
+            raise self.error(key or "/", f"has an unreadable attribute {name} ({clean(error, 200)})") from error
+        if value is None:
+            raise self.error(key or "/", f"has an attribute {name} of {size:,} bytes: not read")
         return clean(value) if isinstance(value, bytes | str) else value
+
+    def number(self, key: str, name: str, default: float | None = None) -> float:
+        """Attribute `name` of the object at `key`, which must be one finite number, or `default` where it is absent."""
+        value = self.attribute(key, name, default)
+        found = np.asarray(value)
+        if found.size != 1 or found.dtype.kind not in "iuf" or not np.isfinite(found).all():
+            raise self.error(key, f"must have an attribute {name} that is one finite number, found {clean(value, 80)}")
+        return float(found.reshape(()))
 
     def label(self, key: str, name: str) -> str:
         """Attribute `name` of the object at `key` when it is text, else ""."""
@@ -93,27 +122,53 @@ class NwbFile:
         found = self.objects.get(key)
         if key in self.damaged:
             raise self.error(key, self.damaged[key])
+        if found is None:
+            raise self.error(key, "is missing")
         if not isinstance(found, h5py.Dataset):
-            raise self.error(key, "is missing" if found is None else "is a group, a dataset was expected")
+            raise self.error(key, "is a group, a dataset was expected")
+        if math.prod(found.chunks or ()) * found.dtype.itemsize > MAX_BYTES:  # one value needs the whole chunk
+            raise self.error(key, f"is stored in chunks of {found.chunks}, more than {MAX_BYTES >> 30} GiB: not read")
         return found
+
+    def length(self, key: str) -> int:
+        """Number of rows of the dataset at `key`, not read; 0 when it is a scalar or holds nothing."""
+        shape = self.dataset(key).shape
+        return int(shape[0]) if shape else 0
 
     def array(self, key: str) -> NDArray[Any]:
         """The whole dataset at `key`, not to be written to: who asks next may get the same array, and it goes then."""
         if (kept := self._kept.pop(key, None)) is not None:
             return kept
         dataset = self.dataset(key)
-        if dataset.size is None:
+        if dataset.shape is None:
             raise self.error(key, "is empty")
-        if dataset.size * max(dataset.dtype.itemsize, 8) > MAX_BYTES:  # numbers become float64 or int64
+        size = math.prod(dataset.shape)
+        if size * max(dataset.dtype.itemsize, 8) > MAX_BYTES:  # numbers become float64 or int64
             raise self.error(key, f"claims shape {dataset.shape}, more than {MAX_BYTES >> 30} GiB: not read")
         try:
-            values = np.asarray(dataset[()])
+            if size and not dataset.id.get_storage_size():
+                raise self.error(key, f"of shape {dataset.shape} was never written: nothing is stored of it")
+            values = self._texts(key, dataset) if dataset.dtype.kind == "O" else np.asarray(dataset[()])
+        except InputError:
+            raise
         except _READ_ERRORS as error:
             raise self.error(key, f"cannot be read ({clean(error)}); is the file complete?") from error
         values.flags.writeable = False
         if values.nbytes + sum(each.nbytes for each in self._kept.values()) <= KEPT_BYTES:
             self._kept[key] = values
         return values
+
+    def _texts(self, key: str, dataset: h5py.Dataset) -> NDArray[Any]:
+        """Values of any length, a few at a time: their number says nothing of how long they are."""
+        if not dataset.shape:
+            return np.asarray(dataset[()], dtype=object)
+        values, left, step = [np.empty((0, *dataset.shape[1:]), dtype=object)], MAX_TEXT_BYTES, 64
+        for first in range(0, len(dataset), step):
+            values.append(dataset[first : first + step])
+            left -= sum(len(each) for each in values[-1].ravel() if isinstance(each, bytes | np.ndarray))
+            if left < 0:
+                raise self.error(key, f"holds more than {MAX_TEXT_BYTES >> 20} MiB of text: not read")
+        return np.concatenate(values)
 
     def numbers(self, key: str) -> NDArray[Any]:
         """The dataset at `key`, which must hold real numbers."""
@@ -122,15 +177,27 @@ class NwbFile:
             raise self.error(key, f"must hold numbers, found {self.dataset(key).dtype}")
         return self.array(key)
 
+    def whole(self, key: str) -> NDArray[np.int64]:
+        """The dataset at `key`, which must hold whole numbers."""
+        values = self.numbers(key)
+        if values.dtype.kind in "uf" and not ((values == np.floor(values)) & (np.abs(values) < 2.0**62)).all():
+            raise self.error(key, f"must hold whole numbers, found {values.dtype} with fractions, NaN or huge ones")
+        return values.astype(np.int64)
+
     def ends(self, key: str) -> NDArray[np.int64]:
         """The index of a ragged column at `key`: where each row's values end."""
-        ends = self.numbers(key).astype(np.int64)
+        ends = self.whole(key)
         if ends.ndim != 1:
             raise self.error(key, f"must be one end per row, found shape {ends.shape}")
         return ends
 
     def strings(self, key: str) -> list[str]:
         """The dataset at `key` as text, one per row."""
+        dataset = self.dataset(key)
+        if h5py.check_string_dtype(dataset.dtype) is None and dataset.dtype.kind not in "iufb":
+            raise self.error(key, f"must be text, found {dataset.dtype}")
+        if math.prod(dataset.shape or ()) > MAX_ROWS:
+            raise self.error(key, f"claims {dataset.shape} texts, more than {MAX_ROWS:,}: not read")
         return [clean(value) for value in self.array(key).ravel().tolist()]
 
     def cells(self, key: str) -> list[list[NDArray[Any]]]:
@@ -190,8 +257,10 @@ class NwbFile:
     def rows(self, table: str) -> int:
         """Number of rows of the table at `table`; 0 when it is absent."""
         shape = self.dataset(f"{table}/id").shape if f"{table}/id" in self else (0,)
-        if not shape:
+        if shape is None or len(shape) != 1:
             raise self.error(f"{table}/id", f"must have one value per row, found shape {shape}")
+        if shape[0] > MAX_ROWS:
+            raise self.error(f"{table}/id", f"claims {shape[0]:,} rows, more than {MAX_ROWS:,}: not read")
         return int(shape[0])
 
     def times_s(self, series: str, n_samples: int) -> NDArray[np.float64]:
@@ -201,8 +270,8 @@ class NwbFile:
             times = self.numbers(key).astype(np.float64, copy=False)
             if times.shape != (n_samples,):
                 raise self.error(key, f"must be ({n_samples},), one per sample, found {times.shape}")
-            if not np.isfinite(times).all():
-                raise self.error(key, f"has {np.count_nonzero(~np.isfinite(times))} values that are not finite")
+            if n_wrong := np.count_nonzero(~(np.abs(times) < LARGEST_S)):
+                raise self.error(key, f"has {n_wrong} values that are no times in seconds: NaN, infinite or 3000 years")
             return times
         start_s, rate_hz = self.clock(series)
         return start_s + np.arange(n_samples) / rate_hz
@@ -219,16 +288,12 @@ class NwbFile:
                 else "has neither timestamps nor starting_time",
             )
         start = self.numbers(key)
-        rate = self.attribute(key, "rate")
-        try:
-            start_s, rate_hz = float(start.reshape(())), float(np.asarray(rate).reshape(()))
-        except (TypeError, ValueError) as error:
-            raise self.error(
-                key, f"must be one number with an attribute rate, found {start.shape}, {rate!r}"
-            ) from error
-        if not np.isfinite(start_s) or not 0 < rate_hz < 1e9:
-            raise self.error(key, f"must be finite with a positive rate in Hz, found {start_s} and rate {rate_hz}")
-        return start_s, rate_hz
+        rate_hz = self.number(key, "rate")
+        if start.size != 1 or not np.abs(start).max() < LARGEST_S:
+            raise self.error(key, f"must be one time in seconds, found {clean(start, 80)} of shape {start.shape}")
+        if not 0 < rate_hz < 1e9:
+            raise self.error(key, f"must have a positive rate in Hz, found {rate_hz:g}")
+        return float(start.reshape(())), rate_hz
 
     def values(self, series: str, offset: bool = True) -> tuple[NDArray[np.float64], str]:
         """Values (n_samples, n_columns) of a series with conversion and `offset` applied, and their unit."""
@@ -236,16 +301,13 @@ class NwbFile:
         data = self.numbers(key).astype(np.float64, copy=False)
         if data.ndim not in (1, 2) or not data.size:
             raise self.error(key, f"must be (samples,) or (samples, columns) and not empty, found {data.shape}")
-        factors = []
-        for name, default in (("conversion", 1.0), ("offset", 0.0)):
-            try:
-                factors.append(float(np.asarray(self.attribute(key, name, default)).reshape(())))
-            except (TypeError, ValueError) as error:
-                raise self.error(key, f"has an attribute {name} that is not a number") from error
-        if not np.isfinite(factors).all() or factors[0] == 0:
-            raise self.error(key, f"has conversion {factors[0]} and offset {factors[1]}, finite ones are needed")
-        values = data.reshape(len(data), -1) * factors[0]
-        values += factors[1] if offset else 0.0
+        if data.ndim == 2 and data.shape[1] > MAX_COLUMNS:
+            raise self.error(key, f"has {data.shape[1]:,} columns, more than {MAX_COLUMNS:,}: are its axes swapped?")
+        conversion, added = self.number(key, "conversion", 1.0), self.number(key, "offset", 0.0)
+        if conversion == 0:
+            raise self.error(key, "has conversion 0: every value would be the same")
+        values = data.reshape(len(data), -1) * conversion
+        values += added if offset else 0.0
         return values, self.label(key, "unit")
 
 
@@ -259,10 +321,16 @@ def _scan(file: NwbFile) -> None:
     root = file.h5["/"]
     assert isinstance(root, h5py.Group)
     pending: list[tuple[str, h5py.Group, frozenset[h5py.Group]]] = [("", root, frozenset([root]))]
+    n_links, odd = 0, []
     while pending:
         key, group, above = pending.pop()
+        n_links += len(group)
+        if n_links > MAX_OBJECTS:
+            raise InputError(f"{file.path}: has more than {MAX_OBJECTS:,} groups and datasets: not read")
         for name in group:
             child = f"{key}/{name}" if key else str(name)
+            if len(child) > MAX_KEY:
+                raise file.error(clean(child, 80), f"lies deeper than a path of {MAX_KEY} characters leads: not read")
             if child in ("specifications", "#refs#", "#subsystem#"):  # MATLAB's cells are reached by reference alone
                 continue
             link = group.get(name, getlink=True)
@@ -273,7 +341,7 @@ def _scan(file: NwbFile) -> None:
             except (KeyError, OSError, RuntimeError) as error:
                 if not isinstance(link, h5py.SoftLink):
                     raise file.error(child, f"cannot be opened ({clean(error)}); is the file complete?") from error
-                file.warnings.append(f"{clean(child)} is a link to nothing")
+                odd.append(f"{clean(child)} is a link to nothing")
                 continue
             if isinstance(found, h5py.Dataset):
                 _require_inside(file, child, found)
@@ -285,14 +353,15 @@ def _scan(file: NwbFile) -> None:
                     continue
             elif isinstance(found, h5py.Group):
                 if found in above:
-                    file.warnings.append(f"{clean(child)} is a link to a group around it: not followed")
+                    odd.append(f"{clean(child)} is a link to a group around it: not followed")
                     continue
                 pending.append((child, found, above | {found}))
             else:
                 continue
             file.objects[child] = found
-            if len(file.objects) > MAX_OBJECTS:
-                raise InputError(f"{file.path}: has more than {MAX_OBJECTS:,} groups and datasets: not read")
+    file.warnings += odd[:MAX_WARNINGS]
+    if len(odd) > MAX_WARNINGS:
+        file.warnings.append(f"{len(odd) - MAX_WARNINGS} more links lead to nothing or back")
 
 
 def open_nwb(path: Path | str) -> NwbFile:
@@ -305,6 +374,8 @@ def open_nwb(path: Path | str) -> NwbFile:
         if not path.is_file():
             path.stat()
             raise InputError(f"{path}: not a file; an NWB file was expected")
+        if not path.stat().st_size:
+            raise InputError(f"{path}: is empty (0 bytes); fetch it again")
         h5 = h5py.File(path, "r", rdcc_nbytes=2**20)  # whole arrays are read, hardly a chunk is twice
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
@@ -312,19 +383,20 @@ def open_nwb(path: Path | str) -> NwbFile:
         number = getattr(error, "errno", None)
         if number in (errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
             raise InputError(f"{path}: cannot be opened ({os.strerror(number)})") from error
-        truncated = "truncated" in str(error)
-        reason = "the file is truncated; fetch it again" if truncated else "not an HDF5 file, so not NWB 2"
-        raise InputError(f"{path}: {reason} ({clean(error, 200)})") from error
+        with path.open("rb") as raw:
+            hdf5 = raw.read(8) == b"\x89HDF\r\n\x1a\n"
+        if hdf5 or "truncated" in str(error):
+            raise InputError(f"{path}: truncated or damaged; fetch it again ({clean(error, 200)})") from error
+        raise InputError(f"{path}: not an HDF5 file, so not NWB 2 ({clean(error, 200)})") from error
     file = NwbFile(path, h5)
     try:
-        version = h5.attrs.get("nwb_version")
-        old = h5.get("nwb_version")
-        if version is None and isinstance(old, h5py.Dataset):
-            raise InputError(f"{path}: written for {clean(old[()], 40)}; only NWB 2 can be read, convert it first")
+        version = file.attribute("", "nwb_version")
+        if version is None and isinstance(old := h5.get("nwb_version"), h5py.Dataset):
+            version = clean(old[()], 40) if old.shape == () else "NWB-1"
         if version is None and not _of_matlab(h5, path):
             raise InputError(f"{path}: an HDF5 file, but not NWB (no attribute nwb_version)")
         file.version = MATLAB if version is None else clean(version, 40)
-        if file.version.removeprefix("NWB-").startswith(("0", "1")):
+        if version is not None and not file.version.removeprefix("NWB-").startswith("2"):
             raise InputError(f"{path}: written for NWB {file.version}; only NWB 2 can be read, convert it first")
         _scan(file)
         missing = [name for name in MATLAB_VARIABLES if not isinstance(file.objects.get(name), h5py.Dataset)]
@@ -408,6 +480,8 @@ def _spikes_of_units(file: NwbFile) -> tuple[NDArray[np.float64], NDArray[np.int
     """All spike times in seconds (n_spikes,), unit by unit, and how many each unit has (n_units,)."""
     times_s = finite_times_s(file, "units/spike_times")
     ends = file.ends("units/spike_times_index")
+    if ends.size > MAX_ROWS:
+        raise file.error("units/spike_times_index", f"claims {ends.size:,} units, more than {MAX_ROWS:,}: not read")
     sizes = np.diff(ends, prepend=0)
     if (sizes < 0).any() or (ends[-1] if ends.size else 0) != times_s.size:
         raise file.error("units/spike_times_index", f"does not divide the {times_s.size} spike times into units")
@@ -416,9 +490,12 @@ def _spikes_of_units(file: NwbFile) -> tuple[NDArray[np.float64], NDArray[np.int
 
 def finite_times_s(file: NwbFile, key: str) -> NDArray[np.float64]:
     """Return the finite times in seconds (n,) at `key`."""
-    times_s = file.numbers(key).astype(np.float64, copy=False)
-    if times_s.ndim != 1 or not np.isfinite(times_s).all():
-        raise file.error(key, f"must be finite times in one dimension, found {times_s.shape} with NaN or infinity")
+    found = file.numbers(key)
+    times_s = found.astype(np.float64, copy=False)
+    if times_s.ndim != 1 or found.dtype.kind == "b":
+        raise file.error(key, f"must be times in one dimension, found {found.dtype} of shape {found.shape}")
+    if n_wrong := np.count_nonzero(~(np.abs(times_s) < LARGEST_S)):
+        raise file.error(key, f"has {n_wrong} values that are no times in seconds: NaN, infinite or 3000 years")
     return times_s
 
 
@@ -557,46 +634,58 @@ def _span(file: NwbFile, series: str, n_samples: int) -> tuple[float | None, flo
             raise file.error(key, f"must be numbers in one dimension, found {stamps.dtype} {stamps.shape}")
         if stamps.shape != (n_samples,):
             raise file.error(key, f"must be ({n_samples},), one per sample, found {stamps.shape}")
-        first, last = (float(stamps[row]) for row in (0, -1))
+        try:
+            first, last = (float(stamps[row]) for row in (0, -1))
+        except _READ_ERRORS as error:
+            raise file.error(key, f"cannot be read ({clean(error, 200)}); is the file complete?") from error
         return (first, last, None) if np.isfinite([first, last]).all() else (None, None, None)
     start_s, rate_hz = file.clock(series)
     return start_s, start_s + max(n_samples - 1, 0) / rate_hz, rate_hz
 
 
 def _describe_series(file: NwbFile, found: Description) -> None:
-    for key in file.series():
-        if not isinstance(file.objects.get(f"{key}/data"), h5py.Dataset):
-            found.warnings.append(f"{clean(key)} has no data")
-            found.unusable.append(key)
-            continue
-        data = file.dataset(f"{key}/data")
-        if data.shape is None or data.dtype.kind not in "iuf" or data.ndim not in (1, 2) or not data.size:
-            found.warnings.append(f"{clean(key)} is not a table of numbers ({data.dtype}, {data.shape}): not used")
-            found.unusable.append(key)
-            continue
-        shape = tuple(int(n) for n in data.shape)
+    timed = file.series()
+    with_data = (key.removesuffix("/data") for key in file.objects if key.endswith("/data"))
+    for key in sorted({*timed, *with_data}):
         try:
-            start_s, stop_s, rate_hz = _span(file, key, shape[0])
+            if key in timed:
+                _describe_one(file, key, found)
+            elif file.label(key, "neurodata_type") in ("SpatialSeries", "TimeSeries"):
+                raise file.error(key, "has neither timestamps nor starting_time: not used")
         except InputError as error:
-            start_s = stop_s = rate_hz = None
             found.warnings.append(str(error).removeprefix(f"{file.path}: "))
-        kind, unit = file.label(key, "neurodata_type"), file.label(f"{key}/data", "unit")
-        name = key.rpartition("/")[2]
-        columns = shape[1] if len(shape) == 2 else 1
-        counts = _COUNTS.search(name) or unit.lower() in ("count", "counts", "spikes")
-        if counts and columns < 2:
-            found.warnings.append(f"{clean(key)} has {columns} channel, at least two are needed: not a neural source")
-        if kind in _VOLTAGE or (counts and columns > 1):
-            what = "binned counts" if counts else "voltage"
-            found.neural.append(Neural(what, key, shape, columns, unit, rate_hz, start_s, stop_s))
-            continue
-        missing = None
-        if data.dtype.kind != "f":
-            missing = 0.0
-        elif data.size * data.dtype.itemsize <= NAN_FRACTION_BYTES:
-            missing = float(np.isnan(file.array(f"{key}/data")).mean())
-        stamped = f"{key}/timestamps" in file
-        found.series.append(Series(key, kind, shape, unit, rate_hz, stamped, start_s, stop_s, missing))
+            found.unusable.append(key)
+
+
+def _describe_one(file: NwbFile, key: str, found: Description) -> None:
+    if f"{key}/data" not in file and f"{key}/data" not in file.damaged:
+        raise file.error(key, "has no data")
+    data = file.dataset(f"{key}/data")
+    if data.shape is None or data.dtype.kind not in "iuf" or data.ndim not in (1, 2) or not data.size:
+        raise file.error(key, f"is not a table of numbers ({data.dtype}, {data.shape}): not used")
+    shape = tuple(int(n) for n in data.shape)
+    try:
+        start_s, stop_s, rate_hz = _span(file, key, shape[0])
+    except InputError as error:
+        start_s = stop_s = rate_hz = None
+        found.warnings.append(str(error).removeprefix(f"{file.path}: "))
+    kind, unit = file.label(key, "neurodata_type"), file.label(f"{key}/data", "unit")
+    name = key.rpartition("/")[2]
+    columns = shape[1] if len(shape) == 2 else 1
+    counts = _COUNTS.search(name) or unit.lower() in ("count", "counts", "spikes")
+    if counts and columns < 2:
+        found.warnings.append(f"{clean(key)} has {columns} channel, at least two are needed: not a neural source")
+    if kind in _VOLTAGE or (counts and columns > 1):
+        what = "binned counts" if counts else "voltage"
+        found.neural.append(Neural(what, key, shape, columns, unit, rate_hz, start_s, stop_s))
+        return
+    missing = None
+    if data.dtype.kind != "f":
+        missing = 0.0
+    elif math.prod(shape) * data.dtype.itemsize <= NAN_FRACTION_BYTES:
+        missing = float(np.isnan(file.array(f"{key}/data")).mean())
+    stamped = f"{key}/timestamps" in file
+    found.series.append(Series(key, kind, shape, unit, rate_hz, stamped, start_s, stop_s, missing))
 
 
 def _describe_matlab(file: NwbFile, found: Description) -> None:

@@ -15,7 +15,7 @@ from bci_adapt import binning, catalog, quality
 from bci_adapt.errors import InputError
 from bci_adapt.layouts.base import Layout
 from bci_adapt.layouts.tables import electrodes_used
-from bci_adapt.nwb import Description, NwbFile, describe_open, open_nwb
+from bci_adapt.nwb import Description, NwbFile, describe_open, open_nwb, spike_table
 from bci_adapt.quality import Thresholds
 from bci_adapt.session import check, kinematic_names, write_session
 
@@ -63,16 +63,17 @@ def prepare(
         raise InputError(f"a channel is an 'electrode' or a 'unit', got per={per!r}")
     with open_nwb(path) as file:
         chosen = _layout(file, layout, spikes, targets)
+        given = {"per": per or chosen.per, "spikes": spikes, "targets": [*targets]}
+        known = ("dandiset", "dandiset_version", "asset_path", "licence")
         try:
             session = chosen.read(file, bin_s, per or chosen.per)
+            session.attrs |= {name: str(value) for name, value in (provenance or {}).items() if name in known}
+            session.attrs["parameters"] = json.dumps({"bin_s": bin_s, "layout": chosen.name, **given})
+            _finish(session, thresholds or Thresholds())
         except InputError as error:
-            raise error if str(file.path) in str(error) else InputError(f"{file.path}: {error}") from error
-        known = ("dandiset", "dandiset_version", "asset_path", "licence")
-        session.attrs |= {name: str(value) for name, value in (provenance or {}).items() if name in known}
-        session.attrs["parameters"] = json.dumps(
-            {"bin_s": bin_s, "layout": chosen.name, "per": per or chosen.per, "spikes": spikes, "targets": [*targets]}
-        )
-        session = _finish(session, file, thresholds or Thresholds())
+            if str(file.path) in str(error):
+                raise
+            raise InputError(f"{file.path}: {error}") from error
     if out is not None:
         write_session(session, out)
     return session
@@ -101,6 +102,8 @@ def _layout(file: NwbFile, name: str | None, spikes: str | None, targets: Sequen
         return catalog.pick("bci_adapt.layouts", Layout, name)()
     chosen, found = _choose(file)
     if chosen is None:
+        if "units/spike_times" in file:
+            spike_table(file)  # what is wrong with the spikes says more than that no layout fits
         raise InputError(f"{file.path}: {found.why}")
     return chosen
 
@@ -128,18 +131,19 @@ def _choose(file: NwbFile) -> tuple[Layout | None, Description]:
     return best[1], found
 
 
-def _finish(session: xr.Dataset, file: NwbFile, thresholds: Thresholds) -> xr.Dataset:
+def _finish(session: xr.Dataset, thresholds: Thresholds) -> None:
     """Add derived velocity, masks and warnings, and check the result; `InputError` where no neuron is left to use."""
     finish(session, thresholds)
     counts, valid = session["counts"].values, session["valid"].values
+    if not valid.any():
+        raise InputError("neurons are observed in no bin: obs_intervals leave none, or every channel is silent in all")
     usable = counts.any(axis=0) if valid.all() else counts.any(axis=0, where=valid[:, None])
     if np.count_nonzero(usable) < 2:
         raise InputError(
-            f"{file.path}: {np.count_nonzero(usable)} of {usable.size} channels ever spike where neurons are observed, "
+            f"{np.count_nonzero(usable)} of {usable.size} channels ever spike where neurons are observed, "
             "at least two usable channels are needed"
         )
     check(session)
-    return session
 
 
 def finish(session: xr.Dataset, thresholds: Thresholds) -> None:

@@ -45,8 +45,8 @@ def _block_starts(file: NwbFile) -> list[int]:
     """First row of every block of the task but the first; [] where the file does not tell blocks apart."""
     if f"{BLOCK}/data" not in file:
         return []
-    block = file.array(f"{BLOCK}/data").squeeze()
-    rows = file.dataset(f"{COUNTS}/data").shape[0]
+    block = file.numbers(f"{BLOCK}/data").squeeze()
+    rows = file.length(f"{COUNTS}/data")
     if block.shape != (rows,):
         raise file.error(f"{BLOCK}/data", f"must be one block per row of {COUNTS} ({rows}), found {block.shape}")
     return (np.flatnonzero(block[1:] != block[:-1]) + 1).tolist()

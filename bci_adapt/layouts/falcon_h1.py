@@ -44,7 +44,7 @@ class FalconH1(Layout):
         """See `Layout.read`."""
         own_s, rate = file.clock(POSITION)
         row_s = rate if rate < 1 else 1 / rate
-        start_s = float(file.attribute(f"{POSITION}/data", "offset", 0.0)) or own_s
+        start_s = file.number(f"{POSITION}/data", "offset", 0.0) or own_s
         session = read_rows(
             self,
             file,
@@ -72,7 +72,7 @@ def _trials(file: NwbFile, start_s: float, row_s: float) -> dict[str, NDArray[An
     start = stop = np.zeros(0)
     if f"{TRIAL_NUMBER}/data" in file:
         number = file.numbers(f"{TRIAL_NUMBER}/data").squeeze()
-        rows = file.dataset(f"{POSITION}/data").shape[0]
+        rows = file.length(f"{POSITION}/data")
         if number.shape != (rows,):
             raise file.error(f"{TRIAL_NUMBER}/data", f"must be one number per row ({rows}), found {number.shape}")
         first = np.flatnonzero(np.concatenate([[True], number[1:] != number[:-1]]))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import xarray as xr
@@ -144,7 +144,9 @@ def grid_of_samples(
     width = binning.bin_ticks(bin_s)
     steps = np.diff(ticks)
     usual = float(np.median(steps[steps > 0])) if (steps > 0).any() else 0.0
-    if not 0 < usual <= width:
+    if not usual:
+        raise file.error(series, "has times that never rise: seconds that grow from sample to sample are expected")
+    if usual > width:
         raise file.error(
             series,
             f"is sampled every {usual / binning.TICKS_PER_S:g} s and cannot fill bins of {bin_s:g} s: use wider bins",
@@ -247,13 +249,19 @@ def _off_grid(stamps: NDArray[np.int64], width: int, tolerance: float) -> list[i
 def grid_of_spikes(file: NwbFile, spikes_s: NDArray[np.float64], bin_s: float) -> Grid:
     """Make bins for a file without kinematics: from the first to the last one that holds a spike."""
     width = binning.bin_ticks(bin_s)
-    times = file.numbers("units/obs_intervals").ravel() if "units/obs_intervals" in file else spikes_s
+    observed = "units/obs_intervals" in file
+    key = "units/obs_intervals" if observed else "units/spike_times"
+    times = file.numbers(key).ravel() if observed else spikes_s
     if not times.size or not np.isfinite(times).all():
-        raise file.error("units", "holds no spikes: nothing says how long the recording lasted")
+        raise file.error(key, "holds no times, or NaN: nothing says how long the recording lasted")
     first, last = binning.to_ticks([times.min(), times.max()])
-    start = first // width * width
+    start = (first if observed else first - 1) // width * width  # a bin does not hold its first edge
     n_bins = int(-((start - last) // width))
-    binning.require_size(n_bins, 2)
+    if n_bins > binning.MAX_CELLS // 16:
+        span_s = (last - first) / binning.TICKS_PER_S
+        raise file.error(
+            key, f"span {span_s:g} s, {n_bins:,} bins of {bin_s:g} s: choose wider bins, or find the wrong time"
+        )
     return _require_bins(
         file, "units", Grid(start + width * np.arange(n_bins), np.zeros(n_bins, dtype=np.int32), bin_s)
     )
@@ -317,29 +325,29 @@ def _turns_apart(
     first = binning.segment_starts(unit_index)
     turn = turns - np.repeat(turns[first], np.diff(first, append=unit_index.size))
     if turn.max() > most:
-        raise _disorder(file, key, spikes_s, unit_index, np.flatnonzero(goes_back))
+        _refuse_disorder(file, key, spikes_s, unit_index, np.flatnonzero(goes_back))
     return spikes_s + turn * (float(np.ptp(spikes_s)) + 1.0)
 
 
-def _disorder(
+def _refuse_disorder(
     file: NwbFile,
     key: str,
     spikes_s: NDArray[np.float64],
     unit_index: NDArray[np.integer],
     back: NDArray[np.int64],
-) -> InputError:
-    """The `InputError` for spikes of a unit that are out of order: the times are then not what they are taken for."""
+) -> NoReturn:
+    """Raise the `InputError` for spikes of a unit that are out of order: the times are not what they are taken for."""
     worst = back[np.argmin(spikes_s[back + 1] - spikes_s[back])]
     fall = f"unit {unit_index[worst]} goes from {spikes_s[worst]:g} s back to {spikes_s[worst + 1]:g} s"
     n_units = np.unique(unit_index[back]).size
     span = float(np.ptp(spikes_s))
     if back.size <= 3 * n_units and spikes_s[worst] - spikes_s[worst + 1] > 0.1 * span:
-        return file.error(
+        raise file.error(
             key,
             f"start over in {n_units} units ({fall}): the clock was reset, so two stretches share one time; split the "
             "recording where it starts over, or put its parts on one clock",
         )
-    return file.error(
+    raise file.error(
         key,
         f"are out of order {back.size} times in {n_units} units ({fall}): rising times are expected within a unit; "
         "sort them if they are right, find the fault if they are not",
@@ -380,7 +388,7 @@ def read_counts(
     series = key.removesuffix("/data")
     names, what = electrode_names(file), "electrode"
     if names and f"{series}/electrodes" in file:  # which electrode each column of the series is
-        rows = file.numbers(f"{series}/electrodes").astype(np.int64)
+        rows = file.whole(f"{series}/electrodes")
         if rows.ndim != 1 or len(set(rows.tolist())) != rows.size or not ((rows >= 0) & (rows < len(names))).all():
             raise file.error(f"{series}/electrodes", f"must point each column to one of {len(names)} electrodes")
         names = [names[row] for row in rows.tolist()]
@@ -538,9 +546,7 @@ def read_rows(
     """
     warnings: list[str] = []
     found = present(file, targets)
-    shape = file.dataset(f"{clock}/data").shape
-    n_rows = int(shape[0]) if shape else 0
-    if not n_rows:
+    if not (n_rows := file.length(f"{clock}/data")):
         raise file.error(f"{clock}/data", "is empty")
     grid, groups = grid_of_rows(
         file, clock, n_rows, edge, bin_s, warnings, width_s, start_s=start_s, tolerance=tolerance, breaks=breaks
@@ -567,9 +573,8 @@ def read_rows(
     if counts is None:
         neurons = read_spikes(file, spike_table(file), grid, per, warnings, rows_are_channels)
     else:
-        shape = file.dataset(f"{counts}/data").shape
-        if not shape or shape[0] != n_rows:
-            raise file.error(f"{counts}/data", f"must have a row for each of the {n_rows} of {clock}, found {shape}")
+        if (n_own := file.length(f"{counts}/data")) != n_rows:
+            raise file.error(f"{counts}/data", f"must have a row for each of the {n_rows} of {clock}, found {n_own}")
         if counts != clock and not np.array_equal(file.times_s(counts, n_rows), times_s):
             raise file.error(counts, f"must stand on the grid of {clock}")
         neurons = read_counts(file, f"{counts}/data", grid, groups, warnings, power)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ class Channels:
 
 def electrode_names(file: NwbFile) -> list[str]:
     """Return a unique name ``group/label`` for every row of the electrodes table; [] when there is none."""
-    ids = file.array(f"{ELECTRODES}/id").ravel().tolist() if f"{ELECTRODES}/id" in file else []
+    ids = file.numbers(f"{ELECTRODES}/id").ravel().tolist() if file.rows(ELECTRODES) else []
     groups = column(file, ELECTRODES, "group_name")
     labels = next(
         (v for n in ("label", "electrode_label", "channel_name") if (v := column(file, ELECTRODES, n)) is not None),
@@ -40,8 +41,8 @@ def electrode_names(file: NwbFile) -> list[str]:
         group = re.sub(r"^electrode_group_", "", str(groups[row])) if groups is not None else ""
         label = str(labels[row]).strip() if labels is not None else ""
         names.append(f"{group or 'array'}/{label or f'elec{number}'}")
-    repeated = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
-    return [f"{name}#{number}" if name in repeated else name for name, number in zip(names, ids, strict=True)]
+    times = Counter(names)
+    return [f"{name}#{number}" if times[name] > 1 else name for name, number in zip(names, ids, strict=True)]
 
 
 def electrodes_used(file: NwbFile) -> list[str]:
@@ -49,7 +50,7 @@ def electrodes_used(file: NwbFile) -> list[str]:
     names = electrode_names(file)
     if "units/electrodes" not in file:
         return names
-    rows = set(file.numbers("units/electrodes").astype(np.int64).ravel().tolist())
+    rows = set(file.whole("units/electrodes").ravel().tolist())
     return [name for row, name in enumerate(names) if row in rows]
 
 
@@ -72,7 +73,7 @@ def unit_channels(
         name, identity = ("column", "column") if rows_are_channels else ("unit", "none")
         return Channels([f"{name}{i}" for i in range(n_units)], np.arange(n_units), identity, [""] * n_units)
     names = electrode_names(file)
-    rows = file.numbers("units/electrodes").astype(np.int64)
+    rows = file.whole("units/electrodes")
     if "units/electrodes_index" in file:
         ends = file.ends("units/electrodes_index")
         starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
@@ -150,7 +151,7 @@ def observed_bins(
     intervals = file.numbers("units/obs_intervals").astype(np.float64)
     ends = file.ends("units/obs_intervals_index")
     sizes = np.diff(ends, prepend=0)
-    if intervals.ndim != 2 or intervals.shape[1] != 2 or not np.isfinite(intervals).all():
+    if intervals.ndim != 2 or intervals.shape[1] != 2 or not (np.abs(intervals) < binning.LARGEST_S).all():
         raise file.error("units/obs_intervals", f"must be finite pairs of start and stop, found {intervals.shape}")
     if ends.shape != (n_units,) or (sizes < 0).any() or ends[-1:].tolist() != [len(intervals)]:
         raise file.error("units/obs_intervals_index", f"does not divide the intervals among {n_units} units")
