@@ -206,3 +206,12 @@ def test_generic_reads_words_and_not_fragments(tmp_path):
         "acquisition/emg_envelope": "emg_envelope",
     }.items():
         assert kind_of(path) == kind, path
+
+
+INDEX = {"spike_times_index": np.array([3, 6]), "electrodes": np.array([0, 2])}
+
+
+def test_a_file_without_labels_keeps_its_first_spike(tmp_path):
+    times = np.array([1.0, 1.2, 2.0, 1.0, 1.7, 2.05])
+    path = spikes_file(tmp_path / "a.nwb", kinematics=False, n_units=2, spike_times=times, **INDEX)
+    assert int(prepare(path, 0.05)["counts"].sum()) == 6
