@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from bci_adapt import __version__, binning, quality
 from bci_adapt.errors import InputError
 from bci_adapt.layouts.reading import Grid, Kinematics, grid_of_samples
+from bci_adapt.nwb import MAX_BYTES, MAX_ROWS, clean
 from bci_adapt.prepare import finish, prepare
 from bci_adapt.quality import Thresholds
 from bci_adapt.session import BIN_EDGE, assemble, check, read_session
@@ -25,6 +25,9 @@ KEYS = (
     "spikes", "spike_unit", "counts", "target", "target_time_s", "channels", "axes", "unit", "target_kind",
     "session_id", "subject", "session_start",
 )  # fmt: skip
+
+WORDS = ("unit", "target_kind", "session_id", "subject", "session_start")
+"""Keys that hold a text."""
 
 
 class _Given:
@@ -184,13 +187,17 @@ def _arrays_of(path: Path) -> dict[str, Any] | None:
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as stored:
+                if sum(each.file_size for each in stored.zip.infolist()) > MAX_BYTES:
+                    raise InputError(f"{path}: unpacks to more than {MAX_BYTES >> 30} GiB: not read")
                 found = {key: stored[key] for key in stored.files}
         else:
             from scipy.io import loadmat
 
             found = {key: value for key, value in loadmat(path, squeeze_me=True).items() if not key.startswith("__")}
-    except (OSError, ValueError, TypeError, NotImplementedError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read as arrays ({error})") from error
+    except InputError:
+        raise
+    except Exception as error:  # numpy and scipy let through whatever a damaged byte leads to
+        raise InputError(f"{path}: cannot be read as arrays ({clean(error, 200)})") from error
     from bci_adapt.catalog import unknown
 
     for key in found:
@@ -203,22 +210,27 @@ def _arrays_of(path: Path) -> dict[str, Any] | None:
             made[key] = [str(each) for each in value.flat]  # a MATLAB cell of names
         elif value.dtype.kind == "U" and key in ("channels", "axes"):
             made[key] = [str(each).strip() for each in value.ravel().tolist()]
-        elif value.dtype.kind == "U":
-            made[key] = str(value.reshape(-1)[0]) if value.size else ""
+        elif value.dtype.kind == "U" and key in WORDS:
+            made[key] = clean(value.reshape(-1)[0]) if value.size else ""
         elif value.dtype.kind == "O" and key == "spikes":  # a MATLAB cell of spike times
-            made[key] = [np.atleast_1d(np.asarray(each, dtype=np.float64)) for each in value.ravel()]
-        elif value.dtype.kind in "iufb":
+            made[key] = [np.atleast_1d(each) for each in value.ravel()]
+        elif value.dtype.kind in "iufb" and key not in (*WORDS, "channels", "axes"):
             made[key] = value
         else:
-            raise InputError(f"{path}: {key} must hold numbers or text, found {value.dtype}")
+            what = "text" if key in (*WORDS, "channels", "axes") else "numbers"
+            raise InputError(f"{path}: {key} must hold {what}, found {value.dtype} of shape {value.shape}")
     return made
 
 
-def _table(given: _Given, values: ArrayLike, name: str) -> NDArray[np.float64]:
+def _numbers(given: _Given, values: Any, name: str) -> NDArray[np.float64]:
     try:
-        table = np.asarray(values, dtype=np.float64)
+        return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise given.error(name, f"must be numbers ({error})") from error
+        raise given.error(name, f"must be numbers ({clean(error, 200)})") from error
+
+
+def _table(given: _Given, values: ArrayLike, name: str) -> NDArray[np.float64]:
+    table = _numbers(given, values, name)
     if table.ndim not in (1, 2) or not table.size:
         raise given.error(name, f"must be (n,) or (n, columns) and not empty, found {table.shape}")
     return table.reshape(len(table), -1)
@@ -228,22 +240,23 @@ def _spikes(
     given: _Given, spikes: Any, spike_unit: ArrayLike | None
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
     if spike_unit is None:
-        try:
-            trains = [np.asarray(train, dtype=np.float64) for train in spikes]
-        except (TypeError, ValueError) as error:
-            raise given.error("spikes", f"must be times in seconds ({error})") from error
-        if any(train.ndim != 1 for train in trains):
+        flat = isinstance(spikes, np.ndarray) and spikes.dtype.kind != "O" and spikes.ndim < 2
+        flat = flat or not isinstance(spikes, Iterable)
+        trains = [] if flat else [_numbers(given, train, "spikes") for train in spikes]
+        if flat or any(train.ndim != 1 for train in trains):
             raise given.error("spikes", "must be one array of times per channel, or all times with spike_unit")
         times_s = np.concatenate(trains) if trains else np.zeros(0)
         index, n_channels = np.repeat(np.arange(len(trains)), [train.size for train in trains]), len(trains)
     else:
-        times_s, index = np.asarray(spikes, dtype=np.float64), np.asarray(spike_unit)
+        times_s, index = _numbers(given, spikes, "spikes"), np.asarray(spike_unit)
         if times_s.ndim != 1 or index.shape != times_s.shape or index.dtype.kind not in "iu":
             raise given.error("spike_unit", f"must be a whole number per spike, found {index.dtype} {index.shape}")
         if index.size and index.min() < 0:
             raise given.error("spike_unit", f"must not be negative, found {index.min()}")
+        if index.size and index.max() >= MAX_ROWS:
+            raise given.error("spike_unit", f"must be a channel below {MAX_ROWS:,}, found {index.max()}")
         index, n_channels = index.astype(np.int64), int(index.max(initial=-1)) + 1
-    if not times_s.size or not np.isfinite(times_s).all():
+    if not times_s.size or not (np.abs(times_s) < binning.LARGEST_S).all():
         raise given.error("spikes", "must be finite times in seconds, and there must be some")
     if n_channels < 2:
         raise given.error("spikes", f"come from {n_channels} channel, at least two are needed")
@@ -273,7 +286,7 @@ def _bins(
         return Grid(start + width * np.arange(n_bins), np.zeros(n_bins, dtype=np.int32), bin_s), None
     if target_time_s is None:
         raise given.error("target_time_s", "is needed: the time of each row of target in seconds")
-    stamps = np.asarray(target_time_s, dtype=np.float64)
+    stamps = _numbers(given, target_time_s, "target_time_s")
     if stamps.shape != (len(values),):
         raise given.error("target_time_s", f"must be ({len(values)},), one per row of target, found {stamps.shape}")
     return grid_of_samples(given, "target_time_s", binning.to_ticks(stamps), bin_s, warnings)
@@ -283,7 +296,7 @@ def _rows(given: _Given, n_bins: int, ends_s: ArrayLike | None, bin_s: float) ->
     width = binning.bin_ticks(bin_s)
     if ends_s is None:
         return Grid(width * np.arange(n_bins, dtype=np.int64), np.zeros(n_bins, dtype=np.int32), bin_s)
-    stamps = np.asarray(ends_s, dtype=np.float64)
+    stamps = _numbers(given, ends_s, "target_time_s")
     if stamps.shape != (n_bins,):
         raise given.error("target_time_s", f"must be ({n_bins},), the end of each bin, found {stamps.shape}")
     ends = binning.to_ticks(stamps)

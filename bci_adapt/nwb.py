@@ -91,6 +91,8 @@ class NwbFile:
 
     def attribute(self, key: str, name: str, default: Any = None) -> Any:
         """Attribute `name` of the object at `key` (the root for ""), or `default`."""
+        if key and key not in self.objects:
+            raise self.error(key, f"is missing: its attribute {name} is needed")
         attributes, encoded = (self.objects[key] if key else self.h5).attrs, name.encode()
         try:
             if not h5py.h5a.exists(attributes._id, encoded):
@@ -170,10 +172,10 @@ class NwbFile:
                 raise self.error(key, f"holds more than {MAX_TEXT_BYTES >> 20} MiB of text: not read")
         return np.concatenate(values)
 
-    def numbers(self, key: str) -> NDArray[Any]:
-        """The dataset at `key`, which must hold real numbers."""
+    def numbers(self, key: str, flags: bool = False) -> NDArray[Any]:
+        """The dataset at `key`, which must hold real numbers, or also yes and no where `flags` are as good."""
         kind = self.dataset(key).dtype.kind
-        if kind not in "iufb":
+        if kind not in ("iufb" if flags else "iuf"):
             raise self.error(key, f"must hold numbers, found {self.dataset(key).dtype}")
         return self.array(key)
 
@@ -490,10 +492,9 @@ def _spikes_of_units(file: NwbFile) -> tuple[NDArray[np.float64], NDArray[np.int
 
 def finite_times_s(file: NwbFile, key: str) -> NDArray[np.float64]:
     """Return the finite times in seconds (n,) at `key`."""
-    found = file.numbers(key)
-    times_s = found.astype(np.float64, copy=False)
-    if times_s.ndim != 1 or found.dtype.kind == "b":
-        raise file.error(key, f"must be times in one dimension, found {found.dtype} of shape {found.shape}")
+    times_s = file.numbers(key).astype(np.float64, copy=False)
+    if times_s.ndim != 1:
+        raise file.error(key, f"must be times in one dimension, found shape {times_s.shape}")
     if n_wrong := np.count_nonzero(~(np.abs(times_s) < LARGEST_S)):
         raise file.error(key, f"has {n_wrong} values that are no times in seconds: NaN, infinite or 3000 years")
     return times_s

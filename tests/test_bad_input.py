@@ -2,9 +2,12 @@
 
 import functools
 import gzip
+import io
+import json
 import os
 import re
 import traceback
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,14 @@ import h5py
 import numpy as np
 import pytest
 from nwb_files import TEXT, counts_file, spikes_file
+from nwb_layouts_a import h1_file, link_file, m1_file
+from nwb_layouts_b import MAZE_TRIALS, maze_000070, spike_trains
 
 import bci_adapt
+from bci_adapt import arrays
 from bci_adapt.errors import InputError
-from bci_adapt.prepare import prepare_file
+from bci_adapt.prepare import inspect, prepare, prepare_file
+from bci_adapt.session import read_session
 
 CURSOR = "processing/behavior/Position/cursor_pos"
 COUNTS = "acquisition/ThresholdCrossings"
@@ -357,8 +364,13 @@ CASES: dict[str, Any] = {
         spikes(spike_times=spoiled(lambda times: times.__setitem__((1, -1), 1e12))),
         "spike_times has 1 values",
     ),
-    "yes and no": (put("units/spike_times", np.ones(N, bool)), "spike_times must be times in one dimension"),
-    "yes and no / table": (spikes(spike_times=np.zeros((N, 2))), "spike_times must be times in one dimension"),
+    "no numbers / yes and no": (put("units/spike_times", np.ones(N, bool)), "spike_times must hold numbers"),
+    "no numbers / a cursor that says yes": (put(f"{CURSOR}/data", np.ones((2000, 2), bool)), "must hold numbers"),
+    "no numbers / start of a trial": (
+        put("intervals/trials/start_time", {"data": ["a", "b"], "dtype": TEXT}),
+        "start_time must hold numbers",
+    ),
+    "table of spike times": (spikes(spike_times=np.zeros((N, 2))), "spike_times must be times in one dimension"),
     "unsorted spikes": (spikes(spike_times=spoiled(shuffle)), "spike_times are out of order"),
     "reset clock": (spikes(spike_times=spoiled(reset)), "spike_times start over in 4 units"),
     "milliseconds": (spikes(spike_times=SORTED.ravel() * 1000), "spike_times spans .* another unit"),
@@ -446,6 +458,9 @@ CASES: dict[str, Any] = {
     "rate that is no whole bins": (counts(rate=19.7), "not whole microseconds"),
     "rate of years": (counts(rate=1e-9), "longer than any recording"),
     # values
+    "start of a trial": (put("intervals/trials/stop_time", np.zeros((2, 2))), "stop_time must be one time per trial"),
+    "all NaN / infinite": (spikes(position=np.full((2000, 2), -np.inf)), "no value that is not NaN"),
+    "all NaN / beyond any unit": (spikes(conversion=1e300), "no value that is not NaN"),
     "all NaN": (spikes(position=np.full((2000, 2), np.nan)), "cursor_pos/data has no value that is not NaN"),
     "conversion zero": (mark(f"{CURSOR}/data", "conversion", 0.0), "conversion 0"),
     "no number / conversion": (mark(f"{CURSOR}/data", "conversion", "a lot"), "attribute conversion that is one"),
@@ -514,6 +529,190 @@ def test_every_class_has_a_raise_of_its_own(refusal):
         classes.setdefault(refusal(name)[1], set()).add(name.partition(" / ")[0])
     assert [names for names in classes.values() if len(names) > 1] == []
     assert len(classes) > 60
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_file_that_may_not_be_read(tmp_path):
+    path = spikes_file(tmp_path / "session.nwb")
+    path.chmod(0)
+    with pytest.raises(InputError, match=r"session\.nwb: cannot be opened \(Permission denied\)"):
+        prepare_file(path, tmp_path / "out", 0.05)
+    assert not (tmp_path / "out").exists()
+
+
+HOSTILE = "<script>alert(1)</script> [red]loud[/] \x1b[2J\x07\u202eevil"
+
+
+def odd(file):
+    """All that is strange and harms nothing: links to nowhere, broken extensions, bytes that are no text."""
+    acquisition = file.create_group("acquisition")
+    for i in range(3000):
+        acquisition.id.links.create_soft(b"gone%d" % i, b"/nowhere")
+    acquisition["round"], acquisition["about"] = (
+        h5py.SoftLink("/acquisition/about"),
+        h5py.SoftLink("/acquisition/round"),
+    )
+    file.attrs[".specloc"] = file["units"].ref
+    file.create_group("specifications/ndx-broken/0.1")["namespace"] = np.bytes_(b"\xff{ this is no JSON")
+    file["specifications/elsewhere"] = h5py.ExternalLink("other.h5", "/")
+    gone = file.create_group("scratch/gone")
+    file["units/electrode_group"] = np.array([gone.ref] * 4, h5py.ref_dtype)
+    file["units"].attrs["table"] = gone.ref
+    del file["scratch/gone"]
+    file[CURSOR].attrs["description"] = HOSTILE
+    file[f"{ELECTRODES}/note"] = np.array([b"\xff\xfe\x00\x1b"] * 6)
+    for name, text in {
+        "session_description": HOSTILE,
+        f"{ELECTRODES}/label": [f"\x1b[31melec{i}" for i in range(6)],
+    }.items():
+        del file[name]
+        file.create_dataset(name, data=text, dtype=TEXT)
+
+
+def test_what_is_odd_and_harmless_changes_nothing(call, tmp_path):
+    path = tmp_path / "session.nwb"
+    sound = prepare(spikes_file(path), 0.05)
+    edited(odd)(path)
+    session = read_session(prepare_file(path, tmp_path, 0.05))
+    for name in ("counts", "position", "velocity", "valid", "trial_start_s", "n_spikes"):
+        np.testing.assert_array_equal(session[name].values, sound[name].values)
+    assert session["channel"].values.tolist() == [f"M1/[31melec{i}" for i in range(4)]
+    warnings = json.loads(session.attrs["warnings"])
+    assert len(warnings) < 30
+    assert "2982 more links lead to nothing or back" in warnings
+    code, out, _ = call("inspect", path)
+    assert code == 0
+    assert "<script>alert(1)</script> [red]loud[/] [2J evil" in " ".join(out.split())
+    assert not set(out) & {"\x1b", "\x07", "\u202e"}
+
+
+def two_columns(file):
+    key = "acquisition/preprocessed_emg/FDI/data"
+    values = file[key][:]
+    del file[key]
+    file[key] = np.stack([values, values], axis=1)
+
+
+def without(key):
+    return lambda file: file.__delitem__(key)
+
+
+def replaced(key, value):
+    def edit(file):
+        del file[key]
+        file[key] = value
+
+    return edit
+
+
+TRIALS = "intervals/trials"
+OTHER_LAYOUTS = {
+    "a muscle of two columns": (m1_file, two_columns, "falcon_m1", "FDI/data must be one column of emg, found 2"),
+    "a muscle without a clock": (
+        m1_file,
+        without("acquisition/preprocessed_emg/FDI/timestamps"),
+        "falcon_m1",
+        "FDI has neither timestamps nor",
+    ),
+    "no movement": (h1_file, without("acquisition/OpenLoopKinematics/data"), "falcon_h1", "data is missing"),
+    "an offset of words": (
+        h1_file,
+        lambda file: file["acquisition/OpenLoopKinematics/data"].attrs.__setitem__("offset", "late"),
+        "falcon_h1",
+        "attribute offset that is one",
+    ),
+    "targets of words": (
+        link_file,
+        replaced(f"{TRIALS}/index_target_position", np.bytes_([b"left"] * 3)),
+        "link",
+        None,
+    ),
+    "trials judged twice": (
+        lambda path: maze_000070(path, spike_trains(4, MAZE_TRIALS)),
+        replaced(f"{TRIALS}/task_success", np.ones((len(MAZE_TRIALS), 2))),
+        "churchland_maze",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_LAYOUTS)
+def test_faults_in_files_of_one_layout(tmp_path, name):
+    """A column beside the spikes and the movement is left out when it is odd; the movement itself is not."""
+    make, edit, layout, message = OTHER_LAYOUTS[name]
+    path = make(tmp_path / "session.nwb") or tmp_path / "session.nwb"
+    with h5py.File(path, "a") as file:
+        edit(file)
+    bin_s = {"link": 0.064, "churchland_maze": 0.05}.get(layout, 0.04)
+    if message is None:
+        assert prepare(path, bin_s, layout=layout).attrs["layout"] == layout
+        return
+    with pytest.raises(InputError, match=rf"session\.nwb: .*{message}"):
+        prepare(path, bin_s, layout=layout)
+
+
+def test_every_file_of_an_old_schema_is_described_and_its_lack_named(real_data):
+    """Files of pynwb's own tests, of schema 1.0.2 to 2.5 by their names: none holds spikes."""
+    files = sorted((real_data / "nwb_real" / "pynwb_back_compat").glob("*.nwb"))
+    for path in files:
+        found = inspect(path)
+        assert found.nwb_version.startswith("2.")
+        assert found.chosen is None
+        with pytest.raises(InputError, match=rf"{re.escape(path.name)}: no layout fits .*no units with spike times"):
+            prepare(path, 0.05)
+    assert len(files) >= 20
+
+
+def npz(**change):
+    """A recipe: spikes and a cursor as arrays, with some exchanged."""
+    given = {"spikes": SORTED.ravel(), "spike_unit": np.repeat(range(4), 200), "target": np.ones((2000, 2))}
+    return lambda path: np.savez(path, **{**given, "target_time_s": TIMES, **change})
+
+
+def packed(shape, n_bytes, cut=None, unpacked=None):
+    """A recipe: an archive of one array that claims `shape`, and `unpacked` bytes; its last -`cut` bytes are lost."""
+
+    def write(path):
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"shape": shape, "fortran_order": False, "descr": "<f8"})
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("spikes.npy", header.getvalue() + bytes(n_bytes))
+        whole = bytearray(path.read_bytes()[:cut])
+        if unpacked is not None:
+            at = whole.rindex(b"PK\x01\x02") + 24
+            whole[at : at + 4] = unpacked.to_bytes(4, "little")
+        path.write_bytes(whole)
+
+    return write
+
+
+ARRAYS: dict[str, Any] = {
+    "empty": (lambda path: path.touch(), "cannot be read as arrays"),
+    "no archive": (lambda path: path.write_bytes(b"PK\x03\x04 and no more"), "cannot be read as arrays"),
+    "truncated": (packed((800,), 6400, cut=-40), "cannot be read as arrays"),
+    "eight terabytes": (packed((2**40,), 8), "cannot be read as arrays"),
+    "fewer values than claimed": (packed((800,), 80), "cannot be read as arrays"),
+    "unpacks to much": (packed((800,), 6400, unpacked=0xF0000000), "unpacks to more than 2 GiB"),
+    "text among arrays": (npz(notes="hello"), "notes"),
+    "text for times": (npz(spikes=np.array(["a"] * 800)), "spikes must hold numbers"),
+    "numbers for text": (npz(session_start=np.zeros(3)), "session_start must hold text"),
+    "numbers for names": (npz(axes=np.arange(2)), "axes must hold text"),
+    "no channel of each spike": (npz(spikes=SORTED.ravel(), spike_unit=np.array(3)), "spike_unit must be a whole"),
+    "a billion channels": (npz(spike_unit=np.full(800, 2**40)), "spike_unit must be a channel below"),
+    "negative channel": (npz(spike_unit=np.full(800, -1)), "spike_unit must not be negative"),
+    "NaN times": (npz(spikes=np.full(800, np.nan)), "spikes must be finite times"),
+    "times of the year 32,000": (npz(spikes=np.full(800, 1e12)), "spikes must be finite times"),
+    "times of the target": (npz(target_time_s=TIMES[:5]), "target_time_s must be"),
+    "fractions": (lambda path: np.savez(path, counts=np.full((40, 4), 0.5)), "counts must be whole numbers"),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_in_a_file_are_judged_alike(tmp_path, name):
+    make, message = ARRAYS[name]
+    make(tmp_path / "session.npz")
+    with pytest.raises(InputError, match=rf"session.*{message}"):
+        arrays.read(tmp_path / "session.npz", 0.05)
 
 
 def test_an_unknown_layout_names_the_nearest(tmp_path):

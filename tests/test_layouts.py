@@ -1,5 +1,6 @@
 """Layouts on small files in exactly their form, each with a variant that must be refused; real files where present."""
 
+import h5py
 import numpy as np
 import pytest
 from nwb_files import counts_file, spikes_file
@@ -173,6 +174,57 @@ def test_a_page_keeps_paths_whole_and_fits(tmp_path, width):
         assert all(len(line.rstrip()) <= width for line in lines)
         assert {source.path for source in [*found.neural, *found.series]} <= {line.strip() for line in lines}
         assert "Hz" in capture.get() or "timestamps" in capture.get()
+
+
+def test_what_other_readers_get_wrong(tmp_path):
+    """Public bug reports: round-off loses a bin, the last edge loses a spike, two spikes of a bin become one."""
+    times = 1.0 + np.arange(101) / 100
+    spikes = np.concatenate([[1.02, 1.5, 1.505, 2.0]] * 4)
+    path = spikes_file(
+        tmp_path / "a.nwb",
+        timestamps=times,
+        position=np.stack([times, times], axis=1),
+        spike_times=spikes,
+        spike_times_index=np.arange(4, 17, 4),
+    )
+    session = prepare(path, 0.02)
+    assert session.sizes["time"] == 50
+    own = session["counts"].values[:, 3]
+    assert (own[0], own[24], own[25], own[49], own.sum()) == (1, 1, 1, 1, 4)  # 1.5 and 2.0 end their bins
+    assert prepare(path, 0.1)["counts"].values[:, 3].tolist() == [1, 0, 0, 0, 1, 1, 0, 0, 0, 1]
+    assert prepare(path, 0.5)["counts"].values[:, 3].tolist() == [2, 2]
+
+
+def test_a_series_off_the_grid_is_not_dropped(tmp_path):
+    path = spikes_file(tmp_path / "a.nwb")
+    with h5py.File(path, "a") as file:
+        series = file["processing/behavior/Velocity/cursor_vel"]
+        stamps = 0.0037 + np.arange(1800) / 90.0
+        for name, values in {"timestamps": stamps, "data": np.stack([stamps, -stamps], axis=1)}.items():
+            del series[name]
+            series[name] = values
+    session = prepare(path, 0.05)
+    assert session["recorded_velocity_valid"].values.all()
+    for row in (0, 17, session.sizes["time"] - 1):
+        end = float(session["time"][row])
+        inside = (stamps > end - 0.05 + 1e-9) & (stamps <= end + 1e-9)
+        np.testing.assert_allclose(session["recorded_velocity"].values[row, 0], stamps[inside].mean(), rtol=1e-12)
+
+
+def test_spike_times_are_read_at_once_and_not_unit_by_unit(tmp_path, monkeypatch):
+    n_units = 300
+    path = spikes_file(
+        tmp_path / "a.nwb",
+        n_units=n_units,
+        spike_times_index=200 * np.arange(1, n_units + 1),
+        electrodes=np.arange(n_units) % 4,
+    )
+    reads, read = [], h5py.Dataset.__getitem__
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", lambda self, *args: reads.append(self.name) or read(self, *args))
+    session = prepare(path, 0.05)
+    assert int(session["n_spikes"].sum()) == 200 * n_units
+    assert [name for name in reads if name.startswith("/units")].count("/units/spike_times") == 1
+    assert sum(name.startswith("/units/") for name in reads) < 10
 
 
 def test_real_files_nobody_here_wrote(real_data):

@@ -53,7 +53,7 @@ class ChurchlandMaze(Layout):
             labels = [_by_area(label) for label in session[name].values.tolist()]
             session = session.assign_coords({name: ("channel", np.asarray(labels, dtype=np.str_))})
         success, discarded = (column(file, TRIALS, name) for name in ("task_success", "discard_trial"))
-        if success is not None and discarded is not None and {success.dtype.kind, discarded.dtype.kind} <= {*"iufb"}:
+        if all(each is not None and each.ndim == 1 and each.dtype.kind in "iufb" for each in (success, discarded)):
             result = np.where(discarded != 0, "discarded", np.where(success == 1, "success", "failure"))
             session["trial_result"] = "trial", result.astype(np.str_)
         return session

@@ -34,7 +34,7 @@ class FalconM1(Layout):
 
     def read(self, file: NwbFile, bin_s: float, per: str) -> xr.Dataset:
         """See `Layout.read`."""
-        muscles = [path for path in file.series() if path.startswith(f"{EMG}/")]
+        muscles = [path for path in file.children(EMG) if f"{path}/data" in file]
         if not muscles:
             raise file.error(EMG, "holds no series: muscle activity is the target")
         session = read_rows(

@@ -41,7 +41,7 @@ class Link(Layout):
         """See `Layout.read`."""
         trials = read_trials(file, len(AXES))
         targets = [column(file, TRIALS, f"{finger}_target_position") for finger in AXES]
-        if all(each is not None and each.ndim == 1 for each in targets):
+        if all(each is not None and each.ndim == 1 and each.dtype.kind in "iuf" for each in targets):
             trials["trial_target"] = np.stack([np.asarray(each, dtype=np.float64) for each in targets], axis=1)
         return read_rows(
             self,

@@ -34,6 +34,8 @@ GRID_TOLERANCE = 0.25
 """Fraction of a bin by which the stamp of a row may miss the regular grid before a new segment starts."""
 MILLISECOND_CLOCK = 0.02
 """The same for stamps in whole milliseconds, where a bin of 10 ms or more that is one off is another grid."""
+LARGEST_VALUE = 1e100
+"""Value of a kinematic from which on it is taken as missing, as infinity is: its square is no number any more."""
 BLOCK = 2**16
 """Spikes that are turned into ticks and rows at a time: what comes in between stays in the processor's cache."""
 EDGES = {"start": Fraction(0), "centre": Fraction(1, 2), "end": Fraction(1)}
@@ -417,6 +419,9 @@ def read_columns(file: NwbFile, target: Target) -> tuple[NDArray[np.float64], st
     tables, units, names = [], [], []
     for path in target.paths:
         values, unit = file.values(path, target.offset)
+        values[~(np.abs(values) < LARGEST_VALUE)] = np.nan
+        if len(target.paths) > 1 and values.shape[1] > 1:
+            raise file.error(f"{path}/data", f"must be one column of {target.name}, found {values.shape[1]}")
         name = path.rpartition("/")[2]
         description = file.label(path, "description")
         names += [name] if len(target.paths) > 1 else axis_names(description, values.shape[1], name)
@@ -588,7 +593,7 @@ def read_rows(
 
 def _mask(file: NwbFile, series: str, clock: str, times_s: NDArray[np.float64]) -> NDArray[np.bool_]:
     """The series of yes and no (n_rows,) at `series`, which must stand on the rows of `clock`."""
-    values = file.numbers(f"{series}/data").squeeze()
+    values = file.numbers(f"{series}/data", flags=True).squeeze()
     same = values.shape == times_s.shape and np.array_equal(file.times_s(series, len(values)), times_s)
     if not same:
         raise file.error(series, f"must stand on the grid of {clock} ({len(times_s)} rows), found {values.shape}")
@@ -652,7 +657,7 @@ def _attrs(file: NwbFile, layout: Layout, bin_s: float, channel_identity: str, w
 
 def require_whole_counts(file: NwbFile, key: str) -> NDArray[np.uint16]:
     """Return binned counts (n_bins, n_channels) at `key` as uint16; `InputError` unless they are counts."""
-    data = file.numbers(key)
+    data = file.numbers(key, flags=True)
     if data.ndim != 2:
         raise file.error(key, f"must be (bins, channels), found {data.shape}")
     if data.shape[1] < 2:

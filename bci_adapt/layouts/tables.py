@@ -123,6 +123,10 @@ def read_trials(file: NwbFile, n_axes: int) -> dict[str, NDArray[Any]]:
             values = values[np.arange(n_trials), first] if values.shape[1] else np.full(n_trials, np.nan)
         return values.reshape(n_trials, -1)[:, 0]
 
+    for name in ("start_time", "stop_time"):
+        key = f"{TRIALS}/{name}"
+        if key in file and file.numbers(key).ndim != 1:
+            raise file.error(key, f"must be one time per trial, found shape {file.numbers(key).shape}")
     result = column(file, TRIALS, "result")
     trials = {
         "trial_start_s": time_s("start_time"),
