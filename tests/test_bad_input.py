@@ -106,6 +106,24 @@ def damaged_type(file):
     h5py.h5d.create(file[CURSOR].id, b"data", kind, h5py.h5s.create_simple((2000, 2)))
 
 
+def damaged_attribute(file):
+    """The same of the number that every value of the cursor is multiplied by."""
+    kind, holder = h5py.h5t.IEEE_F64LE.copy(), file[f"{CURSOR}/data"]
+    kind.set_ebias(2**40)
+    del holder.attrs["conversion"]
+    h5py.h5a.create(holder.id, b"conversion", kind, h5py.h5s.create(h5py.h5s.SCALAR))
+
+
+def damaged_header(path):
+    """Nothing is left of what says that the cursor is there."""
+    spikes_file(path)
+    with h5py.File(path) as file:
+        at = h5py.h5o.get_info(file[CURSOR].id).addr
+    whole = bytearray(path.read_bytes())
+    whole[at : at + 16] = bytes(16)
+    path.write_bytes(whole)
+
+
 def stored_elsewhere(file):
     del file[f"{CURSOR}/data"]
     file[CURSOR].create_dataset("data", (2000, 2), "f8", external=[("/etc/hostname", 0, 32_000)])
@@ -174,6 +192,10 @@ def endless_text(path):
     whole = bytearray(path.read_bytes())
     whole[at : at + 16_000] = bytes(whole[at : at + 16]) * 1000
     path.write_bytes(whole)
+
+
+def without(key):
+    return lambda file: file.__delitem__(key)
 
 
 def relink(file, key, to):
@@ -288,6 +310,8 @@ CASES: dict[str, Any] = {
     # attributes and types
     "huge attribute": (huge_attribute, "starting_time has an attribute rate of 2,097,152 bytes"),
     "damaged type": (edited(damaged_type), "cursor_pos/data has a type that cannot be read"),
+    "damaged attribute": (edited(damaged_attribute), "cursor_pos/data has an unreadable attribute conversion"),
+    "damaged object": (damaged_header, "behavior/Position/cursor_pos cannot be opened .* is the file complete"),
     "no numbers / compound": (put(f"{CURSOR}/data", compound(2000)), "cursor_pos/data must hold numbers"),
     "no numbers / text": (put(f"{CURSOR}/data", {"data": ["x"] * 2000, "dtype": TEXT}), "data must hold numbers"),
     "no numbers / complex": (put(f"{CURSOR}/data", np.zeros((2000, 2), complex)), "data must hold numbers"),
@@ -350,6 +374,10 @@ CASES: dict[str, Any] = {
         "no units with spike times",
     ),
     "no spikes": (spikes(spike_times=np.zeros(0), spike_times_index=np.zeros(4, int)), "spike_times holds no spikes"),
+    "no spikes and no clock": (
+        spikes(kinematics=False, spike_times=np.zeros(0), spike_times_index=np.zeros(4, int)),
+        "spike_times holds no times",
+    ),
     "no spikes / no units": (edited(empty_units), "spike_times holds no spikes"),
     "no index": (edited(lambda file: file.__delitem__("units/spike_times_index")), "spike_times_index is missing"),
     "NaN spike": (
@@ -410,6 +438,7 @@ CASES: dict[str, Any] = {
     "same channel twice": (edited(same_channels), "labels of channel must be unique"),
     "no layout / one channel": (counts(n_channels=1), "at least two"),
     "one channel that spikes / one unit": (spikes(n_units=1), "at least two"),
+    "one unit": (edited(without("units/electrodes"), n_units=1), "units offers 1 channel"),
     "one channel that spikes": (
         counts(counts=np.tile(np.array([[1, 0, 0, 0]], np.uint16), (400, 1))),
         "1 of 4 channels ever spike",
@@ -593,10 +622,6 @@ def two_columns(file):
     file[key] = np.stack([values, values], axis=1)
 
 
-def without(key):
-    return lambda file: file.__delitem__(key)
-
-
 def replaced(key, value):
     def edit(file):
         del file[key]
@@ -626,6 +651,12 @@ OTHER_LAYOUTS = {
         replaced(f"{TRIALS}/index_target_position", np.bytes_([b"left"] * 3)),
         "link",
         None,
+    ),
+    "rows that stand still": (
+        link_file,
+        replaced("analysis/ThresholdCrossings/timestamps", np.ones(125)),
+        "link",
+        "ThresholdCrossings/timestamps never rise",
     ),
     "trials judged twice": (
         lambda path: maze_000070(path, spike_trains(4, MAZE_TRIALS)),
@@ -703,7 +734,13 @@ ARRAYS: dict[str, Any] = {
     "NaN times": (npz(spikes=np.full(800, np.nan)), "spikes must be finite times"),
     "times of the year 32,000": (npz(spikes=np.full(800, 1e12)), "spikes must be finite times"),
     "times of the target": (npz(target_time_s=TIMES[:5]), "target_time_s must be"),
+    "no channel at all": (lambda path: np.savez(path, spikes=SORTED.ravel()), "one array of times per channel"),
     "fractions": (lambda path: np.savez(path, counts=np.full((40, 4), 0.5)), "counts must be whole numbers"),
+    "no counts": (lambda path: np.savez(path, counts=np.zeros((0, 4))), "counts must be .* not empty"),
+    "ends of bins": (
+        lambda path: np.savez(path, counts=np.ones((40, 4)), target_time_s=np.ones(7)),
+        "target_time_s must be .* the end of each bin",
+    ),
 }
 
 
