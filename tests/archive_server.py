@@ -294,9 +294,14 @@ class _Handler(BaseHTTPRequestHandler):
             body += b"x" * fault.at
         size, pause_s = fault.value if fault.kind == "drip" else (65536, 0.0)
         for first in range(0, len(body), size):
-            self.wfile.write(body[first : first + size])
-            self.wfile.flush()
-            self.entry.sent += len(body[first : first + size])
+            part = body[first : first + size]
+            self.entry.sent += len(part)  # before the client can have it and ask how much was sent
+            try:
+                self.wfile.write(part)
+                self.wfile.flush()
+            except OSError:
+                self.entry.sent -= len(part)
+                raise
             time.sleep(pause_s)
         if fault.kind in ("cut", "lying length"):
             self.close_connection = True
