@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bci_adapt import __version__, binning, quality
 from bci_adapt.errors import InputError
-from bci_adapt.layouts.reading import Grid, Kinematics, grid_of_samples
+from bci_adapt.layouts.reading import Grid, Kinematics, grid_of_samples, require_one_clock, turns_apart
 from bci_adapt.nwb import MAX_BYTES, MAX_ROWS, clean
 from bci_adapt.prepare import finish, prepare
 from bci_adapt.quality import Thresholds
@@ -93,6 +93,8 @@ def from_arrays(
     if spikes is not None:
         times_s, index, n_channels = _spikes(given, spikes, spike_unit)
         grid, rows = _bins(given, times_s, values, target_time_s, bin_s, warnings)
+        turns_apart(given, "spikes", times_s, index, 0)
+        require_one_clock(given, "spikes", times_s, grid)
         binned = grid.counts(times_s, index, np.arange(n_channels), n_channels)
         statistics = quality.spike_statistics(times_s, index, np.arange(n_channels), n_channels)
     else:
@@ -260,6 +262,9 @@ def _spikes(
         raise given.error("spikes", "must be finite times in seconds, and there must be some")
     if n_channels < 2:
         raise given.error("spikes", f"come from {n_channels} channel, at least two are needed")
+    if spike_unit is not None:  # channel by channel, each in the order it came in
+        order = np.argsort(index, kind="stable")
+        times_s, index = times_s[order], index[order]
     return times_s, index, n_channels
 
 

@@ -256,6 +256,11 @@ def split(session: xr.Dataset, stream_s: float, min_held_out_s: float) -> tuple[
             "out: shorten the stream or leave this session out"
         )
     early = session["trial_start_s"].values < session["time"].values[n_stream] - bin_s
+    if "session" in session.coords:  # a concatenation: every session has a clock of its own
+        order = list(dict.fromkeys(session["session"].values.tolist()))
+        cut = order.index(session["session"].values[n_stream])
+        of = np.asarray([order.index(name) for name in session["trial_session"].values.tolist()], dtype=np.int64)
+        early = (of < cut) | ((of == cut) & early)
     parts = (slice(None, n_stream), early), (slice(n_stream, None), ~early)
     stream, held_out = (session.isel(time=rows, trial=np.flatnonzero(chosen)) for rows, chosen in parts)
     return stream, held_out
@@ -264,7 +269,8 @@ def split(session: xr.Dataset, stream_s: float, min_held_out_s: float) -> tuple[
 def concat(sessions: Sequence[xr.Dataset]) -> xr.Dataset:
     """Put sessions of the same channels, axes and bins behind one another along time, oldest first.
 
-    Each begins a new segment and keeps its own clock; a coordinate ``session (time)`` says which one a bin is of.
+    Each begins a new segment and keeps its own clock; coordinates ``session (time)`` and ``trial_session (trial)`` say
+    which one a bin or a trial is of.
     Kinematics that not all have are left out, as are statistics of spike times. `InputError` unless channels and axes
     are the same in the same order (`channels.match` makes them so) and bins are equally wide.
     """
@@ -289,7 +295,8 @@ def concat(sessions: Sequence[xr.Dataset]) -> xr.Dataset:
         part = part.assign(segment=part["segment"] + np.int32(n_segments))
         n_segments = int(part["segment"].values.max()) + 1
         ids = np.repeat([str(each.attrs["session_id"])], part.sizes["time"])
-        parts.append(part.assign_coords(session=("time", ids)))
+        own = np.repeat([str(each.attrs["session_id"])], part.sizes["trial"])
+        parts.append(part.assign_coords(session=("time", ids), trial_session=("trial", own)))
     along: dict[str, Any] = {"data_vars": "minimal", "coords": "minimal", "compat": "override", "join": "exact"}
     bins = xr.concat([part.drop_dims("trial") for part in parts], "time", **along)
     trials = xr.concat([part.drop_dims("time") for part in parts], "trial", **along)

@@ -9,7 +9,7 @@ from scipy.io import savemat
 import bci_adapt as ba
 from bci_adapt.errors import InputError
 from bci_adapt.prepare import prepare
-from bci_adapt.session import concat, open_session, read_session, write_session
+from bci_adapt.session import concat, open_session, read_session, split, write_session
 
 TIMES = np.arange(1, 2001) / 100.0
 POSITION = np.stack([5 * np.sin(TIMES), 5 * np.cos(1.3 * TIMES)], axis=1)
@@ -148,7 +148,7 @@ def test_a_name_of_the_schema_is_no_name_of_a_kinematic():
 
 def test_spikes_on_another_clock_are_refused():
     for wrong in ([each * 1000.0 + 30.0 for each in trains()], [each + 1e5 for each in trains()]):
-        with pytest.raises(InputError, match="is it one clock"):
+        with pytest.raises(InputError, match=r"one clock|another unit"):
             ba.from_arrays(wrong, POSITION, TIMES, bin_s=0.05)
 
 
@@ -158,3 +158,25 @@ def test_days_in_other_units_are_not_joined(tmp_path):
     other["position"].attrs["units"] = "mm"
     with pytest.raises(InputError, match="units and columns"):
         concat([session, other])
+
+
+def test_a_clock_that_starts_over_is_refused():
+    twice = [np.concatenate([each, each]) for each in trains()]
+    with pytest.raises(InputError, match=r"start over|out of order"):
+        ba.from_arrays(twice, POSITION, TIMES, bin_s=0.05)
+    together = np.argsort(np.concatenate(trains()), kind="stable")  # all channels in one stream, as they were recorded
+    flat = np.concatenate(trains())[together], np.repeat(np.arange(4), 200)[together]
+    made = ba.from_arrays(flat[0], POSITION, TIMES, bin_s=0.05, spike_unit=flat[1])
+    assert np.array_equal(made["counts"], ba.from_arrays(trains(), POSITION, TIMES, bin_s=0.05)["counts"])
+
+
+def test_a_concatenation_is_split_by_the_clock_of_each_session(tmp_path):
+    days = []
+    for number in range(2):
+        session = prepare(spikes_file(tmp_path / f"{number}.nwb"), 0.05)  # 20 s, trials from 1 and 11 s on
+        start = f"2014-03-0{number + 1}T00:00:00+00:00"
+        days.append(session.assign_attrs(session_id=f"day{number}", session_start=start))
+    stream, rest = split(concat(days), 25.0, 5.0)
+    assert stream["trial_session"].values.tolist() == ["day0", "day0", "day1"]
+    assert rest["trial_session"].values.tolist() == ["day1"]
+    assert rest["trial_start_s"].values.tolist() == [11.0]

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 from nwb_files import spikes_file
@@ -156,11 +157,23 @@ def test_files_of_ones_own_are_read_from_the_paths_named(call, tmp_path):
         (["--per", "array"], "per='array'"),
         (["--target", "x", "--layout", "perich"], "go with the layout 'generic'"),
     ]:
-        code, _, err = call("prepare", tmp_path / "mine", *wrong, "-o", tmp_path / "none")
+        code, _, err = call("prepare", tmp_path / "mine" / "a.nwb", *wrong, "-o", tmp_path / "none")
         assert (code, message in err) == (2, True), err
     assert not (tmp_path / "none").exists()
     shutil.copy(tmp_path / "mine" / "a.nwb", tmp_path / "mine" / "b.nwb")
     before = next((tmp_path / "out").glob("*.nc")).read_bytes()
     code, _, err = call("prepare", tmp_path / "mine" / "a.nwb", tmp_path / "mine" / "b.nwb", "-o", tmp_path / "two")
-    assert (code, "are one session" in err) == (2, True)
+    assert (code, "are one session" in err) == (1, True)
     assert next((tmp_path / "out").glob("*.nc")).read_bytes() == before
+
+
+def test_one_bad_recording_does_not_cost_the_others(call, tmp_path):
+    for name in ("a", "c"):
+        path = spikes_file(tmp_path / f"{name}.nwb")
+        with h5py.File(path, "a") as file:
+            file["general/session_id"][()] = name
+    (tmp_path / "b.nwb").write_text("not NWB")
+    code, out, err = call("prepare", tmp_path, "-o", tmp_path / "out")
+    assert (code, "b.nwb: not an HDF5 file" in err, "1 of 3 recordings" in err) == (1, True, True)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["sub-T_ses-a.nc", "sub-T_ses-c.nc"]
+    assert out.count("4 channels") == 2

@@ -76,7 +76,7 @@ def test_m1_muscles_are_the_only_target(tmp_path):
     np.testing.assert_array_equal(session["evaluated"].values, mask)
     np.testing.assert_array_equal(wide["evaluated"].values, mask[::2] & mask[1::2])
     assert session["channel"].values[[0, 63]].tolist() == ["H_electrode_group/elec0", "I_electrode_group/elec63"]
-    assert session.attrs["channel_identity"] == "electrode"
+    assert session.attrs["channel_identity"] == "column"  # its table has no labels, and a row is no electrode
     assert (session.attrs["subject"], session.attrs["split"]) == ("MonkeyL", "held-in-calib")
     assert session.attrs["session_id"] == "sub-MonkeyL_ses-L_20120924_held_in_calib"
     assert session["trial_go_s"].values.tolist() == [0.2, 1.1]
@@ -331,6 +331,7 @@ def test_a_wrong_file_is_refused_with_its_name_and_key(tmp_path, layout, change,
 
 
 def test_warnings_of_a_clean_file_are_few(tmp_path):
-    assert json.loads(prepare(m1_file(tmp_path / "a.nwb"), 0.02).attrs["warnings"]) == []
+    (m1,) = json.loads(prepare(m1_file(tmp_path / "a.nwb"), 0.02).attrs["warnings"])
+    assert "electrodes have no labels" in m1
     bmi = json.loads(prepare(bmi_file(tmp_path / "b.nwb"), 0.05).attrs["warnings"])
     assert bmi == []

@@ -19,13 +19,12 @@ Variable = Annotated[str, typer.Option("--variable", metavar="NAME", help="The k
 
 
 def _session(path: Path, bin_s: float | None) -> xr.Dataset:
-    """A session file as it is, or an NWB file prepared at `bin_s` (0.05 s when not given)."""
-    from bci_adapt.prepare import prepare
-    from bci_adapt.session import read_session
+    """A session file as it is, or a recording prepared at `bin_s` (0.05 s when not given)."""
+    from bci_adapt.arrays import read
 
     if path.suffix != ".nc":
-        return prepare(path, 0.05 if bin_s is None else bin_s)
-    session = read_session(path)
+        return read(path, 0.05 if bin_s is None else bin_s)
+    session = read(path)
     own_s = float(session.attrs["bin_s"])
     if bin_s is not None and abs(own_s - bin_s) > 1e-9:
         raise InputError(f"{path} is binned at {own_s:g} s, not {bin_s:g} s: leave --bin-s out, or give the NWB file")

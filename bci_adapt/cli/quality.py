@@ -88,13 +88,9 @@ def _thresholds(settings: list[str]) -> QcThresholds:
 
 
 def _read(path: Path, bin_s: float) -> xr.Dataset:
-    if path.suffix == ".nwb":
-        from bci_adapt.prepare import prepare
+    from bci_adapt.arrays import read
 
-        return prepare(path, bin_s)
-    from bci_adapt.session import read_session
-
-    return read_session(path)
+    return read(path) if path.suffix == ".nc" else read(path, bin_s)
 
 
 def _free(stem: str, drawn: set[str]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bci_adapt.cli.common import JsonFile, Quiet, app, out, progress, write_json
+from bci_adapt.cli.common import JsonFile, Quiet, app, err, out, progress, write_json
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ def prepare(
 ) -> None:
     """Bin NWB files into labelled sessions (netCDF), with faulty stretches masked by rule.
 
+    A file that cannot be used is named and the others are prepared; the exit code is then 1 (2 for a single file).
+
     Files of a known dataset need nothing more; of your own, [cyan]bci-adapt inspect[/] lists the paths to choose from.
 
     Example: [cyan]bci-adapt prepare recordings/ --bin-s 0.05[/]
@@ -104,20 +106,31 @@ def prepare(
 
     files: list[Path] = []
     for path in recordings:
-        files += [Path(each) for each in Folder(path).list()["path"]] if path.is_dir() else [path]
+        files += Folder(path).paths() if path.is_dir() else [path]
     folder = into or cache_root() / "sessions"
     seen: dict[Path, Path] = {}
+    failed = 0
     with progress(quiet) as bar:
         task = bar.add_task("preparing", total=len(files)) if bar is not None else None
         for file in files:
-            session = prepare_one(file, bin_s, layout=layout, per=per, spikes=spikes, targets=target or ())
-            written = folder / f"{session.attrs['session_id']}.nc"
-            if written in seen:
-                raise InputError(f"{file} and {seen[written]} are one session, {written.stem}: prepare one of them")
-            seen[written] = file
-            write_session(session, written)
             if bar is not None and task is not None:
-                bar.update(task, advance=1, description=file.name)
+                bar.update(task, description=file.name)
+            try:
+                session = prepare_one(file, bin_s, layout=layout, per=per, spikes=spikes, targets=target or ())
+                written = folder / f"{session.attrs['session_id']}.nc"
+                if written in seen:
+                    raise InputError(f"{file} and {seen[written]} are one session, {written.stem}: prepare one of them")
+                seen[written] = file
+                write_session(session, written)
+            except InputError as error:
+                if len(files) == 1:
+                    raise
+                failed += 1
+                err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+                continue
+            finally:
+                if bar is not None and task is not None:
+                    bar.advance(task)
             if not quiet:
                 minutes = session.sizes["time"] * bin_s / 60.0
                 labels = ", ".join(kinematic_names(session)) or "no labels"
@@ -128,3 +141,6 @@ def prepare(
                 )
                 for warning in json.loads(session.attrs["warnings"]):
                     out.print(f"  warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if failed:
+        err.print(f"{failed} of {len(files)} recordings could not be prepared", style="red", highlight=False)
+        raise typer.Exit(1)

@@ -112,7 +112,7 @@ def _place(path: str) -> int:
 
 
 def _position(description: Description) -> list[Target]:
-    """The series that make up a position: best container first, then alphabetical order of paths."""
+    """The series that make up a position: best container first, eyes last, then alphabetical order of paths."""
 
     def rank(series: Series) -> int:
         container, _, name = series.path.rpartition("/")
@@ -120,16 +120,19 @@ def _position(description: Description) -> list[Target]:
             return 0
         return 1 if _says(name, "pos", "position") and series.type in ("SpatialSeries", "TimeSeries") else 2
 
-    ranked = sorted((rank(series), _place(series.path), series.path, series) for series in description.series)
+    ranked = sorted(
+        (rank(series), _says(series.path, "eye", "gaze"), _place(series.path), series.path, series)
+        for series in description.series
+    )
     if not ranked or ranked[0][0] == 2:
         return []
-    best = ranked[0][3]
+    best = ranked[0][-1]
     chosen = [best]
     if ranked[0][0] == 0 and (len(best.shape) == 1 or best.shape[1] == 1):
         container = best.path.rpartition("/")[0]
         chosen = [
             series
-            for level, _, path, series in ranked
+            for level, _, _, path, series in ranked
             if level == 0 and path.rpartition("/")[0] == container and series.shape == best.shape
         ]
     return [Target("position", tuple(series.path for series in chosen), required=True)]

@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 from bci_adapt import __version__, binning, quality
 from bci_adapt.errors import InputError
 from bci_adapt.layouts.base import Layout
-from bci_adapt.layouts.tables import Channels, electrode_names, observed_bins, read_trials, unit_channels
+from bci_adapt.layouts.tables import (
+    Channels,
+    electrode_identity,
+    electrode_names,
+    observed_bins,
+    read_trials,
+    unit_channels,
+)
 from bci_adapt.nwb import NwbFile, identity, spike_table
 from bci_adapt.session import BIN_EDGE, assemble
 from bci_adapt.storage import file_digest
@@ -305,16 +312,16 @@ def read_spikes(
         channels = unit_channels(file, n_units, per, warnings, rows_are_channels)
     if len(channels.names) < 2:
         raise file.error(key.partition("/")[0], f"offers {len(channels.names)} channel, at least two are needed")
-    apart_s = _turns_apart(file, key, spikes_s, unit_index, len(grid.stretches()) - 1 if resets else 0)
-    _require_one_clock(file, key, spikes_s, grid)
+    apart_s = turns_apart(file, key, spikes_s, unit_index, len(grid.stretches()) - 1 if resets else 0)
+    require_one_clock(file, key, spikes_s, grid)
     statistics = quality.spike_statistics(apart_s, unit_index, channels.index, len(channels.names))
     counts = grid.counts(spikes_s, unit_index, channels.index, len(channels.names))
     valid = observed_bins(file, n_units, grid.starts, binning.bin_ticks(grid.bin_s), warnings) & ~grid.overlapping
     return Neurons(counts, channels, valid, statistics)
 
 
-def _turns_apart(
-    file: NwbFile, key: str, spikes_s: NDArray[np.float64], unit_index: NDArray[np.integer], most: int
+def turns_apart(
+    file: Worded, key: str, spikes_s: NDArray[np.float64], unit_index: NDArray[np.integer], most: int
 ) -> NDArray[np.float64]:
     """Times (n_spikes,), unit by unit, with each turn of the clock moved behind the last: there no spikes are close.
 
@@ -332,7 +339,7 @@ def _turns_apart(
 
 
 def _refuse_disorder(
-    file: NwbFile,
+    file: Worded,
     key: str,
     spikes_s: NDArray[np.float64],
     unit_index: NDArray[np.integer],
@@ -356,7 +363,7 @@ def _refuse_disorder(
     )
 
 
-def _require_one_clock(file: NwbFile, key: str, spikes_s: NDArray[np.float64], grid: Grid) -> None:
+def require_one_clock(file: Worded, key: str, spikes_s: NDArray[np.float64], grid: Grid) -> None:
     """Raise `InputError` when the spikes and the bins cannot be on one clock in seconds."""
     spikes, bins = (float(spikes_s.min()), float(spikes_s.max())), (float(grid.ends_s.min()), float(grid.ends_s.max()))
     spans = spikes[1] - spikes[0], bins[1] - bins[0] + grid.bin_s
@@ -402,6 +409,7 @@ def read_counts(
             )
         names, what = [f"column{i}" for i in range(counts.shape[1])], "column"
     electrodes = names if what == "electrode" else []
+    what = electrode_identity(file, warnings) if what == "electrode" else what
     index = np.arange(len(names))
     return Neurons(counts, Channels(names, index, what, electrodes), ~grid.overlapping & finite, {}, unit)
 

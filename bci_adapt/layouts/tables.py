@@ -45,6 +45,17 @@ def electrode_names(file: NwbFile) -> list[str]:
     return [f"{name}#{number}" if times[name] > 1 else name for name, number in zip(names, ids, strict=True)]
 
 
+def electrode_identity(file: NwbFile, warnings: list[str]) -> str:
+    """Return ``"electrode"`` where labels name the electrodes, else ``"column"``, with a warning."""
+    names = electrode_names(file)
+    labelled = any(f"{ELECTRODES}/{name}" in file for name in ("label", "electrode_label", "channel_name"))
+    if labelled and not any("#" in name for name in names):
+        return "electrode"
+    what = "share labels" if labelled else "have no labels"
+    warnings.append(f"electrodes {what}: channels are named by their rows, the same elsewhere only if the tables are")
+    return "column"
+
+
 def electrodes_used(file: NwbFile) -> list[str]:
     """Return the names of the electrodes that carry units, or all of them where there is no units table."""
     names = electrode_names(file)
@@ -100,7 +111,7 @@ def unit_channels(
     place = {row: i for i, row in enumerate(kept)}
     index = np.asarray([place[row] for row in rows.tolist()], dtype=np.int64)
     kept_names = [names[row] for row in kept]
-    return Channels(kept_names, index, "electrode", kept_names)
+    return Channels(kept_names, index, electrode_identity(file, warnings), kept_names)
 
 
 def read_trials(file: NwbFile, n_axes: int) -> dict[str, NDArray[Any]]:

@@ -22,15 +22,19 @@ class Folder(Source):
         self.path = Path(path)
         self._listed: pd.DataFrame | None = None
 
-    def list(self) -> pd.DataFrame:
-        """See `Source.list`; `InputError` for a folder that is missing or has no recording, and for a bad file."""
+    def paths(self) -> list[Path]:
+        """Return the recordings by name, none of them opened; `InputError` for a folder that is missing or has none."""
         if not self.path.is_dir():
             raise InputError(f"{self.path}: no such folder; a folder of recordings was expected")
         found = [path for pattern in ("*.nwb", "*.mat") for path in self.path.rglob(pattern)]
         paths = sorted(path for path in found if not path.name.startswith("."))
         if not paths:
             raise InputError(f"{self.path}: no *.nwb or *.mat file in this folder")
-        table = sessions_of(paths, str(self.path))
+        return paths
+
+    def list(self) -> pd.DataFrame:
+        """See `Source.list`; `InputError` for a folder that is missing or has no recording, and for a bad file."""
+        table = sessions_of(self.paths(), str(self.path))
         self._listed = table.copy()
         return table
 
