@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import get_args
 
 import h5py
+import numpy as np
+import nwb_layouts_a
+import nwb_layouts_b
 import pytest
 from archive_server import NEW, serving
 from nwb_files import spikes_file
 
 from bci_adapt.catalog import variants
-from bci_adapt.channels import POLICIES
+from bci_adapt.channels import POLICIES, policy_of
 from bci_adapt.datasets import Dataset, datasets
 from bci_adapt.errors import InputError
 from bci_adapt.experiment import Pair, choose_pairs, load_config, meet, open_source
@@ -218,3 +221,25 @@ def test_a_day_with_both_tasks_is_ambiguous(archive, tmp_path):
     ids = open_source(config, lock=tmp_path / "lock.toml").list().index.tolist()
     with pytest.raises(InputError, match=r"2 sessions match '20140303'.*-CO-20140303, .*-RT-20140303"):
         choose_pairs(config, ids)
+
+
+MADE = {
+    "perich": lambda path: spikes_file(path),
+    "falcon_m1": lambda path: nwb_layouts_a.m1_file(path),
+    "falcon_m2": lambda path: nwb_layouts_a.m2_file(path, stamps=np.arange(1, 101) * 0.02),
+    "falcon_h1": lambda path: nwb_layouts_a.h1_file(path),
+    "link": lambda path: nwb_layouts_a.link_file(path, width_ms=50),
+    "cursor_bmi": lambda path: nwb_layouts_a.bmi_file(path),
+    "mc_maze": lambda path: nwb_layouts_b.mc_maze(path, TRAINS(5, [(0.5, 2.0), (2.2, 4.0), (4.1, 5.9)])),
+    "churchland_maze": lambda path: nwb_layouts_b.maze_000070(path, TRAINS(6, nwb_layouts_b.MAZE_TRIALS)),
+}
+TRAINS = nwb_layouts_b.spike_trains
+
+
+@pytest.mark.parametrize("layout", MADE)
+def test_the_policy_that_a_dataset_states_is_the_one_its_sessions_get(tmp_path, layout):
+    bin_s = {"falcon_m1": 0.04, "falcon_m2": 0.04, "falcon_h1": 0.04}.get(layout, 0.05)
+    session = prepare(MADE[layout](tmp_path / "a.nwb"), bin_s)
+    stated = {dataset.channels for dataset in KNOWN.values() if dataset.layout == layout}
+    assert session.attrs["layout"] == layout
+    assert stated == {policy_of(session)}
