@@ -1,7 +1,7 @@
 """Decode movement from primate spike recordings as electrodes drift.
 
 >>> import bci_adapt as ba
->>> monday = ba.from_arrays([[0.11, 0.52], [0.33]], [[0.0], [1.0], [1.5]], [0.0, 0.25, 0.6], bin_s=0.3)
+>>> monday = ba.session([[0.11, 0.52], [0.33]], [[0.0], [1.0], [1.5]], [0.0, 0.25, 0.6], bin_s=0.3)
 >>> monday["counts"].values.tolist()
 [[1, 0], [1, 1]]
 """
@@ -14,11 +14,11 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "read": "bci_adapt.arrays",
-    "from_arrays": "bci_adapt.arrays",
-    "write_session": "bci_adapt.session",
-    "open_session": "bci_adapt.session",
-    "split": "bci_adapt.session",
-    "concat": "bci_adapt.session",
+    "session": "bci_adapt.arrays",
+    "write_session": "bci_adapt.sessions",
+    "open_session": "bci_adapt.sessions",
+    "split": "bci_adapt.sessions",
+    "concat": "bci_adapt.sessions",
     "match": "bci_adapt.channels",
 }
 

@@ -18,7 +18,7 @@ from bci_adapt.layouts.reading import Grid, Kinematics, grid_of_samples, require
 from bci_adapt.nwb import MAX_BYTES, MAX_ROWS, clean
 from bci_adapt.prepare import finish, prepare
 from bci_adapt.quality import Thresholds
-from bci_adapt.session import BIN_EDGE, assemble, check, read_session
+from bci_adapt.sessions import BIN_EDGE, assemble, check, read_session, reserved
 from bci_adapt.storage import file_digest
 
 KEYS = (
@@ -40,7 +40,7 @@ class _Given:
         return InputError(f"{self.session_id}: {key} {message}")
 
 
-def from_arrays(
+def session(
     spikes: Sequence[ArrayLike] | ArrayLike | None = None,
     target: ArrayLike | None = None,
     target_time_s: ArrayLike | None = None,
@@ -82,11 +82,7 @@ def from_arrays(
     if (spikes is None) == (counts is None):
         raise given.error("spikes, counts", "exactly one of them is needed")
     values = None if target is None else _table(given, target, "target")
-    if (
-        target_kind.endswith("_valid")
-        or target_kind in ("counts", "valid", "segment", "time", "velocity")
-        or not (target_kind.isidentifier())
-    ):
+    if reserved(target_kind) or not target_kind.isidentifier():
         raise given.error("target_kind", f"cannot be {target_kind!r}: 'position', 'recorded_velocity', or another word")
     warnings: list[str] = []
     statistics: dict[str, NDArray[np.int64]] = {}
@@ -114,7 +110,7 @@ def from_arrays(
     labels = [str(name) for name in channels] if channels is not None else [f"ch{i}" for i in range(binned.shape[1])]
     if len(labels) != binned.shape[1]:
         raise given.error("channels", f"must name {binned.shape[1]} channels, found {len(labels)}")
-    session = assemble(
+    made = assemble(
         time_s=grid.ends_s,
         counts=binned,
         segment=grid.segment,
@@ -143,30 +139,30 @@ def from_arrays(
             **(about or {}),
         },
     )
-    finish(session, thresholds or Thresholds())
-    usable = np.count_nonzero(session["counts"].values[session["valid"].values].any(axis=0))
+    finish(made, thresholds or Thresholds())
+    usable = np.count_nonzero(made["counts"].values[made["valid"].values].any(axis=0))
     if usable < 2:
         raise given.error(
             "spikes", f"of {usable} channels fall into its bins, at least two are needed: is it one clock?"
         )
-    check(session)
-    return session
+    check(made)
+    return made
 
 
 def read(path: Path | str, bin_s: float | None = None, **options: Any) -> xr.Dataset:
     """Read a session from any file: ``.nc`` a prepared one, ``.nwb`` or MATLAB 7.3 a recording, ``.npz`` or another
-    ``.mat`` the arguments of `from_arrays` as arrays of their names.
+    ``.mat`` the arguments of `session` as arrays of their names.
 
-    `bin_s` is needed for all but ``.nc``; `options` are those of `prepare.prepare` or `from_arrays`.
+    `bin_s` is needed for all but ``.nc``; `options` are those of `prepare.prepare` or `session`.
     """
     path = Path(path)
     if path.suffix == ".nc":
         if options:
             raise InputError(f"{path}: a prepared session takes no options, got {', '.join(options)}")
-        session = read_session(path)
-        if bin_s is not None and binning.bin_ticks(bin_s) != binning.bin_ticks(float(session.attrs["bin_s"])):
-            raise InputError(f"{path}: is prepared in bins of {session.attrs['bin_s']:g} s, not of {bin_s:g} s")
-        return session
+        stored = read_session(path)
+        if bin_s is not None and binning.bin_ticks(bin_s) != binning.bin_ticks(float(stored.attrs["bin_s"])):
+            raise InputError(f"{path}: is prepared in bins of {stored.attrs['bin_s']:g} s, not of {bin_s:g} s")
+        return stored
     if bin_s is None:
         raise InputError(f"{path}: bin_s, the width of a bin in seconds, is needed to read a recording")
     arrays = _arrays_of(path)
@@ -174,11 +170,11 @@ def read(path: Path | str, bin_s: float | None = None, **options: Any) -> xr.Dat
         return prepare(path, bin_s, **options)
     about = {"source_file": path.name, "source_sha256": file_digest(path)}
     given: dict[str, Any] = {"session_id": path.stem} | arrays | options
-    return from_arrays(**given, bin_s=bin_s, about=about)
+    return session(**given, bin_s=bin_s, about=about)
 
 
 def _arrays_of(path: Path) -> dict[str, Any] | None:
-    """The arguments of `from_arrays` in an ``.npz`` or classic ``.mat`` file; None for other files."""
+    """The arguments of `session` in an ``.npz`` or classic ``.mat`` file; None for other files."""
     if path.suffix not in (".npz", ".mat") or not path.is_file():
         return None
     if path.suffix == ".mat":

@@ -61,15 +61,6 @@ def require_size(n_bins: int, n_channels: int) -> None:
         )
 
 
-def bin_ends_s(start_s: float, n_bins: int, bin_s: float) -> NDArray[np.float64]:
-    """Return the end of every bin, (n_bins,) seconds, exact to the tick.
-
-    >>> bin_ends_s(0.0, 3, 0.1).tolist()
-    [0.1, 0.2, 0.3]
-    """
-    return (to_ticks(start_s) + bin_ticks(bin_s) * np.arange(1, n_bins + 1)) / TICKS_PER_S
-
-
 def bin_rows(ticks: NDArray[np.int64], starts: ArrayLike, n_bins: ArrayLike, bin_s: float) -> NDArray[np.int64]:
     """Return the row (n,) of each time, given in ticks and in any order, or -1 outside of all bins.
 
@@ -109,29 +100,6 @@ def require_counted(counts: NDArray[np.uint16], n_spikes: int) -> None:
         raise InputError("a bin holds more than 65,535 spikes: choose a smaller bin_s")
 
 
-def spike_counts(
-    spike_times_s: ArrayLike, channel_index: ArrayLike, n_channels: int, start_s: float, n_bins: int, bin_s: float
-) -> NDArray[np.uint16]:
-    """Count spikes, (n_spikes,) in seconds and in any order, into (n_bins, n_channels) of uint16.
-
-    `channel_index` (n_spikes,) says which channel a spike belongs to. Spikes outside ``(start, start + n_bins bin]``
-    are not counted; every other spike is counted exactly once. `InputError` when a count exceeds uint16, an index is
-    out of range or the result would be unreasonably large.
-
-    >>> spike_counts([0.01, 0.02, 0.021, 0.04], [0, 0, 0, 1], 2, 0.0, 2, 0.02).tolist()
-    [[2, 0], [1, 1]]
-    """
-    require_size(n_bins, n_channels)
-    ticks, channel_index = to_ticks(spike_times_s), np.asarray(channel_index, dtype=np.int64)
-    if ticks.shape != channel_index.shape or ticks.ndim != 1:
-        raise InputError(f"one channel index per spike is needed, got {channel_index.shape} for {ticks.shape}")
-    if channel_index.size and not (channel_index.min() >= 0 and channel_index.max() < n_channels):
-        raise InputError(f"channel indices must lie in 0..{n_channels - 1}")
-    counts = np.zeros((n_bins, n_channels), dtype=np.uint16)
-    require_counted(counts, add_spikes(counts, bin_rows(ticks, [to_ticks(start_s)], [n_bins], bin_s), channel_index))
-    return counts
-
-
 def row_means(values: NDArray[np.float64], rows: NDArray[np.int64], n_bins: int) -> NDArray[np.float64]:
     """Return the mean of the finite samples of `values` (n_samples, n_axes) in each row, (n_bins, n_axes).
 
@@ -149,17 +117,6 @@ def row_means(values: NDArray[np.float64], rows: NDArray[np.int64], n_bins: int)
         total = np.bincount(own, weights=column, minlength=n_bins + 1)
         np.divide(total[1:], number[1:], out=means[:, axis], where=number[1:] > 0)
     return means
-
-
-def signal_means(
-    values: ArrayLike, timestamps_s: ArrayLike, start_s: float, n_bins: int, bin_s: float
-) -> NDArray[np.float64]:
-    """Return the mean of the finite samples in each bin, (n_bins, n_axes); NaN where a bin has none.
-
-    `values` is (n_samples, n_axes) sampled at `timestamps_s` (n_samples,), in any order.
-    """
-    rows = bin_rows(to_ticks(timestamps_s), [to_ticks(start_s)], [n_bins], bin_s)
-    return row_means(np.asarray(values, dtype=np.float64), rows, n_bins)
 
 
 def segment_starts(segment: ArrayLike) -> NDArray[np.int64]:

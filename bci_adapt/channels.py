@@ -16,7 +16,7 @@ import xarray as xr
 
 from bci_adapt.catalog import unknown
 from bci_adapt.errors import InputError
-from bci_adapt.session import STATISTICS
+from bci_adapt.sessions import STATISTICS, require_one_subject
 
 POLICIES = ("electrode", "unit", "pool", "none")
 MISSING = ("refuse", "drop", "zero")
@@ -49,15 +49,6 @@ def match(sessions: Sequence[xr.Dataset], by: str | None = None, missing: str = 
     ready = [under(session, by) for session in sessions]
     names = common([each["channel"].values.tolist() for each in ready], [_id(each) for each in ready], missing)
     return [select(each, names, by) for each in ready]
-
-
-def require_one_subject(sessions: Sequence[xr.Dataset]) -> None:
-    """Raise `InputError` for sessions of several subjects: electrodes of one name are not the same in two animals."""
-    subjects = {str(each.attrs.get("subject", "")): _id(each) for each in sessions}
-    subjects.pop("", None)
-    if len(subjects) > 1:
-        listed = ", ".join(f"{name} ({session})" for name, session in subjects.items())
-        raise InputError(f"sessions of several subjects cannot be matched: {listed}; their electrodes are not the same")
 
 
 def common(channels: Sequence[Sequence[str]], of: Sequence[str], missing: str) -> list[str]:

@@ -24,14 +24,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from bci_adapt.binning import bin_ticks, causal_smooth, segment_slices, whole_bins
+from bci_adapt.binning import bin_ticks, causal_smooth, segment_slices, segment_starts, whole_bins
 from bci_adapt.errors import InputError
+from bci_adapt.sessions import kinematic_names, labels_of, start_of
 
 Array = NDArray[np.float64]
 
 ACTIVE_HZ = 0.1
 """A channel that fires less than this is silent: it has no direction to change and cannot be z-scored."""
-FIRST_REAL_YEAR = 1970  # archives hide dates by moving them before this year (FALCON: 1925)
 MIN_BLOCKS = 8  # in a session; a half then has four
 MAX_POINTS = 1500  # bins of each side in MMD, taken evenly; time and memory grow with the square
 TRIM = 0.005
@@ -46,9 +46,10 @@ SUCCESS = {"r", "rewarded", "reward", "success", "successful", "correct", "hit",
 class Settings:
     """How drift is measured; stored with the result.
 
-    `lag_s`: tuning relates the counts of the bin that ends at t to the movement of the bin that ends at t + lag_s
-    (positive: neurons lead). `block_s`: length of a bootstrap block, at least 5 s. `n_dims`, `smooth_s`: dimensions of
-    the space of the distribution distances, and the time constant of the causal exponential smoothing before it.
+    `lag_s`: tuning relates the counts of the bin that ends at t to the movement of the bin that ends at t + lag_s,
+    rounded to whole bins (positive: neurons lead). `block_s`: length of a bootstrap block, at least 5 s. `n_dims`,
+    `smooth_s`: dimensions of the space of the distribution distances, and the time constant of the causal exponential
+    smoothing before it.
     `level`: coverage of intervals. `fdr`: false discovery rate (Benjamini & Hochberg 1995) over channels.
     """
 
@@ -261,7 +262,7 @@ def day(session: xr.Dataset, variable: str = "velocity") -> Day:
         lengths = np.asarray(session["trial_stop_s"].values - session["trial_start_s"].values, dtype=np.float64)
     return Day(
         session_id=str(session.attrs.get("session_id", "session")),
-        start=_start(session),
+        start=start_of(session),
         bin_s=float(session.attrs["bin_s"]),
         channels=[str(label) for label in session["channel"].values],
         counts=session["counts"].values.astype(np.float64),
@@ -290,6 +291,8 @@ def drift(source: Day, target: Day, settings: Settings | None = None) -> Drift:
             f"{source.session_id} is binned at {source.bin_s:g} s and {target.session_id} at {target.bin_s:g} s: "
             "counts of different bins cannot be compared; prepare both with one --bin-s"
         )
+    if source.variable != target.variable:
+        raise InputError(f"{source.variable} of one session cannot be compared with {target.variable} of another")
     if source.spikes != target.spikes:
         raise InputError(f"{source.session_id} and {target.session_id}: one holds spike counts and the other power")
     first, second = (_Side(each, channels["common"], number, settings) for number, each in enumerate((source, target)))
@@ -320,7 +323,9 @@ def drift(source: Day, target: Day, settings: Settings | None = None) -> Drift:
             tuning, median = _tuning_change(*fits, settings)
             medians.append(median)
         elif comparable:
-            notes.append(f"fewer than {MIN_BLOCKS // 2} blocks of {settings.block_s:g} s have labels: no tuning{words}")
+            notes.append(
+                f"fewer than {MIN_BLOCKS // 2} blocks of {settings.block_s:g} s have labels that move: no tuning{words}"
+            )
         samples = [part.of(*points[part.side.number]) for part in parts]
         changes.append(
             Change(
@@ -416,7 +421,7 @@ def mmd(
     points, block = np.concatenate([x, y]), np.concatenate([blocks[0], blocks[1] + n_x])
     order = np.argsort(block, kind="stable")
     points, block = points[order], block[order]
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(block) > 0]))
+    starts = segment_starts(block)
     kernel = np.exp(_squared_distances(points) / (-2 * bandwidth**2))
     sums = np.add.reduceat(np.add.reduceat(kernel, starts, axis=0), starts, axis=1)
     sizes = np.diff(np.append(starts, len(points))).astype(np.float64)
@@ -507,22 +512,10 @@ def lagged(labels: Array, segment: NDArray[np.integer], lag_bins: int) -> Array:
 
 def _kinematic(session: xr.Dataset, name: str) -> Array | None:
     """Values (n_bins, n_axes), NaN where not usable; None when there is no such variable."""
-    if name not in session.data_vars or session[name].dims[:1] != ("time",) or session[name].ndim != 2:
+    if name not in kinematic_names(session):
         return None
-    values = session[name].values.astype(np.float64)
-    if f"{name}_valid" in session.data_vars:
-        values[~session[f"{name}_valid"].values] = np.nan
+    values = labels_of(session, name)
     return values if np.isfinite(values).all(axis=1).any() else None
-
-
-def _start(session: xr.Dataset) -> datetime | None:
-    if int(session.attrs.get("anonymised_dates", 0)):
-        return None
-    try:
-        start = datetime.fromisoformat(str(session.attrs.get("session_start", "")))
-    except ValueError:
-        return None
-    return start if start.year >= FIRST_REAL_YEAR else None
 
 
 # ------------------------------------------------------------------------------------------------------------- rates
@@ -843,11 +836,10 @@ def _kl(sides: list[tuple[Array, NDArray[np.integer]]], settings: Settings) -> t
     """Symmetric KL of Gaussians fitted to both sides, and p of permuted blocks."""
     moments, n_blocks = [], []
     for points, block in sides:
-        starts = np.flatnonzero(np.concatenate([[True], np.diff(block) > 0])) if len(block) else np.zeros(0, int)
-        n_blocks.append(len(starts))
         augmented = np.column_stack([np.ones(len(points)), points])
-        edges = np.append(starts, len(points))
-        moments += [augmented[i:j].T @ augmented[i:j] for i, j in pairwise(edges)]
+        blocks = segment_slices(block)
+        n_blocks.append(len(blocks))
+        moments += [augmented[rows].T @ augmented[rows] for rows in blocks]
     if min(n_blocks) < 2:
         return float("nan"), float("nan")
     first = _permuted_sides(n_blocks[0], n_blocks[1], settings.n_permutations, settings.seed)

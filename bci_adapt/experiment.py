@@ -436,7 +436,7 @@ def unscorable(session: Any, config: Config) -> str:
     import numpy as np
 
     from bci_adapt.jobs.arrays import session_arrays
-    from bci_adapt.session import split
+    from bci_adapt.sessions import split
 
     try:
         split(session, config.stream_s, config.min_held_out_s)
@@ -519,11 +519,12 @@ def _prepare_job(config: Config, recording: Path, provenance: Mapping[str, str])
 
 @dataclass(frozen=True)
 class Channels:
-    """The channels on which a source session and its targets meet, by `policy`, and those `removed` from the source."""
+    """The channels on which a source and its targets meet, by `policy`, and those `removed` by `rules` of quality."""
 
     names: list[str]
     policy: str
     removed: list[str]
+    rules: tuple[str, ...] = ()
 
     def job(self, prepared: Job, session: Any) -> Job:
         """The job that brings a prepared session to these channels: `prepared` itself where it has them already."""
@@ -537,7 +538,12 @@ class Channels:
             stem=f"{prepared.stem}_channels",
             folder="sessions",
             suffix=".nc",
-            parameters={"channels": self.names, "policy": self.policy, "removed": self.removed},
+            parameters={
+                "channels": self.names,
+                "policy": self.policy,
+                "removed": self.removed,
+                "reason": f"flagged on the source session: {', '.join(self.rules)}",
+            },
             inputs={"session": prepared},
             label=f"channels of {prepared.stem}",
             cost=0.5,
@@ -549,8 +555,9 @@ def meet(config: Config, source: str, targets: Sequence[str], sessions: Mapping[
 
     What `channels.remove` flags on the source is not among them, with any rule for missing channels.
     """
-    from bci_adapt.channels import common, policy_of, require_one_subject, under
+    from bci_adapt.channels import common, policy_of, under
     from bci_adapt.qc import flagged_channels, qc
+    from bci_adapt.sessions import require_one_subject
 
     _require_one_meaning(config.variable, [sessions[name] for name in (source, *targets)])
     section = config.channels
@@ -562,17 +569,18 @@ def meet(config: Config, source: str, targets: Sequence[str], sessions: Mapping[
     names = [name for name in common(channels, ids, section.missing) if name not in set(removed)]
     if len(names) < 2:
         raise InputError(f"{source}: channels.remove takes out {len(removed)} channels and leaves {len(names)}")
-    return Channels(names, policy, removed)
+    return Channels(names, policy, removed, section.remove)
 
 
 def _require_one_meaning(variable: str, sessions: Sequence[Any]) -> None:
     """Raise `InputError` unless all sessions hold `variable`, with the same axes in the same unit, and counts."""
-    from bci_adapt.jobs.arrays import session_arrays
+    from bci_adapt.sessions import labels_of
 
-    meanings = {}
+    meanings: dict[tuple[tuple[str, ...], str], str] = {}
     for session in sessions:
-        axes, unit = session_arrays(session, variable).axes, str(session[variable].attrs["units"])
-        meanings.setdefault((axes, unit), str(session.attrs["session_id"]))
+        labels_of(session, variable)
+        axes = tuple(map(str, session[session[variable].dims[1]].values))
+        meanings.setdefault((axes, str(session[variable].attrs["units"])), str(session.attrs["session_id"]))
         if session["counts"].attrs["units"] != "count":
             raise InputError(
                 f"{session.attrs['session_id']}: holds the power of a band ({session['counts'].attrs['units']}); the "
@@ -932,7 +940,7 @@ def run_experiment(
     InputError
         when a recording cannot be used, the pairs cannot be formed, or sessions of a pair do not meet on channels.
     """
-    from bci_adapt.session import read_session
+    from bci_adapt.sessions import read_session
 
     say("finding sessions")
     source = open_source(config, lock, offline, say)
@@ -1013,10 +1021,12 @@ def _refuse_failures(outcome: Outcome) -> None:
 
 
 def _about(name: str, session: Any) -> dict[str, Any]:
+    from bci_adapt.sessions import start_of
+
     attrs = session.attrs
     return {
         "session_id": name,
-        "date": "" if attrs.get("anonymised_dates") else str(attrs["session_start"])[:10],
+        "date": start.date().isoformat() if (start := start_of(session)) else "",
         "minutes": round(session.sizes["time"] * float(attrs["bin_s"]) / 60.0, 2),
         "n_channels": session.sizes["channel"],
         "layout": attrs["layout"],

@@ -10,17 +10,19 @@ import io
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bci_adapt.recovery import Frame
 from bci_adapt.results import ARMS, CANARY, CELLS, LEAK_FLOOR, PHASES, RETRAINED, arm_label, arm_order, cell_label
+from bci_adapt.storage import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, MUTED, GRID = "#1c2530", "#5b6673", "#e3e7ec"
+INK, MUTED, GRID, GREY = "#1c2530", "#5b6673", "#e3e7ec", "#9aa4af"
 WIDTH_IN = 8.8
 ARM_STYLE = {  # the known arms worth a line of their own: colour, marker
     "frozen": ("#000000", "X"),
@@ -281,6 +283,17 @@ def house_style() -> Iterator[None]:
     }
     with matplotlib.rc_context(settings):
         yield
+
+
+def plain(text: str) -> str:
+    """Return text in which matplotlib reads nothing as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure atomically, as PNG, SVG or PDF by its ending."""
+    with atomic_path(path) as temporary, house_style():
+        figure.savefig(temporary, dpi=150)
 
 
 def new_figure(height_in: float) -> Figure:

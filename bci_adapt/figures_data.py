@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bci_adapt.figures import INK, MUTED, house_style, new_figure
+from bci_adapt.figures import GREY, INK, MUTED, house_style, new_figure, plain
 from bci_adapt.nwb import clean
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from bci_adapt.qc import QcReport
 
-BLUE, ORANGE, GREY, SHADE = "#0072B2", "#D55E00", "#9aa4af", "#dfe4ea"
+BLUE, ORANGE, SHADE = "#0072B2", "#D55E00", "#dfe4ea"
 DASHED = (0, (4, 3))
 
 
@@ -59,7 +59,7 @@ def qc_figure(report: QcReport) -> Figure:
 
 def _plain(text: str) -> str:
     """Text of a file as matplotlib shows it, with nothing read as mathematics."""
-    return clean(text, 80).replace("$", r"\$")
+    return plain(clean(text, 80))
 
 
 def _rates(axis: Any, report: QcReport) -> None:

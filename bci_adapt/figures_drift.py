@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bci_adapt.figures import INK, MUTED, WIDTH_IN, house_style
-from bci_adapt.storage import atomic_path
+from bci_adapt.figures import GREY, INK, MUTED, house_style, new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BASELINE = "#9aa4af"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SIGNIFICANT = 0.05
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure atomically, as PNG, SVG or PDF by its ending."""
-    with atomic_path(path) as temporary, house_style():
-        figure.savefig(temporary, dpi=150)
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -45,8 +36,6 @@ def drift_figure(drifts: Sequence[dict[str, Any]]) -> Figure:
     `drifts` are `Drift.to_json` of `bci_adapt.drift`, which share their source. Grey is the source's first half
     against its second.
     """
-    from matplotlib.figure import Figure
-
     gaps = [each["day_gap"] for each in drifts]
     known = all(gap is not None for gap in gaps)
     if known:
@@ -55,7 +44,7 @@ def drift_figure(drifts: Sequence[dict[str, Any]]) -> Figure:
     names = short_names([drifts[0]["source"], *(each["target"] for each in drifts)])
     colours = _colours(len(drifts))
     with house_style():
-        figure = Figure(figsize=(WIDTH_IN, 5.6), layout="constrained")
+        figure = new_figure(5.6)
         axes = figure.subplots(2, 3)
         _rates(axes[0, 0], drifts, colours)
         _directions(axes[0, 1], drifts, colours)
@@ -73,7 +62,7 @@ def drift_figure(drifts: Sequence[dict[str, Any]]) -> Figure:
             axis.set_title(title)
             axis.set_xlabel("days since the source session" if known else "target session (a date is unknown)")
             if not known:
-                axis.set_xticks(place, [_literal(name) for name in names[1:]], rotation=40, ha="right")
+                axis.set_xticks(place, [plain(name) for name in names[1:]], rotation=40, ha="right")
             elif len(set(place)) == 1:
                 axis.set_xticks(place[:1])
         axes[1, 0].set_ylabel("similarity, noise taken out")
@@ -85,14 +74,12 @@ def drift_figure(drifts: Sequence[dict[str, Any]]) -> Figure:
 
 def scan_figure(scan: dict[str, Any]) -> Figure:
     """R² at common resolution as a heat map over lag and bin width, and as lines beside R² of the bins as they are."""
-    from matplotlib.figure import Figure
-
     scores, best = scan["scores"], scan["best"]
     widths = sorted({score["bin_s"] for score in scores})
     by = {width: [score for score in scores if score["bin_s"] == width] for width in widths}
     shown = [score["r2_common"] for score in scores]
     with house_style():
-        figure = Figure(figsize=(WIDTH_IN, 3.3), layout="constrained")
+        figure = new_figure(3.3)
         heat, lines = figure.subplots(1, 2)
         mesh = None
         for row, width in enumerate(widths):
@@ -142,11 +129,6 @@ def _colours(n: int) -> list[Any]:
     return [matplotlib.colormaps["plasma"](x) for x in np.linspace(0.05, 0.88, n)]
 
 
-def _literal(text: str) -> str:
-    """Text from a file is never read as mathematics."""
-    return text.replace("$", r"\$")
-
-
 def _rates(axis: Axes, drifts: Sequence[dict[str, Any]], colours: Sequence[Any]) -> None:
     least, clipped = 0.05, 0
     for each, colour in zip(drifts, colours, strict=True):
@@ -169,7 +151,7 @@ def _rates(axis: Axes, drifts: Sequence[dict[str, Any]], colours: Sequence[Any])
 def _directions(axis: Axes, drifts: Sequence[dict[str, Any]], colours: Sequence[Any]) -> None:
     drawn = False
     for number, (each, colour) in enumerate(zip(drifts, colours, strict=True)):
-        for key, shade, width in (("within", BASELINE, 2.4), ("across", colour, 1.3)):
+        for key, shade, width in (("within", GREY, 2.4), ("across", colour, 1.3)):
             if each[key]["tuning"] is None or (key == "within" and number):
                 continue
             change = np.sort(np.abs(np.array(each[key]["tuning"]["pd_change_deg"], float)))
@@ -202,12 +184,12 @@ def _behaviour(axis: Axes, drifts: Sequence[dict[str, Any]], names: Sequence[str
         axis.text(1.02, row, words, transform=axis.get_yaxis_transform(), va="center", fontsize=7, color=MUTED)
     if any(day["success_rate"] is not None for day in days):
         axis.text(1.02, -1, "success", transform=axis.get_yaxis_transform(), va="center", fontsize=7, color=MUTED)
-    axis.set_yticks(range(len(days)), [_literal(name) for name in names], fontsize=7 if len(days) < 12 else 6)
+    axis.set_yticks(range(len(days)), [plain(name) for name in names], fontsize=7 if len(days) < 12 else 6)
     axis.set_ylim(len(days) - 0.4, -1.3)
     unit = drifts[0]["unit"]
     variable = drifts[0]["variable"]
     what = "speed" if variable.endswith("velocity") else f"size of {variable}"
-    axis.set_xlabel(_literal(f"{what}{f' ({unit})' if unit else ''}"))
+    axis.set_xlabel(plain(f"{what}{f' ({unit})' if unit else ''}"))
     axis.set_title(f"{what}: median, 10th to 90th percentile" if drawn else "behaviour: no labels")
     axis.grid(axis="x")
 
@@ -225,7 +207,7 @@ def _against_gap(
     axis: Axes, drifts: Sequence[dict[str, Any]], place: Sequence[Any], colours: Sequence[Any], key: str, p: str | None
 ) -> None:
     for each, x, colour in zip(drifts, place, colours, strict=True):
-        for change, shade, marker in (("within", BASELINE, "_"), ("across", colour, "o")):
+        for change, shade, marker in (("within", GREY, "_"), ("across", colour, "o")):
             value, low, high = _value(each[change], key)
             if np.isfinite(low):
                 axis.plot([x, x], [low, high], color=shade, linewidth=1.2, alpha=0.8)
@@ -250,9 +232,9 @@ def _legend(figure: Figure, names: Sequence[str], drifts: Sequence[dict[str, Any
     from matplotlib.lines import Line2D
 
     def label(name: str, gap: int | None) -> str:
-        return _literal(name) if gap is None else f"{_literal(name)} ({gap:+d} d)".replace("-", "−")
+        return plain(name) if gap is None else f"{plain(name)} ({gap:+d} d)".replace("-", "−")
 
-    handles = [Line2D([], [], color=BASELINE, linewidth=2.4, label=f"within {_literal(names[0])}, halves")]
+    handles = [Line2D([], [], color=GREY, linewidth=2.4, label=f"within {plain(names[0])}, halves")]
     handles += [
         Line2D([], [], color=colour, marker="o", markersize=4.5, linewidth=1.3, label=label(name, each["day_gap"]))
         for name, each, colour in zip(names[1:], drifts, colours, strict=True)

@@ -175,11 +175,6 @@ def read_lock(path: Path) -> Lock:
     return Lock(pinned, assets)
 
 
-def pinned_version(path: Path, dandiset: str) -> str | None:
-    """The version of `dandiset` that a lock file pins, or None."""
-    return read_lock(path).pinned.get(dandiset)
-
-
 def write_lock(path: Path, lock: Lock) -> None:
     """Write a lock file atomically: the same bytes for the same content, whatever order it was gathered in."""
     lines = [_HEADER, f"format = {_FORMAT}", "", "[pinned]"]

@@ -10,7 +10,7 @@ import errno
 import math
 import os
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,7 @@ MAX_TEXT_BYTES = 64 * 2**20
 MAX_WARNINGS = 20
 """Most links to nothing, and other oddities of links, that are listed one by one."""
 NAN_FRACTION_BYTES = 256 * 2**20
-"""Largest series whose missing values `describe` counts."""
+"""Largest series whose missing values `count_missing` counts."""
 TRIALS = "intervals/trials"
 ELECTRODES = "general/extracellular_ephys/electrodes"
 MATLAB = "MATLAB 7.3"
@@ -84,6 +84,14 @@ class NwbFile:
 
     def __contains__(self, key: str) -> bool:
         return key in self.objects
+
+    def extensions(self) -> list[str]:
+        """Names of the extensions whose schemas the file carries, readable or not."""
+        try:
+            names = sorted(clean(name, 100) for name in self.h5["specifications"])  # pyright: ignore[reportGeneralTypeIssues]
+        except _READ_ERRORS:
+            return []
+        return [name for name in names if name not in ("core", "hdmf-common", "hdmf-experimental")][:20]
 
     def error(self, key: str, message: str) -> InputError:
         """An `InputError` about `key` of this file."""
@@ -470,7 +478,7 @@ def _identity_of_name(file: NwbFile) -> dict[str, str]:
 def spike_table(file: NwbFile) -> tuple[NDArray[np.float64], NDArray[np.integer], int]:
     """Return all spike times in seconds (n_spikes,), the row of `units` each belongs to, and the number of units.
 
-    One read of the flat array and its index: a read per unit would be a hundred times slower. Times need not be
+    One read of the flat array and its index: a read per unit would be far slower. Times need not be
     sorted within a unit.
     """
     times_s, sizes = _spikes_of_units(file)
@@ -526,7 +534,7 @@ class Series:
     timestamps: bool
     start_s: float | None
     stop_s: float | None
-    nan_fraction: float | None
+    nan_fraction: float | None = None
 
 
 @dataclass
@@ -680,13 +688,8 @@ def _describe_one(file: NwbFile, key: str, found: Description) -> None:
         what = "binned counts" if counts else "voltage"
         found.neural.append(Neural(what, key, shape, columns, unit, rate_hz, start_s, stop_s))
         return
-    missing = None
-    if data.dtype.kind != "f":
-        missing = 0.0
-    elif math.prod(shape) * data.dtype.itemsize <= NAN_FRACTION_BYTES:
-        missing = float(np.isnan(file.array(f"{key}/data")).mean())
     stamped = f"{key}/timestamps" in file
-    found.series.append(Series(key, kind, shape, unit, rate_hz, stamped, start_s, stop_s, missing))
+    found.series.append(Series(key, kind, shape, unit, rate_hz, stamped, start_s, stop_s))
 
 
 def _describe_matlab(file: NwbFile, found: Description) -> None:
@@ -701,21 +704,28 @@ def _describe_matlab(file: NwbFile, found: Description) -> None:
         if key == "spikes":
             found.neural.append(Neural("spike times", key, shape, shape[0], "s", None, None, None))
         elif key != "t" and data.dtype.kind == "f" and shape[0] == t.size:
-            missing = float(np.isnan(file.array(key)).mean())
-            found.series.append(Series(key, "MATLAB", shape, "", None, True, *span, missing))
+            found.series.append(Series(key, "MATLAB", shape, "", None, True, *span))
 
 
-def describe(path: Path | str) -> Description:
-    """Describe an NWB file: neural sources, series, trials, electrodes and warnings, nothing chosen yet.
+def count_missing(file: NwbFile, found: Description) -> None:
+    """Add to a description the fraction of values of each series that are NaN, which reads them all.
 
-    `InputError` as in `open_nwb`. What is odd inside a file that opens becomes a warning.
+    Series of more than `NAN_FRACTION_BYTES` are left out.
     """
-    with open_nwb(path) as file:
-        return describe_open(file)
+    for place, series in enumerate(found.series):
+        key = series.path if file.version == MATLAB else f"{series.path}/data"
+        dtype = file.dataset(key).dtype
+        if dtype.kind != "f":
+            found.series[place] = replace(series, nan_fraction=0.0)
+        elif math.prod(series.shape) * dtype.itemsize <= NAN_FRACTION_BYTES:
+            found.series[place] = replace(series, nan_fraction=float(np.isnan(file.array(key)).mean()))
 
 
-def describe_open(file: NwbFile) -> Description:
-    """As `describe`, of a file that is already open."""
+def describe(file: NwbFile) -> Description:
+    """Describe an open file: neural sources, series, trials, electrodes and warnings, nothing chosen yet.
+
+    What is odd inside a file that opens becomes a warning.
+    """
     about = file.text("session_description")
     who = identity(file)
     found = Description(
@@ -743,6 +753,8 @@ def describe_open(file: NwbFile) -> Description:
         "groups": sorted(set(groups)),
     }
     found.warnings += file.warnings
+    if extensions := file.extensions():
+        found.warnings.append(f"extensions {', '.join(extensions)}: their schemas are not loaded, all is plain HDF5")
     return found
 
 

@@ -15,9 +15,12 @@ from bci_adapt import binning, catalog, quality
 from bci_adapt.errors import InputError
 from bci_adapt.layouts.base import Layout
 from bci_adapt.layouts.tables import electrodes_used
-from bci_adapt.nwb import Description, NwbFile, describe_open, open_nwb, spike_table
+from bci_adapt.nwb import Description, NwbFile, count_missing, describe, open_nwb, spike_table
 from bci_adapt.quality import Thresholds
-from bci_adapt.session import check, kinematic_names, write_session
+from bci_adapt.sessions import check, kinematic_names, start_of, write_session
+
+PROVENANCE = ("dandiset", "dandiset_version", "asset_path", "licence")
+"""What a source can say of a file, beside what the file says itself."""
 
 
 def inspect(path: Path | str) -> Description:
@@ -28,6 +31,7 @@ def inspect(path: Path | str) -> Description:
     with open_nwb(path) as file:
         found = _choose(file)[1]
         try:
+            count_missing(file, found)
             found.channels = electrodes_used(file)
         except InputError as error:
             found.warnings.append(str(error).removeprefix(f"{file.path}: "))
@@ -59,15 +63,16 @@ def prepare(
     cannot be used; nothing is then left at `out`.
     """
     binning.bin_ticks(bin_s)
+    if odd := set(provenance or {}) - set(PROVENANCE):
+        raise InputError(f"provenance is {', '.join(PROVENANCE)}; got {', '.join(sorted(odd))}")
     if per not in (None, "electrode", "unit"):
         raise InputError(f"a channel is an 'electrode' or a 'unit', got per={per!r}")
     with open_nwb(path) as file:
         chosen = _layout(file, layout, spikes, targets)
         given = {"per": per or chosen.per, "spikes": spikes, "targets": [*targets]}
-        known = ("dandiset", "dandiset_version", "asset_path", "licence")
         try:
             session = chosen.read(file, bin_s, per or chosen.per)
-            session.attrs |= {name: str(value) for name, value in (provenance or {}).items() if name in known}
+            session.attrs |= dict(provenance or {})
             session.attrs["parameters"] = json.dumps({"bin_s": bin_s, "layout": chosen.name, **given})
             _finish(session, thresholds or Thresholds())
         except InputError as error:
@@ -77,18 +82,6 @@ def prepare(
     if out is not None:
         write_session(session, out)
     return session
-
-
-def prepare_file(path: Path | str, out: Path | str, bin_s: float, layout: str | None = None, **options: Any) -> Path:
-    """Prepare a file into the session file `out`, or into ``<session_id>.nc`` when `out` is a folder.
-
-    Returns the path written; `options` are those of `prepare`. The file is whole or absent; `InputError` as there.
-    """
-    session = prepare(path, bin_s, layout=layout, **options)
-    out = Path(out)
-    target = out if out.suffix == ".nc" else out / f"{session.attrs['session_id']}.nc"
-    write_session(session, target)
-    return target
 
 
 def _layout(file: NwbFile, name: str | None, spikes: str | None, targets: Sequence[str]) -> Layout:
@@ -109,7 +102,7 @@ def _layout(file: NwbFile, name: str | None, spikes: str | None, targets: Sequen
 
 
 def _choose(file: NwbFile) -> tuple[Layout | None, Description]:
-    found = describe_open(file)
+    found = describe(file)
     best: tuple[float, Layout | None] = (0.0, None)
     for name, kind in catalog.variants("bci_adapt.layouts", Layout).items():
         layout = kind()
@@ -192,12 +185,11 @@ def finish(session: xr.Dataset, thresholds: Thresholds) -> None:
             session[f"{name}_valid"].values &= ~fast[:, None]
     if "velocity" in session and "recorded_velocity" in session and session["recorded_velocity"].dims[1] == "axis":
         figures |= _agreement(session, thresholds, warnings)
-    if session.attrs["session_start"] < "1980":
+    if start_of(session) is None:
         warnings.append(
             f"the session starts in {session.attrs['session_start'][:4]}: its date is anonymised, and the days between "
             "sessions are unknown"
         )
-        session.attrs["anonymised_dates"] = 1
     session.attrs["quality"] = json.dumps({k: None if np.isnan(v) else round(v, 6) for k, v in figures.items()})
     session.attrs["thresholds"] = json.dumps(asdict(thresholds))
     session.attrs["warnings"] = json.dumps(warnings, ensure_ascii=False)

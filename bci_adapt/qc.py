@@ -1,7 +1,7 @@
 """Quality control of one session: what was measured, beside the threshold it is held against.
 
 `qc` changes nothing and removes nothing: it says per channel, per bin and per label what looks like a fault of the
-recording. `drop_channels` is the one way to act on it, and writes into the session what it took out and why.
+recording. `drop_channels` acts on it, and `record_removed` writes into the session what was taken out and why.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bci_adapt import quality
 from bci_adapt.binning import TICKS_PER_S, bin_ticks, segment_slices, to_ticks
 from bci_adapt.errors import InputError
 from bci_adapt.quality import Thresholds
-from bci_adapt.session import kinematic_names
+from bci_adapt.sessions import kinematic_names, labels_of
 
 PASS, FLAG, NOT_APPLICABLE = "pass", "flag", "not applicable"
 CHANNEL_CHECKS = (
@@ -197,13 +197,18 @@ def drop_channels(session: xr.Dataset, names: Sequence[str], reason: str) -> xr.
             f"{session.attrs.get('session_id', 'session')}: removing {len(gone)} of {len(labels)} channels leaves "
             "fewer than two: loosen a threshold, or leave this session out"
         )
-    removed = removed_channels(session) + [{"channel": name, "reason": reason} for name in labels if name in gone]
     kept = session.isel(channel=np.flatnonzero(keep))
-    return kept.assign_attrs(removed_channels=json.dumps(removed, ensure_ascii=False))
+    return record_removed(kept, [name for name in labels if name in gone], reason)
+
+
+def record_removed(session: xr.Dataset, names: Sequence[str], reason: str) -> xr.Dataset:
+    """Return `session` with attribute ``removed_channels`` saying that `names` were taken out, and why."""
+    removed = removed_channels(session) + [{"channel": name, "reason": reason} for name in names]
+    return session.assign_attrs(removed_channels=json.dumps(removed, ensure_ascii=False))
 
 
 def removed_channels(session: xr.Dataset) -> list[dict[str, str]]:
-    """Return what `drop_channels` recorded: a list of {channel, reason}."""
+    """Return what `record_removed` wrote: a list of {channel, reason}."""
     return json.loads(session.attrs.get("removed_channels", "[]"))
 
 
@@ -592,8 +597,7 @@ class _Run:
         elif lags.size < MIN_LAGS:
             why = f"{lags.size} whole bins of {bin_s:g} s fit into the lags, at least {MIN_LAGS} are needed"
         else:
-            usable = self.session[f"{variable}_valid"].values
-            target = np.where(usable, self.session[variable].values, np.nan)
+            target = labels_of(self.session, variable)
             moments = quality.lag_moments(self.counts, target, self.segment, self.use, lags)
             why = "" if moments.size else "too few bins with usable labels"
         if why:

@@ -178,23 +178,18 @@ def spike_statistics(
         chosen = crowded[slot & (in_place.size - 1)]
         slots.append(slot[chosen])
         channels.append(channel_of_unit[unit[first : first + _SPIKES][chosen]])
-    found = {
-        "n_spikes": (channel_of_unit, n_of_unit),
-        "n_short_isi": (channel_of_unit, short_of_unit),
-        "n_coincident": _coincident(slots, channels, n_channels, least),
-    }
-    counted = {name: np.zeros(n_channels, dtype=np.int64) for name in found}
-    for name, (channel, n) in found.items():
-        np.add.at(counted[name], channel, n)
-    return counted
+    counted = {name: np.zeros(n_channels, dtype=np.int64) for name in ("n_spikes", "n_short_isi")}
+    for name, of_unit in zip(counted, (n_of_unit, short_of_unit), strict=True):
+        np.add.at(counted[name], channel_of_unit, of_unit)
+    return counted | {"n_coincident": _coincident(slots, channels, n_channels, least)}
 
 
 def _coincident(
     slots: list[NDArray[np.int64]], channels: list[NDArray[np.int64]], n_channels: int, least: int
-) -> tuple[NDArray[np.int64], int]:
-    """The channel of each spike in a window (of number `slots`) in which at least `least` channels spike, and 1."""
+) -> NDArray[np.int64]:
+    """Spikes of each channel (n_channels,) in windows (of number `slots`) in which at least `least` channels spike."""
     if not slots:
-        return np.zeros(0, dtype=np.int64), 1
+        return np.zeros(n_channels, dtype=np.int64)
     slot, channel = np.concatenate(slots), np.concatenate(channels)
     order = np.argsort(slot)
     slot, channel = slot[order], channel[order]
@@ -202,7 +197,7 @@ def _coincident(
     pairs = np.sort(window * n_channels + channel)  # sorting is many times faster than np.unique
     distinct = pairs[np.diff(pairs, prepend=-1) != 0] // n_channels
     in_window = np.bincount(distinct, minlength=int(window.max(initial=0)) + 1)
-    return channel[in_window[window] >= least], 1
+    return np.bincount(channel[in_window[window] >= least], minlength=n_channels).astype(np.int64)
 
 
 def contamination(

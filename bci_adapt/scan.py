@@ -25,10 +25,19 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from bci_adapt import metrics
-from bci_adapt.binning import TICKS_PER_S, bin_ticks, rebin_counts, rebin_rows, segment_slices, to_ticks, whole_bins
+from bci_adapt.binning import (
+    TICKS_PER_S,
+    bin_ticks,
+    rebin_counts,
+    rebin_rows,
+    segment_slices,
+    segment_starts,
+    to_ticks,
+    whole_bins,
+)
 from bci_adapt.drift import lagged
 from bci_adapt.errors import InputError
-from bci_adapt.session import kinematic_names
+from bci_adapt.sessions import labels_of
 
 Array = NDArray[np.float64]
 
@@ -100,8 +109,9 @@ def scan(
     Cross-validation: stretches of at least `block_s` (10 s or more) within a segment go to five folds in turn, and
     bins that follow the stretch before too closely (`Scan.gap_s`, 1 s or more) are left out, so that no window and no
     lag reaches from one fold into another. Shorter segments share a stretch. The penalty of each fold is chosen by
-    another fold of its training part. `InputError` for widths without a common multiple of at most 0.5 s, a window that
-    is not a multiple of every width, a variable that is not there, or too little data.
+    another fold of its training part. `InputError` for widths without a common multiple of at most 0.5 s (or the widest
+    bin, if that is wider), a window that is not a multiple of every width, a variable that is not there, or too little
+    data.
     """
     widths = sorted({bin_ticks(bin_s) for bin_s in bins_s})
     if not widths:
@@ -162,7 +172,7 @@ def rebin(session: xr.Dataset, bin_s: float, variable: str = "velocity") -> xr.D
     preparation from positions at the wide bin would give. `InputError` unless `bin_s` is a whole multiple.
     """
     old_s = float(session.attrs["bin_s"])
-    _require_variable(session, variable)
+    labels = labels_of(session, variable)
     rows = rebin_rows(session["segment"].values, old_s, bin_s)
     counts = session["counts"].values
     summed = rebin_counts(counts, rows) if counts.dtype.kind in "ui" else counts[rows].mean(axis=1)
@@ -172,20 +182,12 @@ def rebin(session: xr.Dataset, bin_s: float, variable: str = "velocity") -> xr.D
             "counts": (("time", "channel"), summed),
             "segment": ("time", session["segment"].values[rows[:, 0]]),
             "valid": ("time", session["valid"].values[rows].all(axis=1)),
-            variable: (dims, session[variable].values[rows].mean(axis=1), session[variable].attrs),
-            f"{variable}_valid": (dims, session[f"{variable}_valid"].values[rows].all(axis=1)),
+            variable: (dims, (wide := labels[rows].mean(axis=1)), session[variable].attrs),
+            f"{variable}_valid": (dims, np.isfinite(wide)),
         },
         {"time": ("time", session["time"].values[rows[:, -1]])},
         session.attrs | {"bin_s": bin_s},
     )
-
-
-def _require_variable(session: xr.Dataset, variable: str) -> None:
-    if variable not in kinematic_names(session):
-        raise InputError(
-            f"{session.attrs.get('session_id', 'session')}: there is no kinematic variable {variable!r} to decode; "
-            f"found: {', '.join(kinematic_names(session)) or 'none'}"
-        )
 
 
 def _lags(lags_s: tuple[float, float], step_s: float | None, width: int) -> list[int]:
@@ -241,8 +243,10 @@ def fold_stretches(segment: NDArray[np.integer], n_stretch: int) -> NDArray[np.i
 
 
 def _starts(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return where a value differs from the one before, and the first row."""
-    return np.concatenate([[True], values[1:] != values[:-1]])
+    """Return whether each row is the first of a run of equal values."""
+    first = np.zeros(len(values), dtype=bool)
+    first[segment_starts(values)] = True
+    return first
 
 
 def _rows_since(starts: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -263,14 +267,12 @@ class _Grid:
         block_s: float,
         gap_s: float,
     ):
-        _require_variable(session, variable)
         self.session_id = str(session.attrs.get("session_id", "session"))
         self.unit, self.bin_s = str(session[variable].attrs.get("units", "")), float(session.attrs["bin_s"])
         self.lags, self.n_history = lags, n_history
         counts, segment = session["counts"].values, session["segment"].values
         self.root = np.sqrt(counts, dtype=np.float64) if counts.dtype.kind in "ui" else counts
-        labels = session[variable].values.astype(np.float64)
-        labels[~session[f"{variable}_valid"].values] = np.nan
+        labels = labels_of(session, variable)
         self.n_axes = labels.shape[1]
         n_features = n_history * counts.shape[1]
         if n_features > MAX_FEATURES:
@@ -296,6 +298,7 @@ class _Grid:
                 f"least {2 * N_FOLDS} are needed for {N_FOLDS} folds: use a longer session or shorter ones (10 s or "
                 "more)"
             )
+        self.truth = self.labels[self.rows]
         self.predictions, self.penalties = self._predict()
 
         groups = rebin_rows(segment, self.bin_s, common / TICKS_PER_S)
@@ -316,7 +319,7 @@ class _Grid:
 
     def _predict(self) -> tuple[Array, Array]:
         """Out-of-fold predictions (n_rows, n_lags * n_axes), and penalties chosen (n_lags, n_folds)."""
-        y = self.labels[self.rows]
+        y = self.truth
         size = self.n_history * self.root.shape[1] + 1
         squares, products, powers = np.zeros((N_FOLDS, size, size)), np.zeros((N_FOLDS, size, y.shape[1])), []
         for fold in range(N_FOLDS):
@@ -349,7 +352,7 @@ class _Grid:
         found = []
         for (members, number), ends, lag in zip(self._common, self.common_ends, self.lags, strict=True):
             columns = slice(number * self.n_axes, (number + 1) * self.n_axes)
-            truth, decoded = self.labels[self.rows][:, columns], self.predictions[:, columns]
+            truth, decoded = self.truth[:, columns], self.predictions[:, columns]
             chosen = members[np.isin(ends, kept)]
             truth_common, decoded_common = truth[chosen].mean(axis=1), decoded[chosen].mean(axis=1)
             fold = self.fold[chosen[:, -1]]

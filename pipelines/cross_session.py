@@ -14,7 +14,7 @@ from bci_adapt.decoders.rls import RLSDecoder
 from bci_adapt.jobs.arrays import session_arrays
 from bci_adapt.metrics import score
 from bci_adapt.prepare import prepare
-from bci_adapt.session import require_same_channels
+from bci_adapt.sessions import require_same_channels
 
 BIN_S = 0.05
 

@@ -15,7 +15,7 @@ from bci_adapt.channels import match
 from bci_adapt.errors import InputError
 from bci_adapt.prepare import prepare, session_warnings
 from bci_adapt.qc import flagged_channels, qc
-from bci_adapt.session import write_session
+from bci_adapt.sessions import write_session
 from bci_adapt.sources.dandi import Dandi, parse_dandiset
 from bci_adapt.storage import cache_root
 

@@ -9,7 +9,7 @@ from scipy.io import savemat
 import bci_adapt as ba
 from bci_adapt.errors import InputError
 from bci_adapt.prepare import prepare
-from bci_adapt.session import concat, open_session, read_session, split, write_session
+from bci_adapt.sessions import concat, open_session, read_session, split, write_session
 
 TIMES = np.arange(1, 2001) / 100.0
 POSITION = np.stack([5 * np.sin(TIMES), 5 * np.cos(1.3 * TIMES)], axis=1)
@@ -22,28 +22,28 @@ def trains(seed=0, n=4):
 
 def test_arrays_and_a_file_of_the_same_are_the_same_session(tmp_path):
     from_file = prepare(spikes_file(tmp_path / "a.nwb", electrodes=np.array([0, 1, 2, 3])), 0.05)
-    made = ba.from_arrays(trains(), POSITION, TIMES, bin_s=0.05, channels=from_file["channel"].values.tolist())
+    made = ba.session(trains(), POSITION, TIMES, bin_s=0.05, channels=from_file["channel"].values.tolist())
     names = ["counts", "position", "velocity", "velocity_valid", "segment", "valid", "n_spikes", "n_short_isi"]
     xr.testing.assert_identical(
         made[names].drop_vars("electrode", errors="ignore").drop_attrs(),
         from_file[names].drop_vars("electrode").drop_attrs(),
     )
     flat = np.concatenate(trains()), np.repeat(np.arange(4), 200)
-    again = ba.from_arrays(flat[0], POSITION, TIMES, bin_s=0.05, spike_unit=flat[1])
+    again = ba.session(flat[0], POSITION, TIMES, bin_s=0.05, spike_unit=flat[1])
     assert np.array_equal(again["counts"], made["counts"])
 
 
 def test_counts_that_are_binned_already():
     counts = np.random.default_rng(0).poisson(2.0, (100, 3))
-    made = ba.from_arrays(counts=counts, target=np.arange(100.0), bin_s=0.1, target_kind="emg", unit="mV")
+    made = ba.session(counts=counts, target=np.arange(100.0), bin_s=0.1, target_kind="emg", unit="mV")
     assert np.array_equal(made["counts"], counts)
     assert made["time"].values[:2].tolist() == [0.1, 0.2]
     assert made["axis"].values.tolist() == ["x"]
     assert "velocity" not in made
     ends = np.concatenate([np.arange(1, 51), np.arange(61, 111)]) / 10.0
-    gap = ba.from_arrays(counts=counts, target=np.arange(100.0), target_time_s=ends, bin_s=0.1)
+    gap = ba.session(counts=counts, target=np.arange(100.0), target_time_s=ends, bin_s=0.1)
     assert np.flatnonzero(np.diff(gap["segment"])).tolist() == [49]
-    unlabelled = ba.from_arrays(trains(), bin_s=0.05)
+    unlabelled = ba.session(trains(), bin_s=0.05)
     assert unlabelled["counts"].values.sum() == 800
     assert unlabelled.sizes["axis"] == 0
 
@@ -70,7 +70,7 @@ def test_counts_that_are_binned_already():
 )
 def test_what_cannot_be_used_is_named(given, message):
     with pytest.raises(InputError, match=message) as caught:
-        ba.from_arrays(**given, bin_s=0.05, session_id="monday")
+        ba.session(**given, bin_s=0.05, session_id="monday")
     assert "monday" in str(caught.value)
 
 
@@ -143,13 +143,13 @@ def test_days_are_put_behind_one_another(tmp_path):
 def test_a_name_of_the_schema_is_no_name_of_a_kinematic():
     for name in ("axis", "channel", "trial_result", "n_spikes", "evaluated", "hand_axis"):
         with pytest.raises(InputError, match=r"reserved|cannot be"):
-            ba.from_arrays(counts=np.ones((9, 2)), target=np.ones(9), bin_s=0.1, target_kind=name)
+            ba.session(counts=np.ones((9, 2)), target=np.ones(9), bin_s=0.1, target_kind=name)
 
 
 def test_spikes_on_another_clock_are_refused():
     for wrong in ([each * 1000.0 + 30.0 for each in trains()], [each + 1e5 for each in trains()]):
         with pytest.raises(InputError, match=r"one clock|another unit"):
-            ba.from_arrays(wrong, POSITION, TIMES, bin_s=0.05)
+            ba.session(wrong, POSITION, TIMES, bin_s=0.05)
 
 
 def test_days_in_other_units_are_not_joined(tmp_path):
@@ -163,11 +163,11 @@ def test_days_in_other_units_are_not_joined(tmp_path):
 def test_a_clock_that_starts_over_is_refused():
     twice = [np.concatenate([each, each]) for each in trains()]
     with pytest.raises(InputError, match=r"start over|out of order"):
-        ba.from_arrays(twice, POSITION, TIMES, bin_s=0.05)
+        ba.session(twice, POSITION, TIMES, bin_s=0.05)
     together = np.argsort(np.concatenate(trains()), kind="stable")  # all channels in one stream, as they were recorded
     flat = np.concatenate(trains())[together], np.repeat(np.arange(4), 200)[together]
-    made = ba.from_arrays(flat[0], POSITION, TIMES, bin_s=0.05, spike_unit=flat[1])
-    assert np.array_equal(made["counts"], ba.from_arrays(trains(), POSITION, TIMES, bin_s=0.05)["counts"])
+    made = ba.session(flat[0], POSITION, TIMES, bin_s=0.05, spike_unit=flat[1])
+    assert np.array_equal(made["counts"], ba.session(trains(), POSITION, TIMES, bin_s=0.05)["counts"])
 
 
 def test_a_concatenation_is_split_by_the_clock_of_each_session(tmp_path):

@@ -21,8 +21,8 @@ from nwb_layouts_b import MAZE_TRIALS, maze_000070, spike_trains
 import bci_adapt
 from bci_adapt import arrays
 from bci_adapt.errors import InputError
-from bci_adapt.prepare import inspect, prepare, prepare_file
-from bci_adapt.session import read_session
+from bci_adapt.prepare import inspect, prepare
+from bci_adapt.sessions import read_session
 
 CURSOR = "processing/behavior/Position/cursor_pos"
 COUNTS = "acquisition/ThresholdCrossings"
@@ -530,7 +530,7 @@ def refusal(tmp_path_factory):
         path, out = path if isinstance(path, Path) else folder / "session.nwb", folder / "out"
         out.mkdir()
         with pytest.raises(InputError, match=message) as caught:
-            prepare_file(path, out, bin_s)
+            prepare(path, bin_s, out / "session.nc")
         first = caught.value
         while isinstance(first.__cause__, InputError):
             first = first.__cause__
@@ -565,7 +565,7 @@ def test_a_file_that_may_not_be_read(tmp_path):
     path = spikes_file(tmp_path / "session.nwb")
     path.chmod(0)
     with pytest.raises(InputError, match=r"session\.nwb: cannot be opened \(Permission denied\)"):
-        prepare_file(path, tmp_path / "out", 0.05)
+        prepare(path, 0.05, tmp_path / "out" / "session.nc")
     assert not (tmp_path / "out").exists()
 
 
@@ -602,7 +602,8 @@ def test_what_is_odd_and_harmless_changes_nothing(call, tmp_path):
     path = tmp_path / "session.nwb"
     sound = prepare(spikes_file(path), 0.05)
     edited(odd)(path)
-    session = read_session(prepare_file(path, tmp_path, 0.05))
+    prepare(path, 0.05, tmp_path / "session.nc")
+    session = read_session(tmp_path / "session.nc")
     for name in ("counts", "position", "velocity", "valid", "trial_start_s", "n_spikes"):
         np.testing.assert_array_equal(session[name].values, sound[name].values)
     assert session["channel"].values.tolist() == [f"M1/[31melec{i}" for i in range(4)]
@@ -755,7 +756,7 @@ def test_arrays_in_a_file_are_judged_alike(tmp_path, name):
 def test_an_unknown_layout_names_the_nearest(tmp_path):
     path = counts_file(tmp_path / "a.nwb")
     with pytest.raises(InputError, match=re.escape("did you mean 'wrist'")):
-        prepare_file(path, tmp_path / "out", 0.05, layout="wrst")
+        prepare(path, 0.05, tmp_path / "out" / "session.nc", layout="wrst")
     assert not (tmp_path / "out").exists()
 
 

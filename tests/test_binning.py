@@ -7,6 +7,19 @@ from hypothesis import strategies as st
 
 from bci_adapt import binning
 from bci_adapt.errors import InputError
+from bci_adapt.layouts.reading import Grid
+
+
+def grid(start_s, n_bins, bin_s):
+    starts = int(binning.to_ticks(start_s)) + binning.bin_ticks(bin_s) * np.arange(n_bins)
+    return Grid(starts, np.zeros(n_bins, np.int32), bin_s)
+
+
+def spike_counts(times_s, channel, n_channels, start_s, n_bins, bin_s):
+    """Counts of a session's own path; every spike is its own unit, which is of the channel given."""
+    channel = np.asarray(channel)
+    own = grid(start_s, n_bins, bin_s)
+    return own.counts(np.asarray(times_s, float), np.arange(channel.size), channel, n_channels)
 
 
 @pytest.mark.parametrize(
@@ -14,14 +27,14 @@ from bci_adapt.errors import InputError
 )
 def test_whole_bins_despite_round_off(duration_s, bin_s, n):
     assert binning.whole_bins(duration_s, bin_s) == n
-    assert binning.bin_ends_s(0.0, n, bin_s)[-1] == pytest.approx(duration_s, abs=1e-9)
+    assert grid(0.0, n, bin_s).ends_s[-1] == pytest.approx(duration_s, abs=1e-9)
 
 
 def test_a_spike_on_an_edge_belongs_to_the_bin_it_ends():
     edges = np.arange(51) * 0.02
-    counts = binning.spike_counts(edges, np.zeros(51, int), 1, 0.0, 50, 0.02)
+    counts = spike_counts(edges, np.zeros(51, int), 1, 0.0, 50, 0.02)
     assert counts[:, 0].tolist() == [1] * 50  # the spike at the very start belongs to the bin before
-    assert binning.spike_counts([0.03, 0.031], [0, 0], 2, 0.0, 3, 0.02).tolist() == [[0, 0], [2, 0], [0, 0]]
+    assert spike_counts([0.03, 0.031], [0, 0], 2, 0.0, 3, 0.02).tolist() == [[0, 0], [2, 0], [0, 0]]
 
 
 @settings(max_examples=60, deadline=None)
@@ -34,7 +47,7 @@ def test_a_spike_on_an_edge_belongs_to_the_bin_it_ends():
 def test_every_spike_inside_is_counted_once(ticks, n_channels, bin_s, start):
     times, start_s, n_bins = np.array(ticks) / 1e6, start / 1e6, 4
     channel = np.arange(len(ticks)) % n_channels
-    counts = binning.spike_counts(times, channel, n_channels, start_s, n_bins, bin_s)
+    counts = spike_counts(times, channel, n_channels, start_s, n_bins, bin_s)
     width, expected = round(bin_s * 1e6), np.zeros((n_bins, n_channels), int)
     for t, c in zip(ticks, channel, strict=True):
         row = -(-(t - start) // width) - 1  # in whole numbers: the bin whose end is the first at or after t
@@ -42,9 +55,9 @@ def test_every_spike_inside_is_counted_once(ticks, n_channels, bin_s, start):
             expected[row, c] += 1
     assert counts.tolist() == expected.tolist()
     shuffled = np.random.default_rng(0).permutation(len(ticks))
-    again = binning.spike_counts(times[shuffled], channel[shuffled], n_channels, start_s, n_bins, bin_s)
+    again = spike_counts(times[shuffled], channel[shuffled], n_channels, start_s, n_bins, bin_s)
     assert np.array_equal(again, counts)
-    whole = binning.spike_counts(times, channel, n_channels, start_s, 2, 2 * bin_s)
+    whole = spike_counts(times, channel, n_channels, start_s, 2, 2 * bin_s)
     assert np.array_equal(binning.rebin_counts(counts, binning.rebin_rows(np.zeros(4), bin_s, 2 * bin_s)), whole)
 
 
@@ -63,7 +76,8 @@ def test_rebinning_sums_whole_bins_inside_segments():
 def test_means_skip_missing_samples_and_say_where_there_are_none():
     times = np.array([0.01, 0.02, 0.03, 0.05])
     values = np.array([[1.0], [3.0], [np.nan], [7.0]])
-    means = binning.signal_means(values, times, 0.0, 4, 0.02)
+    rows = binning.bin_rows(binning.to_ticks(times), [0], [4], 0.02)
+    means = binning.row_means(values, rows, 4)
     np.testing.assert_array_equal(means[:, 0], [2.0, np.nan, 7.0, np.nan])
 
 
@@ -94,9 +108,8 @@ def test_differences_and_smoothing_stay_in_the_past_and_in_their_segment():
         (lambda: binning.bin_ticks(0), "positive"),
         (lambda: binning.bin_ticks(float("nan")), "positive"),
         (lambda: binning.bin_ticks(1 / 3e6), "whole number"),
-        (lambda: binning.spike_counts([np.nan], [0], 1, 0, 1, 0.1), "finite"),
-        (lambda: binning.spike_counts([0.1], [3], 2, 0, 1, 0.1), "channel indices"),
-        (lambda: binning.spike_counts([0.1], [0], 100, 0, 10**9, 0.1), "larger bin_s"),
+        (lambda: spike_counts([np.nan], [0], 1, 0, 1, 0.1), "finite"),
+        (lambda: spike_counts([0.1], [0], 100, 0, 10**9, 0.1), "larger bin_s"),
         (lambda: binning.causal_smooth(np.zeros((3, 1)), np.zeros(3), 0.1, 1.0, "gaussian"), "gaussian"),
     ],
 )

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from bci_adapt import cache, lock
 from bci_adapt.errors import InputError
-from bci_adapt.lock import Asset, Lock, pinned_version, read_lock, update_lock, write_lock
+from bci_adapt.lock import Asset, Lock, read_lock, update_lock, write_lock
 
 ID = "00000000-0000-4000-8000-000000000000"
 DATA = random.Random(0).randbytes(5000)
@@ -200,9 +200,9 @@ def test_a_lock_is_read_as_written_and_has_one_form(tmp_path, some_lock):
     keys = [(each["dandiset"], each["version"], each["path"]) for each in content["assets"]]
     assert keys == sorted(keys)
     assert content["assets"][0].keys() >= {"asset_id", "size", "sha2-256", "dandi-etag"}
-    assert pinned_version(tmp_path / "a.toml", DANDISET) == NEW
-    assert pinned_version(tmp_path / "a.toml", "000001") is None
-    assert pinned_version(tmp_path / "missing.toml", DANDISET) is None
+    assert read_lock(tmp_path / "a.toml").pinned.get(DANDISET) == NEW
+    assert read_lock(tmp_path / "a.toml").pinned.get("000001") is None
+    assert read_lock(tmp_path / "missing.toml").pinned.get(DANDISET) is None
 
 
 @settings(deadline=None)

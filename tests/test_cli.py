@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from nwb_files import spikes_file
 
-from bci_adapt.session import read_session
+from bci_adapt.sessions import read_session
 from bci_adapt.sources.simulated import Simulated
 
 
@@ -52,6 +52,14 @@ def test_inspect_shows_and_writes(call, recording, tmp_path):
         assert json.loads(out) == found
     assert recording.stat().st_size > 10_000  # never taken for the file to write
     assert call("inspect", recording, "--quiet")[1] == ""
+
+
+@pytest.mark.parametrize("name", ["monday.mat", "monday.npz", "monday.txt"])
+def test_json_never_overwrites_what_is_no_json(call, recording, tmp_path, name):
+    """A file named after --json would be written: a recording or a decoder there would be lost."""
+    (tmp_path / name).write_bytes(b"precious")
+    call("inspect", recording, "--json", tmp_path / name)
+    assert (tmp_path / name).read_bytes() == b"precious"
 
 
 def test_prepare_writes_a_session(call, recording, tmp_path):

@@ -13,7 +13,7 @@ from archive_server import DANDISET, NEW, OLD, Fault, nwb_bytes, serving
 
 from bci_adapt import download
 from bci_adapt.download import Patience
-from bci_adapt.lock import pinned_version
+from bci_adapt.lock import read_lock
 from bci_adapt.sources.folder import Folder
 
 PATHS = ["sub-C/sub-C_ses-CO-20131003.nwb", "sub-C/sub-C_ses-CO-20131022.nwb", "sub-M/sub-M_ses-CO-20140303.nwb"]
@@ -104,10 +104,10 @@ def test_options_select(call, archive, options, expected, tmp_path):
 def test_version_lock_update_offline(call, archive, tmp_path):
     lock = tmp_path / "mine.toml"
     assert call("fetch", f"{DANDISET}/{OLD}", "--lock", lock, "--jobs", "1")[0] == 0
-    assert pinned_version(lock, DANDISET) == OLD
+    assert read_lock(lock).pinned.get(DANDISET) == OLD
     assert f"files of {DANDISET}/{OLD}" in call("fetch", DANDISET, "--lock", lock)[1]
     assert f"files of {DANDISET}/{NEW}" in call("fetch", DANDISET, "--lock", lock, "--update")[1]
-    assert pinned_version(lock, DANDISET) == NEW
+    assert read_lock(lock).pinned.get(DANDISET) == NEW
     archive.log.clear()
     code, out, err = call("fetch", DANDISET, "--lock", lock, "--offline")
     assert (code, archive.log) == (0, [])
@@ -197,7 +197,7 @@ def test_cache_list_verify_clean(call, archive, raw):
     assert len(json.loads(out)["removed"]) == 6
     assert not (raw / DANDISET).exists()
     assert (raw / "simulated" / "x.nwb").read_text() == "precious"
-    assert pinned_version(raw / "sessions.lock.toml", DANDISET) == NEW
+    assert read_lock(raw / "sessions.lock.toml").pinned.get(DANDISET) == NEW
     assert "0 files" in call("cache", "list")[1]
 
 
@@ -249,7 +249,7 @@ def test_a_killed_fetch_goes_on_where_it_was(call, archive, raw, how):
     assert process.returncode == (-9 if how == signal.SIGKILL else 130)
     assert "Traceback" not in err
     assert not file.exists()
-    assert pinned_version(raw / "sessions.lock.toml", DANDISET) == NEW
+    assert read_lock(raw / "sessions.lock.toml").pinned.get(DANDISET) == NEW
     assert call("cache", "list")[1].count("partial") == 1
     kept = part.stat().st_size
     assert 100_000 < kept < len(CONTENT[path])

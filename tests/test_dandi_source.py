@@ -15,7 +15,7 @@ from bci_adapt import cache as entries
 from bci_adapt import download
 from bci_adapt.download import Patience, PatientAdapter
 from bci_adapt.errors import InputError
-from bci_adapt.lock import pinned_version, read_lock
+from bci_adapt.lock import read_lock
 from bci_adapt.sources import dandi as module
 from bci_adapt.sources.dandi import Dandi, parse_dandiset, session_of, subject_of
 
@@ -104,10 +104,11 @@ def test_a_dandiset_as_a_source(archive, make, tmp_path):
         "dandiset": DANDISET,
         "dandiset_version": NEW,
         "asset_path": f"sub-M/{path.name}",
-        "asset_id": row["asset_id"],
-        "digest": f"sha2-256:{archive.digests[row['asset_id']]['dandi:sha2-256']}",
         "licence": "spdx:CC-BY-4.0",
     }
+    (chosen,) = (each for each in source.select().rows() if each["path"] == row["path"])
+    assert chosen["asset_id"] == row["asset_id"]
+    assert chosen["digest"] == f"sha2-256:{archive.digests[row['asset_id']]['dandi:sha2-256']}"
     with pytest.raises(InputError, match="did you mean 'sub-M_ses-CO-20140303'"):
         source.fetch("sub-M_ses-CO-20140304")
     notes = source.select().notes
@@ -189,17 +190,17 @@ def test_the_latest_published_version_is_pinned_until_an_update(archive, make, t
     assert make(session="*1003").select().version == NEW
     assert not lock_of(tmp_path).exists()  # selecting writes nothing
     make(session="*1003").obtain()
-    assert pinned_version(lock_of(tmp_path), DANDISET) == NEW
+    assert read_lock(lock_of(tmp_path)).pinned.get(DANDISET) == NEW
     newest = "0.260101.0000"
     archive.add(C[0], content(C[0]), version=newest)
     source = make(session="*1003")
     assert source.select().version == NEW
     source.obtain()
-    assert pinned_version(lock_of(tmp_path), DANDISET) == NEW
+    assert read_lock(lock_of(tmp_path)).pinned.get(DANDISET) == NEW
     source = make(session="*1003", update=True)
     assert source.select().version == newest
     source.obtain()
-    assert pinned_version(lock_of(tmp_path), DANDISET) == newest
+    assert read_lock(lock_of(tmp_path)).pinned.get(DANDISET) == newest
     assert {each.version for each in read_lock(lock_of(tmp_path)).assets.values()} == {NEW, newest}
 
 
@@ -211,7 +212,7 @@ def test_an_explicit_version_wins_and_stands_beside_the_pin(archive, make, tmp_p
     assert {key[1] for key in lock.assets} == {OLD, NEW}
     assert make(session="*1003").select().version == NEW
     make(version=OLD, session="*1003", update=True).obtain()
-    assert pinned_version(lock_of(tmp_path), DANDISET) == OLD
+    assert read_lock(lock_of(tmp_path)).pinned.get(DANDISET) == OLD
 
 
 def test_an_explicit_version_is_pinned_where_none_is(archive, make, tmp_path):
@@ -226,7 +227,7 @@ def test_a_draft_is_used_only_when_asked_for(archive, make, tmp_path):
     source = make("000999", "draft")
     source.obtain()
     assert any("draft: its files may change" in note for note in source.select().notes)
-    assert pinned_version(lock_of(tmp_path), "000999") is None
+    assert read_lock(lock_of(tmp_path)).pinned.get("000999") is None
     with pytest.raises(InputError, match="no published version"):
         make("000999").select()
 
@@ -248,7 +249,7 @@ def test_a_draft_that_changed_is_used_as_pinned_until_an_update(archive, make, t
     assert source.obtain() == [file]
     assert file.read_bytes() == changed
     assert [each.asset_id for each in read_lock(lock_of(tmp_path)).assets.values()] == [new["asset_id"]]
-    assert source.provenance("sub-C_ses-CO-20131003")["asset_id"] == new["asset_id"]
+    assert source.select().rows()[0]["asset_id"] == new["asset_id"]
     rows.clear()
     archive.add(C[1], content(C[1]), version="draft", dandiset="000999")
     make("000999", "draft", update=True).obtain()
@@ -258,7 +259,7 @@ def test_a_draft_that_changed_is_used_as_pinned_until_an_update(archive, make, t
 def test_a_lock_file_beside_a_config(archive, make, tmp_path):
     mine = tmp_path / "configs" / "my.lock.toml"
     make(session="*1003", lock=mine).obtain()
-    assert pinned_version(mine, DANDISET) == NEW
+    assert read_lock(mine).pinned.get(DANDISET) == NEW
     assert not lock_of(tmp_path).exists()
     content = tomllib.loads(mine.read_text())
     (entry,) = content["assets"]
@@ -615,7 +616,7 @@ def test_one_digest_is_enough(archive, make, kept):
     archive.digests[asset_id] = {name: archive.digests[asset_id][name] for name in kept}
     source = make(session="*1003")
     source.obtain()
-    assert source.provenance("sub-C_ses-CO-20131003")["digest"].startswith(kept[0].removeprefix("dandi:"))
+    assert source.select().rows()[0]["digest"].startswith(kept[0].removeprefix("dandi:"))
     archive.faults[asset_id] = [Fault("wrong bytes", 7, always=True)]
     entries.clean(source.raw, everything=True)
     with pytest.raises(InputError, match="not the recorded file, twice"):

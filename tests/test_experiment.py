@@ -29,7 +29,7 @@ from bci_adapt.jobs import adapt, pretrain, score
 from bci_adapt.optimizers import optimizers
 from bci_adapt.prepare import prepare
 from bci_adapt.results import json_payload, leak, read_results, summarise
-from bci_adapt.session import write_session
+from bci_adapt.sessions import write_session
 from bci_adapt.sources import base as source_base
 
 TINY = """

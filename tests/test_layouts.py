@@ -9,7 +9,7 @@ from bci_adapt.catalog import variants
 from bci_adapt.errors import InputError
 from bci_adapt.layouts.base import Layout
 from bci_adapt.prepare import inspect, prepare
-from bci_adapt.session import read_session, require_same_channels, split, write_session
+from bci_adapt.sessions import read_session, require_same_channels, split, write_session
 
 
 def test_every_layout_says_whether_it_was_verified():

@@ -22,7 +22,7 @@ from bci_adapt.arrays import read
 from bci_adapt.errors import InputError
 from bci_adapt.nwb import open_nwb
 from bci_adapt.prepare import inspect, prepare
-from bci_adapt.session import read_session, write_session
+from bci_adapt.sessions import read_session, write_session
 from bci_adapt.sources.folder import Folder
 
 WIDTH = 50_000  # µs

@@ -8,9 +8,9 @@ import pytest
 from nwb_files import counts_file, spikes_file
 
 from bci_adapt.errors import InputError
-from bci_adapt.prepare import inspect, prepare, prepare_file
+from bci_adapt.prepare import inspect, prepare
 from bci_adapt.quality import Thresholds
-from bci_adapt.session import read_session
+from bci_adapt.sessions import read_session
 from bci_adapt.sources.folder import Folder
 from bci_adapt.storage import file_digest
 
@@ -25,16 +25,16 @@ def edit(path, **texts):
 
 def test_what_is_stored_with_a_session(tmp_path):
     path = counts_file(tmp_path / "a.nwb")
-    written = prepare_file(path, tmp_path / "out", 0.05, thresholds=Thresholds(max_speed_cm_s=1.0))
+    written, again = tmp_path / "out" / "a.nc", tmp_path / "again.nc"
+    prepare(path, 0.05, written, thresholds=Thresholds(max_speed_cm_s=1.0))
     session = read_session(written)
-    assert written.name == f"{session.attrs['session_id']}.nc"
     assert (session.attrs["source_file"], session.attrs["source_sha256"]) == ("a.nwb", file_digest(path))
     assert json.loads(session.attrs["thresholds"])["max_speed_cm_s"] == 1.0
     assert not session["velocity_valid"].values.any()  # everything is faster than that
     assert session["position_valid"].values.all()
     assert str(tmp_path) not in json.dumps(session.attrs, default=str)
     assert prepare(path, 0.05)["velocity_valid"].values[1:].all()
-    again = prepare_file(path, tmp_path / "again.nc", 0.05, thresholds=Thresholds(max_speed_cm_s=1.0))
+    prepare(path, 0.05, again, thresholds=Thresholds(max_speed_cm_s=1.0))
     assert file_digest(again) == file_digest(written)  # the same bytes, so digests can be keys
 
 

@@ -10,7 +10,7 @@ from bci_adapt.errors import InputError
 from bci_adapt.figures_data import qc_figure
 from bci_adapt.prepare import prepare
 from bci_adapt.qc import CHANNEL_CHECKS, FLAG, NOT_APPLICABLE, QcThresholds, drop_channels, flagged_channels, qc
-from bci_adapt.session import read_session
+from bci_adapt.sessions import read_session
 from bci_adapt.sources.simulated import Simulated
 
 N_BINS, N_CHANNELS, BIN_S, LEAD = 7200, 24, 0.05, 2  # six minutes; neurons lead by 100 ms

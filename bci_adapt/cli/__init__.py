@@ -13,13 +13,12 @@ from bci_adapt.errors import InputError
 
 
 def _optional_json_value(arguments: list[str]) -> list[str]:
-    """Let ``--json`` stand alone for standard output; never take the recording that follows it for its value."""
+    """Let ``--json`` stand alone for standard output; only ``-`` or a name that ends in ``.json`` is its value."""
     given = []
     for position, argument in enumerate(arguments):
         given.append(argument)
-        following = arguments[position + 1] if position + 1 < len(arguments) else "--"
-        recording = following.endswith((".nwb", ".nc"))
-        if argument == "--json" and ((following.startswith("-") and following != "-") or recording):
+        following = arguments[position + 1] if position + 1 < len(arguments) else ""
+        if argument == "--json" and following != "-" and not following.endswith(".json"):
             given.append("-")
     return given
 

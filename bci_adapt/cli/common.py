@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from bci_adapt.errors import InputError
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
@@ -31,7 +33,8 @@ out, err = Console(width=None if sys.stdout.isatty() else 120), Console(stderr=T
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no tables; errors only.")]
 JsonFile = Annotated[
-    str | None, typer.Option("--json", metavar="FILE", help="Also write it as JSON to FILE; - is standard output.")
+    str | None,
+    typer.Option("--json", metavar="FILE.json", help="Also write it as JSON to FILE.json; - is standard output."),
 ]
 
 
@@ -67,6 +70,8 @@ def write_json(where: str, payload: Any) -> None:
     text = json.dumps(payload, ensure_ascii=False, allow_nan=False, indent=1)
     if where == "-":
         print(text)
+    elif not where.endswith(".json"):
+        raise InputError(f"--json {where}: must end in .json, so that nothing else is ever overwritten")
     else:
         from bci_adapt.storage import write_text
 

@@ -72,6 +72,7 @@ def drift(
     from bci_adapt import channels
     from bci_adapt import drift as measure
     from bci_adapt.results import json_safe
+    from bci_adapt.sessions import require_one_subject
 
     _check_plot(plot)
     settings = measure.Settings(lag_s=lag_s, block_s=block_s)
@@ -84,14 +85,17 @@ def drift(
         for path in targets:
             if bar is not None and task is not None:
                 bar.update(task, description=path.name)
-            second = measure.day(channels.under(_session(path, bin_s), policy), variable)
+            other = _session(path, bin_s)
+            require_one_subject([session, other])
+            second = measure.day(channels.under(other, policy), variable)
             found.append(measure.drift(first, second, settings).to_json() | {"channel_policy": policy})
             if bar is not None and task is not None:
                 bar.update(task, advance=1)
     if variable != "velocity" and all(each["across"]["tuning"] is None for each in found) and first.labels is None:
         raise InputError(f"{source}: there is no kinematic variable {variable!r}")
     if plot is not None:
-        from bci_adapt.figures_drift import drift_figure, save
+        from bci_adapt.figures import save
+        from bci_adapt.figures_drift import drift_figure
 
         save(drift_figure(found), plot)
     if json_file is not None:
@@ -302,7 +306,8 @@ def scan(
             say=say,
         ).to_json()
     if plot is not None:
-        from bci_adapt.figures_drift import save, scan_figure
+        from bci_adapt.figures import save
+        from bci_adapt.figures_drift import scan_figure
 
         save(scan_figure(found), plot)
     if json_file is not None:

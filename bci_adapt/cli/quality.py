@@ -103,11 +103,10 @@ def _free(stem: str, drawn: set[str]) -> str:
 
 
 def _draw(report: QcReport, target: Path) -> None:
+    from bci_adapt.figures import save
     from bci_adapt.figures_data import qc_figure
-    from bci_adapt.storage import atomic_path
 
-    with atomic_path(target) as temporary:
-        qc_figure(report).savefig(temporary, format="png", dpi=150)
+    save(qc_figure(report), target)
 
 
 def _table(title: str | None, *columns: str, right: tuple[str, ...] = ()) -> Table:

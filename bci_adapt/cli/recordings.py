@@ -100,7 +100,7 @@ def prepare(
     Example: [cyan]bci-adapt prepare mine/ --spikes units --target processing/behavior/hand --bin-s 0.02[/]
     """
     from bci_adapt.prepare import prepare as prepare_one
-    from bci_adapt.session import kinematic_names, write_session
+    from bci_adapt.sessions import kinematic_names, write_session
     from bci_adapt.sources.folder import Folder
     from bci_adapt.storage import cache_root
 

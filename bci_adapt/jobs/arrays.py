@@ -10,8 +10,7 @@ import numpy as np
 import xarray as xr
 
 from bci_adapt.binning import whole_bins
-from bci_adapt.errors import InputError
-from bci_adapt.session import kinematic_names, read_session
+from bci_adapt.sessions import labels_of, read_session
 
 
 class Arrays(NamedTuple):
@@ -49,16 +48,10 @@ def session_arrays(session: xr.Dataset, variable: str) -> Arrays:
     InputError
         when the session does not hold the variable.
     """
-    if variable not in kinematic_names(session):
-        held = kinematic_names(session)
-        raise InputError(
-            f"session {session.attrs.get('session_id')}: expected target {variable!r}, "
-            f"it holds {', '.join(held) or 'none'}"
-        )
+    y = labels_of(session, variable)
+    y[~session["valid"].values] = np.nan
     X = session["counts"].values.astype(float)
     X[~session["valid"].values] = np.nan
-    usable = session[f"{variable}_valid"].values & session["valid"].values[:, None]
-    y = np.where(usable, session[variable].values, np.nan)
     segment = session["segment"].values
     reset = np.concatenate([[True], np.diff(segment) != 0]) if len(segment) else np.zeros(0, bool)
     dimension = str(session[variable].dims[1])

@@ -10,8 +10,8 @@ import xarray as xr
 from bci_adapt.catalog import unknown
 from bci_adapt.layouts.base import Layout
 from bci_adapt.layouts.reading import Target, read_continuous, read_rows
-from bci_adapt.nwb import MATLAB, Description, Neural, NwbFile, Series, describe_open
-from bci_adapt.session import RESERVED, STATISTICS
+from bci_adapt.nwb import MATLAB, Description, Neural, NwbFile, Series, describe
+from bci_adapt.sessions import reserved
 
 _ROOTS = ("processing/", "acquisition/", "analysis/", "")
 
@@ -51,7 +51,7 @@ class Generic(Layout):
 
     def read(self, file: NwbFile, bin_s: float, per: str) -> xr.Dataset:
         """See `Layout.read`."""
-        description = describe_open(file)
+        description = describe(file)
         source = self._source(description)
         if source is None:
             raise file.error("units, processing, acquisition, analysis", "hold neither spike times nor binned counts")
@@ -146,9 +146,9 @@ def _unlike(position: list[Target], rest: list[Series]) -> list[Target]:
         name = kind_of(series.path)
         if name in names:
             name = re.sub(r"\W+", "_", series.path.rpartition("/")[2]).strip("_").lower()
-        if name in RESERVED or name in STATISTICS or name.startswith("trial_") or name == "velocity":
+        if reserved(name):
             name = f"series_{name}"
-        if name and name not in names and not name.endswith(("_valid", "_axis")):
+        if name and name not in names and not reserved(name):
             names.add(name)
             targets.append(Target(name, (series.path,)))
     return targets

@@ -30,7 +30,7 @@ from bci_adapt.layouts.tables import (
     unit_channels,
 )
 from bci_adapt.nwb import NwbFile, identity, spike_table
-from bci_adapt.session import BIN_EDGE, assemble
+from bci_adapt.sessions import BIN_EDGE, assemble
 from bci_adapt.storage import file_digest
 
 CLOCK_RATIO = 50
@@ -489,7 +489,7 @@ def read_continuous(
     """Read a session of spike times and signals with a clock of their own; a value is the mean of its bin's samples.
 
     The first of `targets` that the file has gives the bins (`grid_of_samples`), without any the spikes do. `extra`
-    maps names to further variables, see `session.assemble`. With `resets` spikes may start over with that clock.
+    maps names to further variables, see `sessions.assemble`. With `resets` spikes may start over with that clock.
     """
     warnings: list[str] = []
     found = present(file, targets)

@@ -358,11 +358,11 @@ class Dandi(Source):
         return Path(table.loc[session_id, "path"])
 
     def provenance(self, session_id: str) -> dict[str, str]:
-        """Where a session's file comes from: dandiset, dandiset_version, asset_path, asset_id, digest, licence."""
+        """See `Source.provenance`: dandiset, dandiset_version, asset_path and licence."""
         record = self._obtained[self.fetch(session_id)]
         asset = record.asset
         about = {"dandiset": asset.dandiset, "dandiset_version": asset.version, "asset_path": asset.path}
-        return {**about, "asset_id": asset.asset_id, "digest": digest_text(asset), "licence": record.licence}
+        return {**about, "licence": record.licence}
 
     # The archive
 

@@ -39,8 +39,10 @@ TEXT_ATTRS = [
     "asset_path",
     "parameters",
 ]
+FIRST_REAL_YEAR = 1980
+"""Archives hide dates by moving them into years before this one."""
 RESERVED = {"counts", "segment", "valid", "evaluated", "time", "channel", "axis", "trial", "electrode", "session"}
-"""Words of the schema, which no kinematic can have for a name; nor those of `STATISTICS` and of trials."""
+"""Words of the schema, which no kinematic can have for a name."""
 STATISTICS = ("n_spikes", "n_short_isi", "n_coincident")
 """Per-channel statistics of spike times, present only where there were spike times (`quality.spike_statistics`)."""
 ATTRS = (*TEXT_ATTRS, "bin_s", "warnings", "thresholds")
@@ -73,7 +75,7 @@ def assemble(
     columns shares them, any other kinematic has a dimension ``<name>_axis`` of its own.
     """
     for name in kinematics:
-        if name in RESERVED or name in STATISTICS or name.startswith("trial_") or name.endswith(("_valid", "_axis")):
+        if reserved(name):
             raise InputError(f"{attrs.get('session_id', 'session')}: a kinematic cannot be called {name!r}: reserved")
     dtype = np.uint16 if counts_unit == "count" else np.float64
     variables: dict[str, Any] = {
@@ -105,6 +107,12 @@ def assemble(
     return xr.Dataset({**variables, **(extra or {})}, coords, {"Conventions": "CF-1.11", **attrs})
 
 
+def reserved(name: str) -> bool:
+    """Whether the schema needs a name for itself, so that no kinematic read from a file can have it."""
+    derived = name in RESERVED or name in STATISTICS or name == "velocity"  # which is derived from the position
+    return derived or name.startswith("trial_") or name.endswith(("_valid", "_axis"))
+
+
 def kinematic_names(session: xr.Dataset) -> list[str]:
     """Return the names of the kinematic variables (time, axis) that have a mask, in alphabetical order."""
     return sorted(
@@ -112,6 +120,27 @@ def kinematic_names(session: xr.Dataset) -> list[str]:
         for name, value in session.data_vars.items()
         if value.dims in (("time", "axis"), ("time", f"{name}_axis")) and not str(name).endswith("_valid")
     )
+
+
+def labels_of(session: xr.Dataset, name: str) -> np.ndarray:
+    """Return the kinematic `name` (n_bins, n_axes), NaN where its mask says not usable.
+
+    `InputError`, listing those there are, when the session does not hold it. Whether neurons were observed is another
+    question, which `valid` answers.
+    """
+    if name not in (known := kinematic_names(session)):
+        where = f"session {session.attrs.get('session_id', '')}"
+        raise InputError(f"{where}: expected target {name!r}, it holds {', '.join(known) or 'none'}")
+    return np.where(session[f"{name}_valid"].values, session[name].values.astype(np.float64), np.nan)
+
+
+def start_of(session: xr.Dataset) -> datetime | None:
+    """Return when a session began; None where its date is anonymised (before `FIRST_REAL_YEAR`) or is not one."""
+    try:
+        start = datetime.fromisoformat(str(session.attrs.get("session_start", "")))
+    except ValueError:
+        return None
+    return start if start.year >= FIRST_REAL_YEAR else None
 
 
 def check(session: xr.Dataset) -> None:
@@ -238,7 +267,7 @@ def _text(variable: xr.Variable) -> xr.Variable:
     return xr.Variable(variable.dims, np.asarray(variable.values.tolist(), dtype=np.str_), variable.attrs)
 
 
-def split(session: xr.Dataset, stream_s: float, min_held_out_s: float) -> tuple[xr.Dataset, xr.Dataset]:
+def split(session: xr.Dataset, stream_s: float, min_held_out_s: float = 0.0) -> tuple[xr.Dataset, xr.Dataset]:
     """Split a session in time: its first `stream_s` seconds of bins, and the rest.
 
     A trial goes where it starts, one without a start to the rest. `InputError` when the rest holds less than
@@ -266,6 +295,15 @@ def split(session: xr.Dataset, stream_s: float, min_held_out_s: float) -> tuple[
     return stream, held_out
 
 
+def require_one_subject(sessions: Sequence[xr.Dataset]) -> None:
+    """Raise `InputError` for sessions of several subjects: electrodes of one name are not the same in two animals."""
+    subjects = {str(each.attrs.get("subject", "")): str(each.attrs.get("session_id", "session")) for each in sessions}
+    subjects.pop("", None)
+    if len(subjects) > 1:
+        listed = ", ".join(f"{name} ({session})" for name, session in subjects.items())
+        raise InputError(f"sessions of several subjects cannot be matched: {listed}; their electrodes are not the same")
+
+
 def concat(sessions: Sequence[xr.Dataset]) -> xr.Dataset:
     """Put sessions of the same channels, axes and bins behind one another along time, oldest first.
 
@@ -276,6 +314,7 @@ def concat(sessions: Sequence[xr.Dataset]) -> xr.Dataset:
     """
     if not sessions:
         raise InputError("at least one session is needed")
+    require_one_subject(sessions)
     first, *others = sorted(sessions, key=lambda each: datetime.fromisoformat(each.attrs["session_start"]))
     for other in others:
         require_same_channels(first, other)
@@ -301,7 +340,16 @@ def concat(sessions: Sequence[xr.Dataset]) -> xr.Dataset:
     bins = xr.concat([part.drop_dims("trial") for part in parts], "time", **along)
     trials = xr.concat([part.drop_dims("time") for part in parts], "trial", **along)
     ids = [str(each.attrs["session_id"]) for each in (first, *others)]
-    return bins.merge(trials).assign_attrs(first.attrs | {"session_id": "+".join(ids)})
+    ordered = (first, *others)
+    joined: dict[str, Any] = {"session_id": "+".join(ids)}
+    for name in ("source_file", "source_sha256", "asset_path"):
+        joined[name] = ", ".join(str(each.attrs[name]) for each in ordered)
+    warnings = [f"{each.attrs['session_id']}: {w}" for each in ordered for w in json.loads(each.attrs["warnings"])]
+    made = bins.merge(trials).assign_attrs(
+        first.attrs | joined | {"warnings": json.dumps(warnings, ensure_ascii=False)}
+    )
+    made.attrs.pop("quality", None)  # figures of one session alone
+    return made
 
 
 def _meanings(session: xr.Dataset, other: xr.Dataset) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from nwb_files import counts_file, spikes_file
 from bci_adapt.errors import InputError
 from bci_adapt.jobs.arrays import session_arrays
 from bci_adapt.prepare import prepare
-from bci_adapt.session import check, read_session, require_same_channels, split, write_session
+from bci_adapt.sessions import check, read_session, require_same_channels, split, write_session
 
 
 @pytest.fixture(scope="module")
