@@ -42,8 +42,8 @@ class Diagnosis:
         where the record was learned from, which is later than where it was made when its label was late.
 
         - ``grad_norm_<group>``, ``grad_rms_<group>``: Frobenius norm of the gradient, and norm / √(number of weights),
-          of every weight group that the cell has (``input``, ``bias``, ``recurrent``, ``readout``), of the rule that
-          learns, whether or not the group does, before clipping.
+          of every weight group that the cell has (``input``, ``bias``, ``recurrent``, ``readout``, ``output_bias``), of
+          the rule that learns, whether or not the group does, before clipping.
         - ``d_diagonal_mean``, ``d_diagonal_abs_mean``, ``spectral_radius``: of D over all state slots and units.
         - ``norm_<rule>``: Frobenius norm over W of each rule's gradient; ``norm_own`` of the rule that learns.
         - with RTRL among the rules: ``cosine_<rule>``, ``cosine_own`` with RTRL's gradient of W, and
@@ -238,7 +238,7 @@ class _Collected:
     def __init__(self, network: Network, passive: list[_Passive], own: _Passive, every: int, window: int):
         self.network, self.own, self.every, self.window = network, own, every, window
         self.rules = {each.rule.name: each for each in passive}
-        self.columns, self.groups = _Columns(network), network.groups()
+        self.columns, (self.groups_W, self.groups_C) = _Columns(network), own.learner.groups()
         self.seen = 0
         self.rows: list[dict[str, float]] = []
         self.windows: list[dict[str, float]] = []
@@ -265,7 +265,9 @@ class _Collected:
     def _row(self, g: dict[str, np.ndarray], record: int, step: _Step) -> dict[str, float]:
         row: dict[str, float] = {}
         for group in GROUPS:
-            part = self.own.C_gradient if group == "readout" else g["own"][:, self.groups == group]
+            of_readout = group in ("readout", "output_bias")
+            gradient, groups = (self.own.C_gradient, self.groups_C) if of_readout else (g["own"], self.groups_W)
+            part = gradient[:, groups == GROUPS.index(group)]
             if part.size:
                 row[f"grad_norm_{group}"] = float(np.linalg.norm(part))
                 row[f"grad_rms_{group}"] = row[f"grad_norm_{group}"] / part.size**0.5

@@ -1,394 +1,35 @@
-"""A cross-session experiment: a config (TOML, checked by pydantic) → pairs of sessions → jobs → a run folder."""
+"""A cross-session experiment: pairs of sessions and the arms of a config → jobs → a run folder."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
 import platform
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing import TYPE_CHECKING, Any
 
 from bci_adapt import __version__
-from bci_adapt.catalog import unknown
+from bci_adapt.arms import Arm, linear_arms, network_arms
+from bci_adapt.config import Config, ContinualSection, DandiSource, FilesSource, PairSection, SimulatedSource, to_toml
 from bci_adapt.engine import Job, Outcome, Progress, execute
 from bci_adapt.errors import InputError
-from bci_adapt.quality import Thresholds
 from bci_adapt.sources.base import Source
 from bci_adapt.storage import cache_root, write_text
+from bci_adapt.tuned import Tuned, read_tuned
 
 if TYPE_CHECKING:
     from bci_adapt.cells.base import Network
-    from bci_adapt.credit.base import CreditRule
-    from bci_adapt.optimizers import Optimizer
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
 LEAST_LABELS_S = 1.0
-
-
-def _unlike(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
-        raise ValueError(f"{twice[0]!r} is given twice")
-    return values
-
-
-Unlike = AfterValidator(_unlike)
-Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), Unlike]
-Cells = Annotated[tuple[str, ...], Field(min_length=1), Unlike]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
-
-
-class SimulatedSource(_Section):
-    """Simulated recordings, written as NWB files in the layout of DANDI 000688."""
-
-    kind: Literal["simulated"]
-    days: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 30, 210)
-    duration_s: Positive = 480.0
-    n_units: Count = 60
-    task: Literal["centre_out", "random_target"] = "centre_out"
-    severity: NotNegative = 1.0
-    seed: Seed = 0
-
-
-class FolderSource(_Section):
-    """A folder of NWB files; `path` may be given by ``--data`` instead."""
-
-    kind: Literal["folder"]
-    path: str = ""
-
-
-class DandiSource(_Section):
-    """Recordings of a dandiset, fetched from the DANDI archive and pinned in ``sessions.lock.toml`` beside the config.
-
-    `paths` are asset paths or globs of them (any of them is meant); `subject` and `session` as in ``bci-adapt fetch``.
-    """
-
-    kind: Literal["dandi"]
-    dandiset: Annotated[str, Field(pattern=r"^\d{6}$")]
-    version: str | None = None
-    paths: tuple[str, ...] = ()
-    subject: str | None = None
-    session: str | None = None
-
-
-class ChannelSection(_Section):
-    """What makes a channel of one session the same as one of another (`bci_adapt.channels`), and which are left out.
-
-    `remove` names checks of ``bci-adapt qc``: channels that they flag on the *source* day are taken out of the source
-    and its targets; a target's own flags would need the whole of a day that is not over yet.
-    """
-
-    policy: Literal["electrode", "unit", "pool", "none"] | None = None
-    missing: Literal["refuse", "drop", "zero"] = "refuse"
-    remove: Annotated[tuple[str, ...], Unlike] = ()
-
-    @model_validator(mode="after")
-    def _known_checks(self) -> ChannelSection:
-        from bci_adapt.qc import CHANNEL_CHECKS
-
-        for name in self.remove:
-            if name not in CHANNEL_CHECKS:
-                raise ValueError(unknown(name, CHANNEL_CHECKS, "check"))
-        return self
-
-
-class PairSection(_Section):
-    """One source day and the later days it is tried on: session numbers in chronological order (from 1), or session
-    ids, or any part of an id that only one session has.
-    """
-
-    source: int | str
-    targets: Annotated[tuple[int | str, ...], Field(min_length=1), Unlike]
-
-
-class NetworkSection(_Section):
-    """The networks that are compared, and how they are trained before they adapt."""
-
-    cells: Cells = ("tanh", "gru")
-    n_hidden: Count = 64
-    n_updates: Count = 800
-    oracle_updates: Count = 800
-    input_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    warm_up_s: NotNegative = 60.0
-
-
-class LinearSection(_Section):
-    """The linear decoders: lags, ridge penalty per bin, and the memory of recursive least squares."""
-
-    n_lags: Count = 10
-    penalty: NotNegative = 0.05
-    memory_s: Positive = 1000.0
-    update_every_s: Positive = 0.5
-
-
-class ArmSection(_Section):
-    """One way of adapting a network. Its name is built from what it is (`arm_name`).
-
-    Beside the keys below it takes every constant that its rule or its optimiser declares: ``steps`` of ``window``,
-    ``beta2`` of ``rmsprop``.
-    """
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, bool | int | float | str] = Field(init=False)  # type: ignore[assignment]
-
-    rule: str
-    optimizer: str
-    learning_rate: Positive
-    average: Annotated[float, Field(gt=0, lt=1)] | None = None
-    normaliser: Literal["causal", "fixed"] = "causal"
-    cells: Cells | None = None
-    seeds: Seeds | None = None
-
-    @model_validator(mode="after")
-    def _declared_constants(self) -> ArmSection:
-        declared = {**_constants(self.rule_type), **_constants(self.optimizer_type)}
-        for key, value in self.__pydantic_extra__.items():
-            if key not in declared:
-                raise ValueError(unknown(key, [*type(self).model_fields, *declared], "key"))
-            default = declared[key].default
-            kind = float if default is None else type(default)
-            if kind not in (bool, int, float, str):
-                raise ValueError(f"{key} cannot be given in a config; it stays at its default")
-            if type(value) is not kind and not (kind is float and type(value) is int):
-                raise ValueError(f"{key} takes {kind.__name__}, got {value!r}")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{key} must be finite, got {value!r}")
-        self.rule_type(**self.rule_constants)
-        self.optimizer_type(**self.optimizer_constants)
-        return self
-
-    @property
-    def rule_type(self) -> type[CreditRule]:
-        from bci_adapt.credit.base import rules
-
-        return _known(self.rule, rules(), "rule")
-
-    @property
-    def optimizer_type(self) -> type[Optimizer]:
-        from bci_adapt.optimizers import optimizers
-
-        return _known(self.optimizer, optimizers(), "optimizer")
-
-    @property
-    def rule_constants(self) -> dict[str, Any]:
-        """The constants given that are the rule's."""
-        declared = _constants(self.rule_type)
-        return {key: value for key, value in self.__pydantic_extra__.items() if key in declared}
-
-    @property
-    def optimizer_constants(self) -> dict[str, Any]:
-        """The constants given that are the optimiser's, without the learning rate."""
-        declared = _constants(self.rule_type)
-        return {key: value for key, value in self.__pydantic_extra__.items() if key not in declared}
-
-    @property
-    def rule_text(self) -> str:
-        """The rule with its constants, its main one even where it is not given: ``window4``, ``trace(0.5)``."""
-        main = next((name for name, each in _constants(self.rule_type).items() if not each.kw_only), None)
-        others = {key: value for key, value in self.rule_constants.items() if key != main}
-        if main is None:
-            return self.rule + _listed(others)
-        value = self.rule_constants.get(main, _constants(self.rule_type)[main].default)
-        return f"{self.rule}{value}{_listed(others)}" if type(value) is int else self.rule + _listed(others, value)
-
-    @property
-    def optimizer_text(self) -> str:
-        """The optimiser with the constants given: ``rmsprop``, ``adam(beta2=0.99)``."""
-        return self.optimizer + _listed(self.optimizer_constants)
-
-
-def _known(name: str, variants: Mapping[str, Any], what: str) -> Any:
-    if name not in variants:
-        raise InputError(unknown(name, variants, what))
-    return variants[name]
-
-
-def _constants(variant: type) -> dict[str, dataclasses.Field]:
-    """The constants that a rule or optimiser declares; its learning rate is a key of its own."""
-    declared = dataclasses.fields(variant)  # type: ignore[arg-type]
-    return {each.name: each for each in declared if each.name != "learning_rate"}
-
-
-def _listed(constants: Mapping[str, Any], *first: Any) -> str:
-    parts = [f"{value:g}" if type(value) is float else str(value) for value in first]
-    parts += [f"{key}={value:g}" if type(value) is float else f"{key}={value}" for key, value in constants.items()]
-    return f"({', '.join(parts)})" if parts else ""
-
-
-class ThresholdSection(_Section):
-    """Rules for faulty recordings (`bci_adapt.quality`)."""
-
-    silent_s: NotNegative = Thresholds.silent_s
-    still_s: NotNegative = Thresholds.still_s
-    still_extent_cm: NotNegative = Thresholds.still_extent_cm
-    max_speed_cm_s: NotNegative = Thresholds.max_speed_cm_s
-    speed_neighbours: Annotated[int, Field(ge=0)] = Thresholds.speed_neighbours
-    min_agreement: NotNegative = Thresholds.min_agreement
-
-
-class Config(_Section):
-    """Everything that decides an experiment's numbers."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
-    variable: Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")] = "velocity"
-    bin_s: Positive = 0.05
-    stream_s: Positive = 600.0
-    min_held_out_s: Positive = 300.0
-    label_delay_s: NotNegative = 0.5
-    normaliser_s: Positive = 300.0
-    seeds: Seeds = (0, 1, 2)
-    rates_tuned: Literal[False] = False
-    layout: str | None = None
-    spikes: str | None = None
-    kinematics: tuple[str, ...] = ()
-    per: Literal["electrode", "unit"] | None = None
-    source: Annotated[SimulatedSource | FolderSource | DandiSource, Field(discriminator="kind")]
-    pairs: Annotated[tuple[PairSection, ...], Field(min_length=1)]
-    network: NetworkSection = NetworkSection()
-    linear: LinearSection = LinearSection()
-    channels: ChannelSection = ChannelSection()
-    thresholds: ThresholdSection = ThresholdSection()
-    arms: tuple[ArmSection, ...]
-
-    @model_validator(mode="after")
-    def _known_variants(self) -> Config:
-        from bci_adapt.cells.base import Network, cell
-
-        for name in self.network.cells:
-            cell(name)
-        for arm in self.arms:
-            for name in arm.cells or self.network.cells:
-                arm.rule_type(**arm.rule_constants).check(Network(cell(name), 1, 1, 1))
-            for name in arm.cells or ():
-                if name not in self.network.cells:
-                    raise ValueError(f"arm {arm_name(arm)}: cell {name!r} is not among network.cells")
-            for seed in arm.seeds or ():
-                if seed not in self.seeds:
-                    raise ValueError(f"arm {arm_name(arm)}: seed {seed} is not among seeds")
-        names = [arm_name(arm) for arm in self.arms]
-        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-            raise ValueError(
-                f"two arms are {twice[0]!r}: arms differ in rule, optimiser, constants, normaliser, or being averaged; "
-                "another rate, decay of an average, seed or cell goes into another config"
-            )
-        return self
-
-
-def arm_name(arm: ArmSection) -> str:
-    """The name of an arm, from its parts: that of `bci_adapt.results.ARMS` (``window4_rmsprop``, ``readout``) for the
-    arms of the published runs, else its parts in words (``window2 + Adam + EMA``).
-    """
-    from bci_adapt.results import ARMS
-
-    parts = [arm.rule_text, arm.optimizer_text, *(["ema"] if arm.average else [])]
-    key = "_".join(parts if parts[:2] != ["readout", "rmsprop"] else ["readout", *parts[2:]])
-    key += "_fixed" if arm.normaliser == "fixed" else ""
-    if key in ARMS:
-        return key
-    optimizer = arm.optimizer_type.__name__ + _listed(arm.optimizer_constants)
-    words = [arm.rule_text, optimizer, *(["EMA"] if arm.average else [])]
-    return " + ".join(words) + (", fixed normaliser" if arm.normaliser == "fixed" else "")
-
-
-# -------------------------------------------------------------------------------------------- reading a config
-
-
-def load_config(path: Path | str, settings: Sequence[str] = (), data: Path | str | None = None) -> Config:
-    """Read and check a TOML config.
-
-    Parameters
-    ----------
-    settings : ``key=value`` overrides, the key dotted (``network.n_hidden=32``), the value TOML or plain text.
-        ``targets`` by itself is a comma-separated list that replaces the targets of every pair.
-    data : folder of NWB files that takes the place of the config's source.
-
-    Raises
-    ------
-    InputError
-        naming the file and key: unreadable, not TOML, an unknown key (with the nearest known one), an impossible value.
-    """
-    path = Path(path)
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: expected a TOML config, it cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from error
-    for setting in settings:
-        _override(raw, setting)
-    if data is not None:
-        raw["source"] = {"kind": "folder", "path": str(data)}
-    return parse_config(raw, str(path))
-
-
-def parse_config(raw: dict[str, Any], origin: str) -> Config:
-    """Check a config that was read from `origin`; `InputError` as in `load_config`."""
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        raise InputError(f"{origin}: " + "; ".join(_explain(problem) for problem in error.errors())) from None
-
-
-def _override(raw: dict[str, Any], setting: str) -> None:
-    key, equals, text = setting.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set takes key=value, got {setting!r}")
-    if key == "targets":
-        targets = [int(part) if part.isdigit() and len(part) < 4 else part for part in text.split(",") if part]
-        raw["pairs"] = [{**pair, "targets": targets} for pair in raw.get("pairs", [])]
-        return
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *sections, last = key.split(".")
-    for section in sections:
-        raw = raw.setdefault(section, {})
-        if not isinstance(raw, dict):
-            raise InputError(f"--set {key}: {section} is a list or a value, not a section; edit the config file")
-    raw[last] = value
-
-
-def _explain(problem: Any) -> str:
-    where = [str(part) for part in problem["loc"] if part not in ("simulated", "folder", "dandi")]
-    key = ".".join(where)
-    if problem["type"] == "extra_forbidden":
-        known = _keys_at(problem["loc"][:-1])
-        close = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(known)})"
-        return f"unknown key {key!r}{hint}"
-    if problem["type"] == "missing":
-        return f"key {key!r} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    given = problem.get("input")
-    given = list(given) if isinstance(given, tuple) else given
-    shown = f", got {given!r}" if isinstance(given, str | int | float | list) and len(repr(given)) < 80 else ""
-    return f"{key}: {message}{shown}" if key else message
-
-
-def _keys_at(location: Sequence[Any]) -> list[str]:
-    sections: dict[str, type[_Section]] = {
-        "pairs": PairSection, "network": NetworkSection, "linear": LinearSection, "arms": ArmSection,
-        "thresholds": ThresholdSection, "simulated": SimulatedSource, "folder": FolderSource,
-        "dandi": DandiSource, "channels": ChannelSection,
-    }  # fmt: skip
-    named = [sections[part] for part in location if part in sections]
-    return list((named[-1] if named else Config).model_fields)
+KINDS = ("rows", "curves", "trajectories", "blocks")
+# What a pair without drift is run with: the drift of a pair is judged beside it.
+_WITHOUT_DRIFT = ("frozen", "normaliser", "network_oracle", "ridge_oracle")
 
 
 # ------------------------------------------------------------------------------------------------- pairs
@@ -396,22 +37,29 @@ def _keys_at(location: Sequence[Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Pair:
-    """A source session and a later target session, by id."""
+    """Source sessions, trained on together, and a later target session, by id."""
 
-    source: str
+    sources: tuple[str, ...]
     target: str
 
+    @property
+    def source(self) -> str:
+        """The source sessions in one word, as the long table names them."""
+        return "+".join(self.sources)
 
-def choose_pairs(config: Config, session_ids: Sequence[str]) -> list[Pair]:
-    """The pairs of a config over sessions in chronological order; a target must be later than its source."""
+
+def choose_pairs(sections: Sequence[PairSection], session_ids: Sequence[str]) -> list[Pair]:
+    """The pairs that sections of a config name over sessions in chronological order; a target must be later than all
+    of its sources.
+    """
     pairs = []
-    for section in config.pairs:
-        source = _find_session(section.source, session_ids)
+    for section in sections:
+        sources = sorted({_find_session(name, session_ids) for name in section.source}, key=list(session_ids).index)
         for name in section.targets:
             target = _find_session(name, session_ids)
-            if session_ids.index(target) <= session_ids.index(source):
-                raise InputError(f"pairs: target {target} is not later than its source {source}")
-            pairs.append(Pair(source, target))
+            if session_ids.index(target) <= session_ids.index(sources[-1]):
+                raise InputError(f"pairs: target {target} is not later than its source {sources[-1]}")
+            pairs.append(Pair(tuple(sources), target))
     return list(dict.fromkeys(pairs))
 
 
@@ -436,26 +84,22 @@ def unscorable(session: Any, config: Config) -> str:
     import numpy as np
 
     from bci_adapt.jobs.arrays import session_arrays
-    from bci_adapt.sessions import split
 
-    try:
-        split(session, config.stream_s, config.min_held_out_s)
-    except InputError as error:
-        return str(error)
-    arrays = session_arrays(session, config.variable)
+    arrays = session_arrays(session, config.variables)
     n_stream = arrays.n_stream(config.stream_s)
-    y = arrays.y
-    usable_s = [config.bin_s * np.isfinite(part).all(axis=1).sum() for part in (y[:n_stream], y[n_stream:])]
-    if usable_s[1] < config.min_held_out_s:
-        return (
-            f"{usable_s[1]:.1f} s of usable {config.variable} labels are held out, "
-            f"at least {config.min_held_out_s:g} s are needed"
-        )
-    if usable_s[0] < LEAST_LABELS_S:
-        return f"no usable {config.variable} labels in the adaptation stream"
-    early, late = (float(np.nanvar(part, axis=0).sum()) for part in (y[:n_stream], y[n_stream:]))
-    if late < 0.1 * early:
-        return f"held-out {config.variable} variance {late:.3g} is below a tenth of the stream's {early:.3g}"
+    for variable, outputs in arrays.columns.items():
+        parts = arrays.y[:n_stream, outputs], arrays.y[n_stream:, outputs]
+        usable_s = [config.bin_s * np.isfinite(part).all(axis=1).sum() for part in parts]
+        if usable_s[1] < config.min_held_out_s:
+            return (
+                f"{usable_s[1]:.1f} s of usable {variable} labels are held out, "
+                f"at least {config.min_held_out_s:g} s are needed"
+            )
+        if usable_s[0] < LEAST_LABELS_S:
+            return f"no usable {variable} labels in the adaptation stream"
+        early, late = (float(np.nanvar(part, axis=0).sum()) for part in parts)
+        if late < 0.1 * early:
+            return f"held-out {variable} variance {late:.3g} is below a tenth of the stream's {early:.3g}"
     return ""
 
 
@@ -467,34 +111,23 @@ def require_source(session: Any, config: Config) -> None:
 
     from bci_adapt.jobs.arrays import session_arrays
 
-    arrays = session_arrays(session, config.variable)
-    usable = np.isfinite(arrays.y).all(axis=1)
-    usable_s, wrong = config.bin_s * usable.sum(), ""
-    if usable_s < LEAST_LABELS_S:
-        wrong = f"{usable_s:.1f} s of usable {config.variable} labels, at least {LEAST_LABELS_S:g} s are needed"
-    elif still := [axis for axis, y in zip(arrays.axes, arrays.y[usable].T, strict=True) if np.ptp(y) == 0]:
-        wrong = f"{config.variable} that never changes in axis {', '.join(still)}"
-    if wrong:
-        raise InputError(f"{arrays.session_id}: this source session has {wrong}; leave it out of pairs")
+    arrays = session_arrays(session, config.variables)
+    for variable, outputs in arrays.columns.items():
+        y, wrong = arrays.y[:, outputs], ""
+        usable = np.isfinite(y).all(axis=1)
+        usable_s = config.bin_s * usable.sum()
+        if usable_s < LEAST_LABELS_S:
+            wrong = f"{usable_s:.1f} s of usable {variable} labels, at least {LEAST_LABELS_S:g} s are needed"
+        elif still := [axis for axis, each in zip(arrays.axes[outputs], y[usable].T, strict=True) if np.ptp(each) == 0]:
+            wrong = f"{variable} that never changes in axis {', '.join(still)}"
+        if wrong:
+            raise InputError(f"{arrays.session_id}: this source session has {wrong}; leave it out of pairs")
 
 
 # -------------------------------------------------------------------------------------------------- jobs
 
 
-@dataclass
-class _Arms:
-    """What is run on one pair: a list of (adapt job, columns, phases)."""
-
-    jobs: dict[str, Job] = field(default_factory=dict)
-    entries: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, job: Job, columns: dict[str, Any], phases: Sequence[str] = ("online", "held_out")) -> None:
-        name = f"arm{len(self.entries):03d}"
-        self.jobs[name] = job
-        self.entries.append({"input": name, "columns": columns, "phases": list(phases)})
-
-
-def _prepare_job(config: Config, recording: Path, provenance: Mapping[str, str]) -> Job:
+def prepare_job(config: Config, recording: Path, provenance: Mapping[str, str]) -> Job:
     return Job(
         kind="prepare",
         function="bci_adapt.jobs.prepare:run",
@@ -550,25 +183,26 @@ class Channels:
         )
 
 
-def meet(config: Config, source: str, targets: Sequence[str], sessions: Mapping[str, Any]) -> Channels:
-    """The channels of a source session and its targets under the config's policy; `InputError` where they do not meet.
+def meet(config: Config, sources: Sequence[str], targets: Sequence[str], sessions: Mapping[str, Any]) -> Channels:
+    """The channels of source sessions and their targets under the config's policy; `InputError` where they do not meet.
 
-    What `channels.remove` flags on the source is not among them, with any rule for missing channels.
+    What `channels.remove` flags on the last source is not among them, with any rule for missing channels.
     """
     from bci_adapt.channels import common, policy_of, under
     from bci_adapt.qc import flagged_channels, qc
     from bci_adapt.sessions import require_one_subject
 
-    _require_one_meaning(config.variable, [sessions[name] for name in (source, *targets)])
-    section = config.channels
-    policy = section.policy or policy_of(sessions[source])
-    ids = [source, *targets]
+    ids = [*sources, *targets]
+    for variable in config.variables:
+        _require_one_meaning(variable, [sessions[name] for name in ids])
+    section, last = config.channels, sessions[sources[-1]]
+    policy = section.policy or policy_of(last)
     require_one_subject([sessions[name] for name in ids])
     channels = [under(sessions[name], policy)["channel"].values.tolist() for name in ids]
-    removed = flagged_channels(qc(under(sessions[source], policy)), section.remove) if section.remove else []
+    removed = flagged_channels(qc(under(last, policy)), section.remove) if section.remove else []
     names = [name for name in common(channels, ids, section.missing) if name not in set(removed)]
     if len(names) < 2:
-        raise InputError(f"{source}: channels.remove takes out {len(removed)} channels and leaves {len(names)}")
+        raise InputError(f"{sources[-1]}: channels.remove takes out {len(removed)} channels and leaves {len(names)}")
     return Channels(names, policy, removed, section.remove)
 
 
@@ -591,11 +225,13 @@ def _require_one_meaning(variable: str, sessions: Sequence[Any]) -> None:
         raise InputError(f"{variable} does not mean the same in these sessions ({listed}): axes and unit must agree")
 
 
-def _met(source: str, found: Channels, sessions: Mapping[str, Any], targets: Sequence[str]) -> dict[str, Any]:
+def _met(
+    sources: Sequence[str], found: Channels, sessions: Mapping[str, Any], targets: Sequence[str]
+) -> dict[str, Any]:
     """What the manifest says of the channels of a source and its targets."""
     from bci_adapt.channels import under
 
-    entry: dict[str, Any] = {"source": source, "policy": found.policy, "n_channels": len(found.names)}
+    entry: dict[str, Any] = {"source": "+".join(sources), "policy": found.policy, "n_channels": len(found.names)}
     entry |= {"removed": found.removed, "targets": {}}
     wanted = set(found.names)
     for name in targets:
@@ -606,35 +242,78 @@ def _met(source: str, found: Channels, sessions: Mapping[str, Any], targets: Seq
     return entry
 
 
-class _Builder:
-    """Builds the jobs of an experiment from sessions that have met on their channels."""
+@dataclass
+class _Scored:
+    """What is run on one pair: a list of (adapt job, columns, phases)."""
+
+    jobs: dict[str, Job] = field(default_factory=dict)
+    entries: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, job: Job, columns: dict[str, Any], phases: Sequence[str]) -> None:
+        name = f"arm{len(self.entries):04d}"
+        self.jobs[name] = job
+        self.entries.append({"input": name, "columns": columns, "phases": list(phases)})
+
+
+@dataclass(frozen=True)
+class Labels:
+    """When and how many labels an arm gets: `delay_s` is seconds or ``"trial_end"``."""
+
+    delay_s: float | str
+    fraction: float
+    budget_s: float
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        delay_s = None if isinstance(self.delay_s, str) else self.delay_s  # JSON has no infinity: see `_records`
+        return {"delay_s": delay_s, "label_fraction": self.fraction, "budget_s": self.budget_s}
+
+
+class Builder:
+    """Builds the jobs of an experiment from sessions that have met on their channels.
+
+    `sessions` are the jobs of sessions by id, `about` what the manifest says of them, `known` the jobs that exist
+    already by key, `tuned` the tuned values.
+    """
 
     def __init__(
-        self, config: Config, sessions: dict[str, Job], about: dict[str, dict[str, Any]], known: dict[str, Job]
+        self,
+        config: Config,
+        sessions: Mapping[str, Job],
+        about: Mapping[str, Mapping[str, Any]],
+        known: dict[str, Job],
+        tuned: Tuned | None = None,
     ):
-        self.config, self.sessions, self.about, self.known = config, sessions, about, known
+        self.config, self.sessions, self.about, self.known, self.tuned = config, sessions, about, known, tuned
+        self.labels = Labels(config.label_delay_s, 1.0, config.stream_s)
 
-    def fit(self, decoder: str, session_id: str, constants: dict[str, Any], stream_only: bool) -> Job:
-        """The job that fits a decoder on one session (on what an adapting one would see of it, with `stream_only`)."""
-        config = self.config
-        network = decoder == "online_rnn"
-        what = f"{constants['cell']} seed {constants['seed']}" if network else decoder
+    # -- one job of a kind ---------------------------------------------------------------------------------------
+
+    def fit(self, arm: Arm, pair: Pair, seed: int) -> Job:
+        """The job that fits the decoder of an arm on what the arm is trained on."""
+        decoder = arm.trained_as or arm.decoder
+        constants = dict(arm.fit) | ({"seed": seed} if arm.cell else {})
+        whole = pair.sources if arm.trained_on in ("source", "both") else ()
+        streams = (pair.target,) if arm.trained_on in ("stream", "both") else ()
+        what = f"{arm.cell} seed {seed}" if arm.cell else decoder
+        names = [*whole, *(f"{name} (stream)" for name in streams)]
         job = Job(
             kind="pretrain",
             function="bci_adapt.jobs.pretrain:run",
-            stem=f"{what}_{session_id}{'_stream' if stream_only else ''}",
+            stem=f"{what}_{'_'.join(names)}",
             folder="decoders",
             suffix=".npz",
             parameters={
                 "decoder": decoder,
                 "constants": constants,
-                "variable": config.variable,
-                "stream_s": config.stream_s if stream_only else None,
+                "variables": self.config.variables,
+                "stream_s": self.config.stream_s if streams else None,
+                "n_streams": len(streams),
             },
-            inputs={"session": self.sessions[session_id]},
-            modules=(*_modules(decoder), *(_cell_modules(constants["cell"]) if network else ())),
-            label=f"{'retrain' if stream_only else 'pretrain'} {what} on {session_id}",
-            cost=8e-4 * self._n_weights(session_id, constants["cell"]) if network else 1.0,
+            inputs={f"session{i}": self.sessions[name] for i, name in enumerate((*whole, *streams))},
+            modules=(*_modules(decoder), *(_cell_modules(arm.cell) if arm.cell else ())),
+            label=f"{'retrain' if streams else 'pretrain'} {what} on {', '.join(names)}",
+            cost=1e-6 * self._n_weights(pair.target, arm.cell) * arm.fit["n_updates"] if arm.cell else 1.0,
         )
         return self.known.setdefault(job.key, job)
 
@@ -647,14 +326,22 @@ class _Builder:
         network = self._network(session_id, cell_name)
         return network.n_hidden * network.row_width
 
-    def _learning_cost(self, session_id: str, cell_name: str, arm: ArmSection) -> float:
+    def _cost(self, arm: Arm, target: str) -> float:
         """Expected seconds of an adapting job: proportional to the weights, read once for each bin of history, and to
         what the rule carries from bin to bin.
         """
-        rule = arm.rule_type(**arm.rule_constants)
-        carried = math.prod(rule.memory_shape(self._network(session_id, cell_name)))
-        n_values = self._n_weights(session_id, cell_name) * (1 + rule.history) + carried
-        return 3e-5 * n_values * self.config.stream_s / 600.0
+        scale = self.config.stream_s / 600.0
+        if arm.decoder == "fine_tuned":
+            return 1e-6 * self._n_weights(target, arm.cell) * arm.adapt["tune_updates"]
+        if not arm.cell:
+            return (8.0 if arm.name == "rls" else 2.0 if arm.learns else 0.3) * scale
+        if not arm.learns:
+            return 0.2
+        from bci_adapt.credit.base import rule
+
+        credit = rule(arm.adapt["rule"], **(arm.adapt["rule_constants"] or {}))
+        carried = math.prod(credit.memory_shape(self._network(target, arm.cell)))
+        return 3e-5 * (self._n_weights(target, arm.cell) * (1 + credit.history) + carried) * scale
 
     def kernel(self, cell: str, rule: str, optimizer: str, clips: bool = False) -> Job:
         """The job that compiles one loop. Constants do not change it, but for gradients that are clipped."""
@@ -671,188 +358,294 @@ class _Builder:
         )
         return self.known.setdefault(job.key, job)
 
+    def _decoder_inputs(self, arm: Arm, pair: Pair, seed: int) -> tuple[dict[str, Job], set[str]]:
+        """The fitted decoder and the compiled loops that an arm needs, and the modules its jobs depend on."""
+        modules = {*_modules(arm.decoder), *_modules(arm.trained_as or arm.decoder)}
+        inputs = {"decoder": self.fit(arm, pair, seed)}
+        if arm.cell:
+            modules |= {*_cell_modules(arm.cell), *_rule_modules("readout")}
+            inputs["predicting"] = self.kernel(arm.cell, "readout", "rmsprop")
+            if rule := arm.adapt.get("rule"):
+                modules |= set(_rule_modules(rule))
+                clips = bool((arm.adapt.get("optimizer_constants") or {}).get("clip"))
+                inputs["learning"] = self.kernel(arm.cell, rule, arm.adapt.get("optimizer", "rmsprop"), clips)
+        return inputs, modules
+
+    def _adapt_parameters(
+        self, arm: Arm, seed: int, labels: Labels, control: Mapping[str, Any] | None, parts: Sequence[str]
+    ) -> dict[str, Any]:
+        at_trial_end = isinstance(labels.delay_s, str)
+        delay = {} if at_trial_end or labels.delay_s == self.config.label_delay_s else {"label_delay_s": labels.delay_s}
+        return {
+            "variables": self.config.variables,
+            "stream_s": self.config.stream_s,
+            "become": arm.decoder if arm.trained_as else None,
+            "constants": {**arm.adapt, **delay},
+            "supervision": arm.supervision,
+            "at_trial_end": at_trial_end,
+            "label_fraction": labels.fraction,
+            "budget_s": None if labels.budget_s >= self.config.stream_s else labels.budget_s,
+            "seed": seed,
+            "control": control,
+            "continuing": "continuing" in parts,
+            "back": "back" in parts,
+        }
+
     def adapt(
         self,
-        decoder: Job,
+        arm: Arm,
         pair: Pair,
-        constants: dict[str, Any],
-        learns: bool,
-        permutation: int | None,
-        cost: float,
-        what: str,
+        seed: int,
+        *,
+        labels: Labels | None = None,
+        control: Mapping[str, Any] | None = None,
+        parts: Sequence[str] = (),
+        before: Sequence[str] = (),
+        name: str = "",
     ) -> Job:
-        """The job that runs a decoder through the pair's target; one job where sources share it (a retrained one)."""
-        from bci_adapt.decoders.online_rnn import OnlineDecoder
-
-        config = self.config
-        modules = set(_modules(decoder.parameters["decoder"]))
-        kernels = {}
-        if cell := decoder.parameters["constants"].get("cell"):
-            modules |= set(_cell_modules(cell)) | set(_rule_modules("readout"))
-            kernels["predicting"] = self.kernel(cell, "readout", "rmsprop")
-            learner = OnlineDecoder(**decoder.parameters["constants"]).set_params(**constants)
-            modules |= set(_rule_modules(learner.rule))
-            clips = bool((learner.optimizer_constants or {}).get("clip"))
-            kernels["learning"] = self.kernel(cell, learner.rule, learner.optimizer, clips)
+        """The job that runs an arm through the pair's target; one job where sources share it (a retrained one)."""
+        inputs, modules = self._decoder_inputs(arm, pair, seed)
+        inputs |= {"target": self.sessions[pair.target]}
+        inputs |= {f"before{i}": self.sessions[each] for i, each in enumerate(before)}
+        if "back" in parts:
+            inputs["source"] = self.sessions[pair.sources[-1]]
+        what = " ".join(filter(None, [name or arm.name, arm.cell, f"seed {seed}" if arm.cell else ""]))
         job = Job(
             kind="adapt",
             function="bci_adapt.jobs.adapt:run",
             stem=f"{what}_{pair.target}",
             folder="results",
             suffix=".npz",
-            parameters={
-                "variable": config.variable,
-                "stream_s": config.stream_s,
-                "constants": constants,
-                "learns": learns,
-                "permutation": permutation,
-            },
-            inputs={"decoder": decoder, "target": self.sessions[pair.target], **kernels},
+            parameters=self._adapt_parameters(arm, seed, labels or self.labels, control, parts),
+            inputs=inputs,
             modules=tuple(sorted(modules)),
             label=f"{what} from {pair.source} on {pair.target}",
-            cost=cost,
+            cost=self._cost(arm, pair.target) * (1 + len(before) + ("continuing" in parts)),
         )
         return self.known.setdefault(job.key, job)
 
-    # -- arms of one pair ----------------------------------------------------------------------------------------
+    def cost(self, arm: Arm, pair: Pair) -> Job:
+        """The job that measures what a live bin costs an arm."""
+        seed = arm.seeds[0]
+        inputs, modules = self._decoder_inputs(arm, pair, seed)
+        job = Job(
+            kind="cost",
+            function="bci_adapt.jobs.cost:run",
+            stem=f"cost_{arm.name}_{arm.cell}",
+            folder="results",
+            suffix=".json",
+            parameters=self._adapt_parameters(arm, seed, self.labels, None, ()),
+            inputs={**inputs, "target": self.sessions[pair.target]},
+            modules=tuple(sorted(modules)),
+            label=f"cost of {arm.name} {arm.cell}".rstrip(),
+            cost=1.0,
+        )
+        return self.known.setdefault(job.key, job)
 
-    def pair(self, pair: Pair, excerpt: bool) -> Job:
-        """The score job of one pair, which needs every arm's job."""
-        config, arms = self.config, _Arms()
-        for cell in config.network.cells:
-            for seed in config.seeds:
-                self._network_arms(arms, pair, cell, seed)
-        self._linear_arms(arms, pair)
+    def drift(self, pair: Pair) -> Job:
+        """The job that measures what changed between the (last) source and the target."""
+        return Job(
+            kind="drift",
+            function="bci_adapt.jobs.drift:run",
+            stem=f"drift_{pair.source}_{pair.target}",
+            folder="results",
+            suffix=".json",
+            parameters={"variable": self.config.intended or self.config.variables[0]},
+            inputs={"source": self.sessions[pair.sources[-1]], "target": self.sessions[pair.target]},
+            label=f"drift {pair.source} → {pair.target}",
+            cost=4.0,
+        )
+
+    def _score(self, pair: Pair, scored: _Scored, what: str, excerpt: bool = False) -> Job:
+        back = any("back" in entry["phases"] for entry in scored.entries)
         return Job(
             kind="score",
             function="bci_adapt.jobs.score:run",
-            stem=f"scores_{pair.source}_{pair.target}",
+            stem=f"scores_{what}_{pair.source}_{pair.target}",
             folder="results",
             suffix=".json",
             parameters={
-                "variable": config.variable,
-                "stream_s": config.stream_s,
-                "arms": arms.entries,
+                "variables": self.config.variables,
+                "stream_s": self.config.stream_s,
+                "arms": scored.entries,
                 "excerpt": excerpt,
-                "first_seed": config.seeds[0],
+                "first_seed": self.config.seeds[0],
             },
-            inputs={"target": self.sessions[pair.target], **arms.jobs},
-            label=f"score {pair.source} → {pair.target}",
+            inputs={
+                "target": self.sessions[pair.target],
+                **({"source": self.sessions[pair.sources[-1]]} if back else {}),
+                **scored.jobs,
+            },
+            label=f"score {what} {pair.source} → {pair.target}",
         )
 
-    def _columns(self, pair: Pair, arm: str, **given: Any) -> dict[str, Any]:
-        config = self.config
-        dates = [self.about[name]["date"] for name in (pair.source, pair.target)]
+    def _columns(self, pair: Pair, arm: Arm, seed: int, prefix: str = "", **given: Any) -> dict[str, Any]:
+        dates = [self.about[name]["date"] for name in (pair.sources[-1], pair.target)]
         columns = {
             "source": pair.source, "target": pair.target, "source_date": dates[0], "target_date": dates[1],
-            "day_gap": _day_gap(*dates), "variable": config.variable, "arm": arm, "cell": "", "n_hidden": 0,
-            "rule": "", "optimizer": "", "average": "", "supervision": "none", "delay_s": config.label_delay_s,
-            "label_fraction": 1.0, "budget_s": 0.0, "rate": None, "seed": config.seeds[0], "canary": False,
+            "day_gap": _day_gap(*dates), "arm": prefix + arm.name, "decoder": arm.decoder, "cell": arm.cell,
+            "n_hidden": self.config.network.n_hidden if arm.cell else 0, "rule": "", "optimizer": "", "average": "",
+            "normaliser": "causal", "supervision": arm.supervision, **self.labels.columns, "rate": None, "seed": seed,
+            "canary": False, "control": "", "study": "", **arm.columns,
         }  # fmt: skip
+        if columns["supervision"] == "none":
+            columns["budget_s"] = 0.0
         return columns | given
 
-    def _network_arms(self, arms: _Arms, pair: Pair, cell: str, seed: int) -> None:
+    # -- what is run on a pair -----------------------------------------------------------------------------------
+
+    def arms(self, pair: Pair, tuned: bool = True, day: str = "") -> list[Arm]:
+        """The arms of a pair, at their tuned values where there are any: those not chosen on its target, or on `day`,
+        of which its target is a part.
+        """
         config = self.config
-        network = config.network
-        own = {"cell": cell, "n_hidden": network.n_hidden, "seed": seed}
-        constants = own | {"bin_s": config.bin_s, "label_delay_s": config.label_delay_s, "warm_up_s": network.warm_up_s}
-        constants |= {"normaliser_s": config.normaliser_s, "average": None, "input_dropout": network.input_dropout}
-        trained = self.fit("online_rnn", pair.source, constants | {"n_updates": network.n_updates}, stream_only=False)
-        base = own | {"decoder": "online_rnn"}
+        arms = [arm for cell in config.network.cells for arm in network_arms(config, cell)]
+        arms += linear_arms(config, self.about[pair.target]["n_axes"])
+        arms = [arm for arm in arms if arm.supervision != "intention" or self._has_intention(pair)]
+        if self.tuned is None or not tuned:
+            return arms
+        chosen = [self.tuned.choice(arm.name, arm.cell, day or pair.target) if arm.grid else None for arm in arms]
+        return [arm if found is None else arm.having(found.parameters) for arm, found in zip(arms, chosen, strict=True)]
 
-        def add(
-            name: str,
-            decoder: Job,
-            changes: dict,
-            columns: dict,
-            *,
-            permutations: Sequence[int | None] = (),
-            cost: float = 0.2,
-            phases: Sequence[str] = ("online", "held_out"),
-        ) -> None:
-            """An arm that learns once for each of `permutations`, or one that does not learn at all."""
-            learns = bool(permutations)
-            for permutation in permutations or (None,):
-                canary = permutation is not None
-                label = f"{'canary:' if canary else ''}{name}"
-                job = self.adapt(decoder, pair, changes, learns, permutation, cost, f"{label} {cell} seed {seed}")
-                budget = config.stream_s if learns else 0.0
-                supervision = {"supervision": "true" if learns else "none", "budget_s": budget}
-                row = base | supervision | {"canary": canary, "normaliser": "causal"} | columns
-                arms.add(job, self._columns(pair, label, **row), phases)
+    def _has_intention(self, pair: Pair) -> bool:
+        return self.config.intended is not None and bool(self.about[pair.target]["has_targets"])
 
-        # Nothing learns in these arms; the cheapest rule spares them an optimiser to warm.
-        still = {"rule": "readout"}
-        add("frozen", trained, still | {"normaliser_s": None}, {"normaliser": "fixed"})
-        add("normaliser", trained, still, {})
-        for arm in config.arms:
-            seeds = arm.seeds or config.seeds
-            if cell not in (arm.cells or network.cells) or seed not in seeds:
+    def pair(self, pair: Pair, excerpt: bool = False, foreign: Sequence[Foreign] = (), sweeps: bool = False) -> Job:
+        """The score job of one pair, which needs every arm's job."""
+        controls, scored = self.config.controls, _Scored()
+        wanted = {part for part in ("continuing", "back") if getattr(controls, part)}
+        for arm in self.arms(pair):
+            for seed in arm.seeds:
+                first = seed == arm.seeds[0]
+                parts = [phase for phase in arm.phases if phase in wanted and first]
+                phases = [phase for phase in arm.phases if phase not in ("continuing", "back")] + parts
+                scored.add(self.adapt(arm, pair, seed, parts=parts), self._columns(pair, arm, seed), phases)
+                if first and arm.checked:
+                    self._canaries(scored, arm, pair, seed)
+            if sweeps and arm.name in self.config.sweeps.arms:
+                self._sweeps(scored, arm, pair)
+        if self.tuned is not None and sweeps:
+            for arm in self.arms(pair, tuned=False):
+                if "learning_rate" in arm.grid:
+                    shared = arm.having({"learning_rate": self.config.learning_rate})
+                    job = self.adapt(shared, pair, arm.seeds[0], name=f"shared rate {arm.name}")
+                    scored.add(
+                        job, self._columns(pair, shared, arm.seeds[0], study="shared_rate"), ("online", "held_out")
+                    )
+        for own in foreign:
+            self._foreign(scored, own, pair)
+        return self._score(pair, scored, "arms", excerpt)
+
+    def _canaries(self, scored: _Scored, arm: Arm, pair: Pair, seed: int) -> None:
+        """The same arm with counts that know nothing of the movement."""
+        n_shifts = self.config.controls.canary_shifts
+        kind = "shift" if n_shifts else "time"
+        for number in range(n_shifts) if n_shifts else [seed]:
+            control = {"kind": kind, "seed": number}
+            job = self.adapt(arm, pair, seed, control=control, name=f"canary:{arm.name}")
+            columns = self._columns(pair, arm, number, "canary:", canary=True, control="time")
+            scored.add(job, columns, ("online", "held_out"))
+        if self.config.controls.channels and arm.name in self.config.sweeps.arms:
+            job = self.adapt(arm, pair, seed, control={"kind": "channels", "seed": seed}, name=f"channels:{arm.name}")
+            columns = self._columns(pair, arm, seed, "channels:", control="channels")
+            scored.add(job, columns, ("online", "held_out"))
+
+    def _sweeps(self, scored: _Scored, arm: Arm, pair: Pair) -> None:
+        """One property of the labels varied at a time, the others as in the run."""
+        seed, sweeps, full = arm.seeds[0], self.config.sweeps, self.labels
+        phases = [phase for phase in ("online", "held_out") if phase in arm.phases]
+        settings = [("delay", dataclasses.replace(full, delay_s=delay_s)) for delay_s in sweeps.delay_s]
+        settings += [("fraction", dataclasses.replace(full, fraction=fraction)) for fraction in sweeps.label_fraction]
+        budgets = dict.fromkeys((*(each for each in sweeps.budget_s if each < full.budget_s), full.budget_s))
+        settings += [("budget", dataclasses.replace(full, budget_s=budget_s)) for budget_s in budgets]
+        for study, labels in settings:
+            if labels.delay_s == "trial_end" and not self.about[pair.target]["has_trials"]:
                 continue
-            changes: dict[str, Any] = {
-                "rule": arm.rule,
-                "rule_constants": arm.rule_constants or None,
-                "optimizer": arm.optimizer,
-                "optimizer_constants": arm.optimizer_constants or None,
-                "learning_rate": arm.learning_rate,
-                "average": arm.average,
-            }
-            changes |= {"normaliser_s": None} if arm.normaliser == "fixed" else {}
-            columns = {
-                "rule": arm.rule_text,
-                "optimizer": arm.optimizer_text,
-                "rate": arm.learning_rate,
-                "average": "" if arm.average is None else f"ema {arm.average}",
-                "normaliser": arm.normaliser,
-            }
-            cost = self._learning_cost(pair.target, cell, arm)
-            permutations = (None, seed) if seed == seeds[0] else (None,)
-            add(arm_name(arm), trained, changes, columns, permutations=permutations, cost=cost)
-        retrained = self.fit(
-            "online_rnn", pair.target, constants | {"n_updates": network.oracle_updates}, stream_only=True
-        )
-        oracle = {"supervision": "true", "budget_s": config.stream_s, "rule": "bptt", "optimizer": "adam"}
-        add("network_oracle", retrained, still, oracle, phases=("held_out",))
+            job = self.adapt(arm, pair, seed, labels=labels, name=f"{study} {arm.name}")
+            scored.add(job, self._columns(pair, arm, seed, study=study, **labels.columns), phases)
+        if self.config.controls.cold and arm.cell and "warm_up_s" in arm.fit:
+            cold = dataclasses.replace(arm, adapt={**arm.adapt, "warm_up_s": 0.0})
+            job = self.adapt(cold, pair, seed, name=f"cold {arm.name}")
+            scored.add(job, self._columns(pair, arm, seed, study="cold"), phases)
 
-    def _linear_arms(self, arms: _Arms, pair: Pair) -> None:
-        config, linear = self.config, self.config.linear
-        shared = {
-            "bin_s": config.bin_s,
-            "n_lags": linear.n_lags,
-            "penalty": linear.penalty,
-            "normaliser_s": config.normaliser_s,
-        }
-        wiener = self.fit("wiener", pair.source, shared, stream_only=False)
-        ridge = self.fit("wiener", pair.target, shared, stream_only=True)
-        late = {"label_delay_s": config.label_delay_s}
-        rls = self.fit(
-            "rls",
-            pair.source,
-            shared | late | {"memory_s": linear.memory_s, "update_every_s": linear.update_every_s},
-            stream_only=False,
+    def _foreign(self, scored: _Scored, own: Foreign, pair: Pair) -> None:
+        """A decoder of the user's own, and its canary."""
+        config, seed = self.config, self.config.seeds[0]
+        for permutation in (None, seed):
+            job = Job(
+                kind="foreign",
+                function="bci_adapt.jobs.foreign:run",
+                stem=f"{own.name}_{pair.target}{'' if permutation is None else '_canary'}",
+                folder="results",
+                suffix=".npz",
+                parameters={
+                    "variables": config.variables,
+                    "stream_s": config.stream_s,
+                    "decoder": own.name,
+                    "bin_s": config.bin_s,
+                    "label_delay_s": config.label_delay_s,
+                    "seed": seed,
+                    "permutation": permutation,
+                },
+                inputs={
+                    "code": own.file,
+                    "target": self.sessions[pair.target],
+                    **{f"source{i}": self.sessions[name] for i, name in enumerate(pair.sources)},
+                },
+                label=f"{own.name} from {pair.source} on {pair.target}",
+                cost=10.0,
+            )
+            prefix = "" if permutation is None else "canary:"
+            arm = Arm(f"{prefix}{own.name}", "", own.name, "source", {}, supervision="true")
+            columns = self._columns(pair, arm, seed, normaliser="", delay_s=own.delay_s(config.label_delay_s))
+            columns |= {"canary": bool(prefix), "control": "time" if prefix else ""}
+            scored.add(self.known.setdefault(job.key, job), columns, ("online", "online_late", "held_out"))
+
+    def score_one(self, arm: Arm, pair: Pair, seed: int, what: str) -> Job:
+        """The score job of one arm, held out alone."""
+        scored = _Scored()
+        scored.add(
+            self.adapt(arm, pair, seed, name=what), self._columns(pair, arm, seed, study="tuning"), ("held_out",)
         )
-        persistence = self.fit("persistence", pair.source, {"bin_s": config.bin_s} | late, stream_only=False)
-        labelled = {"supervision": "true", "budget_s": config.stream_s}
-        both, held_out = ("online", "held_out"), ("held_out",)
-        for name, fitted, changes, columns, learns, phases in [
-            ("frozen", wiener, {"normaliser_s": None}, {"decoder": "wiener", "normaliser": "fixed"}, False, both),
-            ("normaliser", wiener, {}, {"decoder": "wiener"}, False, both),
-            ("rls", rls, {}, labelled | {"decoder": "rls", "rule": "rls", "rate": 1.0 / linear.memory_s}, True, both),
-            (
-                "canary:rls",
-                rls,
-                {},
-                labelled | {"decoder": "rls", "rule": "rls", "rate": 1.0 / linear.memory_s, "canary": True},
-                True,
-                both,
-            ),
-            ("ridge_oracle", ridge, {}, labelled | {"decoder": "wiener", "rule": "ridge"}, False, held_out),
-            ("persistence", persistence, {}, labelled | {"decoder": "persistence", "normaliser": ""}, True, both),
-        ]:
-            permutation = config.seeds[0] if name.startswith("canary:") else None
-            cost = 8.0 * config.stream_s / 600.0 if learns and name != "persistence" else 0.3
-            job = self.adapt(fitted, pair, changes, learns, permutation, cost, name)
-            arms.add(job, self._columns(pair, name, **({"normaliser": "causal"} | columns)), phases)
+        return self._score(pair, scored, what)
+
+    def without_drift(self, source: str) -> Job:
+        """The later half of a source day as the target of its earlier half."""
+        halves = {}
+        for half, word in enumerate(("earlier", "later")):
+            job = Job(
+                kind="halve",
+                function="bci_adapt.jobs.halve:run",
+                stem=f"{source}_{word}_half",
+                folder="sessions",
+                suffix=".nc",
+                parameters={"half": half},
+                inputs={"session": self.sessions[source]},
+                label=f"{word} half of {source}",
+                cost=0.3,
+            )
+            halves[f"{source} ({word} half)"] = self.known.setdefault(job.key, job)
+        about = dict.fromkeys(halves, self.about[source])
+        within = Builder(self.config, halves, about, self.known, self.tuned)
+        earlier, later = halves
+        pair, scored = Pair((earlier,), later), _Scored()
+        wanted = {*_WITHOUT_DRIFT, *self.config.sweeps.arms}
+        for arm in within.arms(pair, day=source):
+            if arm.name in wanted:
+                phases = [phase for phase in ("online", "held_out") if phase in arm.phases]
+                columns = within._columns(pair, arm, arm.seeds[0], study="no_drift")
+                scored.add(within.adapt(arm, pair, arm.seeds[0], name=f"no drift {arm.name}"), columns, phases)
+        return within._score(pair, scored, "no drift")
+
+    def continual(self, pair: Pair, before: Sequence[str], arms: Sequence[str]) -> Job:
+        """Arms that come to the pair's target by way of the days `before`, with the weights those left them."""
+        scored = _Scored()
+        for arm in self.arms(pair):
+            if arm.name in arms and arm.learns and not arm.trained_as:
+                seed = arm.seeds[0]
+                job = self.adapt(arm, pair, seed, before=before, name=f"continual {arm.name}")
+                scored.add(job, self._columns(pair, arm, seed, study="continual"), ("online", "held_out"))
+        return self._score(pair, scored, "continual")
 
 
 def _modules(decoder: str) -> tuple[str, ...]:
@@ -915,11 +708,119 @@ def open_source(
         from bci_adapt.sources.simulated import Simulated
 
         return Simulated(cache_root() / "raw" / "simulated", **section.model_dump(exclude={"kind"}))
+    if isinstance(section, FilesSource):
+        from bci_adapt.sources.files import Files
+
+        return Files(section.paths)
     from bci_adapt.sources.folder import Folder
 
     if not section.path:
         raise InputError("source.path: this config needs a folder of recordings; name it with --data FOLDER")
     return Folder(section.path)
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A decoder class of the user's own file; it is loaded once here, to refuse it before anything runs."""
+
+    file: Path
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> Foreign:
+        """From ``mine.py:Mine``; `InputError` where that names no decoder class."""
+        from bci_adapt.jobs.foreign import load_class
+
+        file, colon, name = text.rpartition(":")
+        if not colon or not name.isidentifier():
+            raise InputError(f"--decoder takes FILE.py:CLASS, got {text!r}")
+        load_class(Path(file), name)
+        return cls(Path(file), name)
+
+    def delay_s(self, asked_s: float) -> float:
+        """The label delay it works at: none unless it can know of the delay."""
+        from bci_adapt.jobs.foreign import load_class, takes
+
+        kind = load_class(self.file, self.name)
+        adapt: Any = kind.adapt  # type: ignore[attr-defined]
+        told = takes(kind, "label_delay_s") or takes(adapt, "label_delay_s") or takes(adapt, "arrives")
+        return asked_s if told else 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that an experiment has to run, once its sessions are prepared."""
+
+    scores: list[Job]
+    drift: dict[Pair, Job]
+    costs: dict[tuple[str, str], Job]
+
+    def jobs(self) -> list[Job]:
+        return [*self.scores, *self.drift.values(), *self.costs.values()]
+
+
+@dataclass
+class Prepared:
+    """The prepared sessions of an experiment: jobs, sessions and what is said of them, by id; and which meet."""
+
+    session_ids: list[str]
+    jobs: dict[str, Job]
+    sessions: dict[str, Any]
+    about: dict[str, dict[str, Any]]
+    outcome: Outcome
+    met: dict[tuple[str, ...], Channels] = field(default_factory=dict)
+    targets: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
+
+    def builders(self, config: Config, known: dict[str, Job], tuned: Tuned | None) -> dict[tuple[str, ...], Builder]:
+        """A builder for each group of sources, whose sessions have met on their channels with all of their targets."""
+        builders = {}
+        for sources, found in self.met.items():
+            names = [*sources, *self.targets[sources]]
+            jobs = {each: found.job(self.jobs[each], self.sessions[each]) for each in names}
+            own = {each: self.about[each] | {"n_channels": len(found.names)} for each in jobs}
+            builders[sources] = Builder(config, jobs, own, known, tuned)
+        return builders
+
+
+def prepare_sessions(
+    config: Config,
+    sections: Sequence[PairSection],
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    lock: Path | None = None,
+    offline: bool = False,
+) -> tuple[Prepared, list[Pair]]:
+    """Fetch and prepare the sessions of the pairs that `sections` name, and bring them together on their channels.
+
+    Raises
+    ------
+    InputError
+        when a recording cannot be used, the pairs cannot be formed, or sessions of a pair do not meet on channels.
+    """
+    from bci_adapt.sessions import read_session
+
+    say("finding sessions")
+    source = open_source(config, lock, offline, say)
+    session_ids = [str(name) for name in source.list().index]
+    pairs = choose_pairs(sections, session_ids)
+    wanted = {name for pair in pairs for name in (*pair.sources, pair.target)}
+    jobs = {}
+    for name in [each for each in session_ids if each in wanted]:
+        say(f"fetching {name}")
+        jobs[name] = prepare_job(config, source.fetch(name), source.provenance(name))
+    outcome = execute(jobs.values(), workers=workers, scheduler=scheduler, progress=progress)
+    _refuse_failures(outcome)
+    sessions = {name: read_session(job.path) for name, job in jobs.items()}
+    about = {name: _about(name, session) for name, session in sessions.items()}
+    prepared = Prepared(session_ids, jobs, sessions, about, outcome)
+    for pair in pairs:
+        prepared.targets.setdefault(pair.sources, []).append(pair.target)
+    for sources, targets in prepared.targets.items():
+        prepared.met[sources] = meet(config, sources, targets, sessions)
+    return prepared, pairs
 
 
 def run_experiment(
@@ -932,65 +833,155 @@ def run_experiment(
     command: str = "",
     lock: Path | None = None,
     offline: bool = False,
+    tuned: Path | None = None,
+    foreign: Sequence[Foreign] = (),
+    shard: tuple[int, int] | None = None,
 ) -> Run:
     """Run what is not there yet and write ``runs/<name>-<hash>/`` with config, manifest, results and report.
+
+    `tuned` is the file of tuned values that the config names, `foreign` are decoders of the user's own. With `shard`
+    (k, n) only every n-th pair from the k-th is run, without a report: the last run without it finds all done.
 
     Raises
     ------
     InputError
         when a recording cannot be used, the pairs cannot be formed, or sessions of a pair do not meet on channels.
     """
-    from bci_adapt.sessions import read_session
-
-    say("finding sessions")
-    source = open_source(config, lock, offline, say)
-    session_ids = [str(name) for name in source.list().index]
-    pairs = choose_pairs(config, session_ids)
-    needed = [name for name in session_ids if any(name in (pair.source, pair.target) for pair in pairs)]
-    prepare = {}
-    for name in needed:
-        say(f"fetching {name}")
-        prepare[name] = _prepare_job(config, source.fetch(name), source.provenance(name))
-    prepared = execute(prepare.values(), workers=workers, scheduler=scheduler, progress=progress)
-    _refuse_failures(prepared)
-    sessions = {name: read_session(job.path) for name, job in prepare.items()}
-    targets = {name: [pair.target for pair in pairs if pair.source == name] for name in needed}
-    met = {name: meet(config, name, later, sessions) for name, later in targets.items() if later}
-    about = {name: _about(name, session) for name, session in sessions.items()}
-    reasons = {pair: unscorable(sessions[pair.target], config) for pair in pairs}
-    scorable = [pair for pair in pairs if not reasons[pair]]
-    for name in dict.fromkeys(pair.source for pair in scorable):
-        require_source(sessions[name], config)
-    known: dict[str, Job] = {}
-    builders = {}
-    for name, found in met.items():
-        jobs = {each: found.job(prepare[each], sessions[each]) for each in (name, *targets[name])}
-        own = {each: about[each] | {"n_channels": len(found.names)} for each in jobs}
-        builders[name] = _Builder(config, jobs, own, known)
-    scores = [builders[pair.source].pair(pair, excerpt=number == 0) for number, pair in enumerate(scorable)]
-    outcomes = [prepared, execute(scores, workers=workers, scheduler=scheduler, progress=progress)]
-    folder = cache_root() / "runs" / f"{config.name}-{_digest(config, [*prepare.values(), *scores])}"
+    if config.tuned and tuned is None:
+        raise InputError(f"tuned: this config takes its rates from {config.tuned}, which must lie beside it")
+    values = read_tuned(tuned) if tuned is not None and config.tuned else None
+    sections = [*config.pairs, *config.continual]
+    prepared, pairs = prepare_sessions(
+        config, sections, workers=workers, scheduler=scheduler, progress=progress, say=say, lock=lock, offline=offline
+    )
+    reasons = {pair: unscorable(prepared.sessions[pair.target], config) for pair in pairs}
+    for name in dict.fromkeys(name for pair in pairs if not reasons[pair] for name in pair.sources):
+        require_source(prepared.sessions[name], config)
+    builders = prepared.builders(config, {}, values)
+    plan = _plan(config, prepared, builders, reasons, foreign, shard)
+    options: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "progress": progress}
+    outcomes = [prepared.outcome, execute(plan.jobs(), **options)]
+    scores = plan.scores
+    folder = cache_root() / "runs" / f"{config.name}-{_digest(config, [*prepared.jobs.values(), *plan.jobs()])}"
     if failures := _failures(outcomes[1]):
-        planned, scores = scores, [_scored_without(job, failures) for job in scores]
-        if not any(job.inputs.keys() - {"target"} for job in scores):
+        scores = [_scored_without(job, failures) for job in plan.scores]
+        if not any(job.inputs.keys() - {"target", "source"} for job in scores):
             _refuse_failures(outcomes[1])
-        partial = [job for job, whole in zip(scores, planned, strict=True) if job.key != whole.key]
-        outcomes.append(execute(partial, workers=workers, scheduler=scheduler, progress=progress))
+        partial = [job for job, whole in zip(scores, plan.scores, strict=True) if job.key != whole.key]
+        outcomes.append(execute(partial, **options))
     if scores and not any(job.path.exists() for job in scores):
         for outcome in outcomes:
             _refuse_failures(outcome)
     executed, reused = (sum(getattr(each, what) for each in outcomes) for what in ("executed", "reused"))
-    manifest = _manifest(config, about, reasons, command)
-    manifest["channels"] = [_met(name, found, sessions, targets[name]) for name, found in met.items()]
+    manifest = _manifest(config, prepared.about, reasons, command)
+    if shard is not None:
+        failed = [{"label": each.label, "error": each.message} for outcome in outcomes for each in outcome.failed]
+        return Run(
+            folder, manifest | {"jobs": {"executed": executed, "reused": reused, "failed": failed}}, executed, reused
+        )
+    manifest |= {
+        "channels": [
+            _met(sources, found, prepared.sessions, prepared.targets[sources])
+            for sources, found in prepared.met.items()
+        ],
+        "primary_bins": "in trial" if any(each["has_trials"] for each in prepared.about.values()) else "all",
+        "drift": [
+            {"source": pair.source, "target": pair.target, **json.loads(job.path.read_text(encoding="utf-8"))}
+            for pair, job in plan.drift.items()
+            if job.path.exists()
+        ],
+        "costs": [
+            {"arm": arm, "cell": cell, **json.loads(job.path.read_text(encoding="utf-8"))}
+            for (arm, cell), job in plan.costs.items()
+            if job.path.exists()
+        ],
+        "tuning": None if values is None else _tuning(values),
+        "primary": config.primary.model_dump(),
+        "not_tested": _not_tested(config, prepared, pairs),
+        "own_decoders": [{"file": str(own.file), "class": own.name} for own in foreign],
+    }
     manifest |= _jobs_and_reruns(folder, manifest, executed, reused, outcomes)
-    unit = str(next(iter(sessions.values()))[config.variable].attrs.get("units", ""))
-    _write_run(folder, config, manifest, [job for job in scores if job.path.exists()], unit)
+    session = next(iter(prepared.sessions.values()))
+    unit = str(session[config.variables[0]].attrs.get("units", ""))
+    beside = [path for path in (tuned if config.tuned else None, lock) if path is not None and path.is_file()]
+    _write_run(folder, config, manifest, [job for job in scores if job.path.exists()], unit, beside)
     return Run(folder, manifest, executed, reused)
+
+
+def _plan(
+    config: Config,
+    prepared: Prepared,
+    builders: Mapping[tuple[str, ...], Builder],
+    reasons: Mapping[Pair, str],
+    foreign: Sequence[Foreign],
+    shard: tuple[int, int] | None,
+) -> Plan:
+    """The jobs of an experiment over its scorable pairs."""
+    controls, ids = config.controls, prepared.session_ids
+    pairs = [pair for pair in choose_pairs(config.pairs, ids) if not reasons[pair]]
+    first_sources = pairs[0].sources if pairs else ()
+    mine = pairs if shard is None else pairs[shard[0] - 1 :: shard[1]]
+    scores, drift, costs = [], {}, {}
+    for pair in mine:
+        builder = builders[pair.sources]
+        scores.append(builder.pair(pair, pair == pairs[0], foreign, sweeps=pair.sources == first_sources))
+        if controls.drift:
+            drift[pair] = builder.drift(pair)
+    if mine and mine[0] == pairs[0]:
+        if controls.costs:
+            builder = builders[first_sources]
+            for arm in builder.arms(pairs[0]):
+                if "online" in arm.phases and not (arm.cell and arm.name == "frozen"):
+                    costs[arm.name, arm.cell] = builder.cost(arm, pairs[0])
+        if controls.no_drift:
+            for source in dict.fromkeys(pair.sources[-1] for pair in pairs):
+                sources = next(pair.sources for pair in pairs if pair.sources[-1] == source)
+                scores.append(builders[sources].without_drift(source))
+        for section in config.continual:
+            scores += _continual(section, ids, builders, reasons)
+    return Plan(scores, drift, costs)
+
+
+def _continual(
+    section: ContinualSection,
+    ids: Sequence[str],
+    builders: Mapping[tuple[str, ...], Builder],
+    reasons: Mapping[Pair, str],
+) -> list[Job]:
+    """The jobs of one chain of days; a day that cannot be scored is adapted through all the same."""
+    days = choose_pairs([section], ids)
+    return [
+        builders[pair.sources].continual(pair, [day.target for day in days[:number]], section.arms)
+        for number, pair in enumerate(days)
+        if number and not reasons[pair]
+    ]
+
+
+def _tuning(values: Tuned) -> dict[str, Any]:
+    """What the manifest says of tuned values: the whole surface, and what was chosen of all of it."""
+    chosen = [each for key in values.methods() if (each := values.choice(*key)) is not None]
+    return {
+        "file": values.file,
+        "digest": values.digest,
+        **values.about,
+        "surface": list(values.surface),
+        "chosen": [dataclasses.asdict(each) for each in chosen],
+    }
+
+
+def _not_tested(config: Config, prepared: Prepared, pairs: Sequence[Pair]) -> list[dict[str, str]]:
+    """Standing arms that could not be run, and why."""
+    entries = [{"arm": name, "why": "left out by controls.without"} for name in config.controls.without]
+    if config.intended is None or not any(prepared.about[pair.target]["has_targets"] for pair in pairs):
+        entries.append({"arm": "intention", "why": "the trials of these sessions do not carry their targets"})
+    if not config.has_kalman:
+        entries.append({"arm": "kalman", "why": "it has a state for velocity and position alone"})
+    return entries
 
 
 def _digest(config: Config, jobs: Sequence[Job]) -> str:
     """What a run's folder is named by: what was asked for, and of which contents, wherever the recordings lie."""
-    asked = config.model_dump(mode="json", exclude={"source": {"path"}})
+    asked = config.model_dump(mode="json", exclude={"source": {"path", "paths"}})
     return hashlib.sha256(json.dumps([asked, sorted(job.key for job in jobs)]).encode()).hexdigest()[:10]
 
 
@@ -1021,7 +1012,7 @@ def _refuse_failures(outcome: Outcome) -> None:
 
 
 def _about(name: str, session: Any) -> dict[str, Any]:
-    from bci_adapt.sessions import start_of
+    from bci_adapt.sessions import kinematic_names, start_of
 
     attrs = session.attrs
     return {
@@ -1035,6 +1026,10 @@ def _about(name: str, session: Any) -> dict[str, Any]:
         **{key: attrs[key] for key in ("licence", "dandiset", "dandiset_version", "asset_path")},
         "warnings": json.loads(attrs["warnings"]),
         "valid_fraction": float(session["valid"].mean()),
+        "has_targets": {"trial_start_s", "trial_stop_s"} <= set(session)
+        and bool({"trial_target", "trial_target_dir"} & set(session)),
+        "n_axes": {name: session.sizes[session[name].dims[1]] for name in kinematic_names(session)},
+        "has_trials": "trial_start_s" in session and bool(session.sizes.get("trial")),
     }
 
 
@@ -1048,7 +1043,7 @@ def _manifest(config: Config, about: dict, reasons: dict[Pair, str], command: st
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": config.model_dump(mode="json"),
         "delay_bins": delay_bins(config.label_delay_s, config.bin_s),
-        "rates_tuned": config.rates_tuned,
+        "rates_tuned": bool(config.tuned),
         "versions": {
             "bci_adapt": __version__,
             "python": platform.python_version(),
@@ -1087,31 +1082,27 @@ def _jobs_and_reruns(
 
 
 def _records(files: Sequence[Job], kind: str) -> Iterator[dict[str, Any]]:
+    """The records of score jobs; a missing delay stands for labels that come at the end of a trial."""
     for job in files:
         for record in json.loads(job.path.read_text(encoding="utf-8"))[kind]:
-            yield {name: float("nan") if value is None else value for name, value in record.items()}
+            if "delay_s" in record and record["delay_s"] is None:
+                record["delay_s"] = math.inf
+            yield {name: math.nan if value is None else value for name, value in record.items()}
 
 
-def _write_run(folder: Path, config: Config, manifest: dict[str, Any], scored: Sequence[Job], unit: str) -> None:
+def _write_run(
+    folder: Path, config: Config, manifest: dict[str, Any], scored: Sequence[Job], unit: str, beside: Sequence[Path]
+) -> None:
+    """Write a run's folder; `beside` are files that its config needs beside itself to be run again from there."""
     from bci_adapt.report import render_report
     from bci_adapt.results import long_table, write_results
 
-    tables = [long_table(_records(scored, kind), kind) for kind in ("rows", "curves", "trajectories")]
-    attrs = {name: manifest[name] for name in ("name", "created", "delay_bins")} | {"unit": unit}
+    tables = [long_table(_records(scored, kind), kind) for kind in KINDS]
+    attrs = {name: manifest[name] for name in ("name", "created", "delay_bins", "primary_bins")} | {"unit": unit}
     write_results(folder / "results.nc", *tables, attrs=attrs)
     write_text(folder / "config.toml", to_toml(config.model_dump(mode="json", exclude_none=True)))
+    for path in beside:
+        if path.resolve().parent != folder.resolve():
+            write_text(folder / path.name, path.read_text(encoding="utf-8"))
     write_text(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False))
     render_report(folder)
-
-
-def to_toml(values: dict[str, Any]) -> str:
-    """A config as TOML: plain values first, then sections and lists of sections (all a config ever holds)."""
-    plain, sections = [], []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            sections.append(f"[{key}]\n{to_toml(value)}")
-        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            sections += [f"[[{key}]]\n{to_toml(item)}" for item in value]
-        else:
-            plain.append(f"{key} = {json.dumps(value, ensure_ascii=False)}\n")
-    return "".join(plain) + ("\n" if plain and sections else "") + "\n".join(sections)

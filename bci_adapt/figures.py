@@ -1,7 +1,7 @@
 """Figures of a run, drawn from its long tables alone. Colours are Okabe and Ito's, told apart by shape as well.
 
-Each function returns a matplotlib Figure, or None where the tables hold nothing to draw; `svg` turns one into text
-that can stand inside an HTML page.
+Each function returns what it drew with the numbers in it (`Drawn`), or None where the tables hold nothing to draw;
+`svg` turns a figure into text that can stand inside an HTML page or in a file of its own.
 """
 
 from __future__ import annotations
@@ -11,12 +11,26 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from bci_adapt.recovery import Frame
-from bci_adapt.results import ARMS, CANARY, CELLS, LEAK_FLOOR, PHASES, RETRAINED, arm_label, arm_order, cell_label
+from bci_adapt.results import (
+    ARMS,
+    CANARY,
+    CELLS,
+    CONTROL_PREFIXES,
+    CONTROLS,
+    LEAK_FLOOR,
+    PHASES,
+    RETRAINED,
+    arm_label,
+    arm_order,
+    cell_label,
+    control_of,
+)
 from bci_adapt.storage import atomic_path
 
 if TYPE_CHECKING:
@@ -36,56 +50,93 @@ ARM_STYLE = {  # the known arms worth a line of their own: colour, marker
     "persistence": ("#999999", "*"),
 }
 SPARE_STYLES = (("#882255", "h"), ("#44AA99", "<"), ("#999933", ">"), ("#AA4499", "d"))  # arms that are not known
-CELL_STYLE = {"tanh": ("#0072B2", "o"), "gru": ("#D55E00", "s"), "": ("#009E73", "D")}
+KIND_STYLE = {
+    "no labels": ("#4d4d4d", "s"),
+    "learns online": ("#0072B2", "o"),
+    "retrained on the whole stream": ("#009E73", "D"),
+    "control, no neuron": ("#D55E00", "X"),
+}
+RUN_STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "D"), ("#CC79A7", "^"))  # runs side by side
+CONTROL_STYLE = {  # prefix of an arm's name: words, colour, marker
+    CANARY: ("neurons shuffled in time", "#B00020", "D"),
+    CONTROL_PREFIXES["channels"]: ("channels permuted", "#4d4d4d", "s"),
+}
 FLOOR_R2 = -1.0  # a decoder below this is lost; how far below would flatten every other line
 
 
-def arms_figure(summary: list[dict[str, Any]], variable: str = "velocity") -> Figure | None:
-    """R² of every arm, online beside held out, with its interval over target days."""
-    entries = [e for e in summary if (e["variable"], e["metric"]) == (variable, "r2") and _finite(e["mean"])]
-    entries = [e for e in entries if not e["arm"].startswith(CANARY)]
-    entries = [e for e in entries if e["phase"] == "held_out" or e["arm"] not in RETRAINED]  # trained on the stream
-    arms = sorted({e["arm"] for e in entries}, key=arm_order)
-    cells = _cells(e["cell"] for e in entries)
+class Drawn(NamedTuple):
+    """A figure and the numbers that stand in it, a row per mark."""
+
+    figure: Figure
+    data: Frame
+
+
+def arms_figure(
+    summary: list[dict[str, Any]], variable: str, cell: str, supervision: Mapping[str, str] | None = None
+) -> Drawn | None:
+    """R² of every arm of one cell, best held-out score on top: held out filled, online hollow, with their intervals.
+
+    The axis spans the scores of all cells, so that their figures can be laid side by side. `supervision` says of each
+    arm what it learns from; colour and shape tell the kinds apart.
+    """
+    shown = [e for e in summary if (e["variable"], e["metric"]) == (variable, "r2") and finite(e["mean"])]
+    shown = [e for e in shown if e["phase"] in PHASES and not control_of(e["arm"])]
+    shown = [e for e in shown if e["phase"] == "held_out" or e["arm"] not in RETRAINED]  # trained on the stream
+    entries = [e for e in shown if e["cell"] == cell]
     if not entries:
         return None
+    held_out = {e["arm"]: e["mean"] for e in entries if e["phase"] == "held_out"}
+    arms = sorted({e["arm"] for e in entries}, key=lambda arm: (-held_out.get(arm, -np.inf), arm_order(arm)))
+    edges = [value for e in shown for value in (e["mean"], e["low"], e["high"]) if finite(value)]
+    kinds = {arm: _kind(arm, (supervision or {}).get(arm, "true")) for arm in arms}
     with house_style():
-        figure = new_figure(0.9 + 0.27 * len(arms))
-        axes = figure.subplots(1, 2, sharex=True, sharey=True)
-        for axis, phase in zip(axes, PHASES, strict=True):
-            for entry in (e for e in entries if e["phase"] == phase):
-                of_arm = _cells(e["cell"] for e in entries if e["arm"] == entry["arm"])
-                shift = 0.24 * (of_arm.index(entry["cell"]) - (len(of_arm) - 1) / 2)
-                colour, marker = _cell_style(entry["cell"], cells)
-                y, x = arms.index(entry["arm"]) + shift, entry["mean"]
-                if _finite(entry["low"]):
-                    axis.plot([entry["low"], entry["high"]], [y, y], color=colour, linewidth=1.4, alpha=0.75)
-                axis.plot(x, y, marker, color=colour, markersize=4.5, linestyle="none")
-            axis.set_title({"online": "online: predict, then learn", "held_out": "held out: weights frozen"}[phase])
-            axis.set_xlabel(f"{variable} R²")
-            axis.axvline(0, color=MUTED, linewidth=0.8)
-            axis.grid(axis="x")
-        low = min(min(e["mean"], e["low"]) if _finite(e["low"]) else e["mean"] for e in entries)
-        axes[0].set_xlim(max(low - 0.05, FLOOR_R2), None)
-        axes[0].set_yticks(range(len(arms)), [arm_label(arm) for arm in arms])
-        axes[0].set_ylim(len(arms) - 0.4, -0.6)
-        _legend(figure, {cell_label(cell): (*_cell_style(cell, cells), "none") for cell in cells})
-    return figure
+        figure = new_figure(0.95 + 0.2 * len(arms))
+        axis = figure.subplots()
+        for entry in entries:
+            colour, marker = KIND_STYLE[kinds[entry["arm"]]]
+            online = entry["phase"] == "online"
+            y = arms.index(entry["arm"]) + (0.2 if online else -0.14)
+            x = max(entry["mean"], FLOOR_R2)
+            if finite(entry["low"]):
+                ends = np.clip([entry["low"], entry["high"]], FLOOR_R2, None)
+                axis.plot(ends, [y, y], color=colour, linewidth=0.8 if online else 1.8, alpha=0.7)
+            face = "white" if online else colour
+            axis.plot(x, y, marker, color=colour, markersize=4 if online else 5, markerfacecolor=face, linestyle="none")
+        for y in range(1, len(arms), 2):  # every other line shaded: the eye keeps it from name to mark
+            axis.axhspan(y - 0.5, y + 0.5, color="#f4f6f8", zorder=0, linewidth=0)
+        axis.set_xlim(max(min(edges) - 0.04, FLOOR_R2 - 0.04), min(max(edges) + 0.04, 1.02))
+        axis.set_yticks(range(len(arms)), [plain(arm_label(arm)) for arm in arms])
+        axis.set_ylim(len(arms) - 0.5, -0.5)
+        axis.axvline(0, color=MUTED, linewidth=0.8)
+        axis.grid(axis="x")
+        axis.set_xlabel(f"{variable} R² (filled: held out, weights frozen; hollow: online, predict then learn)")
+        used = [kind for kind in KIND_STYLE if kind in kinds.values()]
+        legend(figure, {kind: (*KIND_STYLE[kind], "none") for kind in used})
+    columns = ["cell", "arm", "phase", "mean", "low", "high", "n_targets"]
+    return Drawn(figure, pd.DataFrame([{name: e[name] for name in columns} for e in entries]))
 
 
-def gap_figure(rows: Frame, variable: str = "velocity") -> Figure | None:
+def _kind(arm: str, supervision: str) -> str:
+    if arm in CONTROLS:
+        return "control, no neuron"
+    if arm in RETRAINED:
+        return "retrained on the whole stream"
+    return "no labels" if supervision == "none" else "learns online"
+
+
+def gap_figure(rows: Frame, variable: str = "velocity") -> Drawn | None:
     """Held-out R² of each pair of sessions against the days between them, a panel per cell."""
     keep = (rows["variable"] == variable) & (rows["metric"] == "r2") & (rows["phase"] == "held_out")
     styles = _arm_styles(rows["arm"])
     keep &= (rows["status"] == "ok") & np.isfinite(rows["day_gap"]) & rows["arm"].isin(list(styles))
-    pairs = rows[keep].groupby(["cell", "arm", "source", "target"], sort=False, as_index=False)[["day_gap", "value"]]
-    pairs = pairs.mean()
+    keys = ["cell", "arm", "source", "target"]
+    pairs = rows[keep].groupby(keys, sort=False, as_index=False)[["day_gap", "value"]].mean()
     if pairs.empty:
         return None
-    cells = _cells(pairs["cell"])
+    cells = cells_in_order(pairs["cell"])
     gaps = pairs["day_gap"]
     with house_style():
-        figure, axes = _panels(cells, 2.9)
+        figure, axes = panels(cells, 2.9)
         for axis, cell in zip(axes, cells, strict=True):
             for arm, points in _by_arm(styles, pairs[pairs["cell"] == cell]):
                 colour, marker = styles[arm]
@@ -106,30 +157,33 @@ def gap_figure(rows: Frame, variable: str = "velocity") -> Figure | None:
                 axis.text(0.02, 0.02, note, transform=axis.transAxes, color=MUTED, fontsize=7)
         axes[0].set_ylabel(f"held-out {variable} R²")
         _arm_legend(figure, styles, pairs)
-    return figure
+    return Drawn(figure, pairs)
 
 
-def curve_figure(curves: Frame) -> Figure | None:
+def curve_figure(curves: Frame, variable: str = "velocity") -> Drawn | None:
     """R² in consecutive windows through stream and held-out part: median over pairs, with the middle half as a band.
 
     Retrained arms are drawn over the held-out part alone: the stream is what they were trained on.
     """
     styles = _arm_styles(curves["arm"])
-    shown = curves[curves["arm"].isin(list(styles)) & np.isfinite(curves["r2"])]
+    shown = curves[curves["arm"].isin(list(styles)) & np.isfinite(curves["r2"]) & (curves["variable"] == variable)]
     shown = shown[(shown["phase"] == "held_out") | ~shown["arm"].isin(RETRAINED)]
     if shown.empty:
         return None
     shown = shown.groupby(["cell", "arm", "source", "target", "phase", "time_s"], sort=False, as_index=False)["r2"]
     shown = shown.mean()
-    cells = _cells(shown["cell"])
+    cells, data = cells_in_order(shown["cell"]), []
     stream, held_out = (shown.loc[shown["phase"] == phase, "time_s"] for phase in PHASES)
     boundary = (stream.max() + held_out.min()) / 2 / 60 if len(stream) and len(held_out) else None
     with house_style():
-        figure, axes = _panels(cells, 2.9)
+        figure, axes = panels(cells, 2.9)
         for axis, cell in zip(axes, cells, strict=True):
             for arm, points in _by_arm(styles, shown[shown["cell"] == cell]):
                 colour, _ = styles[arm]
-                quartiles = points.groupby("time_s")["r2"].quantile([0.25, 0.5, 0.75]).unstack().clip(lower=FLOOR_R2)
+                quartiles = points.groupby("time_s")["r2"].quantile([0.25, 0.5, 0.75]).unstack()
+                columns = {0.25: "r2_lower_quartile", 0.5: "r2_median", 0.75: "r2_upper_quartile"}
+                data.append(quartiles.rename(columns=columns).reset_index().assign(cell=cell, arm=arm))
+                quartiles = quartiles.clip(lower=FLOOR_R2)
                 minutes = quartiles.index.to_numpy() / 60
                 axis.fill_between(minutes, quartiles[0.25], quartiles[0.75], color=colour, alpha=0.13, linewidth=0)
                 axis.plot(minutes, quartiles[0.5], color=colour, linewidth=1.4)
@@ -149,19 +203,20 @@ def curve_figure(curves: Frame) -> Figure | None:
                         color=MUTED,
                     )
                 axis.set_title(axis.get_title(), pad=14)
-        axes[0].set_ylabel("R² in windows, median over pairs")
+        axes[0].set_ylabel(f"{variable} R² in windows, median over pairs")
         _arm_legend(figure, styles, shown, lines=True)
-    return figure
+    return Drawn(figure, pd.concat(data, ignore_index=True))
 
 
-def trajectory_figure(trajectories: Frame, variable: str = "velocity", unit: str = "") -> Figure | None:
+def trajectory_figure(trajectories: Frame, variable: str = "velocity", unit: str = "") -> Drawn | None:
     """A held-out excerpt, decoded against true: an arm per row, a movement axis per column."""
+    trajectories = trajectories[trajectories["variable"] == variable]
     if trajectories.empty:
         return None
     first = trajectories.iloc[0]
     pair = trajectories[(trajectories["source"] == first["source"]) & (trajectories["target"] == first["target"])]
-    pair = pair[~pair["arm"].str.startswith(CANARY)]
-    networks = [cell for cell in _cells(pair["cell"]) if cell][-1:]
+    pair = pair[pair["arm"].map(control_of) == ""]
+    networks = [cell for cell in cells_in_order(pair["cell"]) if cell][-1:]
     runs = [(arm, cell) for cell in networks for arm in ("frozen", "immediate_rmsprop", "window4_rmsprop")]
     runs += [("rls", ""), *(("network_oracle", cell) for cell in networks)]
     available = set(zip(pair["arm"], pair["cell"], strict=True))
@@ -169,6 +224,7 @@ def trajectory_figure(trajectories: Frame, variable: str = "velocity", unit: str
     names = list(dict.fromkeys(pair["axis"]))[:3]
     if not runs:
         return None
+    data = []
     with house_style():
         figure = new_figure(0.75 + 0.95 * len(runs))
         axes = figure.subplots(len(runs), len(names), sharex=True, sharey="col", squeeze=False)
@@ -177,53 +233,93 @@ def trajectory_figure(trajectories: Frame, variable: str = "velocity", unit: str
             run = run[run["seed"] == run["seed"].min()]
             for axis, name in zip(row, names, strict=True):
                 series = run[run["axis"] == name].sort_values("time_s")
+                data.append(series[["cell", "arm", "seed", "axis", "time_s", "true", "decoded"]])
                 seconds = series["time_s"] - series["time_s"].min()
                 axis.plot(seconds, series["true"], color="#9aa4af", linewidth=2.2, solid_capstyle="round")
                 axis.plot(seconds, series["decoded"], color=ARM_STYLE.get(arm, (INK, ""))[0], linewidth=1.1)
                 axis.grid(axis="y")
             kind = cell_label(cell) if cell else "linear"
-            row[0].set_title(f"{kind}: {arm_label(arm)}", loc="left", fontsize=8)
+            row[0].set_title(plain(f"{kind}: {arm_label(arm)}"), loc="left", fontsize=8)
         for axis, name in zip(axes[-1], names, strict=True):
-            axis.set_xlabel(f"time (s), {name} axis")
+            axis.set_xlabel(plain(f"time (s), {name} axis"))
             reach = pair.loc[pair["axis"] == name, "true"].abs().max() * 1.5
             if reach > 0:  # a lost decoder must not flatten what it should have decoded
                 axis.set_ylim(-reach, reach) if variable == "velocity" else axis.set_ylim(None, None)
-        figure.supylabel(f"{variable}{f' ({unit})' if unit else ''}", fontsize=8, color=INK)
-        _legend(figure, {"true": ("#9aa4af", "", "-"), "decoded (coloured by arm)": (INK, "", "-")})
-    return figure
+        figure.supylabel(plain(f"{variable}{f' ({unit})' if unit else ''}"), fontsize=8, color=INK)
+        legend(figure, {"true": ("#9aa4af", "", "-"), "decoded (coloured by arm)": (INK, "", "-")})
+    return Drawn(figure, pd.concat(data, ignore_index=True))
 
 
-def canary_figure(summary: list[dict[str, Any]], variable: str = "velocity") -> Figure | None:
-    """Online R² of each adaptive arm (filled) beside its canary's (hollow), whose neurons were shuffled in time."""
+def controls_figure(summary: list[dict[str, Any]], variable: str = "velocity") -> Drawn | None:
+    """Online R² of each arm that learns, a panel per cell: itself, and with neurons shuffled in time or by channel."""
     scores = {
         (e["arm"], e["cell"]): e["mean"]
         for e in summary
-        if (e["variable"], e["metric"], e["phase"]) == (variable, "r2", "online") and _finite(e["mean"])
+        if (e["variable"], e["metric"], e["phase"]) == (variable, "r2", "online") and finite(e["mean"])
     }
-    names = [(arm, cell) for arm, cell in scores if (CANARY + arm, cell) in scores]
-    arms = sorted({arm for arm, _ in names}, key=arm_order)
-    if not arms:
+    names = [name for name in scores if any((prefix + name[0], name[1]) in scores for prefix in CONTROL_STYLE)]
+    names.sort(key=lambda name: arm_order(name[0]))
+    if not names:
         return None
-    cells = _cells(cell for _, cell in names)
+    cells, data = cells_in_order(cell for _, cell in names), []
+    arms = {cell: [arm for arm, its in names if its == cell] for cell in cells}
     with house_style():
-        figure = new_figure(0.85 + 0.27 * len(arms))
-        axis = figure.subplots()
-        for arm, cell in names:
-            of_arm = _cells(c for a, c in names if a == arm)
-            y = arms.index(arm) + 0.24 * (of_arm.index(cell) - (len(of_arm) - 1) / 2)
-            colour, marker = _cell_style(cell, cells)
-            own, canary = scores[arm, cell], max(scores[CANARY + arm, cell], FLOOR_R2)
-            axis.plot([canary, own], [y, y], color=colour, linewidth=0.9, alpha=0.45)
-            axis.plot(own, y, marker, color=colour, markersize=5)
-            axis.plot(canary, y, marker, color=colour, markersize=5, markerfacecolor="white")
-        axis.axvline(0, color=MUTED, linewidth=0.8)
-        axis.axvline(LEAK_FLOOR, color="#B00020", linewidth=0.9, linestyle=(0, (4, 3)))
-        axis.set_yticks(range(len(arms)), [arm_label(arm) for arm in arms])
-        axis.set_ylim(len(arms) - 0.4, -0.6)
-        axis.set_xlabel(f"online {variable} R²: filled with neurons, hollow with neurons shuffled in time")
-        axis.grid(axis="x")
-        _legend(figure, {cell_label(cell): (*_cell_style(cell, cells), "none") for cell in cells})
-    return figure
+        figure = new_figure(0.8 + 0.32 * len(cells) + 0.2 * len(names))
+        heights = [len(arms[cell]) + 0.5 for cell in cells]
+        axes = figure.subplots(len(cells), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        for axis, cell in zip(axes, cells, strict=True):
+            for y, arm in enumerate(arms[cell]):
+                own = max(scores[arm, cell], FLOOR_R2)
+                axis.plot(own, y, "o", color="#0072B2", markersize=5)
+                data.append({"cell": cell, "arm": arm, "control": "", "online_r2": scores[arm, cell]})
+                for prefix, (_, colour, marker) in CONTROL_STYLE.items():
+                    if (value := scores.get((prefix + arm, cell))) is None:
+                        continue
+                    shown = max(value, FLOOR_R2)
+                    axis.plot([shown, own], [y, y], color=GREY, linewidth=0.8, zorder=1)
+                    axis.plot(shown, y, marker, color=colour, markersize=5, markerfacecolor="white")
+                    control = control_of(prefix + arm)
+                    data.append({"cell": cell, "arm": arm, "control": control, "online_r2": value})
+            axis.axvline(0, color=MUTED, linewidth=0.8)
+            axis.axvline(LEAK_FLOOR, color="#B00020", linewidth=0.9, linestyle=(0, (4, 3)))
+            axis.set_yticks(range(len(arms[cell])), [plain(arm_label(arm)) for arm in arms[cell]])
+            axis.set_ylim(len(arms[cell]) - 0.5, -0.5)
+            axis.set_title(cell_title(cell), loc="left")
+            axis.grid(axis="x")
+        axes[-1].set_xlabel(f"online {variable} R²")
+        entries = {"the arm itself": ("#0072B2", "o", "none")}
+        entries |= {words: (colour, marker, "none") for words, colour, marker in CONTROL_STYLE.values()}
+        legend(figure, entries, hollow=1)
+    return Drawn(figure, pd.DataFrame(data))
+
+
+def runs_figure(points: Frame, variable: str) -> Drawn | None:
+    """Held-out R² of the same arms in several runs, a panel per cell; `points` has cell, arm, run, mean, low, high."""
+    if points.empty:
+        return None
+    cells, names = cells_in_order(points["cell"]), list(dict.fromkeys(points["run"]))
+    styles = {name: RUN_STYLES[place % len(RUN_STYLES)] for place, name in enumerate(names)}
+    arms = {cell: sorted(set(points.loc[points["cell"] == cell, "arm"]), key=arm_order) for cell in cells}
+    with house_style():
+        n_lines = sum(map(len, arms.values()))
+        figure = new_figure(0.8 + 0.32 * len(cells) + 0.2 * n_lines)
+        heights = [len(arms[cell]) + 0.5 for cell in cells]
+        axes = figure.subplots(len(cells), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        for axis, cell in zip(axes, cells, strict=True):
+            for point in points[points["cell"] == cell].itertuples(index=False):
+                colour, marker = styles[point.run]
+                y = arms[cell].index(point.arm) + 0.5 * ((names.index(point.run) + 0.5) / len(names) - 0.5)
+                if finite(point.low):
+                    axis.plot(np.clip([point.low, point.high], FLOOR_R2, None), [y, y], color=colour, linewidth=1.2)
+                axis.plot(max(point.mean, FLOOR_R2), y, marker, color=colour, markersize=4.5)
+            axis.set_yticks(range(len(arms[cell])), [plain(arm_label(arm)) for arm in arms[cell]])
+            axis.set_ylim(len(arms[cell]) - 0.5, -0.5)
+            axis.set_title(cell_title(cell), loc="left")
+            axis.axvline(0, color=MUTED, linewidth=0.8)
+            axis.grid(axis="x")
+        axes[-1].set_xlabel(f"held-out {variable} R²")
+        legend(figure, {name: (*style, "none") for name, style in styles.items()})
+    return Drawn(figure, points)
 
 
 def svg(figure: Figure, name: str, description: str) -> str:
@@ -238,8 +334,10 @@ def svg(figure: Figure, name: str, description: str) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
+    # matplotlib's own ids hash coordinates, whose last digits differ from run to run; a number does not
+    found = dict.fromkeys(re.findall(r'\bid="([^"]+)"', text))
+    numbered = {each: f"{name}-{number}" for number, each in enumerate(found)}
+    text = re.sub(r'(\bid="|href="#|url\(#)([^")]+)', lambda hit: hit[1] + numbered.get(hit[2], hit[2]), text)
     text = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 inherit", text).replace(
         "px inherit", "px var(--font, sans-serif)"
     )
@@ -303,23 +401,29 @@ def new_figure(height_in: float) -> Figure:
     return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
 
 
-def _panels(cells: list[str], height_in: float) -> tuple[Figure, Any]:
+def panels(cells: list[str], height_in: float) -> tuple[Figure, Any]:
     figure = new_figure(height_in)
     axes = figure.subplots(1, len(cells), sharey=True, squeeze=False)[0]
     for axis, cell in zip(axes, cells, strict=True):
-        axis.set_title(f"{cell_label(cell)} network" if cell else "linear decoders and controls")
+        axis.set_title(cell_title(cell))
         axis.grid(axis="y")
     return figure, axes
 
 
-def _legend(figure: Figure, entries: Mapping[str, tuple[str, str, Any]]) -> None:
-    """One legend below all panels; an entry is label → (colour, marker, line style)."""
+def cell_title(cell: str) -> str:
+    return plain(f"{cell_label(cell)} network") if cell else "linear decoders and controls"
+
+
+def legend(figure: Figure, entries: Mapping[str, tuple[str, str, Any]], hollow: int | None = None) -> None:
+    """One legend below all panels; an entry is label → (colour, marker, line style), hollow from number `hollow` on."""
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=colour, marker=marker or None, linestyle=line, markersize=4.5, label=label)
+        Line2D([], [], color=colour, marker=marker or None, linestyle=line, markersize=4.5, label=plain(label))
         for label, (colour, marker, line) in entries.items()
     ]
+    for handle in handles[hollow:] if hollow is not None else ():
+        handle.set_markerfacecolor("white")
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
 
 
@@ -331,7 +435,7 @@ def _arm_legend(figure: Figure, styles: Mapping[str, tuple[str, str]], table: Fr
         if arm in RETRAINED:  # one colour, never in one panel
             label = "retrained on the target"
         entries[label] = (colour, "" if lines else marker, "-")
-    _legend(figure, entries)
+    legend(figure, entries)
 
 
 def _by_arm(styles: Mapping[str, tuple[str, str]], table: Frame) -> Iterator[tuple[str, Frame]]:
@@ -344,22 +448,16 @@ def _by_arm(styles: Mapping[str, tuple[str, str]], table: Frame) -> Iterator[tup
 def _arm_styles(arms: Any) -> dict[str, tuple[str, str]]:
     """Colour and marker of the arms present that get a line: those of `ARM_STYLE`, and the ones that are not known."""
     present = set(arms)
-    others = sorted(arm for arm in present if arm not in ARMS and not arm.startswith(CANARY))
+    others = sorted(arm for arm in present if arm not in ARMS and not control_of(arm))
     spare = {arm: SPARE_STYLES[number % len(SPARE_STYLES)] for number, arm in enumerate(others)}
     return {arm: style for arm, style in (ARM_STYLE | spare).items() if arm in present}
 
 
-def _cells(cells: Any) -> list[str]:
+def cells_in_order(cells: Any) -> list[str]:
     """Cells present, networks first, in the order of `CELLS`, linear last."""
     known = list(CELLS)
     return sorted(set(cells), key=lambda cell: (cell == "", known.index(cell) if cell in known else len(known), cell))
 
 
-def _cell_style(cell: str, cells: list[str]) -> tuple[str, str]:
-    spare = [("#CC79A7", "^"), ("#E69F00", "v"), ("#56B4E9", "P"), ("#000000", "X")]
-    others = [name for name in cells if name not in CELL_STYLE]
-    return CELL_STYLE[cell] if cell in CELL_STYLE else spare[others.index(cell) % len(spare)]
-
-
-def _finite(value: float | None) -> bool:
+def finite(value: float | None) -> bool:
     return value is not None and bool(np.isfinite(value))

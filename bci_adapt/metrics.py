@@ -94,6 +94,23 @@ def windowed_r2(
     return starts, np.array([r2(y[part], prediction[part], mask[part]) for part in parts], float)
 
 
+def block_sums(y: ArrayLike, prediction: ArrayLike, mask: ArrayLike | None, block_bins: int) -> tuple[Array, Array]:
+    """Squared errors and squared deviations from the mean of the whole, summed over axes and the bins of each block.
+
+    Two arrays (n_blocks,) with r2 = 1 − Σ error / Σ spread. A last block shorter than half of `block_bins` is part of
+    the one before it; blocks in which no bin counts are left out.
+    """
+    y, prediction, mask = _door(y, prediction, mask)
+    if block_bins < 1:
+        raise InputError(f"block_bins: expected at least 1 bin, got {block_bins}")
+    n_blocks = max(1, (len(y) + block_bins // 2) // block_bins)
+    block = np.minimum(np.arange(len(y)) // block_bins, n_blocks - 1)
+    error = np.where(mask, y, 0.0) - np.where(mask, prediction, 0.0)
+    sums = [np.bincount(block, (each**2).sum(1), n_blocks).astype(float) for each in (error, _deviations(y, mask))]
+    counted = np.bincount(block, mask.any(1), n_blocks) > 0
+    return sums[0][counted], sums[1][counted]
+
+
 def _door(y: ArrayLike, prediction: ArrayLike, mask: ArrayLike | None) -> tuple[Array, Array, NDArray[np.bool_]]:
     """Arrays of one shape (n_bins, n_axes)."""
     y, prediction = np.asarray(y, float), np.asarray(prediction, float)

@@ -40,8 +40,9 @@ class Learner:
     network, rule, optimizer : the parts.
     loss : ``squared`` (half the weighted sum of squares) or ``cross_entropy`` (labels are probabilities).
     average : decay per update of an exponential mean of the weights, which then makes the predictions; None for none.
-    group_rates : multiplier of the learning rate for ``input``, ``bias``, ``recurrent`` or ``readout`` weights.
-    learns : weight groups that learn, with any rule (``("readout",)``, ``("recurrent",)``); all when None.
+    group_rates : multiplier of the learning rate for ``input``, ``bias``, ``recurrent``, ``readout`` or ``output_bias``
+        weights.
+    learns : weight groups that learn, with any rule (``("output_bias",)``, ``("recurrent",)``); all when None.
     max_updates_per_bin : how many records that wait are worked off in one bin.
     backend : ``compiled`` (numba, one CPU core), ``plain`` (the same source in plain Python; slow, for tests) or
         ``torch`` (the reference, any torch module as a cell, and accelerators).
@@ -89,7 +90,9 @@ class Learner:
     def groups(self) -> tuple[np.ndarray, np.ndarray]:
         """Number in `GROUPS` of every column of W (row_width,) and of C (readout_width,)."""
         numbers = np.array([GROUPS.index(group) for group in self.network.groups()], np.int64)
-        return numbers, np.full(self.network.readout_width, GROUPS.index("readout"), np.int64)
+        readout = np.full(self.network.readout_width, GROUPS.index("readout"), np.int64)
+        readout[self.network.output_bias] = GROUPS.index("output_bias")
+        return numbers, readout
 
     @functools.cached_property
     def kernel_constants(self) -> dict[str, Any]:

@@ -21,7 +21,8 @@ import numpy as np
 from bci_adapt.catalog import pick, variants
 from bci_adapt.errors import InputError
 
-GROUPS = ("input", "bias", "recurrent", "readout")
+# The first three are columns of W; `output_bias` is the constant's column of C, `readout` its other ones.
+GROUPS = ("input", "bias", "recurrent", "readout", "output_bias")
 SCHEDULES = ("constant", "exponential", "cosine", "inverse_sqrt")
 
 
@@ -148,8 +149,8 @@ class Optimizer(ABC):
 
     def make_rescale(self) -> Callable:
         """Return ``rescale(theta_squares, g_squares, counts, state, hyper, t, factors)``: from the sums of squares and
-        the number of weights of each group (4,) and the optimiser's arrays for them (4, n_group_slots), multiply
-        `factors` (4,) by what the group's gradient is multiplied with.
+        the number of weights of each group (n_groups,) and the optimiser's arrays for them (n_groups, n_group_slots),
+        multiply `factors` (n_groups,) by what the group's gradient is multiplied with.
         """
         return _keep
 
@@ -331,7 +332,9 @@ class GroupRMSprop(Optimizer):
     n_slots: ClassVar[int] = 0
     n_group_slots: ClassVar[int] = 1
     whole: ClassVar[bool] = True
-    description: ClassVar[str] = "RMSprop with one second moment per weight group (input, bias, recurrent, readout)"
+    description: ClassVar[str] = (
+        "RMSprop with one second moment per weight group (W: input, bias, recurrent; C: readout, output bias)"
+    )
     beta2: float = 0.99
     epsilon: float = 1e-8
 

@@ -12,7 +12,7 @@ import numpy as np
 from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.decoders.rls import RLSDecoder
 from bci_adapt.jobs.arrays import session_arrays
-from bci_adapt.metrics import score
+from bci_adapt.metrics import r2
 from bci_adapt.prepare import prepare
 from bci_adapt.sessions import require_same_channels
 
@@ -39,14 +39,13 @@ def main(source_file: str, target_file: str, n_updates: int = 800) -> dict[str, 
         labels = np.full_like(day_two.y, np.nan) if "only" in name else day_two.y
         online = decoder.adapt(day_two.X[:n_stream], labels[:n_stream], day_two.reset[:n_stream])
         held_out = decoder.predict(day_two.X[n_stream:], day_two.reset[n_stream:], continuing=True)
-        scores[name] = r2(day_two.y[:n_stream], online, day_two.axes), r2(day_two.y[n_stream:], held_out, day_two.axes)
+        known = np.isfinite(day_two.y)
+        scores[name] = (
+            r2(day_two.y[:n_stream], online, known[:n_stream]),
+            r2(day_two.y[n_stream:], held_out, known[n_stream:]),
+        )
         print(f"{name:28s} R² online {scores[name][0]:5.2f}   held out {scores[name][1]:5.2f}", flush=True)
     return scores
-
-
-def r2(y: np.ndarray, prediction: np.ndarray, axes: tuple[str, ...]) -> float:
-    known = np.isfinite(y)
-    return score(np.where(known, y, 0.0), prediction, known, axes)["r2"]
 
 
 if __name__ == "__main__":

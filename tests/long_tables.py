@@ -6,23 +6,37 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt.results import CANARY, long_table
+from bci_adapt.results import CANARY, RETRAINED, control_of, long_table
 
 NETWORK_ARMS = {
     "frozen": {"tanh": -0.25, "gru": -0.08},
     "normaliser": {"tanh": 0.22, "gru": 0.30},
+    "output_bias": {"tanh": 0.24, "gru": 0.32},
     "readout": {"tanh": 0.31, "gru": 0.38},
+    "recurrent": {"tanh": 0.37, "gru": 0.44},
     "immediate_rmsprop_fixed": {"tanh": 0.30, "gru": 0.37},
     "immediate_rmsprop": {"tanh": 0.39, "gru": 0.47},
     "immediate_rmsprop_ema": {"tanh": 0.41, "gru": 0.49},
     "immediate_sgd": {"tanh": 0.40, "gru": 0.45},
     "window4_rmsprop": {"tanh": 0.50, "gru": 0.58},
     "rtrl_rmsprop": {"tanh": 0.43},
+    "intention": {"tanh": 0.28},
+    "fine_tuned": {"tanh": 0.52, "gru": 0.58},
     "network_oracle": {"tanh": 0.54, "gru": 0.57},
+    "joint_oracle": {"tanh": 0.57, "gru": 0.61},
 }
 OFFSETS = {"r2": 0.0, "r2_uniform": -0.02, "r2:x": 0.03, "r2:y": -0.03, "pearson": 0.2, "rmse": 2.0}
-LINEAR_ARMS = {"rls": 0.39, "ridge_oracle": 0.40, "persistence": -0.4}
-NOT_LEARNING = ("frozen", "normaliser", "network_oracle", "ridge_oracle", "persistence")
+LINEAR_ARMS = {
+    "aligned": 0.12,
+    "kalman_adaptive": 0.23,
+    "kalman_refit": 0.24,
+    "rls": 0.39,
+    "ridge_oracle": 0.40,
+    "joint_ridge": 0.42,
+    "persistence": -0.4,
+}
+UNLABELLED = ("frozen", "normaliser", "aligned")
+NOT_LEARNING = (*UNLABELLED, *RETRAINED, "persistence")
 ADAPTIVE = tuple(arm for arm in NETWORK_ARMS | LINEAR_ARMS if arm not in NOT_LEARNING)
 
 
@@ -46,6 +60,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "delay_s": 0.5,
         "label_fraction": 1.0,
         "budget_s": 600.0,
+        "n_labels": 12000,
         "rate": 3e-4,
         "seed": 0,
         "phase": "held_out",
@@ -53,12 +68,16 @@ def row(**changes: Any) -> dict[str, Any]:
         "value": 0.5,
         "n_bins": 9000,
         "canary": False,
+        "control": "",
+        "study": "",
         "status": "ok",
         "reason": "",
     }
     row = base | changes
     row["canary"] = changes.get("canary", row["arm"].startswith(CANARY))
-    row["supervision"] = changes.get("supervision") or ("none" if row["arm"] in ("frozen", "normaliser") else "true")
+    row["control"] = changes.get("control", control_of(row["arm"]))
+    usual = "none" if row["arm"] in UNLABELLED else "intention" if row["arm"].endswith("intention") else "true"
+    row["supervision"] = changes.get("supervision", usual)
     return row
 
 
@@ -90,6 +109,8 @@ def study(
                 one_seed = not cell or arm.startswith(("canary:", "rtrl"))
                 for replica in range(1 if one_seed else n_seeds):
                     for phase, shift in (("online", 0.01), ("held_out", 0.0)):
+                        if arm == "fine_tuned" and phase == "online":
+                            continue
                         noise = rng.normal(0, spread / 4)
                         records += [
                             row(
@@ -114,7 +135,7 @@ def study(
 def curves(rows: Any, stream_s: float = 600.0, held_out_s: float = 480.0, seed: int = 0) -> Any:
     """Windowed R² of every run in `rows`: adaptive arms rise to their score, the others stay at it."""
     rng = np.random.default_rng(seed)
-    keys = ["source", "target", "arm", "cell", "seed"]
+    keys = ["source", "target", "variable", "arm", "cell", "seed"]
     scores = rows[(rows["metric"] == "r2") & (rows["phase"] == "held_out") & ~rows["canary"]]
     records = []
     for key in scores.itertuples(index=False):
@@ -126,6 +147,54 @@ def curves(rows: Any, stream_s: float = 600.0, held_out_s: float = 480.0, seed: 
                 | {"r2": key.value * learned + 0.1 * (learned - 1) + rng.normal(0, 0.05)}
             )
     return long_table(records, "curves")
+
+
+def blocks(rows: Any, n_blocks: int = 24, seed: int = 0) -> Any:
+    """Errors and spreads in blocks whose R² are the held-out scores of the standing arms of `rows`.
+
+    The spread of a block is the target's, whoever decodes it; each run errs more in some blocks than in others.
+    """
+    rng = np.random.default_rng(seed)
+    keep = (rows["metric"] == "r2") & (rows["phase"] == "held_out") & (rows["status"] == "ok")
+    records, spreads = [], {}
+    for run in rows[keep & (rows["control"] == "") & (rows["study"] == "")].itertuples(index=False):
+        spread = spreads.setdefault((run.target, run.variable), rng.gamma(8, 100, n_blocks))
+        error = spread * rng.gamma(20, 1 / 20, n_blocks)
+        error *= (1 - run.value) * spread.sum() / error.sum()
+        names = ("source", "target", "variable", "arm", "cell", "seed")
+        records.append({name: getattr(run, name) for name in names} | {"error": error, "spread": spread})
+    return long_table(records, "blocks")
+
+
+def swept(n_targets: int = 5, seed: int = 0) -> Any:
+    """Rows of the side questions: two arms of one cell under delays, fractions and budgets, and the rest once."""
+    rng = np.random.default_rng(seed)
+    columns = {"delay": "delay_s", "fraction": "label_fraction", "budget": "budget_s"}
+    values = {
+        "delay": {0.0: 0.42, 0.1: 0.41, 2.0: 0.36, np.inf: 0.33},
+        "fraction": {0.3: 0.37, 0.1: 0.33, 0.03: 0.28},
+        "budget": {0.0: 0.22, 5.0: 0.25, 30.0: 0.31, 120.0: 0.36, 300.0: 0.38},
+    }
+    records = []
+    for target in range(n_targets):
+        day = rng.normal(0, 0.03)
+        own = {"target": f"day-{10 + target}", "source": "day-00"}
+        for arm, lift in (("immediate_rmsprop", 0.0), ("readout", -0.1)):
+            for study_, levels in values.items():
+                records += [
+                    row(arm=arm, study=study_, value=level + lift + day + rng.normal(0, 0.01), phase=phase, **own)
+                    | {columns[study_]: value}
+                    for value, level in levels.items()
+                    for phase in ("online", "held_out")
+                ]
+            records += [
+                row(arm=arm, study=study_, rate=rate, value=level + lift + day, **own)
+                for study_, rate, level in (("no_drift", 3e-4, 0.6), ("shared_rate", 1e-3, 0.3), ("cold", 3e-4, 0.38))
+            ]
+            records.append(row(arm=arm, phase="back", value=0.5 + lift + day, **own))
+        records.append(row(arm="frozen", phase="back", value=0.7 + day, **own))
+        records.append(row(arm="frozen", study="no_drift", value=0.62 + day, **own))
+    return long_table(records)
 
 
 def trajectories(rows: Any, seed: int = 0, duration_s: float = 20.0, bin_s: float = 0.05) -> Any:
@@ -145,7 +214,8 @@ def trajectories(rows: Any, seed: int = 0, duration_s: float = 20.0, bin_s: floa
             error = 12 * np.convolve(rng.normal(0, 1, len(time_s)), kernel, "same") * (1 - run.value) * 3
             decoded = series * max(run.value, 0) ** 0.5 + error
             records += [
-                {"source": run.source, "target": run.target, "arm": run.arm, "cell": run.cell, "seed": 0}
+                {"source": run.source, "target": run.target, "variable": run.variable, "arm": run.arm}
+                | {"cell": run.cell, "seed": 0}
                 | {"time_s": float(t), "axis": axis, "true": float(a), "decoded": float(b)}
                 for t, a, b in zip(time_s, series, decoded, strict=True)
             ]

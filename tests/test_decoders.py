@@ -2,11 +2,16 @@
 
 import numpy as np
 import pytest
+from scipy.signal import lfilter
 from sklearn.base import clone
+from sklearn.decomposition import FactorAnalysis
 from sklearn.linear_model import Ridge
 
 from bci_adapt.catalog import variants
+from bci_adapt.decoders.aligned import AlignedDecoder, encoder, factors, rotation
 from bci_adapt.decoders.base import Decoder, delay_bins
+from bci_adapt.decoders.fine_tuned import FineTunedDecoder
+from bci_adapt.decoders.kalman import KalmanDecoder
 from bci_adapt.decoders.lags import lagged
 from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.decoders.persistence import PersistenceDecoder
@@ -15,6 +20,7 @@ from bci_adapt.decoders.wiener import WienerDecoder
 from bci_adapt.errors import InputError
 from bci_adapt.jobs.arrays import permuted_in_time
 from bci_adapt.normaliser import FLOOR, Normaliser
+from bci_adapt.pretraining import Pretraining, pretrain
 
 SMALL = {"n_hidden": 6, "n_updates": 30, "label_delay_s": 0.2, "warm_up_s": 5.0, "learning_rate": 1e-2}
 DECODERS = {
@@ -24,7 +30,15 @@ DECODERS = {
     "wiener": WienerDecoder(n_lags=3),
     "rls": RLSDecoder(n_lags=3, memory_s=20.0, label_delay_s=0.2, update_every_s=0.25),
     "persistence": PersistenceDecoder(label_delay_s=0.2),
+    "kalman": KalmanDecoder(),
+    "kalman_adaptive": KalmanDecoder(
+        state="position_velocity", adaptive=True, memory_s=20.0, label_delay_s=0.2, update_every_s=0.25
+    ),
+    "aligned": AlignedDecoder(n_latents=2, n_stable=3, n_lags=3, align_every_s=4.0),
+    "fine_tuned": FineTunedDecoder(cell="gru", n_hidden=6, n_updates=30, label_delay_s=0.2, tune_updates=5),
 }
+# What they predict of a session does not depend on its labels.
+BLIND = {"wiener", "kalman", "aligned", "fine_tuned"}
 
 
 def recording(n_bins=400, seed=0, n_channels=5, gap=True):
@@ -109,21 +123,45 @@ class TestEveryDecoder:
         delay = delay_bins(0.2, 0.05)
         assert delay == 4
         assert np.array_equal(one[: t + delay + 1], two[: t + delay + 1])
-        assert np.array_equal(one, two) == (name == "wiener")
+        assert np.array_equal(one, two) == (name in BLIND)
+
+    def test_labels_that_arrive_at_the_end_of_a_trial(self, fitted, name, tmp_path):
+        X, y, reset = recording(seed=12)
+        bins = np.arange(len(X))
+        late, ends = (copy_of(fitted[name], tmp_path) for _ in range(2))
+        assert np.array_equal(late.adapt(X, y, reset), ends.adapt(X, y, reset, arrives=bins + 4))
+        assert same(arrays_of(late), arrays_of(ends))
+        trial_end = (bins // 30) * 30 + 29
+        whole, decoder = (copy_of(fitted[name], tmp_path) for _ in range(2))
+        expected = whole.adapt(X, y, reset, arrives=trial_end)
+        assert np.isfinite(expected).all()
+        pieces = []
+        decoder.begin()
+        for t, end in [(0, 1), (1, 17), (17, 100), (100, 220), (220, 233), (233, 400)]:
+            known = trial_end[t:end] - t
+            pieces.append(decoder.partial_fit(X[t:end], y[t:end], reset[t:end], known).online_predictions_)
+            decoder = copy_of(decoder, tmp_path)
+        np.testing.assert_allclose(np.concatenate(pieces), expected, rtol=1e-8, atol=1e-9)
+        changed = y.copy()
+        changed[300:] += 5.0
+        other = copy_of(fitted[name], tmp_path).adapt(X, changed, reset, arrives=trial_end)
+        assert np.array_equal(other[:330], expected[:330])
+        assert np.array_equal(other[330:], expected[330:]) == (name in BLIND)
 
     def test_without_labels_only_statistics_move(self, fitted, name, tmp_path):
         X, y, reset = recording(seed=5)
         decoder = copy_of(fitted[name], tmp_path)
         decoder.adapt(X, np.full_like(y, np.nan), reset)
         assert getattr(decoder, "weight_change_", 0.0) == 0.0
-        for key in ("coef_", "last_"):
+        # The aligner has its alignment fitted without labels; what reads the latents stays.
+        for key in ("latent_coef_",) if name == "aligned" else ("coef_", "last_", "moments_", "projection_"):
             if hasattr(decoder, key):
                 assert np.array_equal(getattr(decoder, key), getattr(fitted[name], key))
         if name.startswith("rnn"):
             assert np.array_equal(decoder.state_.arrays["W"][0], fitted[name].W_)
             assert np.array_equal(decoder.state_.arrays["C"][0], fitted[name].C_)
             assert not np.array_equal(decoder.running_.mean, fitted[name].mean_)
-        if name.startswith(("rls", "wiener")):
+        if name.startswith(("rls", "wiener", "kalman", "aligned")):
             assert not np.array_equal(decoder.running_mean_, fitted[name].mean_)
 
     def test_doors(self, fitted, name, tmp_path):
@@ -137,6 +175,11 @@ class TestEveryDecoder:
             (lambda: copy_of(fitted[name], tmp_path).adapt(X, y[:10]), "y: expected"),
             (lambda: copy_of(fitted[name], tmp_path).adapt(X, y[:, :1]), "2 outputs"),
             (lambda: fresh.fit(X, np.full_like(y, np.nan)), "finite labels"),
+            *(
+                (lambda known=known: copy_of(fitted[name], tmp_path).adapt(X, y, arrives=known), "arrives: expected")
+                for known in (np.arange(len(X))[::-1], np.arange(len(X)) - 1, np.arange(3), np.full(len(X), 1e3))
+                if name not in ("wiener", "kalman", "aligned")  # they look at no label
+            ),
             (lambda: fresh.fit([X, X], [y]), "as many"),
             (lambda: Decoder.load(__file__), "npz"),
         ]:
@@ -292,3 +335,316 @@ def test_permuted_counts_are_the_same_counts_elsewhere():
     assert np.array_equal(np.isfinite(shuffled).all(axis=1), seen)
     assert not np.array_equal(shuffled[seen], X[seen])
     assert np.array_equal(np.sort(shuffled[seen], axis=0), np.sort(X[seen], axis=0))
+
+
+def test_rls_takes_the_same_blocks_however_late_they_come():
+    X, y, _ = recording(gap=False)
+    base = RLSDecoder(n_lags=2, memory_s=10.0, label_delay_s=0.0, update_every_s=0.25)
+    at_once, at_the_end = base.fit(X, y), clone(base).fit(X, y)
+    at_once.adapt(X[::-1], y[::-1])
+    predictions = at_the_end.adapt(X[::-1], y[::-1], arrives=np.full(len(X), len(X) - 1))
+    np.testing.assert_allclose(at_the_end.coef_, at_once.coef_, rtol=1e-10)
+    assert np.array_equal(predictions, clone(base).fit(X, y).adapt(X[::-1], np.full_like(y, np.nan)))
+
+
+def test_persistence_holds_a_trial_until_the_next_one_ends():
+    X, y, _ = recording(gap=False)
+    bins = np.arange(len(X))
+    decoder = PersistenceDecoder().fit(X, y)
+    online = decoder.adapt(X, y, arrives=(bins // 50) * 50 + 49)
+    assert np.array_equal(online[50:], y[(bins[50:] // 50) * 50 - 1])
+    assert np.array_equal(decoder.predict(X)[0], y[-1])
+
+
+BASE = {"cell": "gru", "n_hidden": 6, "n_updates": 20, "label_delay_s": 0.2, "average": None}
+
+
+@pytest.fixture(scope="module")
+def network():
+    X, y, reset = recording()
+    return OnlineDecoder(**BASE, warm_up_s=5.0).fit(X, y, reset)
+
+
+@pytest.mark.parametrize(
+    ("rule", "learns"),
+    [("readout", ("output_bias",)), ("immediate", ("input", "bias", "recurrent")), ("readout", None)],
+)
+def test_weight_groups_that_learn(network, rule, learns, tmp_path):
+    X, y, reset = recording(seed=1)
+    decoder = copy_of(network, tmp_path).set_params(rule=rule, learns=learns)
+    decoder.adapt(X, y, reset)
+    again = copy_of(decoder, tmp_path)
+    assert again.learns == learns
+    moved_W, moved_C = (decoder.state_.arrays[key][0] != getattr(network, key + "_") for key in "WC")
+    bias = np.arange(moved_C.shape[1]) == decoder.network_.output_bias
+    of_C = {None: ~bias | bias, ("output_bias",): bias}.get(learns, np.zeros_like(bias))
+    assert moved_W.any() == (rule == "immediate")
+    assert moved_C.any(axis=0).tolist() == of_C.tolist()
+
+
+def test_group_rates_of_zero_are_groups_that_do_not_learn(network, tmp_path):
+    X, y, reset = recording(seed=1)
+    masked = copy_of(network, tmp_path).set_params(learns=("readout",)).adapt(X, y, reset)
+    rates = dict.fromkeys(("input", "bias", "recurrent", "output_bias"), 0.0)
+    assert np.array_equal(copy_of(network, tmp_path).set_params(group_rates=rates).adapt(X, y, reset), masked)
+    rates["readout"] = 2.0
+    doubled = copy_of(network, tmp_path).set_params(group_rates=rates)
+    fast = copy_of(network, tmp_path).set_params(learns=("readout",), learning_rate=2 * network.learning_rate)
+    np.testing.assert_allclose(doubled.adapt(X, y, reset), fast.adapt(X, y, reset), rtol=1e-10)
+
+
+def test_random_weights_and_a_cold_optimiser(network, tmp_path):
+    X, y, reset = recording()
+    random = copy_of(network, tmp_path).set_params(pretrained=False, seed=3)
+    fresh = OnlineDecoder(**BASE, warm_up_s=5.0, pretrained=False, seed=3).fit(X, y, reset)
+    W, C = random.network_.initial_weights(3)
+    assert np.array_equal(fresh.W_, W)
+    assert np.array_equal(fresh.mean_, network.mean_)
+    assert np.array_equal(random.predict(X), fresh.predict(X))
+    random.begin()
+    assert np.array_equal(random.state_.arrays["C"][0], C)
+    assert random.state_.arrays["opt_C"].any()
+    assert np.array_equal(random.adapt(X, y, reset), fresh.adapt(X, y, reset))
+    assert 0.0 < random.weight_change_ < 1.0
+    for cold in (copy_of(network, tmp_path).set_params(warm_up_s=0.0), OnlineDecoder(**BASE, warm_up_s=0.0)):
+        if not hasattr(cold, "W_"):
+            cold.fit(X, y, reset)
+        cold.begin()
+        assert not cold.state_.arrays["opt_C"].any()
+
+
+class TestFineTuned:
+    def test_without_updates_or_labels_it_is_the_normaliser_alone(self, network, tmp_path):
+        X, y, reset = recording(seed=1)
+        still = copy_of(network, tmp_path).set_params(rule="readout", learning_rate=0.0)
+        online = still.adapt(X, y, reset)
+        held = still.predict(X, reset, continuing=True)
+        for parameters, labels in (({"tune_updates": 0}, y), ({}, np.full_like(y, np.nan))):
+            tuned = FineTunedDecoder.of(network, **parameters)
+            assert np.array_equal(tuned.adapt(X, labels, reset), online)
+            assert np.array_equal(tuned.predict(X, reset, continuing=True), held)
+            assert tuned.weight_change_ == 0.0
+
+    def test_it_is_pretraining_started_from_the_weights_on_labels_that_arrived(self, network):
+        X, y, reset = recording(seed=1)
+        tuned = FineTunedDecoder.of(network, tune_updates=7, tune_rate=1e-2, input_dropout=0.1)
+        online = tuned.adapt(X, y, reset)
+        assert np.array_equal(online, FineTunedDecoder.of(network, tune_updates=0).adapt(X, y, reset))
+        x, _ = network._normaliser().apply(np.sqrt(np.nan_to_num(X)), np.isfinite(X).all(axis=1))
+        known = np.isfinite(y).astype(float)
+        known[[*range(216, 220), *range(396, 400)]] = 0.0  # waited at the reset, and at the end
+        W, C = pretrain(
+            network.network_, [x], [np.nan_to_num((y - network.label_mean_) / network.label_scale_)], [known],
+            [np.isfinite(X).all(axis=1)], [reset], 0,
+            Pretraining(n_updates=7, learning_rate=1e-2, input_dropout=0.1), initial=(network.W_, network.C_),
+        )  # fmt: skip
+        assert np.array_equal(tuned.state_.arrays["W"][0], W)
+        assert np.array_equal(tuned.state_.arrays["C"][0], C)
+        assert tuned.weight_change_ > 0.0
+
+    def test_pieces_then_finish_are_adapt(self, network, tmp_path):
+        X, y, reset = recording(seed=1)
+        whole, decoder = (FineTunedDecoder.of(network, tune_updates=5) for _ in range(2))
+        whole.adapt(X, y, reset)
+        decoder.begin()
+        for t in (0, 150, 350):
+            end = {0: 150, 150: 350, 350: 400}[t]
+            decoder.partial_fit(X[t:end], y[t:end], reset[t:end])
+            decoder = copy_of(decoder, tmp_path)
+        assert decoder.weight_change_ == 0.0
+        decoder.finish()
+        assert same(arrays_of(whole), arrays_of(decoder), but=("state_ring",))
+
+
+def textbook_kalman(z, C, c, A, W, Q, P):
+    """Predict, then correct, with the gain as every textbook has it."""
+    x, out = np.zeros(len(A)), []
+    for now in z:
+        x, P = A @ x, A @ P @ A.T + W
+        if np.isfinite(now).all():
+            K = P @ C.T @ np.linalg.inv(C @ P @ C.T + Q)
+            x, P = x + K @ (now - c - C @ x), (np.eye(len(A)) - K @ C) @ P
+        out.append(x)
+    return np.array(out)
+
+
+def normalised(X, statistics):
+    return (np.sqrt(X) - statistics.mean_) / np.sqrt(statistics.variance_ + FLOOR**2)
+
+
+class TestKalman:
+    @pytest.mark.parametrize("lag", [0, 2])
+    def test_equals_the_textbook_recursion(self, lag):
+        X, y, _ = recording(gap=False, n_bins=600)
+        decoder = KalmanDecoder(lag_bins=lag, penalty=0.1, normaliser_s=None).fit(X, y)
+        x, z = (y - y.mean(0)) / y.std(0), normalised(X, decoder)
+        A = np.linalg.lstsq(x[:-1], x[1:], rcond=None)[0].T
+        rest = x[1:] - x[:-1] @ A.T
+        here, explained = x[lag:], z[: len(z) - lag]
+        H = np.linalg.lstsq(np.hstack([here, np.ones((len(here), 1))]), explained, rcond=None)[0]
+        noise = explained - here @ H[:-1] - H[-1]
+        Q = noise.T @ noise / len(noise) + 0.1 * np.eye(5)
+        X2, _, _ = recording(seed=1, gap=False)
+        X2[[7, *range(200, 230)]] = np.nan
+        z2 = np.vstack([np.full((lag, 5), np.nan), normalised(X2, decoder)])[: len(X2)]
+        expected = textbook_kalman(z2, H[:-1].T, H[-1], A, rest.T @ rest / len(rest), Q, x.T @ x / len(x))
+        found = decoder.predict(X2)
+        np.testing.assert_allclose(found, expected * y.std(0) + y.mean(0), rtol=1e-6, atol=1e-6)
+        # A segment starts afresh, whatever went before.
+        reset = np.arange(len(X2)) == 100
+        np.testing.assert_allclose(decoder.predict(X2, reset)[100:], decoder.predict(X2[100:]), rtol=1e-9, atol=1e-10)
+
+    def test_adaptive_without_forgetting_is_least_squares_over_source_and_stream(self):
+        X, y, _ = recording(gap=False)
+        X2, y2, _ = recording(seed=3, gap=False)
+        parameters = {"lag_bins": 0, "normaliser_s": None, "label_delay_s": 0.0, "update_every_s": 0.25}
+        decoder = KalmanDecoder(adaptive=True, memory_s=np.inf, **parameters).fit(X, y)
+        frozen = KalmanDecoder(**parameters).fit(X, y)
+        first = decoder.adapt(X2[:5], y2[:5])
+        assert np.array_equal(first, frozen.adapt(X2[:5], y2[:5]))
+        decoder = KalmanDecoder(adaptive=True, memory_s=np.inf, **parameters).fit(X, y)
+        decoder.adapt(X2, y2)
+        states = (np.vstack([y, y2]) - y.mean(0)) / y.std(0)
+        z, known = normalised(np.vstack([X, X2]), decoder), np.hstack([states, np.ones((800, 1))])
+        H = np.linalg.lstsq(known, z, rcond=None)[0]
+        rest = z - known @ H
+        Q = rest.T @ rest / 800 + decoder.penalty * np.eye(5)
+        weights = np.linalg.solve(Q, H[:-1].T)
+        np.testing.assert_allclose(decoder.projection_[:-1], weights, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(decoder.projection_[-1], -H[-1] @ weights, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(decoder.information_, H[:-1] @ weights, rtol=1e-6, atol=1e-8)
+
+    def test_short_memory_forgets_the_source(self):
+        y, counts = smooth_movement(4000, 12)
+        tuning = 0.4 * np.random.default_rng(2).standard_normal((2, 12))
+        X, turned = counts(tuning), counts(np.roll(tuning, 5, axis=1))
+        decoder = KalmanDecoder(adaptive=True, memory_s=40.0, label_delay_s=0.2, lag_bins=0).fit(X, y)
+        refit = KalmanDecoder(lag_bins=0).fit(turned[:3000], y[:3000])
+        before = r2(y[3000:], decoder.predict(turned[3000:]))
+        decoder.adapt(turned[:3000], y[:3000])
+        after = r2(y[3000:], decoder.predict(turned[3000:], continuing=True))
+        assert after > before + 0.3
+        assert after == pytest.approx(r2(y[3000:], refit.predict(turned[3000:])), abs=0.05)
+
+    @pytest.mark.parametrize("adaptive", [False, True])
+    def test_outputs_of_two_kinds_and_kinds_that_are_formed(self, adaptive):
+        X, velocity, _ = recording(gap=False, n_bins=1000)
+        position = np.cumsum(velocity, axis=0) * 0.05
+        both = np.hstack([position, velocity])
+        kinds = ("position", "position", "velocity", "velocity")
+        pv = KalmanDecoder(kinds, "position_velocity", adaptive).fit(X, both)
+        # Formed from one kind alone, the state is the same state.
+        from_velocity = KalmanDecoder(None, "position_velocity", adaptive).fit(X, velocity)
+        np.testing.assert_allclose(from_velocity.A_, pv.A_, atol=1e-6)
+        np.testing.assert_allclose(from_velocity.adapt(X, velocity), pv.adapt(X, both)[:, 2:], atol=1e-6)
+        from_position = KalmanDecoder(kinds[:2], "position_velocity", adaptive).fit(X, position)
+        np.testing.assert_allclose(from_position.A_, pv.A_, atol=0.02)
+        # Physical structure: position moves by what velocity says, exactly where labels do.
+        kappa = 0.05 * pv.label_scale_[2:] / pv.label_scale_[:2]
+        np.testing.assert_allclose(pv.A_[:2, 2:], kappa[:, None] * pv.A_[2:, 2:], rtol=1e-8)
+        np.testing.assert_allclose(pv.A_[:2, :2], np.eye(2))
+        # Apart, each kind is the filter of that kind alone.
+        apart = KalmanDecoder(kinds, "velocity", adaptive).fit(X, both)
+        alone = KalmanDecoder(None, "velocity", adaptive).fit(X, velocity)
+        np.testing.assert_allclose(apart.adapt(X, both)[:, 2:], alone.adapt(X, velocity), rtol=1e-8, atol=1e-10)
+
+    def test_formed_states_do_not_cross_a_segment_or_a_call(self):
+        X, y, reset = recording()
+        decoder = KalmanDecoder(state="position_velocity").fit(X, y, reset)
+        whole, _ = decoder._states(y, reset, np.full(2, np.nan))
+        assert np.allclose(whole[220, :2], 0.05 * y[220])
+        first, carried = decoder._states(y[:300], reset[:300], np.full(2, np.nan))
+        second, _ = decoder._states(y[300:], reset[300:], carried)
+        np.testing.assert_allclose(np.vstack([first, second]), whole, rtol=1e-9, atol=1e-12)
+        decoder = KalmanDecoder(("position", "position"), "position_velocity").fit(X, y, reset)
+        whole, _ = decoder._states(y, reset, np.full(2, np.nan))
+        assert np.isnan(whole[220, 2:]).all()
+        np.testing.assert_allclose(whole[221, 2:], (y[221] - y[220]) / 0.05)
+
+    def test_silent_channels_and_few_labels_break_nothing(self):
+        X, y, _ = recording(gap=False, n_channels=40)
+        X[:, 3] = 0.0
+        decoder = KalmanDecoder(adaptive=True).fit(X[:30], y[:30])
+        assert np.isfinite(decoder.adapt(X, y)).all()
+        assert r2(y[200:], KalmanDecoder().fit(X, y).predict(X)[200:]) > 0.3
+
+    def test_doors(self):
+        X, y, _ = recording()
+        for parameters, message in [
+            ({"outputs": ("velocity",)}, "outputs"),
+            ({"outputs": ("velocity", "speed")}, "outputs"),
+            ({"outputs": ("velocity", "position"), "state": "acceleration"}, "state must be"),
+            ({"lag_bins": -1}, "lag_bins"),
+        ]:
+            with pytest.raises(InputError, match=message):
+                KalmanDecoder(**parameters).fit(X, y)
+        with pytest.raises(InputError, match="fit it again"):
+            KalmanDecoder().fit(X, y).set_params(state="position_velocity").begin()
+
+
+def smooth_movement(n_bins, n_channels, n_latents=2):
+    """Smooth latents of unit variance, and counts of channels with a given tuning (n_latents, n_channels) to them."""
+    rng = np.random.default_rng(1)
+    smooth = lfilter([1.0], [1.0, -0.9], rng.standard_normal((n_bins, n_latents)), axis=0)
+    latents = smooth / smooth.std(0)
+    return latents, lambda tuning: rng.poisson(np.exp(1.0 + latents @ tuning)).astype(float)
+
+
+def r2(truth, prediction):
+    return 1 - np.sum((truth - prediction) ** 2) / np.sum((truth - truth.mean(0)) ** 2)
+
+
+class TestAligned:
+    def test_factors_are_those_of_the_bins(self):
+        rng = np.random.default_rng(0)
+        z = rng.standard_normal((3000, 2)) @ rng.standard_normal((2, 8)) + 0.7 * rng.standard_normal((3000, 8))
+        z -= z.mean(0)
+        loadings, private = factors(z.T @ z / len(z), 2)
+        # Noise that is exactly uncorrelated adds what every channel has at least.
+        noise = np.linalg.qr(np.hstack([np.ones((3000, 1)), z, rng.standard_normal((3000, 8))]))[0][:, 9:]
+        z = z + np.sqrt(0.1 * 3000) * noise
+        theirs = FactorAnalysis(2, svd_method="lapack", tol=1e-8, max_iter=5000).fit(z)
+        np.testing.assert_allclose(loadings @ loadings.T, theirs.components_.T @ theirs.components_, atol=0.02)
+        np.testing.assert_allclose(private, theirs.noise_variance_, atol=0.02)
+        np.testing.assert_allclose(
+            z @ encoder(theirs.components_.T, theirs.noise_variance_), theirs.transform(z), rtol=1e-6, atol=1e-8
+        )
+
+    def test_rotation_is_found_over_the_stable_channels(self):
+        rng = np.random.default_rng(0)
+        ours = rng.standard_normal((20, 3))
+        turn = np.linalg.qr(rng.standard_normal((3, 3)))[0]
+        theirs = ours @ turn.T
+        theirs[:8] = rng.standard_normal((8, 3))
+        theirs[8] = ours[9] = 0.0  # silent on one of the days
+        found, kept = rotation(theirs, ours, 8)
+        np.testing.assert_allclose(found, turn, atol=1e-10)
+        assert set(kept) <= set(range(10, 20))
+        found, _ = rotation(rng.standard_normal((20, 3)), ours, 8)
+        assert np.linalg.norm(found - turn) > 0.1
+
+    def test_realigns_over_channels_that_changed_and_not_where_nothing_stayed(self):
+        """Latents drive movement and channels; half of the channels change tuning, or all of them do."""
+        rng, m = np.random.default_rng(2), 30
+        latents, counts = smooth_movement(6000, m, 3)
+        y = latents @ rng.standard_normal((3, 2))
+        tuning, other = 0.4 * rng.standard_normal((2, 3, m))
+        decoder = AlignedDecoder(n_latents=3, n_stable=12, n_lags=3).fit(counts(tuning), y)
+        scores = {}
+        for changed in (0, 15, m):
+            X = counts(np.where(np.arange(m) < changed, other, tuning))
+            frozen = r2(y[4000:], clone(decoder).set_params(align_every_s=1e6).fit(counts(tuning), y).predict(X[4000:]))
+            aligned = clone(decoder).fit(counts(tuning), y)
+            aligned.adapt(X[:4000], None)
+            scores[changed] = frozen, r2(y[4000:], aligned.predict(X[4000:], continuing=True))
+            if changed == 15:
+                assert (aligned.stable_ >= 15).all()
+        assert scores[0][1] > scores[0][0] - 0.05
+        assert scores[15][1] > scores[15][0] + 0.2
+        assert scores[m][1] < 0.3
+
+    def test_doors(self):
+        X, y, _ = recording()
+        for parameters, message in [({"n_latents": 0}, "n_latents"), ({"n_latents": 2, "n_stable": 1}, "n_stable")]:
+            with pytest.raises(InputError, match=message):
+                AlignedDecoder(**parameters).fit(X, y)

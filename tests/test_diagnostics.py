@@ -196,8 +196,10 @@ def test_every_column_is_its_definition_by_autograd(cell):
         readout = gradients(step, Readout())[1]
         if t:
             readout = readout - gradients(replace(p, X=p.X[:t], Y=p.Y[:t], weight=p.weight[:t]), Readout())[1]
-        expected["grad_norm_readout"] = np.sqrt((readout**2).sum())
-        expected["grad_rms_readout"] = np.sqrt((readout**2).mean())
+        bias = np.arange(readout.shape[1]) == p.network.output_bias
+        for group, part in (("readout", readout[:, ~bias]), ("output_bias", readout[:, bias])):
+            expected[f"grad_norm_{group}"] = np.sqrt((part**2).sum())
+            expected[f"grad_rms_{group}"] = np.sqrt((part**2).mean())
         assert set(expected) == set(table) - {"bin"}
         for name, value in expected.items():
             np.testing.assert_allclose(table[name][t], value, rtol=1e-8, atol=1e-12, err_msg=f"{name}, record {t}")

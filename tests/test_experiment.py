@@ -9,28 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bci_adapt import experiment
+from bci_adapt import experiment, report
+from bci_adapt.arms import linear_arms, network_arms
+from bci_adapt.config import STANDING, ArmSection, arm_name, load_config, parse_config, to_toml
 from bci_adapt.credit.base import rules
+from bci_adapt.engine import Job
 from bci_adapt.errors import InputError
-from bci_adapt.experiment import (
-    ArmSection,
-    Pair,
-    arm_name,
-    choose_pairs,
-    load_config,
-    open_source,
-    parse_config,
-    require_source,
-    run_experiment,
-    to_toml,
-    unscorable,
-)
+from bci_adapt.experiment import Pair, choose_pairs, open_source, require_source, run_experiment, unscorable
 from bci_adapt.jobs import adapt, pretrain, score
 from bci_adapt.optimizers import optimizers
 from bci_adapt.prepare import prepare
+from bci_adapt.report import judged
 from bci_adapt.results import json_payload, leak, read_results, summarise
 from bci_adapt.sessions import write_session
 from bci_adapt.sources import base as source_base
+from bci_adapt.storage import cache_root
 
 TINY = """
 name = "tiny"
@@ -60,6 +53,23 @@ warm_up_s = 10.0
 n_lags = 4
 memory_s = 100.0
 
+[sweeps]
+arms = []
+
+[controls]
+without = [
+    "output_bias", "readout", "recurrent", "from_random", "intention", "pseudo", "fine_tuned", "joint_oracle",
+    "joint_ridge", "aligned", "kalman_frozen", "kalman_normaliser", "kalman_adaptive", "kalman_refit",
+    "kalman_pv_frozen", "kalman_pv_normaliser", "kalman_pv_adaptive", "kalman_pv_refit",
+]
+no_drift = false
+continuing = false
+back = false
+channels = false
+cold = false
+costs = false
+drift = false
+
 [[arms]]
 rule = "immediate"
 optimizer = "rmsprop"
@@ -86,18 +96,43 @@ def tiny(tmp_path):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """One cache for this file, so that what a test has run the next one reuses."""
-    return tmp_path_factory.mktemp("cache")
+    """One cache for this file, so that what a test has run the next one reuses; compiled loops are the user's own."""
+    folder, kernels = tmp_path_factory.mktemp("cache"), cache_root() / "kernels"
+    kernels.mkdir(parents=True, exist_ok=True)
+    (folder / "kernels").symlink_to(kernels.absolute())
+    return folder
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(cache, monkeypatch):
+def _own_cache(cache, monkeypatch, request):
+    """No report is drawn, which takes longer than the run, where a test does not ask for `page`."""
     monkeypatch.setenv("BCI_ADAPT_CACHE", str(cache))
+    if "page" not in request.fixturenames:
+        monkeypatch.setattr(report, "render_report", lambda folder: None)
+
+
+@pytest.fixture
+def page():
+    """The text of a run's report."""
+    return lambda folder: (folder / "report.html").read_text()
 
 
 def recordings(config):
     source = open_source(config)
     return [source.fetch(name) for name in source.list().index]
+
+
+def planned(config):
+    """Every job of an experiment by key, those that others need included."""
+    prepared, pairs = experiment.prepare_sessions(config, [*config.pairs, *config.continual], workers=0)
+    builders = prepared.builders(config, {}, None)
+    plan = experiment._plan(config, prepared, builders, dict.fromkeys(pairs, ""), (), None)
+    jobs, left = {}, plan.jobs()
+    while left:
+        job = left.pop()
+        jobs[job.key] = job
+        left += [value for value in job.inputs.values() if isinstance(value, Job)]
+    return jobs
 
 
 @pytest.mark.parametrize(
@@ -207,9 +242,9 @@ def test_settings_and_pairs(tiny, tmp_path):
     config = load_config(tiny, ["network.n_hidden=9", "targets=3", "name=other"], data=tmp_path)
     assert (config.network.n_hidden, config.name, config.source.path) == (9, "other", str(tmp_path))
     ids = ["s-20120101", "s-20120105", "s-20120209"]
-    assert [(pair.source, pair.target) for pair in choose_pairs(config, ids)] == [(ids[0], ids[2])]
+    assert [(pair.source, pair.target) for pair in choose_pairs(config.pairs, ids)] == [(ids[0], ids[2])]
     named = load_config(tiny, ["targets=20120105,20120209"])
-    assert [pair.target for pair in choose_pairs(named, ids)] == ids[1:]
+    assert [pair.target for pair in choose_pairs(named.pairs, ids)] == ids[1:]
     for settings, message in [
         (["targets="], r"pairs.0.targets: .* at least 1 item.*, got \[\]"),
         (["targets=2,2"], "pairs.0.targets: 2 is given twice"),
@@ -220,26 +255,22 @@ def test_settings_and_pairs(tiny, tmp_path):
         (["nonsense"], "key=value"),
     ]:
         with pytest.raises(InputError, match=message):
-            choose_pairs(load_config(tiny, settings), ids)
+            choose_pairs(load_config(tiny, settings).pairs, ids)
 
 
-def test_a_tiny_experiment_from_nwb_to_report_runs_once(tiny, cache):
+def test_a_tiny_experiment_from_nwb_to_report_runs_once(tiny):
     config = load_config(tiny)
     first = run_experiment(config, workers=0, command="test")
-    assert first.executed > 30
+    jobs = planned(config)
+    assert 30 < first.executed <= len(jobs), "of one file's tests, some share jobs"
     assert first.manifest["jobs"]["failed"] == []
     again = run_experiment(config, workers=0)
     assert (again.executed, again.folder) == (0, first.folder)
     assert again.reused > 0
-    assert {path.name for path in first.folder.iterdir()} == {
-        "config.toml",
-        "manifest.json",
-        "report.html",
-        "results.nc",
-    }
+    assert {path.name for path in first.folder.iterdir()} == {"config.toml", "manifest.json", "results.nc"}
     assert load_config(first.folder / "config.toml") == config
 
-    rows, curves, trajectories, attrs = read_results(first.folder / "results.nc")
+    rows, curves, trajectories, _, attrs = read_results(first.folder / "results.nc")
     expected = {"frozen", "normaliser", "immediate_rmsprop", "window4_rmsprop", "rls", "ridge_oracle"}
     expected |= {"network_oracle", "persistence", "canary:immediate_rmsprop", "canary:window4_rmsprop", "canary:rls"}
     assert set(rows["arm"]) == expected
@@ -249,7 +280,7 @@ def test_a_tiny_experiment_from_nwb_to_report_runs_once(tiny, cache):
     assert per_arm["window4_rmsprop", "tanh", "held_out"] == 2  # one seed
     assert per_arm["canary:immediate_rmsprop", "tanh", "held_out"] == 2  # canaries run one seed
     assert ("network_oracle", "tanh", "online") not in per_arm
-    assert set(rows["metric"]) == {"r2", "r2_uniform", "r2:x", "r2:y", "pearson", "rmse"}
+    assert set(rows["metric"]) == {"r2", "r2_uniform", "r2:x", "r2:y", "pearson", "rmse", "r2_all_bins"}
     assert sorted(set(rows["day_gap"])) == [40.0, 200.0]
     assert attrs["unit"] == "centimeters/s"
     assert attrs["delay_bins"] == first.manifest["delay_bins"] == 4
@@ -267,7 +298,7 @@ def test_a_tiny_experiment_from_nwb_to_report_runs_once(tiny, cache):
     json.dumps(payload, allow_nan=False)
 
 
-def test_the_command_line_runs_it_and_says_what_was_done(tiny, tmp_path, call):
+def test_the_command_line_runs_it_and_says_what_was_done(tiny, tmp_path, call, page):
     code, said, _ = call("run", tiny, "--workers", 0, "--quiet")
     assert (code, said) == (0, "")
     code, said, _ = call("run", tiny, "--workers", 0, "--json", tmp_path / "scores.json")
@@ -279,23 +310,26 @@ def test_the_command_line_runs_it_and_says_what_was_done(tiny, tmp_path, call):
     assert payload["jobs"]["executed"] == 0
     entry = {"arm", "cell", "variable", "phase", "metric", "mean", "low", "high", "n_targets"}
     assert all(entry <= set(each) for each in payload["summary"])
-    assert {each["phase"] for each in payload["summary"]} == {"online", "held_out"}
+    assert {each["phase"] for each in payload["summary"]} == {"online", "online_late", "held_out"}
     assert json.loads(call("run", tiny, "--workers", 0, "--json", "-")[1])["leak"].keys() == payload["leak"].keys()
-    report = Path(next(word for word in said.split() if word.endswith("report.html")))
-    before = report.read_text()
-    report.unlink()
-    assert call("report", report.parent)[0] == 0
-    assert report.read_text() == before
+    folder = Path(next(word for word in said.split() if word.endswith("report.html"))).parent
+    before = page(folder)
+    (folder / "report.html").unlink()
+    assert call("report", folder)[0] == 0
+    assert page(folder) == before
 
 
 def test_a_changed_rate_reruns_only_what_depends_on_it(tiny):
     config = load_config(tiny)
     run_experiment(config, workers=0)
+    before = planned(config)
     text = tiny.read_text()
     tiny.write_text(text.replace("learning_rate = 3e-3\n\n", "learning_rate = 2e-3\n\n", 1))
-    changed = run_experiment(load_config(tiny), workers=0)
-    # two targets × (two seeds + one canary) of one arm, and a score job for each target
-    assert changed.executed == 8
+    config = load_config(tiny)
+    new = [job for key, job in planned(config).items() if key not in before]
+    assert {job.kind for job in new} == {"adapt", "score"}
+    assert all("immediate_rmsprop" in job.label for job in new if job.kind == "adapt")
+    assert run_experiment(config, workers=0).executed == len(new) == 2 * (2 + 1) + 2, "targets × (seeds + canary)"
 
 
 def test_a_recording_that_cannot_be_used_stops_the_run_and_names_the_file(tiny, tmp_path):
@@ -353,8 +387,8 @@ def test_a_target_without_held_out_movement_is_unscorable(tiny, tmp_path):
     unseen["valid"][1500:] = False
     assert "15.0 s of usable velocity labels" in unscorable(unseen, config)
     assert "held" in unscorable(session.isel(time=slice(0, 1400)), config)
-    short = load_config(tiny, ["stream_s=100", "min_held_out_s=60"])
-    assert "20.0 s are left" in unscorable(session, short)
+    short = load_config(tiny, ["stream_s=100", "min_held_out_s=61"])  # of 120 s half at most are the stream
+    assert "60.0 s of usable velocity labels are held out, at least 61 s" in unscorable(session, short)
 
 
 def test_a_source_without_labels_is_refused_before_any_job_and_a_failing_fit_names_its_session(tiny, tmp_path):
@@ -374,12 +408,15 @@ def test_a_source_without_labels_is_refused_before_any_job_and_a_failing_fit_nam
             require_source(unusable, config)
     write_session(still, tmp_path / "still.nc")
     small = {"cell": "tanh", "n_hidden": 3, "n_updates": 1}
-    parameters = {"decoder": "online_rnn", "constants": small, "variable": "velocity", "stream_s": None}
+    parameters = {"decoder": "online_rnn", "constants": small, "variables": ["velocity"], "stream_s": None}
+    parameters["n_streams"] = 0
     with pytest.raises(InputError, match=f"online_rnn on {name}: y: .* constant"):
-        pretrain.run(parameters, {"session": tmp_path / "still.nc"}, tmp_path / "decoder.npz")
-    pretrain.run(parameters, {"session": recorded(session, tmp_path)}, tmp_path / "decoder.npz")
+        pretrain.run(parameters, {"session0": tmp_path / "still.nc"}, tmp_path / "decoder.npz")
+    pretrain.run(parameters, {"session0": recorded(session, tmp_path)}, tmp_path / "decoder.npz")
     narrow = recorded(session.isel(channel=slice(2, None)), tmp_path)
-    adapting = {"variable": "velocity", "stream_s": 60.0, "permutation": None, "learns": True, "constants": {}}
+    adapting = {"variables": ["velocity"], "stream_s": 60.0, "constants": {}, "become": None, "supervision": "true"}
+    adapting |= {"at_trial_end": False, "label_fraction": 1.0, "budget_s": None, "seed": 0, "control": None}
+    adapting |= {"continuing": False, "back": False}
     with pytest.raises(InputError, match=f"online_rnn on {name}: X: .* channels"):
         adapt.run(adapting, {"decoder": tmp_path / "decoder.npz", "target": narrow}, tmp_path / "out.npz")
 
@@ -414,7 +451,7 @@ def two_rules(tiny):
     return tiny
 
 
-def test_a_job_that_fails_costs_its_own_arm_only_and_is_told(two_rules, call, monkeypatch):
+def test_a_job_that_fails_costs_its_own_arm_only_and_is_told(two_rules, call, monkeypatch, page):
     whole = adapt.run
 
     def without_windows(parameters, inputs, out):
@@ -436,7 +473,7 @@ def test_a_job_that_fails_costs_its_own_arm_only_and_is_told(two_rules, call, mo
     rows = read_results(folder / "results.nc").rows
     failed = rows[rows["status"] == "failed"]
     assert set(failed["arm"]) == {"window4_rmsprop", "canary:window4_rmsprop"}
-    assert set(failed["phase"]) == {"online", "held_out"}
+    assert set(failed["phase"]) == {"online", "online_late", "held_out"}
     assert set(failed["reason"]) == {"RuntimeError: out of luck"}
     assert {"immediate_rmsprop", "canary:immediate_rmsprop", "rls", "frozen"} <= set(
         rows.loc[rows["value"] == rows["value"], "arm"]
@@ -444,9 +481,9 @@ def test_a_job_that_fails_costs_its_own_arm_only_and_is_told(two_rules, call, mo
     manifest = json.loads((folder / "manifest.json").read_text())
     assert len(manifest["jobs"]["failed"]) == 2
     assert "out of luck" in manifest["jobs"]["failed"][0]["traceback"]
-    report = (folder / "report.html").read_text()
-    assert report.count("RuntimeError: out of luck") >= 3
-    assert "1 of 1 runs failed" in report
+    text = page(folder)
+    assert text.count("RuntimeError: out of luck") >= 3
+    assert "1 of 1 runs failed" in text
 
     monkeypatch.setattr(adapt, "run", whole)
     mended = run_experiment(load_config(two_rules), workers=0)
@@ -529,10 +566,10 @@ def test_a_retrained_network_runs_once_for_all_sources_of_a_target(tiny):
     config = load_config(tiny)
     files = recordings(config)
     names = [path.stem for path in files]
-    sessions = {name: experiment._prepare_job(config, path, {}) for name, path in zip(names, files, strict=True)}
-    about = {name: {"date": "2014-03-03", "n_channels": 20} for name in names}
-    builder = experiment._Builder(config, sessions, about, {})
-    scores = [builder.pair(Pair(source, names[2]), excerpt=False) for source in names[:2]]
+    sessions = {name: experiment.prepare_job(config, path, {}) for name, path in zip(names, files, strict=True)}
+    about = {"date": "2014-03-03", "n_channels": 20, "n_axes": {"velocity": 2}, "has_targets": True, "has_trials": True}
+    builder = experiment.Builder(config, sessions, dict.fromkeys(names, about), {})
+    scores = [builder.pair(Pair((source,), names[2])) for source in names[:2]]
     paths = [
         {
             (arm["columns"]["arm"], arm["columns"]["seed"]): score.inputs[arm["input"]].path
@@ -544,7 +581,7 @@ def test_a_retrained_network_runs_once_for_all_sources_of_a_target(tiny):
     assert shared == {("network_oracle", 0), ("network_oracle", 1), ("ridge_oracle", 0)}
 
 
-def test_a_dandiset_is_fetched_once_pinned_and_run_again_without_a_network(tiny, monkeypatch, call):
+def test_a_dandiset_is_fetched_once_pinned_and_run_again_without_a_network(tiny, monkeypatch, call, page):
     import archive_server
 
     text = tiny.read_text().replace("seeds = [0, 1]", "seeds = [0]")
@@ -557,7 +594,7 @@ def test_a_dandiset_is_fetched_once_pinned_and_run_again_without_a_network(tiny,
         monkeypatch.setenv("DANDI_INSTANCE", archive.url)
         for path in recordings(load_config(tiny)):
             archive.add(f"sub-Sim/{path.name}", path.read_bytes())
-        code, _, err = call("run", config, "--workers", 0, "--json", "-")
+        code, _, err = call("run", config, "--workers", 0, "--quiet", "--set", "targets=2,3")
         assert code == 0, err
         assert len(archive.asked("/blobs/")) == 3
     lock = (config.parent / "sessions.lock.toml").read_text()
@@ -567,12 +604,12 @@ def test_a_dandiset_is_fetched_once_pinned_and_run_again_without_a_network(tiny,
     about = done.manifest["sessions"][0]
     assert (about["dandiset"], about["asset_path"].startswith("sub-Sim/")) == ("000688", True)
     assert about["licence"]
-    page = (done.folder / "report.html").read_text()
-    assert about["licence"] in page
-    assert about["asset_path"] in page
+    text = page(done.folder)
+    assert about["licence"] in text
+    assert about["asset_path"] in text
 
 
-def test_days_between_anonymised_dates_are_unknown(tiny):
+def test_days_between_anonymised_dates_are_unknown(tiny, page):
     import h5py
 
     folder = tiny.parent / "anonymised"
@@ -585,9 +622,8 @@ def test_days_between_anonymised_dates_are_unknown(tiny):
     assert rows["day_gap"].isna().all()
     assert set(rows["target_date"]) == {""}
     assert [each["date"] for each in done.manifest["sessions"]] == ["", "", ""]
-    page = (done.folder / "report.html").read_text()
-    assert "anonymised" in page
-    assert "1925-01" not in page
+    assert "anonymised" in page(done.folder)
+    assert "1925-01" not in page(done.folder)
 
 
 def other_electrodes(tiny):
@@ -618,7 +654,8 @@ def test_sessions_meet_on_their_channels_by_the_policy_asked_for(tiny):
         runs[rule] = entry
         rows = read_results(done.folder / "results.nc").rows
         assert set(rows["status"]) == {"ok"}
-        assert "by <b>electrode</b>" in (done.folder / "report.html").read_text()
+        said = judged._matched(done.manifest)
+        assert all(f"matched by electrode, on {entry['n_channels']} channels; " in line for line in said[:1])
     gone = ["M1/elec3", "M1/elec6", "M1/elec8", "M1/elec10"]
     changed, same = runs["zero"]["targets"].values()
     assert (runs["zero"]["policy"], runs["zero"]["n_channels"]) == ("electrode", 20)
@@ -634,10 +671,10 @@ def test_what_quality_flags_on_the_source_is_removed_only_when_asked(tiny):
     source, target = sessions
     sessions[source]["counts"].values[:, 4] = 0
     sessions[target]["counts"].values[:, 6] = 0  # dead on the target only: nobody could know at its start
-    whole = experiment.meet(config, source, [target], sessions)
+    whole = experiment.meet(config, [source], [target], sessions)
     assert (len(whole.names), whole.removed) == (20, [])
     asked = load_config(tiny, ["targets=2", 'channels.remove=["dead channels"]'])
-    found = experiment.meet(asked, source, [target], sessions)
+    found = experiment.meet(asked, [source], [target], sessions)
     label = sessions[source]["channel"].values.tolist()[4]
     assert (found.removed, len(found.names), label in found.names) == ([label], 19, False)
     with pytest.raises(InputError, match="did you mean 'dead channels'"):
@@ -649,7 +686,6 @@ def test_arms_of_ones_own_run_with_their_constants_and_canaries(tiny):
     tiny.write_text(
         text[: text.index("[[arms]]")]
         + '[[arms]]\nrule = "trace"\ndecay = 0.5\noptimizer = "adam"\nbeta2 = 0.99\nlearning_rate = 1e-3\nseeds = [1]\n'
-        + '[[arms]]\nrule = "readout"\noptimizer = "adam"\nlearning_rate = 1e-3\n'
     )
     done = run_experiment(load_config(tiny, ["targets=2"]), workers=0)
     rows = read_results(done.folder / "results.nc").rows
@@ -658,7 +694,7 @@ def test_arms_of_ones_own_run_with_their_constants_and_canaries(tiny):
     assert set(own["optimizer"]) == {"adam(beta2=0.99)"}
     assert set(own["seed"]) == {1}
     assert set(rows.loc[rows["arm"] == "canary:trace(0.5) + Adam(beta2=0.99)", "seed"]) == {1}
-    assert leak(rows) == {"rls": False, "readout + Adam": False, "trace(0.5) + Adam(beta2=0.99)": False}
+    assert leak(rows) == {"rls": False, "trace(0.5) + Adam(beta2=0.99)": False}
     assert load_config(done.folder / "config.toml") == load_config(tiny, ["targets=2"])
     plain = run_experiment(load_config(tiny, ["targets=2", "arms=[]"]), workers=0)
     assert plain.executed == 1, "a score job"
@@ -669,14 +705,210 @@ def test_a_variable_means_the_same_in_source_and_target(tiny):
     config = load_config(tiny, ["targets=2"])
     sessions = {path.stem: prepare(path, 0.05) for path in recordings(config)[:2]}
     source, target = sessions
-    experiment.meet(config, source, [target], sessions)
+    experiment.meet(config, [source], [target], sessions)
     for change, message in [
         (lambda s: s.assign_coords(axis=["u", "v"]), "u, v in"),
         (lambda s: s.drop_vars(["velocity", "velocity_valid"]), "expected target 'velocity'"),
     ]:
         with pytest.raises(InputError, match=message):
-            experiment.meet(config, source, [target], sessions | {target: change(sessions[target])})
+            experiment.meet(config, [source], [target], sessions | {target: change(sessions[target])})
     power = sessions[target].copy(deep=True)
     power["counts"] = power["counts"].astype(float).assign_attrs(units="volts")
     with pytest.raises(InputError, match="power of a band"):
-        experiment.meet(config, source, [target], sessions | {target: power})
+        experiment.meet(config, [source], [target], sessions | {target: power})
+
+
+# ------------------------------------------------------------------------------------------- everything at once
+
+EVERYTHING = (
+    TINY[: TINY.index("[sweeps]")]
+    .replace('"tiny"', '"everything"')
+    .replace("n_updates = 40", "n_updates = 10")
+    .replace("oracle_updates = 40", "oracle_updates = 10\njoint_updates = 10\ntune_updates = 5")
+    + """[sweeps]
+arms = ["immediate_rmsprop", "rls"]
+delay_s = [0.0, 0.2, "trial_end"]
+label_fraction = [1.0, 0.3, 0.1]
+budget_s = [0.0, 15.0, 30.0]
+
+[controls]
+canary_shifts = 2
+
+[[continual]]
+source = 1
+targets = [2, 3]
+
+[[arms]]
+rule = "immediate"
+optimizer = "rmsprop"
+learning_rate = 3e-3
+"""
+)
+OWN = """
+from bci_adapt.decoders.wiener import WienerDecoder
+
+class Mine(WienerDecoder):
+    def __init__(self, bin_s=0.05, n_lags=4, penalty=0.05, normaliser_s=300.0):
+        super().__init__(n_lags, penalty, normaliser_s, bin_s)
+"""
+
+
+@pytest.fixture(scope="module")
+def everything(cache, tmp_path_factory):
+    """One run with every standing arm, study and control, and a decoder of one's own."""
+    folder = tmp_path_factory.mktemp("everything")
+    (folder / "all.toml").write_text(EVERYTHING)
+    (folder / "mine.py").write_text(OWN)
+    config = load_config(folder / "all.toml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BCI_ADAPT_CACHE", str(cache))
+        own = experiment.Foreign.parse(f"{folder / 'mine.py'}:Mine")
+        done = run_experiment(config, workers=0, foreign=[own])
+    results = read_results(done.folder / "results.nc")
+    return config, done, results
+
+
+def arms_of(config):
+    return [*network_arms(config, "tanh"), *linear_arms(config, {"velocity": 2})]
+
+
+def table(rows, *names):
+    return {tuple(row) for row in rows[list(names)].itertuples(index=False)}
+
+
+def test_every_arm_has_a_row_for_every_part_it_is_scored_on(everything):
+    config, done, (rows, *_) = everything
+    assert done.manifest["jobs"]["failed"] == []
+    assert set(rows["status"]) == {"ok"}
+    rows = rows[rows["metric"] == "r2"]
+    standing = rows[(rows["study"] == "") & (rows["control"] == "") & (rows["arm"] != "Mine")]
+    expected = set()
+    for arm in arms_of(config):
+        for seed in arm.seeds:
+            phases = set(arm.phases) - (set() if seed == arm.seeds[0] else {"continuing", "back"})
+            expected |= {(arm.name, arm.cell, seed, phase) for phase in phases}
+    assert {name for name, *_ in expected} == {*STANDING, "immediate_rmsprop"}
+    for target in done.manifest["sessions"][1:]:
+        of_target = standing[standing["target"] == target["session_id"]]
+        assert table(of_target, "arm", "cell", "seed", "phase") == expected
+        assert len(of_target) == len(expected)
+    for arm in arms_of(config):
+        own = standing[(standing["arm"] == arm.name) & (standing["cell"] == arm.cell)]
+        supervision = arm.columns.get("supervision", arm.supervision)
+        assert set(own["supervision"]) == {supervision}
+        assert set(own["budget_s"]) == {0.0 if supervision == "none" else config.stream_s}
+        assert set(own["delay_s"]) == {0.2}
+        if arm.learns:
+            assert own["n_labels"].min() > 100
+    assert set(rows.loc[rows["phase"] == "continuing", "seed"]) == {0}
+
+
+def test_controls_have_their_rows(everything):
+    config, _, (rows, *_) = everything
+    rows = rows[rows["metric"] == "r2"]
+    checked = {(arm.name, arm.cell) for arm in arms_of(config) if arm.checked} | {("Mine", "")}
+    canaries = rows[rows["control"] == "time"]
+    assert (canaries["canary"] == (canaries["control"] == "time")).all()
+    assert set(rows.loc[rows["canary"], "control"]) == {"time"}
+    shifted = {(f"canary:{name}", cell, seed) for name, cell in checked - {("Mine", "")} for seed in (0, 1)}
+    assert table(canaries, "arm", "cell", "seed") == shifted | {("canary:Mine", "", 0)}
+    assert set(canaries["phase"]) == {"online", "online_late", "held_out"}
+    values = canaries[canaries["phase"] == "online"].groupby(["arm", "cell", "target"])["value"].nunique()
+    assert set(values.drop("canary:Mine")) == {2}, "two shifts are two runs"
+    channels = rows[rows["control"] == "channels"]
+    assert table(channels, "arm", "cell") == {("channels:immediate_rmsprop", "tanh"), ("channels:rls", "")}
+    assert not channels["canary"].any()
+
+
+def test_studies_have_their_rows_and_agree_with_the_run_where_they_meet(everything):
+    config, done, (rows, *_) = everything
+    days = [each["session_id"] for each in done.manifest["sessions"]]
+    rows = rows[rows["metric"] == "r2"]
+    assert set(rows["study"]) == {"", "delay", "fraction", "budget", "no_drift", "cold", "continual"}
+    studies = dict(iter(rows.groupby("study")))
+    full, stream_s = 1.0, config.stream_s
+    swept = {
+        "delay": {(each, full, stream_s) for each in (0.0, 0.2, np.inf)},
+        "fraction": {(0.2, each, stream_s) for each in (1.0, 0.3, 0.1)},
+        "budget": {(0.2, full, each) for each in (0.0, 15.0, 30.0, stream_s)},
+    }
+    standing = rows[(rows["study"] == "") & (rows["control"] == "") & (rows["seed"] == 0)]
+    keys = ["target", "arm", "cell", "phase"]
+    for name, settings in swept.items():
+        part = studies[name]
+        assert table(part, "delay_s", "label_fraction", "budget_s") == settings
+        assert table(part, "arm", "cell") == {("immediate_rmsprop", "tanh"), ("rls", "")}
+        assert set(part["phase"]) == {"online", "held_out"}
+        assert set(part["target"]) == set(days[1:])
+        assert len(part) == 2 * 2 * 2 * len(settings)
+        same = part[(part["delay_s"] == 0.2) & (part["label_fraction"] == full) & (part["budget_s"] == stream_s)]
+        both = same.merge(standing, on=keys)
+        assert len(both) == len(same) == 8
+        assert (both["value_x"] == both["value_y"]).all()
+        assert (both["n_labels_x"] == both["n_labels_y"]).all()
+    for name, column in (("fraction", "label_fraction"), ("budget", "budget_s")):
+        for _, group in studies[name].groupby(keys):
+            ordered = group.sort_values(column)
+            assert ordered["n_labels"].is_monotonic_increasing
+            assert ordered["n_labels"].nunique() == len(ordered)
+    none = studies["budget"][studies["budget"]["budget_s"] == 0.0]
+    assert set(none["n_labels"]) == {0}
+    unmoved = none[none["cell"] == "tanh"].merge(
+        standing[standing["arm"] == "normaliser"], on=["target", "cell", "phase"]
+    )
+    assert np.allclose(unmoved["value_x"], unmoved["value_y"], atol=1e-12), "without labels the normaliser alone adapts"
+
+    within = studies["no_drift"]
+    assert table(within, "source", "target", "day_gap") == {
+        (f"{days[0]} (earlier half)", f"{days[0]} (later half)", 0.0)
+    }
+    expected = {"frozen", "normaliser", "immediate_rmsprop", "network_oracle", "ridge_oracle", "rls"}
+    assert set(within["arm"]) == expected
+    assert table(studies["cold"], "arm", "cell") == {("immediate_rmsprop", "tanh")}
+    chain = studies["continual"]
+    assert table(chain, "arm", "cell", "target") == {("immediate_rmsprop", "tanh", days[2]), ("rls", "", days[2])}
+    other = chain.merge(standing, on=keys)
+    assert len(other) == len(chain)
+    assert (other["value_x"] != other["value_y"]).all()
+
+
+def test_a_decoder_of_ones_own_scores_as_the_one_it_copies(everything):
+    _, done, (rows, *_) = everything
+    assert [each["class"] for each in done.manifest["own_decoders"]] == ["Mine"]
+    mine, ours = (
+        rows[(rows["arm"] == name) & (rows["cell"] == "") & (rows["study"] == "")].set_index(
+            ["target", "phase", "metric"]
+        )
+        for name in ("Mine", "normaliser")
+    )
+    assert len(mine) == len(ours) > 0
+    assert (mine["value"] == ours["value"].loc[mine.index]).all()
+
+
+def test_the_tables_and_the_manifest_of_a_whole_run(everything):
+    config, done, (rows, curves, trajectories, blocks, attrs) = everything
+    manifest = json.loads((done.folder / "manifest.json").read_text())
+    days = [each["session_id"] for each in manifest["sessions"]]
+    assert manifest["primary_bins"] == attrs["primary_bins"] == "in trial"
+    assert (manifest["not_tested"], manifest["tuning"]) == ([], None)
+    assert [(each["source"], each["target"]) for each in manifest["drift"]] == [(days[0], day) for day in days[1:]]
+    for each in manifest["drift"]:
+        assert (each["measures"], len(each["notes"])) == ({}, 1), "two minutes are too short for it, and it says so"
+    costs = {(each["arm"], each["cell"]): each for each in manifest["costs"]}
+    online = {(arm.name, arm.cell) for arm in arms_of(config) if "online" in arm.phases} - {("frozen", "tanh")}
+    assert costs.keys() == online
+    assert all(each["p50_us"] > each["empty_loop_us"] > 0 for each in costs.values())
+    all_bins = rows[rows["metric"] == "r2_all_bins"]
+    assert len(all_bins) == (rows["metric"] == "r2").sum()
+
+    # A stored block is enough to have R² again: one less the errors' share of the spread.
+    held_out = rows[
+        (rows["metric"] == "r2") & (rows["phase"] == "held_out") & (rows["study"] == "") & (rows["control"] == "")
+    ]
+    scores = held_out.set_index(["target", "arm", "cell", "seed"])["value"]
+    assert len(blocks) == len(held_out)
+    for block in blocks.itertuples():
+        again = 1.0 - np.sum(block.error) / np.sum(block.spread)
+        assert again == pytest.approx(scores[block.target, block.arm, block.cell, block.seed], abs=1e-9)
+    assert set(trajectories["seed"]) == {0}
+    assert set(curves["phase"]) == {"online", "held_out"}

@@ -83,9 +83,17 @@ def test_sign_is_rmsprop_without_memory():
     np.testing.assert_allclose(nearly, path, rtol=1e-9)
 
 
-def numbered(p):
-    """Group number of every column of W."""
-    return np.array([GROUPS.index(group) for group in p.network.groups()])
+def by_group(p, W, C):
+    """The weights (or gradients) of every group that the cell has."""
+    of_W, of_C = p.network.groups(), np.full(C.shape[1], "readout", "U11")
+    of_C[len(p.network.cell.features) * p.network.n_hidden] = "output_bias"
+    parts = {group: W[:, of_W == group] for group in GROUPS[:3]} | {group: C[:, of_C == group] for group in GROUPS[3:]}
+    return {group: part for group, part in parts.items() if part.size}
+
+
+def moved(p, state):
+    """How far the weights of every group were moved."""
+    return by_group(p, state.arrays["W"][0] - p.W, state.arrays["C"][0] - p.C)
 
 
 def one_update(p, optimizer, state=None, **options):
@@ -101,29 +109,23 @@ def first_gradients(p):
 
 def test_lars_trusts_each_group_by_its_norms():
     p = problem(cells()["gru"])
-    g_W, g_C = first_gradients(p)
-    state = one_update(p, LARS(0.1, 0.0, trust=0.02))
-    for group in GROUPS[:3]:
-        where = numbered(p) == GROUPS.index(group)
-        trust = 0.02 * np.linalg.norm(p.W[:, where]) / np.linalg.norm(g_W[:, where])
-        moved = state.arrays["W"][0][:, where] - p.W[:, where]
-        np.testing.assert_allclose(moved, -0.1 * trust * g_W[:, where], rtol=1e-8)
-    trust = 0.02 * np.linalg.norm(p.C) / np.linalg.norm(g_C)
-    np.testing.assert_allclose(state.arrays["C"][0] - p.C, -0.1 * trust * g_C, rtol=1e-8)
+    weights, g = by_group(p, p.W, p.C), by_group(p, *first_gradients(p))
+    found = moved(p, one_update(p, LARS(0.1, 0.0, trust=0.02)))
+    assert set(found) == set(GROUPS)
+    for group in GROUPS:
+        trust = 0.02 * np.linalg.norm(weights[group]) / np.linalg.norm(g[group])
+        np.testing.assert_allclose(found[group], -0.1 * trust * g[group], rtol=1e-8)
 
 
 def test_group_rmsprop_has_one_second_moment_per_group():
     p = problem(cells()["gru"])
-    g_W, g_C = first_gradients(p)
+    g = by_group(p, *first_gradients(p))
     state = one_update(p, GroupRMSprop(0.1, beta2=0.9))
-    for group in GROUPS[:3]:
-        where = numbered(p) == GROUPS.index(group)
-        scale = np.sqrt(0.1 * np.mean(g_W[:, where] ** 2)) + 1e-8
-        moved = state.arrays["W"][0][:, where] - p.W[:, where]
-        np.testing.assert_allclose(moved, -0.1 * g_W[:, where] / scale, rtol=1e-10)
-    scale = np.sqrt(0.1 * np.mean(g_C**2)) + 1e-8
-    np.testing.assert_allclose(state.arrays["C"][0] - p.C, -0.1 * g_C / scale, rtol=1e-10)
-    assert state.arrays["opt_groups"].shape == (1, 4, 1)
+    found = moved(p, state)
+    for group in GROUPS:
+        scale = np.sqrt(0.1 * np.mean(g[group] ** 2)) + 1e-8
+        np.testing.assert_allclose(found[group], -0.1 * g[group] / scale, rtol=1e-10)
+    assert state.arrays["opt_groups"].shape == (1, len(GROUPS), 1)
     assert (state.arrays["opt_groups"] > 0).all()
 
 
@@ -221,17 +223,16 @@ def test_a_schedule_goes_on_where_a_run_was_interrupted():
 def test_groups_that_do_not_learn_stand_still_and_are_not_counted_in_the_norm():
     p = problem(cells()["gru"])
     for optimizer in (SGD(0.1), Adam(0.1, weight_decay=0.1), LARS(0.1), SGD(0.1, clip=1e-3)):
-        for learns in (("readout",), ("recurrent",), ("input", "bias")):
-            state = one_update(p, optimizer, learns=learns)
-            for group in GROUPS:
-                now, before = (
-                    (state.arrays["C"][0], p.C)
-                    if group == "readout"
-                    else (v[:, p.network.groups() == group] for v in (state.arrays["W"][0], p.W))
-                )
-                assert np.array_equal(now, before) == (group not in learns), (optimizer.name, learns, group)
-    moved = one_update(p, SGD(1.0, clip=1e-3), learns=("readout",)).arrays["C"][0] - p.C
-    assert np.linalg.norm(moved) == pytest.approx(1e-3, rel=1e-2)
+        for learns in (("readout",), ("output_bias",), ("recurrent",), ("input", "bias")):
+            for group, part in moved(p, one_update(p, optimizer, learns=learns)).items():
+                assert part.any() == (group in learns), (optimizer.name, learns, group)
+    for group in ("readout", "output_bias"):
+        part = moved(p, one_update(p, SGD(1.0, clip=1e-3), learns=(group,)))[group]
+        assert np.linalg.norm(part) == pytest.approx(1e-3, rel=1e-2)
+    doubled = moved(p, one_update(p, SGD(0.1), group_rates={"output_bias": 2.0}))
+    plain_step = moved(p, one_update(p, SGD(0.1)))
+    np.testing.assert_allclose(doubled["output_bias"], 2.0 * plain_step["output_bias"], rtol=1e-10)
+    np.testing.assert_allclose(doubled["readout"], plain_step["readout"], rtol=1e-10)
 
 
 @pytest.mark.parametrize(

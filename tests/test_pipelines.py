@@ -15,6 +15,7 @@ from nwb_files import spikes_file
 import bci_adapt as ba
 from bci_adapt import download
 from bci_adapt.download import Patience
+from bci_adapt.errors import InputError
 from bci_adapt.prepare import prepare
 from bci_adapt.sources.simulated import Simulated
 
@@ -66,22 +67,48 @@ def archive(quick, monkeypatch, tmp_path):
         yield archive
 
 
-def test_cross_session(tmp_path, pipelines, capsys):
-    path = pipelines / "cross_session.py"
-    spec = importlib.util.spec_from_file_location("cross_session", path)
+def imported(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     pipeline = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pipeline)
-    source = Simulated(tmp_path, days=(0, 200), duration_s=90.0, n_units=12)
-    files = [source.fetch(name) for name in source.list().index]
-    scores = pipeline.main(*map(str, files), n_updates=20)
+    return pipeline
+
+
+def simulated(folder, days):
+    source = Simulated(folder, days=days, duration_s=90.0, n_units=12)
+    return [str(source.fetch(name)) for name in source.list().index]
+
+
+def test_cross_session(tmp_path, pipelines, capsys):
+    scores = imported(pipelines / "cross_session.py").main(*simulated(tmp_path, (0, 200)), n_updates=20)
     assert len(scores) == 4
     assert np.isfinite(list(scores.values())).all()
     assert "recursive least squares" in capsys.readouterr().out
 
 
+def test_continual(tmp_path, pipelines, capsys):
+    pipeline, files = imported(pipelines / "continual.py"), simulated(tmp_path, (0, 100, 200))
+    scores = pipeline.main(files[::-1], n_updates=20)  # the dates inside decide, not the order of the files
+    said = capsys.readouterr().out
+    assert said.index("20140611") < said.index("20140919")
+    assert "20140303" not in said
+    assert {len(days) for days in scores.values()} == {2}
+    assert np.isfinite(list(scores.values())).all()
+    carried, afresh = scores["GRU, carried"], scores["GRU, afresh every day"]
+    assert carried[0] == afresh[0]  # nothing has been carried yet
+    assert carried[1] != afresh[1]
+    assert scores["GRU, normaliser only"][0] != afresh[0]
+
+    last = pipeline.main(files, pretrain=2, n_updates=20)
+    assert {len(days) for days in last.values()} == {1}
+    assert last["GRU, carried"] == last["GRU, afresh every day"]
+    with pytest.raises(InputError, match="at least one of 3 files to adapt to, got 3"):
+        pipeline.main(files, pretrain=3)
+
+
 def test_pipelines_are_short_enough_to_copy(pipelines):
     lengths = {path.name: len(path.read_text().splitlines()) for path in pipelines.glob("*.py")}
-    assert set(lengths) == {"cross_session.py", "fetch_and_prepare.py"}
+    assert set(lengths) == {"continual.py", "cross_session.py", "fetch_and_prepare.py"}
     assert max(lengths.values()) <= 60
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
-from long_tables import row, study
+from long_tables import blocks, row, study
 
-from bci_adapt.recovery import compare, recovery_oracle
+from bci_adapt.recovery import compare, recovery_joint, recovery_oracle
 from bci_adapt.results import long_table
 
 
@@ -72,9 +73,78 @@ def test_recovery_stays_within_an_architecture():
     assert not {"frozen", "network_oracle", "ridge_oracle", "persistence"} & {arm for arm, _ in means}
     assert not any(arm.startswith("canary") for arm, _ in means)
     _, refused = recovery_oracle(study(metrics=("r2",)))
-    assert refused == [
-        {"arm": "rls", "cell": "", "variable": "velocity", "reason": "no frozen linear decoder in this run"}
-    ]
+    reasons = {entry["arm"]: entry["reason"] for entry in refused}
+    assert reasons == dict.fromkeys(("aligned", "rls"), "no frozen linear decoder in this run") | {
+        "kalman_adaptive": "no frozen Kalman filter in this run"
+    }
+
+
+def test_each_kind_of_decoder_has_its_own_frozen_one_and_its_own_ceilings():
+    rows = table(
+        {
+            ("frozen", "gru"): [0.0, 0.1],
+            ("immediate_rmsprop", "gru"): [0.3, 0.4],
+            ("fine_tuned", "gru"): [0.6, 0.7],
+            ("network_oracle", "gru"): [0.6, 0.7],
+            ("joint_oracle", "gru"): [0.75, 0.85],
+            ("frozen", ""): [0.1, 0.1],
+            ("rls", ""): [0.3, 0.3],
+            ("ridge_oracle", ""): [0.5, 0.5],
+            ("joint_ridge", ""): [0.6, 0.6],
+            ("kalman_frozen", ""): [-0.1, -0.1],
+            ("kalman_adaptive", ""): [0.1, 0.1],
+            ("kalman_refit", ""): [0.3, 0.3],
+            ("kalman_pv_frozen", ""): [0.0, 0.0],
+            ("kalman_pv_normaliser", ""): [0.1, 0.1],
+            ("kalman_pv_refit", ""): [0.4, 0.4],
+            ("persistence", ""): [0.9, 0.9],
+        }
+    )
+    for recovery, expected in (
+        (
+            recovery_oracle,
+            {"immediate_rmsprop": 50, "fine_tuned": 100, "rls": 50, "kalman_adaptive": 50, "kalman_pv_normaliser": 25},
+        ),
+        (recovery_joint, {"immediate_rmsprop": 40, "fine_tuned": 80, "rls": 40}),
+    ):
+        recovered, refused = recovery(rows)
+        assert {entry["arm"]: entry["mean"] for entry in recovered} == pytest.approx(expected)
+        assert refused == []
+
+
+def test_a_comparison_with_blocks_keeps_its_mean_and_draws_the_same_blocks_for_both_arms():
+    rows = study(metrics=("r2",))
+    names = ("readout", "gru"), ("immediate_rmsprop", "gru")
+    stored = blocks(rows)
+    plain, drawn = compare(rows, *names), compare(rows, *names, blocks=stored)
+    assert plain is not None
+    assert drawn is not None
+    assert drawn.difference.mean == pytest.approx(plain.difference.mean)
+    assert drawn.difference != plain.difference
+    # an arm that errs in the same blocks, a constant factor more: only common blocks make the difference steady
+    both = stored[(stored["arm"] == "readout") & (stored["cell"] == "gru")]
+    twin = both.assign(arm="immediate_rmsprop", error=[1.01 * error for error in both["error"]])
+    scores = rows[(rows["arm"] == "readout") & (rows["cell"] == "gru")]
+    twin_scores = scores.assign(arm="immediate_rmsprop", value=1 - 1.01 * (1 - scores["value"]))
+    close = compare(pd.concat([scores, twin_scores]), *names, blocks=pd.concat([both, twin]))
+    assert close is not None
+    assert close.difference.mean == pytest.approx(0.01 * (1 - close.first))
+    assert close.difference.high - close.difference.low < 0.002
+    fallen = compare(rows, *names, blocks=stored[stored["seed"] == 0])
+    assert fallen is not None
+    assert fallen.difference == plain.difference, "a run without blocks: no blocks are drawn"
+    online = compare(rows, *names, phase="online", blocks=stored)
+    assert online is not None
+    assert online == compare(rows, *names, phase="online"), "blocks are of held-out scores only"
+
+
+def test_rows_of_side_questions_do_not_count():
+    rows = study(metrics=("r2",))
+    side = rows.assign(study="delay", delay_s=0.0, value=0.99)
+    everything = pd.concat([rows, side], ignore_index=True)
+    names = ("immediate_rmsprop", "tanh"), ("frozen", "tanh")
+    assert compare(everything, *names) == compare(rows, *names)
+    assert recovery_oracle(everything) == recovery_oracle(rows)
 
 
 def test_pairs_on_seeds_of_one_network_and_on_days_for_an_oracle_of_its_own():

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from long_tables import ADAPTIVE, curves, manifest, row, study, trajectories
+from long_tables import ADAPTIVE, LINEAR_ARMS, NETWORK_ARMS, blocks, curves, manifest, row, study, swept, trajectories
 from rich.console import Console
 
 from bci_adapt.errors import InputError
@@ -16,17 +16,22 @@ from bci_adapt.results import (
     ROWS,
     VARIATIONS,
     adaptive,
+    arm_label,
     canary_troubles,
     caption,
+    control_of,
     json_payload,
     leak,
     long_table,
+    not_above_persistence,
     number,
     read_results,
     summarise,
     text_table,
     write_results,
 )
+
+PRIMARY = {"arm": "immediate_rmsprop", "cell": "gru", "against": "rls", "against_cell": ""}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,8 @@ def rows():
 def test_file_returns_what_was_written(tmp_path, rows):
     rows = rows.assign(weight_change=0.2)
     rows.loc[3, ["value", "status", "reason", "day_gap"]] = [np.nan, "failed", "naïve Σ: diverged", np.nan]
-    tables = rows, curves(rows), trajectories(rows)
+    tables = rows, curves(rows), trajectories(rows), blocks(rows)
+    tables[3].at[1, "error"], tables[3].at[1, "spread"] = tables[3].at[1, "error"][:5], tables[3].at[1, "spread"][:5]
     attrs = {"config": {"seeds": [0, 1], "none": None}, "n": 3, "rate": 0.5, "name": "é", "empty": "", "tuned": False}
     write_results(tmp_path / "results.nc", *tables, attrs)
     back = read_results(tmp_path / "results.nc")
@@ -45,7 +51,7 @@ def test_file_returns_what_was_written(tmp_path, rows):
         pd.testing.assert_frame_equal(written, read)
     assert back.attrs == attrs
     assert [type(back.attrs[name]) for name in ("n", "rate", "tuned")] == [int, float, bool]
-    empty = [long_table([], kind) for kind in ("rows", "curves", "trajectories")]
+    empty = [long_table([], kind) for kind in ("rows", "curves", "trajectories", "blocks")]
     write_results(tmp_path / "empty.nc", *empty, {})
     for written, read in zip(empty, read_results(tmp_path / "empty.nc"), strict=False):
         pd.testing.assert_frame_equal(written, read)
@@ -61,7 +67,12 @@ def test_file_returns_what_was_written(tmp_path, rows):
         ({"canary": 1}, "'canary' takes bool, row 1 has 1"),
         ({"rate": "3e-4"}, "'rate' takes float, row 1 has '3e-4'"),
         ({"arm": ""}, "'arm', row 1: expected the name of an arm"),
-        ({"phase": "offline"}, "'phase', row 1: expected online or held_out, got 'offline'"),
+        ({"phase": "offline"}, "'phase', row 1: expected online or held_out or online_late.*, got 'offline'"),
+        ({"supervision": "some"}, "'supervision', row 1: expected true or intention"),
+        ({"study": "delays"}, "'study', row 1: expected '' or delay"),
+        ({"control": "time"}, "'control', row 1: expected the control that the arm's name begins with, got 'time'"),
+        ({"arm": "channels:frozen", "control": ""}, "'control', row 1"),
+        ({"n_labels": -1}, "'n_labels', row 1"),
         ({"variable": "speed of hand"}, "'variable', row 1"),
         ({"status": "fine"}, "'status', row 1"),
         ({"canary": True}, "'canary', row 1: expected True exactly where"),
@@ -75,7 +86,7 @@ def test_door_names_the_column(tmp_path, change, message):
     bad = [row(), row(target="t2") | change]
     with pytest.raises(InputError, match=message):
         long_table(bad)
-    empty = long_table([], "curves"), long_table([], "trajectories")
+    empty = [long_table([], kind) for kind in ("curves", "trajectories", "blocks")]
     with pytest.raises(InputError, match=message):
         write_results(tmp_path / "results.nc", pd.DataFrame(bad), *empty, {})
     assert not list(tmp_path.iterdir()), "nothing half-written"
@@ -119,7 +130,8 @@ def test_summary_of_a_study_lists_every_arm_in_order(rows):
     assert summary == summarise(rows.sample(frac=1, random_state=0).sort_index()), "seeded"
     arms = [entry["arm"] for entry in summary]
     plain = list(dict.fromkeys(arm for arm in arms if not arm.startswith("canary:")))
-    assert plain == list(ARMS)
+    assert plain == [arm for arm in ARMS if arm in NETWORK_ARMS | LINEAR_ARMS]
+    assert {"frozen", "output_bias", "fine_tuned", "joint_oracle", "kalman_refit"} < set(plain)
     assert {arm.removeprefix("canary:") for arm in arms if arm.startswith("canary:")} == set(ADAPTIVE)
     entry = next(e for e in summary if (e["arm"], e["cell"]) == ("frozen", "gru") and e["phase"] == "held_out")
     assert entry["mean"] == pytest.approx(-0.08, abs=0.06)
@@ -182,9 +194,9 @@ def test_adaptive_arms_are_told_by_their_columns_and_none_without_a_verdict_is_s
         "window2 + Adam": "1 of 2 canary runs failed (weights diverged)",
     }
     gru = row(arm="immediate_sgd", cell="gru", phase="online", value=0.4)
-    both = [gru, gru | {"arm": "canary:immediate_sgd", "canary": True, "value": 0.3}]
+    both = [gru, gru | {"arm": "canary:immediate_sgd", "canary": True, "control": "time", "value": 0.3}]
     assert leak(long_table([*records, *both]))["immediate_sgd"] is True, "one cell that leaks is enough"
-    quiet = [gru, gru | {"arm": "canary:immediate_sgd", "canary": True, "value": 0.0}]
+    quiet = [gru, gru | {"arm": "canary:immediate_sgd", "canary": True, "control": "time", "value": 0.0}]
     assert leak(long_table([*records, *quiet]))["immediate_sgd"] is None, "the other cell is not checked"
     console = Console(width=160)
     with console.capture() as capture:
@@ -194,18 +206,87 @@ def test_adaptive_arms_are_told_by_their_columns_and_none_without_a_verdict_is_s
     assert json_payload(table, manifest())["leak"] == verdicts
 
 
+def test_an_online_score_no_better_than_persistence_is_flagged():
+    def runs(arm, value, cell="tanh", **changes):
+        return [row(arm=arm, cell=cell, phase="online", target=f"t{day}", value=value, **changes) for day in (0, 1)]
+
+    records = [*runs("readout", 0.5), *runs("readout", 0.3, "gru"), *runs("immediate_sgd", 0.5)]
+    assert not_above_persistence(long_table(records)) == {"readout": None, "immediate_sgd": None}
+    table = long_table([*records, *runs("persistence", 0.4, "", rate=np.nan)])
+    assert not_above_persistence(table) == {"readout": True, "immediate_sgd": False}
+
+
+def test_side_questions_and_controls_stay_out_of_summary_leak_and_payload(rows):
+    rows = rows[rows["arm"].isin(["frozen", "readout", "immediate_rmsprop", "canary:readout", "rls"])]
+    channels = rows[(rows["arm"] == "readout") & (rows["target"] == "day-10")]
+    channels = channels.assign(arm="channels:readout", control="channels", value=0.49)
+    delayed = swept(5).assign(value=lambda table: table["value"].where(table["study"] == "", 0.9))
+    side = delayed[delayed["study"] != ""]
+    everything = long_table(pd.concat([rows, channels, side], ignore_index=True))
+    plain = [entry for entry in summarise(everything) if entry["arm"] != "channels:readout"]
+    assert plain == summarise(rows)
+    assert leak(everything) == leak(rows), "shuffled channels leave the time courses: no canary"
+    assert "readout only, shuffled channels" in [arm_label(entry["arm"]) for entry in summarise(everything)]
+    payload = json_payload(everything, manifest(primary=PRIMARY))
+    assert payload["refused"] == json_payload(rows, manifest())["refused"]
+    assert {entry["mean"] for entry in payload["sweeps"]["delay"] if entry["value"] != 0.5} == {0.9}
+    assert [entry["primary"] for entry in payload["comparisons"]].count(True) == 1
+
+
+def test_blocks_widen_the_interval_and_leave_the_mean(rows):
+    held_out = rows[(rows["phase"] == "held_out") & (rows["metric"] == "r2")]
+    stored = blocks(held_out)
+    for with_blocks, without in zip(summarise(held_out, blocks=stored), summarise(held_out), strict=True):
+        assert with_blocks["mean"] == pytest.approx(without["mean"])
+        if control_of(with_blocks["arm"]):
+            assert with_blocks == without, "controls have no blocks"
+        else:
+            assert with_blocks["high"] - with_blocks["low"] > without["high"] - without["low"]
+
+
+def test_an_older_file_is_refused_with_what_to_do(tmp_path, rows):
+    import xarray as xr
+
+    xr.Dataset({"value": ("row", [1.0])}).to_netcdf(tmp_path / "old.nc", group="rows", engine="h5netcdf")
+    with pytest.raises(InputError, match=r"old\.nc: expected the table .* run the experiment again"):
+        read_results(tmp_path / "old.nc")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"error": [1.0, np.nan]}, "'error' takes lists of sums of squares, row 0"),
+        ({"error": [1.0, -1.0]}, "'error' takes lists of sums of squares, row 0"),
+        ({"spread": "many"}, "'spread' takes lists of sums of squares, row 0"),
+        ({"spread": [1.0]}, "'spread', row 0: expected as many blocks as of error"),
+    ],
+)
+def test_blocks_are_sums_of_squares_of_the_same_bins(change, message):
+    names = ("source", "target", "variable", "arm", "cell")
+    good = dict.fromkeys(names, "a") | {"seed": 0, "error": [1.0, 2.0], "spread": [3.0, 4.0]}
+    assert len(long_table([good], "blocks")) == 1
+    with pytest.raises(InputError, match=message):
+        long_table([good | change], "blocks")
+
+
 def test_payload_is_json_and_complete(rows):
     rows = rows.copy()
     rows.loc[0, "day_gap"] = np.nan
     payload = json_payload(rows, manifest(unscorable=[{"source": "a", "target": "b", "reason": "flat"}]))
     back = json.loads(json.dumps(payload, allow_nan=False))
-    assert list(back) == ["rows", "summary", "variations", "unscorable", "refused", "leak", "jobs"]
+    assert list(back) == [
+        *("rows", "summary", "variations", "recovery", "refused", "leak", "not_above_persistence", "comparisons"),
+        *("associations", "sweeps", "time_to_ceiling", "forgetting", "no_drift", "beside", "unscorable", "jobs"),
+    ]
     assert len(back["rows"]) == len(rows)
     assert list(back["rows"][0]) == list(ROWS)
     assert back["rows"][0]["day_gap"] is None
     assert {"arm", "cell", "variable", "phase", "metric", "mean", "low", "high", "n_targets"} <= set(back["summary"][0])
     assert back["unscorable"][0]["reason"] == "flat"
-    assert back["refused"][0]["arm"] == "rls"
+    refused = {(entry["arm"], entry["against"]) for entry in back["refused"]}
+    assert refused >= {("rls", "retrained"), ("rls", "jointly retrained"), ("kalman_adaptive", "retrained")}
+    assert {entry["against"] for entry in back["recovery"]} == {"retrained", "jointly retrained"}
+    assert {entry["leak"] for entry in back["summary"] if entry["arm"] == "rls"} == {False}
     assert set(back["leak"]) == set(ADAPTIVE)
     assert back["jobs"]["executed"] == 42
 
@@ -213,9 +294,11 @@ def test_payload_is_json_and_complete(rows):
 @pytest.mark.parametrize(("tuned", "words"), [(False, "rates not tuned"), (True, "rates tuned")])
 def test_terminal_table(rows, tuned, words):
     console = Console(width=120, record=True, file=None, quiet=False, force_terminal=False)
+    beaten = {"rls": True, "readout": False, "intention": None}
     with console.capture() as capture:
-        console.print(text_table(summarise(rows), tuned, leaks={"rls": True}))
+        console.print(text_table(summarise(rows), tuned, leaks={"rls": True}, beaten=beaten))
     text = capture.get()
+    assert text.count("persistence") == 2, "the arm, and the note at one that does not beat it"
     assert words in text
     assert "immediate + RMSprop" in text
     assert "−0.25 [" in text
@@ -238,3 +321,18 @@ def test_the_summary_in_json_holds_the_standing_arms_only(rows):
     assert {entry["arm"].removeprefix("canary:") for entry in payload["summary"]} <= standing
     assert len(payload["summary"]) + len(payload["variations"]) == len(summarise(rows))
     assert {entry["arm"].removeprefix("canary:") for entry in payload["variations"]} == {"immediate_rmsprop_fixed"}
+
+
+def test_a_rival_well_below_ridge_is_suspect():
+    """On the same labels: .03 is allowed, and only held out R² counts."""
+    levels = {"ridge_oracle": 0.40, "rls": 0.39, "kalman_adaptive": 0.36, "normaliser": 0.10}
+    rows = long_table(
+        [
+            row(arm=arm, cell="", n_hidden=0, target=f"d{day}", value=level + 0.001 * day, phase=phase)
+            for arm, level in levels.items()
+            for day in range(5)
+            for phase in ("online", "held_out")
+        ]
+    )
+    noted = {(entry["arm"], entry["phase"]) for entry in summarise(rows) if "rival suspect" in entry["note"]}
+    assert noted == {("kalman_adaptive", "held_out")}

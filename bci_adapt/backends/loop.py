@@ -34,11 +34,12 @@ class Averaged(NamedTuple):
 
 class Learning(NamedTuple):
     """The optimiser's and the rule's arrays: opt_W (n, slots, row_width), opt_C (M, slots, readout_width), opt_groups
-    (4, slots), learning rates per column and scratch for the scheduled ones, constants, memory, the rule's random
-    generator (1,) uint64 and scratch. `groups_W` and `groups_C` number the weight group of every column, `learns`
-    (4,) says which groups learn. `schedule` belongs to `pace`; `decay` is decoupled weight decay, `clip` the largest
-    gradient norm (0 for none). `flags` = (advances, learns W, updates per bin at most, has a schedule); where
-    the loop gathers, gradients of all rows are formed first, into `gathered_W` and `gathered_C`, and rescaled.
+    (n_groups, slots), learning rates per column and scratch for the scheduled ones, constants, memory, the rule's
+    random generator (1,) uint64 and scratch. `groups_W` and `groups_C` number the weight group of every column,
+    `learns` (n_groups,) says which groups learn. `schedule` belongs to `pace`; `decay` is decoupled weight decay,
+    `clip` the largest gradient norm (0 for none). `flags` = (advances, learns W, updates per bin at most, has a
+    schedule); where the loop gathers, gradients of all rows are formed first, into `gathered_W` and `gathered_C`, and
+    rescaled.
     """
 
     opt_W: np.ndarray
@@ -142,8 +143,8 @@ def sweep(net, averaged, ring, learning, slot, record, q, g, squares, update_num
     """One pass over the rows of W: form the gradient of a record, move the weights, and hear the next bin.
 
     The three are done together because each row is then fetched from memory once: the activations of the next bin cost
-    nothing more than arithmetic. `squares` (3, 4) gathers the sums of squares of gradients and weights, and the counts,
-    of every group; row 3 holds the factors that come of them.
+    nothing more than arithmetic. `squares` (5, n_groups) gathers the sums of squares of gradients and weights, and the
+    counts, of every group; row 3 holds the factors that come of them.
     """
     averages, share = averaged.decay[0] > 0.0, 1.0 - averaged.decay[0]
     for i in range(net.W.shape[0]):
@@ -181,7 +182,7 @@ def loop(stream, net, averaged, ring, learning, state, output, counters, predict
     after_averaged = np.empty(state.shape)
     u, e, q = np.empty(net.C.shape[1]), np.empty(n_outputs), np.empty(state.shape)
     g, g_readout = np.empty(net.W.shape[1]), np.empty(net.C.shape[1])
-    squares = np.zeros((5, 4))
+    squares = np.zeros((5, learning.learns.shape[0]))
     advances, learns = learning.flags[0] != 0, learning.flags[1] != 0
     scheduled = learning.flags[3] != 0
     averages, share = averaged.decay[0] > 0.0, 1.0 - averaged.decay[0]
@@ -290,12 +291,12 @@ def loop(stream, net, averaged, ring, learning, state, output, counters, predict
                         gather_squares(g_readout, learning.groups_C, squares[0], squares[2])
                         gather_squares(net.C[o], learning.groups_C, squares[1], squares[4])
                 clipped, total = 1.0, 0.0
-                for group in range(4):
+                for group in range(squares.shape[1]):
                     if learning.learns[group] != 0.0:
                         total += squares[0, group]
                 if learning.clip > 0.0:
                     clipped = min(1.0, learning.clip / (np.sqrt(total) + 1e-6))  # as torch's clip_grad_norm_
-                for group in range(4):
+                for group in range(squares.shape[1]):
                     squares[3, group] = clipped
                     squares[0, group] *= clipped * clipped
                 rescale(

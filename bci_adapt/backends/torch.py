@@ -691,8 +691,8 @@ _UPDATES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 }
 
 
-# What an optimiser multiplies the gradient of each group by: (its constants, Σ θ² (S, 4), Σ g², number of weights, its
-# arrays (S, 4, slots)) → factors (S, 4) and arrays.
+# What an optimiser multiplies the gradient of each group by: (its constants, Σ θ² (S, n_groups), Σ g², number of
+# weights, its arrays (S, n_groups, slots)) → factors (S, n_groups) and arrays.
 
 
 def _lars(constants: Any, theta: Tensor, g: Tensor, counts: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:

@@ -176,6 +176,11 @@ class Network:
         return len(self.cell.features) * self.n_hidden + 1 + (self.n_inputs if self.cell.skip else 0)
 
     @property
+    def output_bias(self) -> int:
+        """The constant's column of C."""
+        return len(self.cell.features) * self.n_hidden
+
+    @property
     def n_parameters(self) -> int:
         return self.n_hidden * self.row_width + self.n_outputs * self.readout_width
 

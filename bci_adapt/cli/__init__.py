@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 
 # in the order of --help
-from bci_adapt.cli import benchmarks, drifting, experiments, fetching, quality, recordings, variants  # noqa: F401
+from bci_adapt.cli import benchmarks, deciding, drifting, experiments, fetching, quality, recordings, variants  # noqa: F401
 from bci_adapt.cli.common import app, err
 from bci_adapt.errors import InputError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,6 +64,17 @@ def progress(quiet: bool) -> Iterator[Bar | None]:
     columns = (BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=err, transient=True) as bar:
         yield bar
+
+
+def teller(bar: Bar | None, first: str) -> Callable[[str], None]:
+    """A function that shows what is being done, beginning with `first`."""
+    task = None if bar is None else bar.add_task(first, total=None)
+
+    def say(text: str) -> None:
+        if bar is not None and task is not None:
+            bar.update(task, description=text)
+
+    return say
 
 
 def write_json(where: str, payload: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from bci_adapt.cli.common import Jobs, JsonFile, Quiet, app, err, out, progress, write_json
+from bci_adapt.errors import InputError
 
 
 @app.command()
@@ -29,6 +30,18 @@ def run(
         str | None, typer.Option(metavar="ADDRESS", help="A running dask scheduler to use instead of local workers.")
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use what is in the cache; ask no archive.")] = False,
+    decoders: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--decoder",
+            metavar="FILE.py:CLASS",
+            help="A decoder class of your own as a further arm (repeat); the file is executed.",
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="K/N", help="Run every N-th pair from the K-th only, without a report: for job arrays."),
+    ] = None,
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
@@ -38,9 +51,12 @@ def run(
 
     Example: [cyan]bci-adapt run configs/wrist.toml --data recordings/ --workers 2 --json scores.json[/]
     """
-    from bci_adapt.experiment import load_config, run_experiment
+    from bci_adapt.config import load_config
+    from bci_adapt.experiment import Foreign, run_experiment
 
     loaded = load_config(config, settings or (), data)
+    own = [Foreign.parse(text) for text in decoders or ()]
+    part = _shard(shard) if shard is not None else None
     with progress(quiet) as bar:
         task = bar.add_task("reading recordings", total=None) if bar is not None else None
 
@@ -57,15 +73,28 @@ def run(
             lock=config.parent / "sessions.lock.toml",
             offline=offline,
             command=shlex.join(["bci-adapt", *sys.argv[1:]]),
+            tuned=config.parent / loaded.tuned if loaded.tuned else None,
+            foreign=own,
+            shard=part,
         )
-    from bci_adapt import results
+    if part is not None:
+        _say_shard(done, part, quiet)
+        return
+    tell_run(done, loaded, json_file, quiet)
 
-    rows = results.read_results(done.folder / "results.nc").rows
-    summary = results.summarise(rows)
+
+def tell_run(done: Any, loaded: Any, json_file: str | None, quiet: bool) -> None:
+    """Show a finished run of the config `loaded`, and write its JSON; the exit code is 1 where a job failed."""
+    from bci_adapt import results
+    from bci_adapt.recovery import coded
+
+    stored = results.read_results(done.folder / "results.nc")
+    rows = coded(stored.rows)
+    summary = results.summarise(rows, blocks=stored.blocks)
     failed = done.manifest["jobs"]["failed"]
     if json_file is not None:
         jobs = {"executed": done.executed, "reused": done.reused, "failed": failed}  # of this call
-        write_json(json_file, results.json_payload(rows, {**done.manifest, "jobs": jobs}, summary))
+        write_json(json_file, results.json_payload(rows, {**done.manifest, "jobs": jobs}, summary, stored.blocks))
     if not quiet and json_file != "-":
         _say_run(done, loaded, rows, summary)
     for each in failed:
@@ -75,16 +104,39 @@ def run(
         raise typer.Exit(1)
 
 
+def _shard(text: str) -> tuple[int, int]:
+    """(k, n) of ``k/n``."""
+    numbers = [int(each) if each.isdigit() else 0 for each in text.split("/")]
+    if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
+        raise InputError(f"--shard takes K/N with K from 1 to N, such as 3/50, got {text!r}")
+    return numbers[0], numbers[1]
+
+
+def _say_shard(done: Any, part: tuple[int, int], quiet: bool) -> None:
+    jobs = done.manifest["jobs"]
+    if not quiet:
+        out.print(
+            f"shard {part[0]}/{part[1]}: {done.executed} jobs executed, {done.reused} reused; when all shards are"
+        )
+        out.print("done, the same command without --shard writes the report")
+    for each in jobs["failed"]:
+        text = f"failed: {each['label']}: {each['error']}"
+        err.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+    if jobs["failed"]:
+        raise typer.Exit(1)
+
+
 def _say_run(done: Any, config: Any, rows: Any, summary: list[dict[str, Any]]) -> None:
     from bci_adapt import results
 
-    leaks = results.leak(rows)
+    leaks, beaten = results.leak(rows), results.not_above_persistence(rows)
 
     def line(text: str, style: str = "") -> None:
         out.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     if summary:
-        out.print(results.text_table(summary, config.rates_tuned, variable=config.variable, leaks=leaks))
+        for variable in config.variables:
+            out.print(results.text_table(summary, bool(config.tuned), variable=variable, leaks=leaks, beaten=beaten))
     for met in done.manifest["channels"]:
         changed = {what: sum(len(each[what]) for each in met["targets"].values()) for what in ("zeroed", "left_out")}
         words = f"channels of {met['source']}: matched by {met['policy']}, {met['n_channels']} of them"
@@ -111,16 +163,106 @@ def _say_run(done: Any, config: Any, rows: Any, summary: list[dict[str, Any]]) -
 
 
 @app.command()
-def report(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A folder below data_cache/runs.")],
+def tune(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="An experiment with a [tuning] section.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of recordings to use instead of the config's own source.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value, as in run (repeat).")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.json", help="Where to write; CONFIG.tuned.json when not given."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes, one thread each; one per CPU when not given, 0 for none.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="A running dask scheduler to use instead of local workers.")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use what is in the cache; ask no archive.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the report of a finished run again, from its stored results alone.
+    """Choose learning rates and other settings by held-out score, on the pairs of the config's [tuning] section.
+
+    Every method gets the same search: three values a factor apart, then on past an end while the best lies there. The
+    file holds the whole surface; a config that names it ([cyan]tuned = "CONFIG.tuned.json"[/]) runs with the values
+    chosen, for each target without the pairs of that target. An interrupted tuning goes on where it was.
+
+    Example: [cyan]bci-adapt tune configs/wrist_full.toml --data recordings/ --workers 2[/]
+    """
+    from bci_adapt.config import load_config
+    from bci_adapt.tuning import tune as run_tuning
+    from bci_adapt.tuning import write_tuned
+
+    loaded = load_config(config, settings or (), data)
+    target = output or config.with_name(f"{config.stem}.tuned.json")
+    if target.suffix != ".json":
+        raise InputError(f"--output {target}: must end in .json")
+    with progress(quiet) as bar:
+        task = bar.add_task("reading recordings", total=None) if bar is not None else None
+
+        def say(text: str) -> None:
+            if bar is not None and task is not None:
+                bar.update(task, description=text)
+
+        lock = config.parent / "sessions.lock.toml"
+        about, surface = run_tuning(
+            loaded, workers=workers, scheduler=scheduler, progress=Jobs(bar), say=say, lock=lock, offline=offline
+        )
+    write_tuned(target, about, surface)
+    if not quiet:
+        _say_tuned(target)
+
+
+def _say_tuned(path: Path) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from bci_adapt.results import arm_label, cell_label, number
+    from bci_adapt.tuned import read_tuned
+
+    tuned = read_tuned(path)
+    table = Table("cell", "arm", "chosen", "held-out R²", "tried", "interior", box=None, padding=(0, 2, 0, 0))
+    for key in tuned.methods():
+        found = tuned.choice(*key)
+        if found is None:
+            table.add_row(cell_label(key[1]), Text(arm_label(key[0])), "nothing: every setting failed")
+            continue
+        values = ", ".join(f"{name} {value:g}" for name, value in found.parameters.items())
+        interior = "yes" if found.interior else "no"
+        cells = (cell_label(found.cell), Text(arm_label(found.method)), values, number(found.score, 3))
+        table.add_row(*cells, str(found.n_points), interior)
+    out.print(table)
+    out.print(f"tuned values: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders below data_cache/runs.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE.html", help="Where the page of several runs goes.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write the report of a finished run again, from its stored results alone; or lay several runs side by side.
+
+    Of several runs one page (compare.html, unless -o says otherwise) says what differs in what was asked, and how the
+    same arms differ on the pairs of sessions that the runs share.
 
     Example: [cyan]bci-adapt report data_cache/runs/demo-0123456789[/]
-    """
-    from bci_adapt.report import render_report
 
-    written = render_report(run_folder)
+    Example: [cyan]bci-adapt report data_cache/runs/wrist-0123456789 data_cache/runs/wrist-abcdef0123 -o both.html[/]
+    """
+    from bci_adapt.errors import InputError
+    from bci_adapt.report import render_comparison, render_report
+
+    if len(run_folders) == 1 and output is not None:
+        raise InputError("-o: the report of one run is written into its own folder; give two runs or leave -o out")
+    if len(run_folders) == 1:
+        written = render_report(run_folders[0])
+    else:
+        written = render_comparison(run_folders, output or Path("compare.html"))
     if not quiet:
         out.print(f"report: {written}", markup=False, highlight=False, soft_wrap=True)

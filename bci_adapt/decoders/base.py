@@ -11,9 +11,10 @@ import json
 import math
 import zipfile
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin
@@ -49,6 +50,9 @@ class Decoder(RegressorMixin, BaseEstimator):
     description: ClassVar[str]
     # What `save` stores beside the parameters: fitted arrays (underscored as in scikit-learn).
     stored: ClassVar[tuple[str, ...]] = ()
+    # What its inputs and outputs are, where that is known, as JSON can hold it; `save` stores it and no decoder reads
+    # it: `channels` (names), `outputs` (list of {variable, axes, units}), and what else whoever trained it wrote.
+    about_: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def fit(self, X, y, reset=None) -> Decoder:
@@ -63,18 +67,28 @@ class Decoder(RegressorMixin, BaseEstimator):
         """
 
     @abstractmethod
-    def partial_fit(self, X, y=None, reset=None) -> Decoder:
-        """Go on with the session: predict and learn bin by bin. Predictions are kept in ``online_predictions_``."""
+    def partial_fit(self, X, y=None, reset=None, arrives=None) -> Decoder:
+        """Go on with the session: predict and learn bin by bin. Predictions are kept in ``online_predictions_``.
+
+        `arrives` (n_bins,) is the bin, counted from the first of this call and perhaps beyond its last, at whose end
+        the label of each row becomes known; ``label_delay_s`` after its own bin when None.
+        """
 
     @abstractmethod
     def begin(self) -> None:
         """Start a new session: hidden state, lags and waiting labels are cleared, weights and statistics stay."""
 
-    def adapt(self, X, y, reset=None) -> np.ndarray:
+    def adapt(self, X, y, reset=None, arrives=None) -> np.ndarray:
         """Adapt through a new session; returns (n_bins, n_outputs), each bin predicted before its label was used."""
         self.require_fitted()
         self.begin()
-        return self.partial_fit(X, y, reset).online_predictions_  # type: ignore[attr-defined]
+        return self.partial_fit(X, y, reset, arrives).online_predictions_  # type: ignore[attr-defined]
+
+    def with_fitted_statistics(self) -> Self:
+        """The same decoder, weights as they are now, with the running statistics that its training left: what it would
+        be if it went back to the last training session. It shares its arrays with this one: for `predict` only.
+        """
+        return self
 
     def require_fitted(self) -> None:
         if not hasattr(self, "n_features_in_"):
@@ -125,6 +139,7 @@ class Decoder(RegressorMixin, BaseEstimator):
                 raise InputError("y: expected finite labels to train on, got none")
             doors.append(bins)
             self.n_features_in_, self.n_outputs_ = bins.X.shape[1], bins.Y.shape[1]
+        self.about_ = _said_by(sessions[-1], labels[-1])
         return doors
 
     def save(self, path: str | Path) -> None:
@@ -135,6 +150,7 @@ class Decoder(RegressorMixin, BaseEstimator):
             "parameters": self.get_params(deep=False),
             "n_features_in_": self.n_features_in_,
             "n_outputs_": self.n_outputs_,
+            "about": dict(self.about_),
         }
         arrays = self._fitted_arrays()
         with atomic_path(Path(path)) as temporary, open(temporary, "wb") as handle:
@@ -147,8 +163,13 @@ class Decoder(RegressorMixin, BaseEstimator):
             with np.load(path, allow_pickle=False) as stored:
                 header = json.loads(str(stored["header"]))
                 arrays = {key: stored[key] for key in stored.files if key != "header"}
-            decoder = decoder_class(header["decoder"])(**header["parameters"])
+            # JSON knows no tuples; no decoder has a list among its parameters.
+            parameters = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in header["parameters"].items()
+            }
+            decoder = decoder_class(header["decoder"])(**parameters)
             decoder.n_features_in_, decoder.n_outputs_ = header["n_features_in_"], header["n_outputs_"]
+            decoder.about_ = dict(header.get("about", {}))
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: expected a decoder saved by bci_adapt (npz): {error}") from error
         missing = set(decoder.stored) - set(arrays)
@@ -167,6 +188,20 @@ class Decoder(RegressorMixin, BaseEstimator):
             setattr(self, key, arrays[key])
 
 
+def _said_by(X: Any, y: Any) -> dict[str, Any]:
+    """What labelled arrays say of themselves: the names of the channels, and the variable, axes and unit of y."""
+    about: dict[str, Any] = {}
+    for key, array, dim in (("channels", X, "channel"), ("axes", y, None)):
+        dims = [str(name) for name in getattr(array, "dims", ())]
+        last = dim or (dims[-1] if len(dims) == 2 else "")
+        if last in dims and last in array.coords:
+            about[key] = [str(name) for name in array[last].values]
+    if axes := about.pop("axes", []):
+        variable, units = str(y.name or ""), str(y.attrs.get("units", ""))
+        about["outputs"] = [{"variable": variable, "axes": axes, "units": units}]
+    return about
+
+
 def delay_bins(delay_s: float, bin_s: float) -> int:
     """A label delay in whole bins, rounded up (a float's last digit aside).
 
@@ -174,6 +209,61 @@ def delay_bins(delay_s: float, bin_s: float) -> int:
     (10, 11)
     """
     return math.ceil(round(delay_s / bin_s, 6))
+
+
+def forgetting(memory_s: float, bin_s: float) -> float:
+    """Factor per bin on old evidence whose weight falls by e in `memory_s`: 1 − 1/bins; `InputError` below a bin."""
+    if not memory_s > bin_s:
+        raise InputError(f"memory_s must be longer than a bin ({bin_s} s), got {memory_s}")
+    return 1.0 - bin_s / memory_s
+
+
+def arrival_bins(arrives, n_bins: int, delay: int) -> np.ndarray:
+    """When the label of each bin becomes known (n_bins,): `arrives`, checked, or `delay` bins after its own bin."""
+    own = np.arange(n_bins)
+    if arrives is None:
+        return own + delay
+    known = np.asarray(getattr(arrives, "values", arrives))
+    if known.shape != (n_bins,) or not np.issubdtype(known.dtype, np.integer):
+        raise InputError(f"arrives: expected ({n_bins},) whole bin numbers, got {known.dtype} {known.shape}")
+    if (np.diff(known) < 0).any() or (known < own).any():
+        raise InputError("arrives: expected bin numbers that never fall, none before its own bin")
+    return known.astype(np.int64)
+
+
+def label_blocks(
+    arrives: np.ndarray, n_waiting: int, reset: np.ndarray, block: int
+) -> tuple[list[tuple[slice, list[slice]]], int]:
+    """When a decoder that learns in blocks may learn what.
+
+    Parameters
+    ----------
+    arrives : (n_waiting + n_bins,) when the label of each queued row becomes known, counted from the first bin of this
+        call: first the rows that wait since earlier calls, then those of this call.
+    reset : (n_bins,) True at the first bin of a segment: rows that still wait are lost, as in the network's loop.
+    block : rows that are learned together, once the last of them is known.
+
+    Returns
+    -------
+    (bins, rows) in order – predict these bins, then learn these blocks of queued rows – and how many rows are done.
+    """
+    n_bins, steps, taken, at = len(reset), [], 0, 0
+    # A row is learned after those before it, however early its own label came.
+    known = np.maximum.accumulate(arrives)
+    boundaries = [*np.flatnonzero(reset).tolist(), n_bins]
+    for end in boundaries:
+        while at < end:
+            last = taken + block - 1
+            due = int(known[last]) + 1 if last < len(known) else n_bins
+            begin, at = at, min(max(at + 1, due), end)
+            rows = []
+            while (last := taken + block - 1) < n_waiting + at and known[last] < at:
+                rows.append(slice(taken, last + 1))
+                taken = last + 1
+            steps.append((slice(begin, at), rows))
+        if end < n_bins:
+            taken = n_waiting + end
+    return steps, taken
 
 
 def decoders() -> dict[str, type[Decoder]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import copy
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -54,19 +55,29 @@ class LaggedDecoder(Decoder):
         self.running_mean_, self.running_variance_ = statistics.mean, statistics.variance
         self.past_ = np.zeros((self.n_lags - 1, len(statistics.mean)))
 
-    def _training_features(self, doors: list[Bins]) -> tuple[np.ndarray, np.ndarray]:
-        """Features and labels of every fully labelled bin, each session normalised by its own statistics."""
+    def _normalised(self, doors: list[Bins]) -> list[np.ndarray]:
+        """Square-root counts of each training session, normalised by its own statistics; the last one's are kept."""
         if self.n_lags < 1:
             raise InputError(f"n_lags must be at least 1, got {self.n_lags}")
-        features, labels = [], []
+        sessions = []
         for bins in doors:
             x = np.sqrt(bins.X)
             statistics = Normaliser.fit(x, bins.observed)
-            normalised, _ = statistics.apply(x, bins.observed)
-            usable = bins.observed & (bins.weight > 0).all(axis=1)
-            features.append(lagged(normalised, np.cumsum(bins.reset), self.n_lags)[usable])
-            labels.append(bins.Y[usable])
+            sessions.append(statistics.apply(x, bins.observed)[0])
         self._start_statistics(statistics)  # type: ignore[possibly-undefined]
+        return sessions
+
+    def _training_features(self, doors: list[Bins]) -> tuple[np.ndarray, np.ndarray]:
+        """Features and labels of every fully labelled bin, each session normalised by its own statistics."""
+        return self._labelled(self._normalised(doors), doors)
+
+    def _labelled(self, sessions: list[np.ndarray], doors: list[Bins]) -> tuple[np.ndarray, np.ndarray]:
+        """Lagged bins of `sessions` (each (n_bins, n)) and labels, where a bin is fully labelled."""
+        features, labels = [], []
+        for x, bins in zip(sessions, doors, strict=True):
+            usable = bins.observed & (bins.weight > 0).all(axis=1)
+            features.append(lagged(x, np.cumsum(bins.reset), self.n_lags)[usable])
+            labels.append(bins.Y[usable])
         return np.concatenate(features), np.concatenate(labels)
 
     def begin(self) -> None:
@@ -90,6 +101,11 @@ class LaggedDecoder(Decoder):
         self.require_fitted()
         features, _, _ = self._features(self.door(X, None, reset), continuing)
         return features @ self.coef_
+
+    def with_fitted_statistics(self) -> Self:
+        other = copy.copy(self)
+        other.running_mean_, other.running_variance_ = self.mean_, self.variance_
+        return other
 
     def _go_on(self, running: Normaliser, past: np.ndarray) -> None:
         self.running_mean_, self.running_variance_, self.past_ = running.mean, running.variance, past

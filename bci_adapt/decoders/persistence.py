@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from bci_adapt.decoders.base import Decoder, delay_bins
+from bci_adapt.decoders.base import Decoder, arrival_bins, delay_bins
 
 
 class PersistenceDecoder(Decoder):
@@ -21,7 +21,7 @@ class PersistenceDecoder(Decoder):
 
     name: ClassVar[str] = "persistence"
     description: ClassVar[str] = "control: the newest known label, no neurons"
-    stored: ClassVar[tuple[str, ...]] = ("last_", "waiting_")
+    stored: ClassVar[tuple[str, ...]] = ("last_", "waiting_", "waiting_arrives_")
 
     def __init__(self, label_delay_s: float = 0.5, bin_s: float = 0.05):
         self.label_delay_s = label_delay_s
@@ -35,21 +35,25 @@ class PersistenceDecoder(Decoder):
         return self
 
     def begin(self) -> None:
-        # A label is known to the prediction of the bin after the one in which it arrives.
-        self.waiting_ = np.full((delay_bins(self.label_delay_s, self.bin_s) + 1, self.n_outputs_), np.nan)
+        self.waiting_ = np.zeros((0, self.n_outputs_))
+        self.waiting_arrives_ = np.zeros(0, np.int64)
 
     def predict(self, X, reset=None, continuing: bool = False) -> np.ndarray:
         self.require_fitted()
         return np.tile(self.last_, (len(self.door(X, None, reset).X), 1))
 
-    def partial_fit(self, X, y=None, reset=None) -> PersistenceDecoder:
+    def partial_fit(self, X, y=None, reset=None, arrives=None) -> PersistenceDecoder:
         bins = self.door(X, y, reset)
-        labels = np.where(bins.weight > 0, bins.Y, np.nan)
-        queue = np.vstack([self.waiting_, labels])
-        n_bins = len(labels)
-        candidates = np.vstack([self.last_, queue[:n_bins]])
-        newest = np.maximum.accumulate(np.where(np.isfinite(candidates), np.arange(n_bins + 1)[:, None], 0), axis=0)
-        known = np.take_along_axis(candidates, newest, axis=0)
-        self.online_predictions_ = known[1:]
-        self.last_, self.waiting_ = known[-1], queue[n_bins:]
+        n_bins = len(bins.X)
+        known = arrival_bins(arrives, n_bins, delay_bins(self.label_delay_s, self.bin_s))
+        # A label is known to the prediction of the bin after the one in which it arrives.
+        due = np.maximum.accumulate(np.concatenate([self.waiting_arrives_, known])) + 1
+        queue = np.vstack([self.waiting_, np.where(bins.weight > 0, bins.Y, np.nan)])
+        candidates = np.vstack([self.last_, queue])
+        row = np.arange(len(candidates))[:, None]
+        newest = np.maximum.accumulate(np.where(np.isfinite(candidates), row, 0), axis=0)
+        done = np.searchsorted(due, np.arange(n_bins + 1), side="right")
+        values = np.take_along_axis(candidates, newest[done], axis=0)
+        self.online_predictions_, self.last_ = values[:-1], values[-1]
+        self.waiting_, self.waiting_arrives_ = queue[done[-1] :], due[done[-1] :] - 1 - n_bins
         return self

@@ -7,9 +7,8 @@ from typing import ClassVar
 import numpy as np
 from scipy.linalg import get_blas_funcs
 
-from bci_adapt.decoders.base import delay_bins
+from bci_adapt.decoders.base import arrival_bins, delay_bins, forgetting, label_blocks
 from bci_adapt.decoders.lags import LaggedDecoder, ridge
-from bci_adapt.errors import InputError
 
 
 class RLSDecoder(LaggedDecoder):
@@ -33,7 +32,9 @@ class RLSDecoder(LaggedDecoder):
 
     name: ClassVar[str] = "rls"
     description: ClassVar[str] = "recursive least squares with forgetting on lagged square-root counts"
-    stored: ClassVar[tuple[str, ...]] = (*LaggedDecoder.stored, "P_", "waiting_features_", "waiting_labels_")
+    stored: ClassVar[tuple[str, ...]] = (
+        *LaggedDecoder.stored, "P_", "waiting_features_", "waiting_labels_", "waiting_arrives_",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -53,16 +54,10 @@ class RLSDecoder(LaggedDecoder):
         self.update_every_s = update_every_s
         self.bin_s = bin_s
 
-    def _forgetting(self) -> float:
-        bins = self.memory_s / self.bin_s
-        if bins <= 1.0:
-            raise InputError(f"memory_s must be longer than a bin ({self.bin_s} s), got {self.memory_s}")
-        return 1.0 - 1.0 / bins
-
     def fit(self, X, y, reset=None) -> RLSDecoder:
         features, labels = self._training_features(self.training_doors(X, y, reset))
         age = np.arange(len(features))[::-1]
-        root = np.maximum(self._forgetting() ** (age / 2), 1e-6)[:, None]
+        root = np.maximum(forgetting(self.memory_s, self.bin_s) ** (age / 2), 1e-6)[:, None]
         # `ridge` penalises per row; the discounted problem has only this many rows' worth of evidence.
         share = float(np.sum(root**2)) / len(features)
         self.coef_, self.P_ = ridge(features * root, labels * root, self.penalty * share)
@@ -72,49 +67,44 @@ class RLSDecoder(LaggedDecoder):
     def _clear_waiting(self) -> None:
         self.waiting_features_ = np.zeros((0, self.n_lags * self.n_features_in_ + 1))
         self.waiting_labels_ = np.zeros((0, self.n_outputs_))
+        self.waiting_arrives_ = np.zeros(0, np.int64)
 
     def begin(self) -> None:
         super().begin()
         self._clear_waiting()
 
-    def partial_fit(self, X, y=None, reset=None) -> RLSDecoder:
+    def partial_fit(self, X, y=None, reset=None, arrives=None) -> RLSDecoder:
         bins = self.door(X, y, reset)
+        known = arrival_bins(arrives, len(bins.X), delay_bins(self.label_delay_s, self.bin_s))
         features, running, past = self._features(bins, continuing=True)
         usable = bins.observed[:, None] & (bins.weight > 0)
-        labels = np.where(usable.all(axis=1, keepdims=True), bins.Y, np.nan)
-        waiting, delay = len(self.waiting_features_), delay_bins(self.label_delay_s, self.bin_s)
         queue = np.vstack([self.waiting_features_, features])
-        known = np.vstack([self.waiting_labels_, labels])
+        labels = np.vstack([self.waiting_labels_, np.where(usable.all(axis=1, keepdims=True), bins.Y, np.nan)])
+        due = np.concatenate([self.waiting_arrives_, known])
         block = max(1, delay_bins(self.update_every_s, self.bin_s))
+        steps, taken = label_blocks(due, len(self.waiting_arrives_), bins.reset, block)
         predictions = np.empty((len(features), self.n_outputs_))
-        taken, at = 0, 0
-        boundaries = {int(t) for t in np.flatnonzero(bins.reset)}
-        while at < len(features):
-            if at in boundaries:
-                taken = waiting + at  # labels that still wait at a reset are lost, as in the network's loop
+        for stretch, blocks in steps:
             # Until the next block is due the weights stand still, so these bins are predicted at once.
-            due = max(at + 1, taken + block - waiting + delay)
-            until = min([due, len(features), *(t for t in boundaries if t > at)])
-            predictions[at:until] = features[at:until] @ self.coef_
-            at = until
-            if waiting + at - delay - taken >= block:
-                self._update(queue[taken : taken + block], known[taken : taken + block])
-                taken += block
-        self.waiting_features_, self.waiting_labels_ = queue[taken:], known[taken:]
+            predictions[stretch] = features[stretch] @ self.coef_
+            for rows in blocks:
+                self._update(queue[rows], labels[rows])
+        self.waiting_features_, self.waiting_labels_ = queue[taken:], labels[taken:]
+        self.waiting_arrives_ = due[taken:] - len(features)
         self.online_predictions_ = predictions
         self._go_on(running, past)
         return self
 
     def _update(self, features: np.ndarray, labels: np.ndarray) -> None:
-        forgetting = self._forgetting()
+        gamma = forgetting(self.memory_s, self.bin_s)
         kept = np.isfinite(labels).all(axis=1)
         # Bins without a label forget nothing: evidence fades with newer evidence, not with silence.
         features, labels = features[kept], labels[kept]
         if not len(features):
             return
-        root = forgetting ** (np.arange(len(features))[::-1, None] / 2)
+        root = gamma ** (np.arange(len(features))[::-1, None] / 2)
         features, labels = features * root, labels * root
-        fade = forgetting ** len(features)
+        fade = gamma ** len(features)
         projected = features @ self.P_ / fade
         gain = np.linalg.solve(np.eye(len(features)) + projected @ features.T, projected).T
         self.coef_ = self.coef_ + gain @ (labels - features @ self.coef_)

@@ -34,7 +34,7 @@ class WienerDecoder(LaggedDecoder):
         self.coef_, _ = ridge(*self._training_features(self.training_doors(X, y, reset)), self.penalty)
         return self
 
-    def partial_fit(self, X, y=None, reset=None) -> WienerDecoder:
+    def partial_fit(self, X, y=None, reset=None, arrives=None) -> WienerDecoder:
         features, running, past = self._features(self.door(X, y, reset), continuing=True)
         self.online_predictions_ = features @ self.coef_
         self._go_on(running, past)

@@ -5,26 +5,31 @@ from typing import Any
 
 from bci_adapt.decoders.base import decoder_class
 from bci_adapt.errors import InputError
-from bci_adapt.jobs.arrays import load_arrays
+from bci_adapt.jobs.arrays import described, load_arrays
+from bci_adapt.sessions import open_session
 
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
-    """Fit `decoder` (with its `constants`) on every input session in name order.
+    """Fit `decoder` (with its `constants`) on the input sessions ``session0``, ``session1`` … in order.
 
-    With `stream_s` only the first so many seconds of each are used: what a decoder that adapts gets to see of a target.
-    An `InputError` of the fit is raised again with the names of the sessions.
+    Of the last `n_streams` of them only the first `stream_s` seconds are used: what a decoder that adapts gets to see
+    of a target. An `InputError` of the fit is raised again with the names of the sessions.
     """
-    Xs, ys, resets, names = [], [], [], []
-    for name in sorted(inputs):
-        arrays = load_arrays(inputs[name], parameters["variable"])
-        n_bins = arrays.n_stream(parameters["stream_s"])
+    names = [f"session{i}" for i in range(len(inputs))]
+    whole = len(names) - parameters["n_streams"]
+    Xs, ys, resets, told = [], [], [], []
+    for i, name in enumerate(names):
+        arrays = load_arrays(inputs[name], tuple(parameters["variables"]))
+        n_bins = arrays.n_stream(None if i < whole else parameters["stream_s"])
         Xs.append(arrays.X[:n_bins])
         ys.append(arrays.y[:n_bins])
         resets.append(arrays.reset[:n_bins])
-        names.append(arrays.session_id)
+        told.append(arrays.session_id)
     decoder = decoder_class(parameters["decoder"])(**parameters["constants"])
     try:
         decoder.fit(Xs, ys, resets)
     except InputError as error:
-        raise InputError(f"{parameters['decoder']} on {', '.join(names)}: {error}") from error
+        raise InputError(f"{parameters['decoder']} on {', '.join(told)}: {error}") from error
+    with open_session(inputs[names[-1]]) as session:
+        decoder.about_ = described(session, parameters["variables"]) | {"sessions": told}
     decoder.save(out)

@@ -1,75 +1,155 @@
-"""Job: the predictions of every arm on one pair of sessions → rows of the long table, curves and an excerpt."""
+"""Job: the predictions of every arm on one pair of sessions → rows of the long table, curves, an excerpt and blocks."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from bci_adapt.jobs.arrays import load_arrays
-from bci_adapt.metrics import score, windowed_r2
+from bci_adapt.jobs.arrays import Arrays, load_arrays
+from bci_adapt.metrics import block_sums, r2, score, windowed_r2
 from bci_adapt.storage import write_text
 
 _WINDOW_S = 60.0
+_BLOCK_S = 10.0
 _EXCERPT_S = 20.0
+
+
+class _Part(NamedTuple):
+    """What one phase is scored against: truth, which bins are of a trial (None without trials), when it begins."""
+
+    y: np.ndarray
+    in_trial: np.ndarray | None
+    start_s: float
 
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     """Score `arms`: a list of ``{input, columns, phases}``, where `columns` are the row's own and `input` names the
-    predictions. An arm whose job failed has ``failed``, the reason, and no such input: its rows say so. With `excerpt`,
-    a stretch of decoded and true series is kept.
+    predictions (n_bins, outputs), those of all `variables` side by side. An arm whose job failed has ``failed``, the
+    reason, and no such input: its rows say so. The truth of phase back is the session `source`.
+
+    Where a session has trials, scores are of bins inside trials, with ``r2_all_bins`` beside them. Standing arms that
+    are no control have curves and blocks, and with `excerpt` a stretch of decoded and true series of the first seed.
     """
-    arrays = load_arrays(inputs["target"], parameters["variable"])
-    bin_s, n_stream = arrays.bin_s, arrays.n_stream(parameters["stream_s"])
-    truth = {"online": arrays.y[:n_stream], "held_out": arrays.y[n_stream:]}
-    start = {"online": 0.0, "held_out": n_stream * bin_s}
-    excerpt = _excerpt(truth["held_out"], round(_EXCERPT_S / bin_s)) if parameters["excerpt"] else None
-    rows, curves, trajectories = [], [], []
+    variables = tuple(parameters["variables"])
+    arrays = load_arrays(inputs["target"], variables)
+    parts = _parts(arrays, arrays.n_stream(parameters["stream_s"]))
+    if "source" in inputs:
+        source = load_arrays(inputs["source"], variables)
+        parts["back"] = _Part(source.y, source.in_trial, 0.0)
+    excerpt = _excerpt(parts["held_out"].y, round(_EXCERPT_S / arrays.bin_s)) if parameters["excerpt"] else None
+    tables: dict[str, list[dict[str, Any]]] = {"rows": [], "curves": [], "trajectories": [], "blocks": []}
     for arm in parameters["arms"]:
-        lost, columns = arm.get("failed", ""), arm["columns"]
-        predictions: dict[str, Any] = {}
-        change, diverged = float("nan"), False
-        if not lost:
-            with np.load(inputs[arm["input"]], allow_pickle=False) as stored:
-                predictions = {phase: stored[phase] for phase in arm["phases"]}
-                change, diverged = float(stored["weight_change"]), bool(stored["diverged"])
-        short = {name: columns[name] for name in ("source", "target", "arm", "cell", "seed")}
+        predictions, about = _predictions(arm, inputs)
+        standing = not arm["columns"]["study"] and not arm["columns"]["control"]
+        first = arm["columns"]["seed"] == parameters["first_seed"]
         for phase in arm["phases"]:
-            y, predicted = truth[phase], predictions.get(phase, np.empty(0))
-            mask = np.isfinite(y)
-            failed = lost or ("weights diverged" if diverged else "")
-            failed = failed or ("" if np.isfinite(predicted).all() else "predictions diverged")
-            if failed:
-                values = {"r2": None}
-            else:
-                values = score(np.where(mask, y, 0.0), predicted, mask, arrays.axes)
-                # A predictor that never changes has no correlation; such a value is absent, not a failure.
-                values = {metric: value if np.isfinite(value) else None for metric, value in values.items()}
-            rows += [
-                columns
-                | {"phase": phase, "metric": metric, "value": value, "n_bins": int(mask.all(axis=1).sum())}
-                | {"weight_change": change if np.isfinite(change) else None}
-                | {"status": "failed" if failed else "ok", "reason": failed}
-                for metric, value in values.items()
-            ]
-            if failed or columns["canary"]:
-                continue
-            window = round(_WINDOW_S / bin_s)
-            firsts, r2 = windowed_r2(np.where(mask, y, 0.0), predicted, mask, window)
-            curves += [
-                short | {"phase": phase, "time_s": start[phase] + bin_s * (first + window / 2), "r2": float(value)}
-                for first, value in zip(firsts.tolist(), r2, strict=True)
-                if np.isfinite(value)
-            ]
-            if excerpt is not None and phase == "held_out" and columns["seed"] == parameters["first_seed"]:
-                time_s = start[phase] + bin_s * np.arange(excerpt.start, excerpt.stop)
-                trajectories += [
-                    short | {"axis": axis, "time_s": float(t), "true": float(true), "decoded": float(decoded)}
-                    for j, axis in enumerate(arrays.axes)
-                    for t, true, decoded in zip(time_s, y[excerpt, j], predicted[excerpt, j], strict=True)
-                    if np.isfinite(true)
-                ]
-    write_text(out, json.dumps({"rows": rows, "curves": curves, "trajectories": trajectories}, allow_nan=False))
+            for variable, outputs in arrays.columns.items():
+                part = parts[phase]._replace(y=parts[phase].y[:, outputs])
+                predicted = predictions[phase][:, outputs] if phase in predictions else None
+                axes = arrays.axes[outputs]
+                columns = arm["columns"] | {"variable": variable}
+                rows = _rows(columns | {"phase": phase}, about, part, predicted, axes)
+                tables["rows"] += rows
+                if predicted is None or not standing or rows[0]["status"] != "ok":
+                    continue
+                names = ("source", "target", "variable", "arm", "cell", "seed")
+                run_ = {name: columns[name] for name in names}
+                if phase in ("online", "held_out"):
+                    tables["curves"] += _curve(run_ | {"phase": phase}, part, predicted, arrays.bin_s)
+                if phase == "held_out":
+                    tables["blocks"].append(run_ | _blocks(part, predicted, arrays.bin_s))
+                    if first and excerpt is not None:
+                        tables["trajectories"] += _excerpted(run_, part, predicted, axes, excerpt, arrays.bin_s)
+    write_text(out, json.dumps(tables, allow_nan=False))
+
+
+def _parts(arrays: Arrays, n_stream: int) -> dict[str, _Part]:
+    """The phases of a target; the prediction of ``online_late`` is the end of the one of ``online``."""
+    begins = {"online": 0, "online_late": n_stream // 2, "held_out": n_stream, "continuing": n_stream}
+    ends = {"online": n_stream, "online_late": n_stream}
+    parts = {}
+    for phase, begin in begins.items():
+        bins = slice(begin, ends.get(phase))
+        in_trial = None if arrays.in_trial is None else arrays.in_trial[bins]
+        parts[phase] = _Part(arrays.y[bins], in_trial, begin * arrays.bin_s)
+    return parts
+
+
+def _predictions(arm: dict[str, Any], inputs: dict[str, Path]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What an arm predicted, by phase, and the columns that its job tells: a reason where there is no prediction."""
+    if reason := arm.get("failed", ""):
+        return {}, {"weight_change": None, "n_labels": 0, "reason": reason}
+    with np.load(inputs[arm["input"]], allow_pickle=False) as stored:
+        predictions = {phase: stored["online" if phase == "online_late" else phase] for phase in arm["phases"]}
+        change, diverged = float(stored["weight_change"]), bool(stored["diverged"])
+        n_labels = int(stored["n_labels"])
+    if "online_late" in predictions:
+        whole = predictions["online_late"]
+        predictions["online_late"] = whole[len(whole) // 2 :]
+    about = {"weight_change": change if np.isfinite(change) else None, "n_labels": n_labels}
+    return predictions, about | {"reason": "weights diverged" if diverged else ""}
+
+
+def _masks(part: _Part) -> tuple[np.ndarray, np.ndarray]:
+    """Which values have a label, and which of these are primary, both (n_bins, n_axes)."""
+    labelled = np.isfinite(part.y)
+    return labelled, labelled if part.in_trial is None else labelled & part.in_trial[:, None]
+
+
+def _rows(
+    columns: dict[str, Any], about: dict[str, Any], part: _Part, predicted: np.ndarray | None, axes: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """The rows of one run, phase and variable."""
+    labelled, primary = _masks(part)
+    columns = columns | about | {"n_bins": int(primary.all(axis=1).sum())}
+    reason = about["reason"]
+    if not reason and predicted is not None and not np.isfinite(predicted).all():
+        reason = "predictions diverged"
+    if reason or predicted is None:
+        return [columns | {"metric": "r2", "value": None, "status": "failed", "reason": reason}]
+    y = np.where(labelled, part.y, 0.0)
+    values = score(y, predicted, primary, axes)
+    if part.in_trial is not None:
+        values["r2_all_bins"] = r2(y, predicted, labelled)
+    if not np.isfinite(values["r2"]):
+        reason = "no movement with labels" + ("" if part.in_trial is None else " inside a trial")
+        return [columns | {"metric": "r2", "value": None, "status": "unscorable", "reason": reason}]
+    # A predictor that never changes has no correlation; such a value is absent, not a failure.
+    return [
+        columns | {"metric": metric, "value": value if np.isfinite(value) else None, "status": "ok", "reason": ""}
+        for metric, value in values.items()
+    ]
+
+
+def _curve(run_: dict[str, Any], part: _Part, predicted: np.ndarray, bin_s: float) -> list[dict[str, Any]]:
+    labelled, primary = _masks(part)
+    window = round(_WINDOW_S / bin_s)
+    firsts, scores = windowed_r2(np.where(labelled, part.y, 0.0), predicted, primary, window)
+    return [
+        run_ | {"time_s": part.start_s + bin_s * (first + window / 2), "r2": float(value)}
+        for first, value in zip(firsts.tolist(), scores, strict=True)
+        if np.isfinite(value)
+    ]
+
+
+def _blocks(part: _Part, predicted: np.ndarray, bin_s: float) -> dict[str, list[float]]:
+    labelled, primary = _masks(part)
+    y = np.where(labelled, part.y, 0.0)
+    error, spread = block_sums(y, predicted, primary, max(1, round(_BLOCK_S / bin_s)))
+    return {"error": error.tolist(), "spread": spread.tolist()}
+
+
+def _excerpted(
+    run_: dict[str, Any], part: _Part, predicted: np.ndarray, axes: tuple[str, ...], excerpt: slice, bin_s: float
+) -> list[dict[str, Any]]:
+    time_s = part.start_s + bin_s * np.arange(excerpt.start, excerpt.stop)
+    return [
+        run_ | {"axis": axis, "time_s": float(t), "true": float(true), "decoded": float(decoded)}
+        for j, axis in enumerate(axes)
+        for t, true, decoded in zip(time_s, part.y[excerpt, j], predicted[excerpt, j], strict=True)
+        if np.isfinite(true)
+    ]
 
 
 def _excerpt(y: np.ndarray, n_bins: int) -> slice:

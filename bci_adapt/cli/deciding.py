@@ -1,0 +1,298 @@
+"""Commands for files of one's own: compare every way of adapting, predict with a saved decoder, explain a loss."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bci_adapt.cli.common import Jobs, JsonFile, Quiet, app, out, progress, teller, write_json
+from bci_adapt.cli.experiments import tell_run
+from bci_adapt.errors import InputError
+
+if TYPE_CHECKING:
+    from bci_adapt.config import Config
+    from bci_adapt.explain import Explanation
+
+Workers = Annotated[
+    int | None, typer.Option(help="Worker processes, one thread each; one per CPU when not given, 0 for none.")
+]
+# Beside the standing arms; rates are not tuned, one thing varies at a time.
+ARMS = (
+    {"rule": "immediate", "optimizer": "rmsprop"},
+    {"rule": "immediate", "optimizer": "rmsprop", "average": 0.999},
+    {"rule": "immediate", "optimizer": "rmsprop", "normaliser": "fixed"},
+    {"rule": "immediate", "optimizer": "sgd", "learning_rate": 1e-3},
+    {"rule": "window", "steps": 4, "optimizer": "rmsprop"},
+)
+QUICK: dict[str, Any] = {
+    "network": {
+        "n_hidden": 16, "n_updates": 200, "oracle_updates": 200, "joint_updates": 200, "tune_updates": 50,
+        "warm_up_s": 30.0,
+    },
+    "sweeps": {"arms": []},
+    "controls": {"cold": False, "costs": False, "channels": False},
+}  # fmt: skip
+MIN_HELD_OUT_S = 60.0
+
+
+@app.command()
+def compare(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="SOURCE TARGET...", help="Recordings of one subject, the earliest first.")
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What is decoded: velocity (of the position; when not given), position, or a series of the files by "
+            "its path or the end of it, such as cursor_vel.",
+        ),
+    ] = None,
+    bin_s: Annotated[float, typer.Option("--bin", metavar="SECONDS", help="Width of a bin.")] = 0.05,
+    stream_s: Annotated[
+        float,
+        typer.Option("--stream", metavar="SECONDS", help="Adaptation stream of each target, at most half of it."),
+    ] = 600.0,
+    label_delay_s: Annotated[
+        float, typer.Option("--label-delay", metavar="SECONDS", help="How late labels become known.")
+    ] = 0.5,
+    cells: Annotated[str | None, typer.Option(metavar="NAMES", help="Networks: tanh,gru when not given.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of the networks; 3, or 1 with --quick.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A first look: one small network, one seed, no sweeps of the labels.")
+    ] = False,
+    decoders: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--decoder",
+            metavar="FILE.py:CLASS",
+            help="A decoder class of your own as a further arm (repeat); the file is executed.",
+        ),
+    ] = None,
+    workers: Workers = None,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compare every way of adapting on your own recordings: trained on the first, tried on each later one.
+
+    The beginning of a target is the adaptation stream, the rest is held out: ten minutes or more a file are needed for
+    scores that mean something. Nothing is tuned. The config is written beside the results; [bold]run[/] repeats it, and
+    is the place to change more than the options here.
+
+    Example: [cyan]bci-adapt compare mon.nwb tue.nwb --target cursor_vel --bin .02[/]
+
+    Example: [cyan]bci-adapt compare mon.nwb tue.nwb wed.nwb --quick --decoder mine.py:Mine[/]
+    """
+    from bci_adapt.experiment import Foreign, run_experiment
+
+    own = [Foreign.parse(text) for text in decoders or ()]
+    with progress(quiet) as bar:
+        say = teller(bar, "reading recordings")
+        config = compare_config(
+            files, target, bin_s=bin_s, stream_s=stream_s, label_delay_s=label_delay_s, cells=cells, seeds=seeds,
+            quick=quick, workers=workers, progress=Jobs(bar),
+        )  # fmt: skip
+        done = run_experiment(
+            config,
+            workers=workers,
+            progress=Jobs(bar),
+            say=say,
+            command=shlex.join(["bci-adapt", *sys.argv[1:]]),
+            foreign=own,
+        )
+    tell_run(done, config, json_file, quiet)
+
+
+def compare_config(
+    files: list[Path],
+    target: str | None,
+    *,
+    bin_s: float,
+    stream_s: float,
+    label_delay_s: float,
+    cells: str | None,
+    seeds: int | None,
+    quick: bool,
+    workers: int | None = None,
+    progress: Any = None,
+) -> Config:
+    """The config of ``bci-adapt compare``; `InputError` for files or a target that cannot be what they should be."""
+    from bci_adapt.config import parse_config
+    from bci_adapt.sources.files import Files
+
+    if len(files) < 2:
+        raise InputError("compare takes two recordings or more: the earliest first, then those it is tried on")
+    paths = [str(file.resolve()) for file in files]
+    if len(set(paths)) < len(paths):
+        raise InputError("compare: one file is given twice; a decoder is tried on another day than it was trained on")
+    table = Files(paths).list()
+    ids = {str(path): str(name) for name, path in table["path"].items()}
+    first, earliest = ids[paths[0]], str(table.index[0])
+    if first != earliest:
+        start = str(table.loc[earliest, "session_start"])
+        raise InputError(f"{files[0]}: {earliest} was recorded before it ({start}); give the earliest recording first")
+    names = [each.strip() for each in cells.split(",")] if cells else ["tanh"] if quick else ["tanh", "gru"]
+    raw: dict[str, Any] = {"network": {}} | (QUICK if quick else {})
+    raw |= {
+        "name": "compare",
+        "bin_s": bin_s,
+        "stream_s": stream_s,
+        "min_held_out_s": MIN_HELD_OUT_S,
+        "label_delay_s": label_delay_s,
+        "seeds": list(range(seeds or (1 if quick else 3))),
+        "source": {"kind": "files", "paths": paths},
+        "pairs": [{"source": first, "targets": [name for name in map(str, table.index) if name != first]}],
+        "network": raw["network"] | {"cells": names},
+        "primary": {"arm": "immediate_rmsprop", "cell": names[-1], "against": "rls"},
+        "arms": [*ARMS],
+    }
+    config = parse_config(raw, "compare")
+    return config if target is None else _decoding(config, target, Path(paths[0]), workers, progress)
+
+
+def _decoding(config: Config, target: str, file: Path, workers: int | None, progress: Any) -> Config:
+    """The config for another kinematic than the derived velocity: one that the layout of the file reads, or a series
+    of it by the end of its path.
+    """
+    from bci_adapt.catalog import unknown
+    from bci_adapt.layouts.generic import kind_of
+    from bci_adapt.nwb import describe, open_nwb
+
+    held = _kinematics(config, file, workers, progress)
+    if target in held:
+        return config.model_copy(update={"variables": (target,)})
+    with open_nwb(file) as opened:
+        paths = [series.path for series in describe(opened).series]
+    ends = [path for path in paths if f"/{path}".endswith(f"/{target.strip('/')}")]
+    if len(ends) != 1:
+        if ends:
+            raise InputError(f"{file}: --target {target} is the end of several series: {', '.join(ends)}; say more")
+        raise InputError(f"{file}: {unknown(target, [*held, *paths], 'target')}")
+    kind = kind_of(ends[0])
+    if kind in held and [kind_of(path) for path in paths].count(kind) == 1:
+        return config.model_copy(update={"variables": (kind,)})
+    config = config.model_copy(update={"kinematics": (ends[0],)})
+    made = [name for name in _kinematics(config, file, workers, progress) if name != "velocity"]
+    return config.model_copy(update={"variables": tuple(made)})
+
+
+def _kinematics(config: Config, file: Path, workers: int | None, progress: Any) -> list[str]:
+    """The kinematics of a recording as the config prepares it; the run finds it prepared."""
+    from bci_adapt.engine import execute
+    from bci_adapt.experiment import prepare_job
+    from bci_adapt.sessions import kinematic_names, open_session
+
+    job = prepare_job(config, file, {})
+    for failure in execute([job], workers=workers, progress=progress).failed:
+        raise InputError(failure.message) if failure.is_input_error else RuntimeError(failure.error)
+    with open_session(job.path) as session:
+        return kinematic_names(session)
+
+
+@app.command()
+def predict(
+    decoder: Annotated[Path, typer.Argument(metavar="DECODER.npz", help="A decoder that was saved (Decoder.save).")],
+    session: Annotated[
+        Path, typer.Argument(metavar="SESSION", help="A recording (.nwb), or a prepared session (.nc).")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.nc", help="Where the prediction goes.")],
+    missing: Annotated[
+        str, typer.Option(metavar="refuse|zero", help="Channels that the session lacks: refuse, or count as silent.")
+    ] = "refuse",
+    quiet: Quiet = False,
+) -> None:
+    """Predict movement from the spikes of a session with a saved decoder; the session needs no movement of its own.
+
+    Channels are matched by name, the decoder's normaliser goes on from bin to bin, its weights stay. Runs leave their
+    decoders in data_cache/decoders; one of your own fitted on session arrays (fit(session["counts"],
+    session["velocity"]).save("tue.npz")) knows its channels, too. FILE.nc holds predicted_<variable> (time, axis).
+
+    Example: [cyan]bci-adapt predict tue.npz wed.nwb -o wed.nc[/]
+    """
+    from bci_adapt import predicting
+
+    if missing not in ("refuse", "zero"):
+        raise InputError(f"--missing takes refuse or zero, got {missing!r}")
+    if output.suffix != ".nc":
+        raise InputError(f"--output {output}: must end in .nc")
+    if output.resolve() in (decoder.resolve(), session.resolve()):
+        raise InputError(f"--output {output}: is the session itself, and would be overwritten")
+    with progress(quiet) as bar:
+        teller(bar, f"predicting {session.name}")
+        made, notes = predicting.predict(decoder, session, missing)
+        predicting.write_prediction(made, output)
+    if quiet:
+        return
+    for note in notes:
+        out.print(f"warning: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    names = ", ".join(
+        f"{name} ({made[name].attrs['units']})" for name in made.data_vars if str(name).startswith("pred")
+    )
+    minutes = made.sizes["time"] * made.attrs["bin_s"] / 60.0
+    text = f"{output}  {names}, {made.sizes['time']} bins, {minutes:.1f} min"
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run, below data_cache/runs.")],
+    pair: Annotated[str, typer.Argument(metavar="SOURCE:TARGET", help="Parts of the ids of its two sessions.")],
+    variable: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The kinematic, of several; the run's first when not given.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the recordings, where the run was given it by --data.")
+    ] = None,
+    workers: Workers = None,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Say where the R² of a pair went: normaliser, channels, lag or labels, each by a counterfactual run.
+
+    A decoder of the source day is held as it is, and one thing about the target is undone at a time: its statistics are
+    given, the channels that changed most are put to their mean, counts are moved in time; then labels are used. How
+    many channels, and which lag, is chosen on the adaptation stream; scores are of the held-out part. This is a
+    diagnosis made with labels afterwards, no decoder. Parts overlap, and need not add up to the loss.
+
+    Example: [cyan]bci-adapt explain data_cache/runs/compare-0123456789 mon:tue[/]
+    """
+    from bci_adapt.explain import explain as run_explain
+    from bci_adapt.results import json_safe
+
+    with progress(quiet) as bar:
+        say = teller(bar, "reading the run")
+        found, jobs = run_explain(run, pair, variable=variable, data=data, workers=workers, progress=Jobs(bar), say=say)
+    if json_file is not None:
+        write_json(json_file, json_safe({"decoders": [each.to_json() for each in found], "jobs": jobs}))
+    if quiet or json_file == "-":
+        return
+    for each in found:
+        _say_explanation(each)
+    done = f"{jobs['executed']} jobs executed, {jobs['reused']} reused"
+    out.print(f"Parts overlap and need not add up; intervals are of blocks of time in one pair. {done}", style="dim")
+
+
+def _say_explanation(found: Explanation) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from bci_adapt.results import number
+
+    title = f"{found.decoder}: R² of {found.variable}, {found.source} → {found.target}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in ("", "R²", "95 %", "against frozen", "95 %"):
+        table.add_column(heading, justify="left" if not heading else "right", ratio=None, no_wrap=bool(heading))
+    for row in found.rows:
+        cells = [row.what, number(row.r2), f"{number(row.low)} … {number(row.high)}"]
+        if row.change is not None and row.change_low is not None and row.change_high is not None:
+            sign = "+" if row.change > 0 else ""
+            cells += [sign + number(row.change), f"{number(row.change_low)} … {number(row.change_high)}"]
+        table.add_row(*map(Text, cells), style="bold" if row.part == found.cause else "")
+    out.print(table)
+    for text in (found.words + ".", *found.notes):
+        out.print(text, markup=False, highlight=False, soft_wrap=True)
+    out.print()

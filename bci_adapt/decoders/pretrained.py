@@ -1,0 +1,175 @@
+"""What the recurrent decoders share: a network trained by BPTT on earlier sessions, statistics, label scaling."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import ClassVar, Self
+
+import numpy as np
+
+from bci_adapt.cells.base import Network, cell
+from bci_adapt.credit.base import rule
+from bci_adapt.decoders.base import Bins, Decoder
+from bci_adapt.errors import InputError
+from bci_adapt.normaliser import Normaliser
+from bci_adapt.online import Learner, State, adopt, run, start
+from bci_adapt.optimizers import optimizer
+
+# A decoder's online state is stored under these prefixes.
+_STATE = "state_"
+
+
+class PretrainedDecoder(Decoder):
+    """Base of the recurrent decoders. Parameters as in its children.
+
+    Square-root counts pass a causal normaliser (`bci_adapt.normaliser`) and enter the network; labels are scaled to
+    unit variance by the training sessions. While a session runs, ``state_`` and ``running_`` say where it stands.
+    """
+
+    cell: str
+    n_hidden: int
+    normaliser_s: float | None
+    bin_s: float
+    n_updates: int
+    input_dropout: float
+    seed: int
+    pretrained: bool = True
+    state_: State
+    running_: Normaliser
+    stored: ClassVar[tuple[str, ...]] = ("W_", "C_", "mean_", "variance_", "label_mean_", "label_scale_")
+
+    @property
+    def network_(self) -> Network:
+        return Network(cell(self.cell), self.n_features_in_, self.n_hidden, self.n_outputs_)
+
+    @property
+    def start_weights_(self) -> tuple[np.ndarray, np.ndarray]:
+        """W and C that the first session starts from: the pretrained ones, or the seed's random ones."""
+        return (self.W_, self.C_) if self.pretrained else self.network_.initial_weights(self.seed)
+
+    def _learner(self) -> Learner:
+        """What a session runs with; this one predicts and learns nothing: it needs no credit, the smallest kernel."""
+        return Learner(self.network_, rule("readout"), optimizer("rmsprop", learning_rate=0.0))
+
+    def _normaliser(self) -> Normaliser:
+        constant = np.inf if self.normaliser_s is None else self.normaliser_s / self.bin_s
+        return Normaliser(self.mean_, self.variance_, constant)
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def fit(self, X, y, reset=None) -> Self:
+        """Pretrain on one or several sessions, each normalised by its own statistics (see `Decoder` for shapes).
+
+        Raises
+        ------
+        InputError
+            where shapes do not fit, labels are missing altogether, or no stretch is long enough for a window.
+        """
+        from bci_adapt.pretraining import Pretraining, pretrain
+
+        doors = self.training_doors(X, y, reset)
+        features = [np.sqrt(bins.X) for bins in doors]
+        statistics = [Normaliser.fit(x, bins.observed) for x, bins in zip(features, doors, strict=True)]
+        normalised = [
+            norm.apply(x, bins.observed)[0] for norm, x, bins in zip(statistics, features, doors, strict=True)
+        ]
+        labels = np.concatenate([np.where(bins.weight > 0, bins.Y, np.nan) for bins in doors])
+        self.label_mean_, self.label_scale_ = np.nanmean(labels, axis=0), np.nanstd(labels, axis=0)
+        if not (self.label_scale_ > 0).all():
+            raise InputError("y: expected labels that vary in every output, got a constant one")
+        targets = [self._scaled(bins) for bins in doors]
+        if self.pretrained:
+            self.W_, self.C_ = pretrain(
+                self.network_,
+                normalised,
+                targets,
+                [bins.weight for bins in doors],
+                [bins.observed for bins in doors],
+                [bins.reset for bins in doors],
+                self.seed,
+                Pretraining(n_updates=self.n_updates, input_dropout=self.input_dropout),
+            )
+        else:
+            self.W_, self.C_ = self.start_weights_
+        self.mean_, self.variance_ = statistics[-1].mean, statistics[-1].variance
+        self._fitted(normalised[-1], targets[-1], doors[-1])
+        vars(self).pop("state_", None)
+        return self
+
+    def _fitted(self, x: np.ndarray, targets: np.ndarray, last: Bins) -> None:
+        """What else a decoder keeps of the last training session: normalised bins and scaled labels."""
+
+    def _scaled(self, bins: Bins) -> np.ndarray:
+        return (bins.Y - self.label_mean_) / self.label_scale_
+
+    def _unscaled(self, predictions: np.ndarray) -> np.ndarray:
+        return predictions * self.label_scale_ + self.label_mean_
+
+    # -- the session ---------------------------------------------------------------------------------------------
+
+    def _enter(self, X, y, reset) -> tuple[Bins, np.ndarray]:
+        """Check bins of the session and normalise them, (n_bins, n_channels); the running statistics go on."""
+        if not hasattr(self, "state_"):
+            self.begin()
+        bins = self.door(X, y, reset)
+        if self._fresh_session and len(bins.reset):
+            bins.reset[0] = True
+            self._fresh_session = False
+        x, self.running_ = self.running_.apply(np.sqrt(bins.X), bins.observed)
+        return bins, x
+
+    def predict(self, X, reset=None, continuing: bool = False) -> np.ndarray:
+        self.require_fitted()
+        bins = self.door(X, None, reset)
+        adapted = hasattr(self, "state_")
+        W, C = self.state_.predictor() if adapted else self.start_weights_
+        hidden = self.state_.predictor_hidden() if adapted and continuing else None
+        running = self.running_ if adapted else self._normaliser()
+        x, _ = running.apply(np.sqrt(bins.X), bins.observed)
+        state = start(PretrainedDecoder._learner(self), W, C, hidden)
+        if adapted and continuing:
+            output = "mean_output" if self.state_.learner.average is not None else "output"
+            state.arrays["output"][:] = self.state_.arrays[output]
+        predictions, _ = run(state, x, None, None, None, bins.observed, bins.reset, in_place=True)
+        return self._unscaled(predictions[0])
+
+    def with_fitted_statistics(self) -> Self:
+        other = copy.copy(self)
+        other.running_ = self._normaliser()
+        return other
+
+    @property
+    def weight_change_(self) -> float:
+        """How far adaptation moved the predicting weights: ‖θ − θ₀‖ / ‖θ₀‖ over W and C together."""
+        if not hasattr(self, "state_"):
+            return 0.0
+        (W, C), (W0, C0) = self.state_.predictor(), self.start_weights_
+        moved = np.sum((W[0] - W0) ** 2) + np.sum((C[0] - C0) ** 2)
+        return float(np.sqrt(moved / (np.sum(W0**2) + np.sum(C0**2))))
+
+    @property
+    def diverged_(self) -> bool:
+        """Whether any weight is no longer finite."""
+        return hasattr(self, "state_") and not bool(self.state_.finite.all())
+
+    # -- storage -------------------------------------------------------------------------------------------------
+
+    def _fitted_arrays(self):
+        """The fitted arrays, and the online state where there is one: a loaded decoder goes on bit for bit."""
+        arrays = super()._fitted_arrays()
+        if hasattr(self, "state_"):
+            arrays |= {_STATE + key: value for key, value in self.state_.arrays.items()}
+            arrays |= {"running_mean": self.running_.mean, "running_variance": self.running_.variance}
+            arrays["fresh_session"] = np.array(self._fresh_session)
+        return arrays
+
+    def _restore(self, arrays):
+        super()._restore(arrays)
+        if "running_mean" in arrays:
+            online = {key.removeprefix(_STATE): value for key, value in arrays.items() if key.startswith(_STATE)}
+            self.state_ = adopt(self._learner(), online, "the stored decoder")
+            self.running_ = replace(
+                self._normaliser(), mean=arrays["running_mean"], variance=arrays["running_variance"]
+            )
+            self._fresh_session = bool(arrays["fresh_session"])

@@ -1,0 +1,76 @@
+"""Which labels a decoder is shown, and when: supervision, delay, fraction and budget, apart from any decoder."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from bci_adapt.binning import whole_bins
+from bci_adapt.errors import InputError
+from bci_adapt.sessions import labels_of
+
+SUPERVISIONS = ("true", "intention", "pseudo", "none")
+# Half the width of the window over which a decoder's own predictions are smoothed before they teach it.
+SMOOTHING_S = 0.25
+
+
+def shown(y: np.ndarray, bin_s: float, fraction: float, budget_s: float | None, seed: int) -> np.ndarray:
+    """Labels (n_bins, n_outputs) of a random `fraction` of the bins before `budget_s`, NaN where they are withheld.
+
+    The budget counts recording time; the fraction is drawn bin by bin, seeded, and nested: the labels of a smaller one
+    are among those of a larger one.
+    """
+    out = np.array(y, float)
+    if budget_s is not None:
+        out[whole_bins(budget_s, bin_s) :] = np.nan
+    if fraction < 1.0:
+        out[np.random.default_rng([seed, 0xF4AC]).random(len(out)) >= fraction] = np.nan
+    return out
+
+
+def intended(session: xr.Dataset, speed: np.ndarray) -> np.ndarray:
+    """Velocity that the animal is taken to have meant, (n_bins, 2): as fast as it moved, straight to the cued target
+    (Gilja et al. 2012, Nat Neurosci 15:1752, where it is rest inside the target); NaN outside trials and before the
+    cue.
+
+    `speed` (n_bins,) is that of the true movement. The target's place is used where the session has it, else the
+    direction in which it lay from the centre.
+
+    Raises
+    ------
+    InputError
+        where no trial says what the target was.
+    """
+    has = {name: name in session for name in ("trial_target", "trial_target_dir", "trial_start_s", "trial_stop_s")}
+    if not (has["trial_start_s"] and has["trial_stop_s"] and (has["trial_target"] or has["trial_target_dir"])):
+        raise InputError(
+            f"{session.attrs['session_id']}: intention needs trials that carry their target (trial_target or "
+            "trial_target_dir); this session has none: leave the arm 'intention' out"
+        )
+    time_s = session["time"].values
+    start_s, stop_s = session["trial_start_s"].values, session["trial_stop_s"].values
+    go_s = session["trial_go_s"].values if "trial_go_s" in session else np.full(len(start_s), np.nan)
+    position = labels_of(session, "position") if has["trial_target"] and "position" in session else None
+    out = np.full((len(time_s), 2), np.nan)
+    # Where a session has cues, a trial without one meant nothing; where it has none, all of the trial is meant.
+    begin_s = go_s if np.isfinite(go_s).any() else start_s
+    for trial in np.flatnonzero(np.isfinite(begin_s) & np.isfinite(start_s) & np.isfinite(stop_s)):
+        bins = slice(*np.searchsorted(time_s, [begin_s[trial], stop_s[trial]], side="right"))
+        if position is not None and position.shape[1] == 2 and np.isfinite(session["trial_target"].values[trial]).all():
+            way = session["trial_target"].values[trial] - position[bins]
+        elif has["trial_target_dir"]:
+            angle = float(session["trial_target_dir"].values[trial])
+            way = np.tile([np.cos(angle), np.sin(angle)], (bins.stop - bins.start, 1))
+        else:
+            continue
+        length = np.linalg.norm(way, axis=1, keepdims=True)
+        out[bins] = speed[bins, None] * np.divide(way, length, out=np.zeros_like(way), where=length != 0)
+    return out
+
+
+def smoothed(predictions: np.ndarray, half_bins: int) -> np.ndarray:
+    """Centred moving mean over 2 · `half_bins` + 1 bins (n_bins, n_outputs), over fewer at the ends."""
+    total = np.cumsum(np.vstack([np.zeros(predictions.shape[1]), predictions]), axis=0)
+    bins = np.arange(len(predictions))
+    first, last = np.maximum(bins - half_bins, 0), np.minimum(bins + half_bins + 1, len(predictions))
+    return (total[last] - total[first]) / (last - first)[:, None]

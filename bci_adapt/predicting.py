@@ -1,0 +1,171 @@
+"""A saved decoder and a session → what the animal's movement was, with no label asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from bci_adapt import __version__, arrays, channels
+from bci_adapt.binning import bin_ticks
+from bci_adapt.decoders.base import Decoder
+from bci_adapt.errors import InputError
+from bci_adapt.nwb import clean
+from bci_adapt.storage import atomic_path, file_digest
+
+
+def predict(decoder_file: Path, session_file: Path, missing: str = "refuse") -> tuple[xr.Dataset, list[str]]:
+    """The movement that the decoder saved in `decoder_file` reads from a session, and what is to be said about it.
+
+    The session is a recording, which is prepared in the decoder's bins, or a prepared session (``.nc``). Channels are
+    matched by name, and those the decoder does not know are left out. `missing` says what happens to channels that the
+    session lacks: ``refuse``, or ``zero``, as though they were silent. A decoder that does not know the names of its
+    channels is given the session's channels as they come, if they are as many, and that is said.
+
+    The decoder runs as in a new session: its normaliser goes on from bin to bin, its weights stay. Returns
+    ``predicted_<variable> (time, axis)``, in the units it was trained in, on the session's own time, with the
+    session's ``segment`` and ``valid``.
+
+    Raises
+    ------
+    InputError
+        for files that are something else, another subject, other bins, band power, or channels that do not fit.
+    """
+    decoder = Decoder.load(decoder_file)
+    about = _known(decoder, decoder_file)
+    bin_s = about.get("bin_s", getattr(decoder, "bin_s", None))
+    session, notes = _meet(_read(Path(session_file), bin_s, about), decoder, about, missing, Path(decoder_file).name)
+    seen = session["valid"].values
+    X = session["counts"].values.astype(float)
+    X[~seen] = np.nan
+    segment = session["segment"].values
+    predicted = decoder.predict(X, np.concatenate([[True], np.diff(segment) != 0]))
+    if not np.isfinite(predicted).all():
+        raise InputError(f"{decoder_file}: predictions are not finite: its weights have diverged")
+    made = _dataset(session, predicted, about.get("outputs") or [_nameless(decoder.n_outputs_)])
+    made.attrs |= {
+        **{name: session.attrs[name] for name in ("session_id", "subject", "session_start", "source_file")},
+        "source_sha256": session.attrs["source_sha256"],
+        "bin_s": float(session.attrs["bin_s"]),
+        "bin_edge": session.attrs["bin_edge"],
+        "decoder": decoder.name,
+        "decoder_file": Path(decoder_file).name,
+        "decoder_sha256": file_digest(Path(decoder_file)),
+        "decoder_trained_on": ", ".join(about.get("sessions", ())),
+        "n_channels": decoder.n_features_in_,
+        "notes": "; ".join(notes),
+        "code_version": __version__,
+    }
+    return made, notes
+
+
+def write_prediction(prediction: xr.Dataset, path: Path) -> None:
+    """Write what `predict` returned as netCDF; the file is whole or, on any failure, untouched."""
+    encoding = {name: {"_FillValue": None} for name, value in prediction.variables.items() if value.dtype.kind == "f"}
+    with atomic_path(Path(path)) as temporary:
+        prediction.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+
+
+def _known(decoder: Decoder, file: Path) -> Mapping[str, Any]:
+    """What the file says of the decoder's inputs and outputs, checked: `InputError` where it contradicts itself."""
+    about = decoder.about_
+    names = about.get("channels")
+    outputs = about.get("outputs")
+    whole = names is None or (
+        isinstance(names, list)
+        and len(set(map(str, names))) == decoder.n_features_in_ == len(names)
+        and all(isinstance(name, str) for name in names)
+    )
+    try:
+        whole = whole and (outputs is None or sum(len(each["axes"]) for each in outputs) == decoder.n_outputs_)
+        words = [word for each in outputs or () for word in (each["variable"], each["units"], *each["axes"])]
+        whole = whole and all(isinstance(word, str) for word in words)
+        whole = whole and len({each["variable"] for each in outputs or ()}) == len(outputs or ())
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise InputError(f"{file}: what it says of its channels and outputs does not fit its weights; save it again")
+    return about
+
+
+def _read(path: Path, bin_s: float | None, about: Mapping[str, Any]) -> xr.Dataset:
+    """The session of a file, binned and sorted into channels as the decoder's were."""
+    if path.suffix == ".nc":
+        session = arrays.read(path)
+    elif bin_s is None:
+        raise InputError("this decoder does not say how wide its bins are: prepare the session first, and give the .nc")
+    else:
+        told = ("per", "spikes") if path.suffix == ".nwb" else ()
+        given = {name: about[name] for name in told if about.get(name)}
+        session = arrays.read(path, bin_s, **given)
+    own_s = float(session.attrs["bin_s"])
+    if bin_s is not None and bin_ticks(own_s) != bin_ticks(bin_s):
+        raise InputError(f"{path}: is prepared in bins of {own_s:g} s, the decoder's are {bin_s:g} s: prepare it again")
+    if session["counts"].attrs["units"] != "count":
+        raise InputError(f"{path}: holds the power of a band; the decoder was trained on counts of spikes")
+    subjects = about.get("subject", ""), str(session.attrs["subject"])
+    if all(subjects) and subjects[0] != subjects[1]:
+        raise InputError(
+            f"{path}: is of subject {clean(subjects[1])}, the decoder was trained on {clean(subjects[0])}: electrodes "
+            "of one name are not the same in two animals"
+        )
+    return session
+
+
+def _meet(
+    session: xr.Dataset, decoder: Decoder, about: Mapping[str, Any], missing: str, file: str
+) -> tuple[xr.Dataset, list[str]]:
+    """The session with exactly the channels of the decoder, in its order, and notes on how it came to them."""
+    names = about.get("channels")
+    where = f"{session.attrs['session_id']} and the decoder {file}"
+    if names is None:
+        if (n_channels := session.sizes["channel"]) != decoder.n_features_in_:
+            raise InputError(
+                f"channels of {where} do not fit: {n_channels} against {decoder.n_features_in_}, and the decoder does "
+                "not say which its are: save one that was fitted on arrays with names (or set about_['channels'])"
+            )
+        return session, ["this decoder does not name its channels: those of the session are taken in their order"]
+    policy = about.get("channel_policy") or channels.policy_of(session)
+    session = channels.under(session, policy)
+    have = session["channel"].values.tolist()
+    lacking = [name for name in names if name not in set(have)]
+    known = set(names)
+    extra = [name for name in have if name not in known]
+    if lacking and (missing == "refuse" or len(lacking) == len(names)):
+        words = [f"the session lacks {len(lacking)} of {len(names)} ({_listed(lacking)})"]
+        words += [f"the decoder does not know {len(extra)} of the session's ({_listed(extra)})"] if extra else []
+        raise InputError(
+            f"channels of {where} do not fit: {'; '.join(words)}"
+            + ("" if len(lacking) == len(names) else "; --missing zero counts missing ones as silent")
+        )
+    notes = [f"{len(lacking)} of {len(names)} channels are missing and count as silent"] if lacking else []
+    notes += [f"{len(extra)} channels of the session are left out: the decoder does not know them"] if extra else []
+    return channels.select(session, names, policy), notes
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(clean(name, 60) for name in names[:6]) + more
+
+
+def _nameless(n_outputs: int) -> dict[str, Any]:
+    return {"variable": "output", "axes": [str(i) for i in range(n_outputs)], "units": ""}
+
+
+def _dataset(session: xr.Dataset, predicted: np.ndarray, outputs: list[dict[str, Any]]) -> xr.Dataset:
+    """Predictions (n_bins, n_outputs) as variables; variables whose axes are those of the first share ``axis``."""
+    made = session[["segment", "valid"]].reset_coords(drop=True)
+    made.attrs, first, begin = {}, list(outputs[0]["axes"]), 0
+    for each in outputs:
+        axes, name = list(each["axes"]), re.sub(r"\W+", "_", each["variable"])[:60] or "output"
+        dim = "axis" if axes == first else f"{name}_axis"
+        values = predicted[:, begin : begin + len(axes)]
+        begin += len(axes)
+        attrs = {"units": clean(each["units"], 60), "long_name": f"{name} predicted from spikes"}
+        made[f"predicted_{name}"] = (("time", dim), values, attrs)
+        made = made.assign_coords({dim: np.asarray([clean(axis, 60) for axis in axes], dtype=np.str_)})
+    return made

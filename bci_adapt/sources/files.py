@@ -1,0 +1,26 @@
+"""Recordings that are named one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from bci_adapt.errors import InputError
+from bci_adapt.sources.folder import Folder
+
+
+class Files(Folder):
+    """The recordings at some paths, wherever they lie, oldest session first."""
+
+    name = "files"
+
+    def __init__(self, paths: Iterable[Path | str]) -> None:
+        self._paths = [Path(path) for path in paths]
+        super().__init__(Path("the files given"))
+
+    def paths(self) -> list[Path]:
+        """Return the recordings as they were named; `InputError` for one that is missing."""
+        for path in self._paths:
+            if not path.is_file():
+                raise InputError(f"{path}: no such file; a recording was expected")
+        return self._paths

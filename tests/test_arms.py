@@ -1,0 +1,178 @@
+"""The list of arms: complete, in words, made of parameters that exist, and left out or tuned one by one."""
+
+import pytest
+
+from bci_adapt.arms import HELD_OUT, linear_arms, network_arms
+from bci_adapt.config import STANDING, ArmSection, arm_name, parse_config
+from bci_adapt.decoders.base import decoder_class
+from bci_adapt.errors import InputError
+from bci_adapt.experiment import Builder, Pair
+from bci_adapt.results import ARMS, RETRAINED, arm_label
+from bci_adapt.tuned import Tuned
+
+N_AXES = {"velocity": 2, "position": 2, "emg": 7}
+IMMEDIATE = {"rule": "immediate", "optimizer": "rmsprop"}
+ASKED = [
+    IMMEDIATE,
+    IMMEDIATE | {"average": 0.999, "learning_rate": 2e-4},
+    IMMEDIATE | {"optimizer": "sgd", "seeds": [1]},
+    IMMEDIATE | {"normaliser": "fixed", "cells": ["gru"]},
+    *({"rule": rule, "optimizer": "adam", "cells": ["tanh"]} for rule in ("window", "trace", "snap1", "rflo", "uoro")),
+]
+
+
+def config(arms=(), **more):
+    base = {"name": "x", "source": {"kind": "folder"}, "pairs": [{"source": "a", "targets": ["b"]}], "seeds": [0, 1]}
+    network = {"cells": ["tanh", "gru"], "n_hidden": 3}
+    return parse_config(base | {"network": network, "arms": list(arms)} | more, "test")
+
+
+def listed(made):
+    return [*(arm for cell in made.network.cells for arm in network_arms(made, cell)), *linear_arms(made, N_AXES)]
+
+
+def test_every_standing_arm_is_run_and_has_words():
+    arms = listed(config())
+    names = [(arm.name, arm.cell) for arm in arms]
+    assert {name for name, _ in names} == set(STANDING)
+    assert len(set(names)) == len(names)
+    for name in STANDING:
+        assert name in ARMS
+        assert arm_label(name) != name or name in ("frozen", "persistence")
+    assert set(RETRAINED) <= set(STANDING)
+
+
+def test_only_what_is_trained_on_the_stream_is_scored_held_out_alone():
+    for arm in listed(config(ASKED)):
+        assert (arm.phases == HELD_OUT) == (arm.name in RETRAINED), arm.name
+        assert (arm.trained_on != "source") == (arm.name in set(RETRAINED) - {"fine_tuned"})
+        assert arm.checked <= arm.learns, "a canary of an arm that learns nothing says nothing"
+        assert ("continuing" in arm.phases) <= arm.learns
+
+
+@pytest.mark.parametrize("name", STANDING)
+def test_one_arm_can_be_left_out(name):
+    everything = listed(config(ASKED))
+    rest = listed(config(ASKED, controls={"without": [name]}))
+    assert rest == [arm for arm in everything if arm.name != name]
+    assert len(rest) < len(everything)
+
+
+def test_an_arm_that_does_not_stand_cannot_be_left_out():
+    with pytest.raises(InputError, match=r"controls: unknown standing arm 'pseud'; did you mean 'pseudo'"):
+        config(controls={"without": ["pseud"]})
+
+
+@pytest.mark.parametrize(
+    ("variables", "has_kalman"),
+    [(["velocity"], True), (["position", "velocity"], True), (["emg"], False), (["velocity", "emg"], False)],
+)
+def test_a_kalman_filter_needs_a_state_for_what_is_decoded(variables, has_kalman):
+    arms = [arm for arm in linear_arms(config(variables=variables), N_AXES) if arm.decoder == "kalman"]
+    assert bool(arms) == has_kalman
+    expected = [name for name in variables for _ in range(N_AXES[name])]
+    assert all(arm.fit["outputs"] == expected for arm in arms)
+
+
+def test_parameters_exist_and_can_be_set():
+    for arm in listed(config(ASKED)):
+        trained = decoder_class(arm.trained_as or arm.decoder)(**arm.fit, **({"seed": 1} if arm.cell else {}))
+        if arm.trained_as:
+            assert set(arm.adapt) <= set(decoder_class(arm.decoder)._get_param_names()), arm.name
+        else:
+            trained.set_params(**arm.adapt)
+            assert all(trained.get_params()[name] == value for name, value in arm.adapt.items())
+        if arm.cell and arm.decoder == "online_rnn":
+            assert trained.get_params()["rule"] == arm.adapt["rule"]
+
+
+def test_tuned_values_go_where_they_belong():
+    n_grids = 0
+    for arm in listed(config(ASKED)):
+        assert all(factor > 1 for factor in arm.grid.values())
+        values = {name: arm.value(name) * 3 for name in arm.grid}
+        changed = arm.having(values | {"no_such_thing": 5})
+        n_grids += bool(values)
+        assert all(changed.value(name) == value for name, value in values.items())
+        for was, now in ((arm.fit, changed.fit), (arm.adapt, changed.adapt)):
+            assert was.keys() == now.keys()
+            assert all(now[name] == value for name, value in was.items() if name not in values)
+        assert arm.having({}) == arm
+        rate = {"learning_rate": values.get("learning_rate"), "tune_rate": values.get("tune_rate")}
+        shown = next((value for value in rate.values() if value), arm.columns.get("rate"))
+        if "memory_s" in values:
+            shown = 1.0 / values["memory_s"]
+        assert changed.columns.get("rate") == shown, arm.name
+        assert arm.decoder == "persistence" or arm.grid or not arm.learns, f"{arm.name} learns and is never tuned"
+    assert n_grids > 20
+
+
+def test_an_arm_that_is_asked_for_runs_as_asked():
+    made = config(ASKED, learning_rate=5e-4)
+    arms = {(arm.name, arm.cell): arm for arm in listed(made)}
+    assert arms["immediate_rmsprop", "gru"].adapt["learning_rate"] == 5e-4
+    averaged = arms["immediate_rmsprop_ema", "tanh"]
+    assert (averaged.adapt["learning_rate"], averaged.adapt["average"]) == (2e-4, 0.999)
+    assert averaged.columns["average"] == "ema 0.999"
+    assert list(arms["immediate_sgd", "tanh"].seeds) == [1]
+    assert list(arms["immediate_rmsprop", "tanh"].seeds) == [0, 1]
+    assert ("immediate_rmsprop_fixed", "tanh") not in arms
+    assert arms["immediate_rmsprop_fixed", "gru"].adapt["normaliser_s"] is None
+    assert "normaliser_s" not in arms["immediate_rmsprop", "gru"].adapt
+    assert ("snap1 + Adam", "gru") not in arms
+    for section in ASKED:
+        assert any(name == arm_name(ArmSection(**section)) for name, _ in arms)
+    # A standing arm that is asked for has what it was asked for with, and is there once.
+    own = listed(config([{"rule": "readout", "optimizer": "rmsprop", "learning_rate": 0.02}]))
+    assert [arm.adapt["learning_rate"] for arm in own if arm.name == "readout"] == [0.02, 0.02]
+
+
+def test_what_the_weight_groups_and_labels_of_standing_arms_are():
+    arms = {arm.name: arm for arm in network_arms(config(ASKED), "gru")}
+    assert arms["output_bias"].adapt["learns"] == ["output_bias"]
+    assert arms["recurrent"].adapt["learns"] == ["input", "bias", "recurrent"]
+    assert arms["immediate_rmsprop"].adapt["learns"] is None
+    assert arms["from_random"].adapt["pretrained"] is False
+    assert {name for name, arm in arms.items() if "pretrained" in arm.adapt or "pretrained" in arm.fit} == {
+        "from_random"
+    }
+    taught = {name: arm.supervision for name, arm in arms.items()}
+    assert (taught["intention"], taught["pseudo"], taught["normaliser"]) == ("intention", "pseudo", "none")
+    assert arms["fine_tuned"].trained_as == "online_rnn"
+
+
+@pytest.mark.parametrize(
+    ("variables", "has_targets", "expected"),
+    [(["velocity"], True, True), (["velocity"], False, False), (["position"], True, False)],
+)
+def test_intention_needs_a_velocity_and_targets(variables, has_targets, expected):
+    about = {"n_axes": N_AXES, "has_targets": has_targets}
+    arms = Builder(config(variables=variables), {}, {"b": about}, {}).arms(Pair(("a",), "b"))
+    assert ("intention" in {arm.name for arm in arms}) == expected
+
+
+def test_an_arm_of_a_pair_never_has_values_that_were_chosen_on_its_target():
+    def point(target, rate, score):
+        parameters = {"learning_rate": rate}
+        where = {"source": "s", "target": target, "seed": 0, "score": score}
+        return {"method": "immediate_rmsprop", "cell": "tanh", "parameters": parameters, **where}
+
+    surface = [point("b", 1e-3, 0.9), point("b", 1e-2, 0.0), point("c", 1e-3, 0.1), point("c", 1e-2, 0.2)]
+    about = {"n_axes": N_AXES, "has_targets": True}
+    tuned = Tuned("f", "d", {}, tuple(surface))
+    builder = Builder(config([IMMEDIATE]), {}, {"b": about, "c": about, "d": about}, {}, tuned)
+    rates = {
+        target: next(
+            arm.adapt["learning_rate"]
+            for arm in builder.arms(Pair(("a",), target))
+            if (arm.name, arm.cell) == ("immediate_rmsprop", "tanh")
+        )
+        for target in "bcd"
+    }
+    assert rates == {"b": 1e-2, "c": 1e-3, "d": 1e-3}
+    halved = [arm for arm in builder.arms(Pair(("a",), "d"), day="b") if arm.name == "immediate_rmsprop"]
+    assert halved[0].adapt["learning_rate"] == 1e-2, "a part of a day is that day"
+    plain = [arm for arm in builder.arms(Pair(("a",), "b"), tuned=False) if arm.name == "immediate_rmsprop"]
+    assert {arm.adapt["learning_rate"] for arm in plain} == {1e-4}
+    gru = next(arm for arm in builder.arms(Pair(("a",), "b")) if (arm.name, arm.cell) == ("immediate_rmsprop", "gru"))
+    assert gru.adapt["learning_rate"] == 1e-4, "nothing was chosen for it"

@@ -1,0 +1,145 @@
+"""Sweeps, ceilings, forgetting, declared comparisons and what goes with drift: tables with known answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from long_tables import blocks, row, study, swept
+
+from bci_adapt import studies
+from bci_adapt.results import STUDIES, long_table
+from bci_adapt.statistics import holm
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return long_table(pd.concat([study(5, metrics=("r2",)), swept(5)], ignore_index=True))
+
+
+def test_a_sweep_lists_values_in_order_with_the_standing_score_at_its_own(rows):
+    points = studies.sweep(rows, "delay", phase="held_out")
+    arms = [(point["arm"], point["value"]) for point in points]
+    delays = [0.0, 0.1, 0.5, 2.0, np.inf]
+    assert arms == [(arm, delay) for arm in ("readout", "immediate_rmsprop") for delay in delays] or arms == [
+        (arm, delay) for arm in ("immediate_rmsprop", "readout") for delay in delays
+    ]
+    means = {point["value"]: point["mean"] for point in points if point["arm"] == "immediate_rmsprop"}
+    assert means[0.0] > means[2.0] > means[np.inf]
+    own = rows[(rows["arm"] == "immediate_rmsprop") & (rows["cell"] == "tanh") & (rows["study"] == "")]
+    own = own[(own["phase"] == "held_out") & (own["source"] == "day-00") & (own["seed"] == 0)]
+    assert means[0.5] == pytest.approx(own["value"].mean()), "on the sweep's pairs and seeds alone"
+    assert all(point["low"] < point["mean"] < point["high"] and point["n_targets"] == 5 for point in points)
+    assert {point["phase"] for point in studies.sweep(rows, "budget")} == {"online", "held_out"}
+    assert [point["value"] for point in studies.sweep(rows, "fraction", phase="online")][:4] == [0.03, 0.1, 0.3, 1.0]
+    assert studies.sweep(study(3, metrics=("r2",)), "delay") == []
+    assert set(studies.SWEPT) < set(STUDIES)
+
+
+def budget_rows(levels: dict[float, float], **ceilings: float):
+    arms = [("readout", value, {"study": "budget", "budget_s": budget}) for budget, value in levels.items()]
+    arms += [(arm, value, {}) for arm, value in ceilings.items()]
+    return long_table(
+        [
+            row(arm=arm, target=f"t{day}", value=value + day / 100, **changes)
+            for arm, value, changes in arms
+            for day in (0, 1)
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("levels", "ceilings", "budget", "ceiling"),
+    [
+        ({0: 0.1, 30: 0.44, 60: 0.46, 120: 0.5}, {"joint_oracle": 0.5, "network_oracle": 0.3}, 60.0, "joint_oracle"),
+        ({0: 0.1, 30: 0.44, 60: 0.46}, {"network_oracle": 0.3}, 30.0, "network_oracle"),
+        ({0: 0.1, 30: 0.2}, {"joint_oracle": 0.5}, None, "joint_oracle"),
+        ({0: 0.1, 30: 0.2}, {"joint_oracle": -0.5}, None, "joint_oracle"),
+        ({0: 0.1, 30: 0.2}, {"joint_oracle": 0.5, "readout": 0.49}, 600.0, "joint_oracle"),
+    ],
+)
+def test_time_to_the_ceiling_is_one_of_the_budgets_or_not_reached(levels, ceilings, budget, ceiling):
+    (entry,) = studies.time_to_ceiling(budget_rows(levels, **ceilings))
+    assert (entry["budget_s"], entry["reached"], entry["ceiling"]) == (budget, budget is not None, ceiling)
+    assert entry["threshold"] == pytest.approx(0.9 * entry["ceiling_r2"])
+    assert entry["n_targets"] == 2
+
+
+def test_without_a_ceiling_there_is_no_time_to_it():
+    assert studies.time_to_ceiling(budget_rows({0: 0.1, 30: 0.2})) == []
+
+
+def test_forgetting_no_drift_and_shared_rates(rows):
+    lost = {entry["arm"]: entry for entry in studies.forgetting(rows)}
+    assert list(lost) == ["immediate_rmsprop", "readout"] or set(lost) == {"immediate_rmsprop", "readout"}
+    assert lost["readout"]["mean"] == pytest.approx(-0.3)
+    assert lost["readout"]["adapted"] - lost["readout"]["frozen"] == pytest.approx(-0.3)
+    assert [day["target"] for day in lost["readout"]["days"]] == [f"day-{10 + i}" for i in range(5)]
+    still = {entry["arm"]: entry for entry in studies.no_drift(rows)}
+    assert still["frozen"]["mean"] > 0.5 > 0 > still["frozen"]["drifted"]
+    assert still["frozen"]["n_targets"] == 5
+    for entry in studies.shared_rates(rows):
+        assert (entry["rate"], entry["studied_rate"]) == (3e-4, 1e-3)
+        assert entry["mean"] == pytest.approx(entry["standing"] - entry["studied"])
+        assert entry["mean"] == pytest.approx(0.09, abs=0.05)
+    cold = studies.beside(rows, "cold")
+    assert {entry["arm"] for entry in cold} == {"immediate_rmsprop", "readout"}
+    assert studies.beside(rows, "continual") == []
+
+
+def test_comparisons_are_declared_adjusted_and_turn_with_the_data(rows):
+    stored = blocks(rows)
+    primary = ("immediate_rmsprop", "gru"), ("rls", "")
+    entries = studies.comparisons(rows, primary, blocks=stored)
+    assert [entry["primary"] for entry in entries] == [True, *[False] * (len(entries) - 1)]
+    first, *others = entries
+    assert (first["first"], first["second"], first["p_holm"]) == ("immediate_rmsprop", "rls", first["p_sign_flip"])
+    assert [entry["p_holm"] for entry in others] == pytest.approx(holm([entry["p_sign_flip"] for entry in others]))
+    keys = [(each["first"], each["first_cell"], each["second"], each["second_cell"]) for each in entries]
+    assert len(set(keys)) == len(keys)
+    by_name = dict(zip(keys, entries, strict=True))
+    gain = by_name["immediate_rmsprop", "tanh", "normaliser", "tanh"]
+    assert gain["sign"] == 1
+    assert gain["g_low"] > 0
+    assert gain["equivalence"] == "different"
+    level = by_name["immediate_sgd", "tanh", "immediate_rmsprop", "tanh"]
+    assert abs(level["mean"]) < 0.03
+    assert level["equivalence"] == "equivalent", "a hundredth apart with little spread"
+    assert 2 <= level["n_needed"] <= 5
+    assert level["power"] > 0.8
+    none = studies.comparisons(rows)
+    assert not any(entry["primary"] for entry in none)
+    assert {entry["p_holm"] >= entry["p_sign_flip"] for entry in none} == {True}
+    mirrored = studies.comparisons(rows, primary[::-1])[0]
+    assert mirrored["mean"] == pytest.approx(-first["mean"])
+    assert (mirrored["g_low"], mirrored["g_high"]) == pytest.approx((-first["g_high"], -first["g_low"]))
+
+
+def test_one_day_gives_comparisons_without_verdicts():
+    entries = studies.comparisons(study(1, metrics=("r2",)))
+    assert {entry["equivalence"] for entry in entries} == {"inconclusive"}
+    assert np.isnan([entry["power"] for entry in entries]).all()
+
+
+def test_what_goes_with_drift_is_found_and_what_does_not_is_not():
+    rng = np.random.default_rng(0)
+    losses, records, drift = np.linspace(0.05, 0.6, 10), [], []
+    for day, loss in enumerate(losses):
+        for source in ("a", "b"):
+            own = {"source": source, "target": f"t{day}"}
+            scores = {"network_oracle": 0.7, "frozen": 0.7 - loss, "normaliser": 0.7 - loss + 0.1 * (day % 2)}
+            records += [row(arm=arm, value=value, **own) for arm, value in scores.items()]
+            measures = {"follows": loss**2, "opposes": -loss, "unrelated": rng.normal(), "missing": None}
+            drift.append({**own, "measures": {name: {"value": value} for name, value in measures.items()}})
+    found = {
+        (each["measure"], each["outcome"], each["arm"]): each
+        for each in studies.associations(long_table(records), drift)
+    }
+    assert {key[0] for key in found} == {"follows", "opposes", "unrelated"}
+    assert found["follows", "loss", "frozen"]["rho"] == pytest.approx(1.0)
+    assert found["opposes", "loss", "frozen"]["rho"] == pytest.approx(-1.0)
+    unrelated = found["unrelated", "loss", "frozen"]
+    assert unrelated["low"] < 0 < unrelated["high"]
+    assert unrelated["n_targets"] == 10, "days, not pairs"
+    assert abs(found["follows", "recovered", "normaliser"]["rho"]) < 0.5
+    assert studies.associations(long_table(records), []) == []

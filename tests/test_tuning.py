@@ -1,0 +1,187 @@
+"""Tuning: what a search chooses on planted surfaces; a tiny tuning, from recordings to a run with its values."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bci_adapt.arms import Arm
+from bci_adapt.config import load_config, parse_config
+from bci_adapt.errors import InputError
+from bci_adapt.experiment import run_experiment
+from bci_adapt.results import read_results
+from bci_adapt.tuned import choose, read_tuned
+from bci_adapt.tuning import Search, tune, write_tuned
+
+
+def search(surface, start, grid, max_points=7, targets=("a", "b")):
+    """Run a search over a planted surface: a function of the setting and the target."""
+    found = Search(Arm("arm", "", "wiener", "source", start, grid=grid), max_points)
+    rounds = 0
+    while wanted := found.wanted():
+        rounds += 1
+        assert rounds < 100
+        for setting in wanted:
+            points = [
+                {"method": "arm", "cell": "", "parameters": setting, "source": "s", "target": target, "seed": 0}
+                | {"score": surface(setting, target)}
+                for target in targets
+            ]
+            assert not any(point in found.points for point in points)  # nothing is tried twice
+            found.points += points
+    return found
+
+
+def peak(**at):
+    return lambda setting, target: -sum(np.log(setting[name] / value) ** 2 for name, value in at.items())
+
+
+@pytest.mark.parametrize("best", [1e-5, 1e-4, 3e-4, 1e-2])
+def test_a_search_goes_on_until_its_optimum_is_interior(best):
+    found = search(peak(rate=best), {"rate": 1e-4}, {"rate": 10**0.5})
+    chosen = choose(found.points)
+    assert chosen.interior
+    assert abs(np.log10(chosen.parameters["rate"] / best)) <= 0.25 + 1e-6
+    assert chosen.n_points == len({point["parameters"]["rate"] for point in found.points}) <= 7
+
+
+def test_a_search_ends_at_its_budget_and_says_that_the_optimum_lies_at_the_edge():
+    found = search(lambda setting, target: setting["rate"], {"rate": 1.0}, {"rate": 2.0}, max_points=5)
+    chosen = choose(found.points)
+    assert (chosen.n_points, chosen.parameters["rate"], chosen.interior) == (5, 8.0, False)
+
+
+def test_two_parameters_are_searched_one_after_the_other():
+    found = search(peak(rate=1.0, penalty=4.0), {"rate": 4.0, "penalty": 1.0}, {"rate": 2.0, "penalty": 2.0})
+    assert choose(found.points).parameters == {"rate": 1.0, "penalty": 4.0}
+    assert choose(found.points).interior
+    assert found.best == {"rate": 1.0, "penalty": 4.0}
+
+
+def test_whole_numbers_stay_whole_and_end_at_their_least():
+    found = search(lambda setting, target: -setting["n_lags"], {"n_lags": 3}, {"n_lags": 1.5})
+    tried = [point["parameters"]["n_lags"] for point in found.points]
+    assert all(isinstance(value, int) for value in tried)
+    assert min(tried) == 1 == choose(found.points).parameters["n_lags"]
+    assert not choose(found.points).interior
+
+
+def test_a_method_that_always_fails_ends_without_a_choice():
+    found = search(lambda setting, target: None, {"rate": 1.0}, {"rate": 2.0})
+    assert len(found.points) == 6
+    assert choose(found.points) is None
+
+
+def test_a_config_without_tuning_is_refused(tmp_path):
+    raw = {"name": "x", "source": {"kind": "simulated"}, "pairs": [{"source": 1, "targets": [2]}], "arms": []}
+    with pytest.raises(InputError, match=r"no \[tuning\] section"):
+        tune(parse_config(raw, "x"))
+
+
+TINY = """
+name = "tuned"
+stream_s = 60.0
+min_held_out_s = 50.0
+label_delay_s = 0.2
+learning_rate = 1e-3
+seeds = [0]
+tuned = "tiny.tuned.json"
+
+[source]
+kind = "simulated"
+days = [0, 40, 200]
+duration_s = 120.0
+n_units = 12
+
+[[pairs]]
+source = 1
+targets = [2, 3]
+
+[tuning]
+max_points = 4
+
+[[tuning.pairs]]
+source = 1
+targets = [2, 3]
+
+[network]
+cells = ["tanh"]
+n_hidden = 4
+n_updates = 10
+warm_up_s = 10.0
+
+[linear]
+n_lags = 3
+
+[controls]
+without = ["intention", "pseudo", "recurrent", "from_random", "output_bias", "fine_tuned", "network_oracle",
+  "joint_oracle", "joint_ridge", "aligned", "rls", "kalman_frozen", "kalman_normaliser", "kalman_adaptive",
+  "kalman_refit", "kalman_pv_frozen", "kalman_pv_normaliser", "kalman_pv_adaptive", "kalman_pv_refit", "persistence"]
+no_drift = false
+costs = false
+drift = false
+channels = false
+
+[sweeps]
+arms = []
+
+[[arms]]
+rule = "immediate"
+optimizer = "rmsprop"
+"""
+
+
+def test_from_recordings_to_a_run_with_tuned_values(tmp_path, monkeypatch, call):
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    config, values = load_config(path), tmp_path / "tiny.tuned.json"
+    with pytest.raises(InputError, match="make it with bci-adapt tune"):
+        run_experiment(config, workers=0, tuned=values)
+    about, surface = tune(config, workers=0)
+    write_tuned(values, about, surface)
+    written = values.read_bytes()
+    tuned = read_tuned(values)
+    methods = {method for method, _ in tuned.methods()}
+    assert methods == {"readout", "immediate_rmsprop", "frozen", "normaliser", "ridge_oracle"}
+    assert {point["target"] for point in tuned.surface} == {pair["target"] for pair in about["pairs"]}
+    # Every score of the surface is that of a run at this setting: again, it is found and not run.
+    code, out, _ = call("tune", path, "--workers", "0")
+    assert code == 0
+    assert "interior" in out
+    assert values.read_bytes() == written
+
+    done = run_experiment(config, workers=0, tuned=values)
+    rows = read_results(done.folder / "results.nc").rows
+    own = rows[(rows["arm"] == "immediate_rmsprop") & (rows["metric"] == "r2") & (rows["phase"] == "held_out")]
+    for target, study, rate, score in own[["target", "study", "rate", "value"]].itertuples(index=False):
+        if study == "shared_rate":
+            assert rate == config.learning_rate
+            continue
+        chosen = tuned.choice("immediate_rmsprop", "tanh", target)  # the surface without this target
+        assert rate == chosen.parameters["learning_rate"]
+        (point,) = [
+            each["score"]
+            for each in tuned.surface
+            if each["method"] == "immediate_rmsprop"
+            and each["target"] == target
+            and each["parameters"]["learning_rate"] == rate
+        ]
+        assert score == pytest.approx(point, abs=1e-12)
+    assert set(own["study"]) == {"", "shared_rate"}
+    manifest = json.loads((done.folder / "manifest.json").read_text())
+    assert manifest["rates_tuned"]
+    assert manifest["tuning"]["digest"] == tuned.digest
+    assert len(manifest["tuning"]["surface"]) == len(tuned.surface)
+    again = run_experiment(config, workers=0, tuned=values)
+    assert (again.executed, again.folder) == (0, done.folder)
+
+    # Another value chosen is another run: the file's contents decide, not its name.
+    stored = json.loads(values.read_text())
+    for point in stored["surface"]:
+        if point["method"] == "immediate_rmsprop":
+            point["score"] = point["parameters"]["learning_rate"]
+    values.write_text(json.dumps(stored))
+    other = run_experiment(config, workers=0, tuned=values)
+    assert other.folder != done.folder
+    assert other.executed > 0
