@@ -369,6 +369,7 @@ class Config(_Section):
     stream_s: Positive = 600.0
     min_held_out_s: Positive = 300.0
     label_delay_s: NotNegative = 0.5
+    target_lag_s: NotNegative = 0.0
     normaliser_s: Positive = 300.0
     learning_rate: Positive = 1e-4
     tuned: Annotated[str, Field(pattern=r"^[\w.-]*$")] = ""
@@ -399,6 +400,11 @@ class Config(_Section):
     def intended(self) -> str | None:
         """The variable that an intention is a label of: the first velocity, None where none is decoded."""
         return next((name for name in self.variables if name in _VELOCITIES), None)
+
+    @property
+    def target_lag_bins(self) -> int:
+        """Bins by which the target lags the movement."""
+        return round(self.target_lag_s / self.bin_s)
 
     @property
     def kalman_lag_bins(self) -> int:

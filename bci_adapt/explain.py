@@ -18,9 +18,11 @@ from bci_adapt.arms import Arm
 from bci_adapt.config import ControlSection, SweepSection, load_config
 from bci_adapt.engine import Job, Progress, execute
 from bci_adapt.errors import InputError
-from bci_adapt.experiment import Builder, Pair, choose_pairs, prepare_sessions
+from bci_adapt.experiment import prepare_sessions
 from bci_adapt.jobs.arrays import load_arrays
 from bci_adapt.metrics import block_sums
+from bci_adapt.pairs import Pair, choose_pairs
+from bci_adapt.planning import Builder
 from bci_adapt.report import read_manifest
 from bci_adapt.results import number
 from bci_adapt.tuned import read_tuned
@@ -166,8 +168,8 @@ def _plan(builder: Builder, pair: Pair, cell: str, variable: str) -> list[Step]:
 
     def other(what: str, *, silence: bool = False, **changed: Any) -> Job:
         parameters = {
-            "variables": builder.config.variables, "variable": variable, "stream_s": builder.config.stream_s,
-            "statistics": "source", "lags": [0], **changed,
+            "variables": builder.config.variables, "target_lag_bins": builder.config.target_lag_bins,
+            "variable": variable, "stream_s": builder.config.stream_s, "statistics": "source", "lags": [0], **changed,
         }  # fmt: skip
         return replace(
             frozen,
@@ -229,7 +231,7 @@ def _sums(job: Job, key: str, builder: Builder, variable: str) -> _Sums:
     """Squared errors and deviations by block; of the whole later half for the own day, else of the held-out part."""
     target = job.inputs["target"]
     assert isinstance(target, Job)
-    arrays = load_arrays(target.path, builder.config.variables)
+    arrays = load_arrays(target.path, builder.config.variables, builder.config.target_lag_bins)
     held_out, outputs = slice(arrays.n_stream(builder.config.stream_s), None), arrays.columns[variable]
     with np.load(job.path, allow_pickle=False) as stored:
         chosen = json.loads(str(stored["chosen"])) if "chosen" in stored.files else {}

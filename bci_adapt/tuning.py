@@ -13,7 +13,9 @@ from bci_adapt.arms import Arm
 from bci_adapt.config import Config
 from bci_adapt.engine import Job, Progress, execute
 from bci_adapt.errors import InputError
-from bci_adapt.experiment import Builder, Pair, prepare_sessions, require_source, unscorable
+from bci_adapt.experiment import prepare_sessions
+from bci_adapt.pairs import Pair, require_source, unscorable
+from bci_adapt.planning import Builder
 from bci_adapt.storage import write_text
 from bci_adapt.tuned import choose, tuned_text
 

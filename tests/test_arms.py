@@ -6,7 +6,8 @@ from bci_adapt.arms import HELD_OUT, linear_arms, network_arms
 from bci_adapt.config import STANDING, ArmSection, arm_name, parse_config
 from bci_adapt.decoders.base import decoder_class
 from bci_adapt.errors import InputError
-from bci_adapt.experiment import Builder, Pair
+from bci_adapt.pairs import Pair
+from bci_adapt.planning import Builder
 from bci_adapt.results import ARMS, RETRAINED, arm_label
 from bci_adapt.tuned import Tuned
 

@@ -15,9 +15,11 @@ from bci_adapt.config import STANDING, ArmSection, arm_name, load_config, parse_
 from bci_adapt.credit.base import rules
 from bci_adapt.engine import Job
 from bci_adapt.errors import InputError
-from bci_adapt.experiment import Pair, choose_pairs, open_source, require_source, run_experiment, unscorable
+from bci_adapt.experiment import open_source, run_experiment
 from bci_adapt.jobs import adapt, pretrain, score
 from bci_adapt.optimizers import optimizers
+from bci_adapt.pairs import Pair, choose_pairs, meet, require_source, unscorable
+from bci_adapt.planning import Builder, Foreign, prepare_job
 from bci_adapt.prepare import prepare
 from bci_adapt.report import judged
 from bci_adapt.results import json_payload, leak, read_results, summarise
@@ -408,13 +410,26 @@ def test_a_source_without_labels_is_refused_before_any_job_and_a_failing_fit_nam
             require_source(unusable, config)
     write_session(still, tmp_path / "still.nc")
     small = {"cell": "tanh", "n_hidden": 3, "n_updates": 1}
-    parameters = {"decoder": "online_rnn", "constants": small, "variables": ["velocity"], "stream_s": None}
+    parameters = {
+        "decoder": "online_rnn",
+        "constants": small,
+        "variables": ["velocity"],
+        "target_lag_bins": 0,
+        "stream_s": None,
+    }
     parameters["n_streams"] = 0
     with pytest.raises(InputError, match=f"online_rnn on {name}: y: .* constant"):
         pretrain.run(parameters, {"session0": tmp_path / "still.nc"}, tmp_path / "decoder.npz")
     pretrain.run(parameters, {"session0": recorded(session, tmp_path)}, tmp_path / "decoder.npz")
     narrow = recorded(session.isel(channel=slice(2, None)), tmp_path)
-    adapting = {"variables": ["velocity"], "stream_s": 60.0, "constants": {}, "become": None, "supervision": "true"}
+    adapting = {
+        "variables": ["velocity"],
+        "target_lag_bins": 0,
+        "stream_s": 60.0,
+        "constants": {},
+        "become": None,
+        "supervision": "true",
+    }
     adapting |= {"at_trial_end": False, "label_fraction": 1.0, "budget_s": None, "seed": 0, "control": None}
     adapting |= {"continuing": False, "back": False}
     with pytest.raises(InputError, match=f"online_rnn on {name}: X: .* channels"):
@@ -566,9 +581,9 @@ def test_a_retrained_network_runs_once_for_all_sources_of_a_target(tiny):
     config = load_config(tiny)
     files = recordings(config)
     names = [path.stem for path in files]
-    sessions = {name: experiment.prepare_job(config, path, {}) for name, path in zip(names, files, strict=True)}
+    sessions = {name: prepare_job(config, path, {}) for name, path in zip(names, files, strict=True)}
     about = {"date": "2014-03-03", "n_channels": 20, "n_axes": {"velocity": 2}, "has_targets": True, "has_trials": True}
-    builder = experiment.Builder(config, sessions, dict.fromkeys(names, about), {})
+    builder = Builder(config, sessions, dict.fromkeys(names, about), {})
     scores = [builder.pair(Pair((source,), names[2])) for source in names[:2]]
     paths = [
         {
@@ -671,10 +686,10 @@ def test_what_quality_flags_on_the_source_is_removed_only_when_asked(tiny):
     source, target = sessions
     sessions[source]["counts"].values[:, 4] = 0
     sessions[target]["counts"].values[:, 6] = 0  # dead on the target only: nobody could know at its start
-    whole = experiment.meet(config, [source], [target], sessions)
+    whole = meet(config, [source], [target], sessions)
     assert (len(whole.names), whole.removed) == (20, [])
     asked = load_config(tiny, ["targets=2", 'channels.remove=["dead channels"]'])
-    found = experiment.meet(asked, [source], [target], sessions)
+    found = meet(asked, [source], [target], sessions)
     label = sessions[source]["channel"].values.tolist()[4]
     assert (found.removed, len(found.names), label in found.names) == ([label], 19, False)
     with pytest.raises(InputError, match="did you mean 'dead channels'"):
@@ -705,17 +720,17 @@ def test_a_variable_means_the_same_in_source_and_target(tiny):
     config = load_config(tiny, ["targets=2"])
     sessions = {path.stem: prepare(path, 0.05) for path in recordings(config)[:2]}
     source, target = sessions
-    experiment.meet(config, [source], [target], sessions)
+    meet(config, [source], [target], sessions)
     for change, message in [
         (lambda s: s.assign_coords(axis=["u", "v"]), "u, v in"),
         (lambda s: s.drop_vars(["velocity", "velocity_valid"]), "expected target 'velocity'"),
     ]:
         with pytest.raises(InputError, match=message):
-            experiment.meet(config, [source], [target], sessions | {target: change(sessions[target])})
+            meet(config, [source], [target], sessions | {target: change(sessions[target])})
     power = sessions[target].copy(deep=True)
     power["counts"] = power["counts"].astype(float).assign_attrs(units="volts")
     with pytest.raises(InputError, match="power of a band"):
-        experiment.meet(config, [source], [target], sessions | {target: power})
+        meet(config, [source], [target], sessions | {target: power})
 
 
 # ------------------------------------------------------------------------------------------- everything at once
@@ -762,7 +777,7 @@ def everything(cache, tmp_path_factory):
     config = load_config(folder / "all.toml")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BCI_ADAPT_CACHE", str(cache))
-        own = experiment.Foreign.parse(f"{folder / 'mine.py'}:Mine")
+        own = Foreign.parse(f"{folder / 'mine.py'}:Mine")
         done = run_experiment(config, workers=0, foreign=[own])
     results = read_results(done.folder / "results.nc")
     return config, done, results

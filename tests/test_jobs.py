@@ -16,10 +16,11 @@ from bci_adapt.decoders.rls import RLSDecoder
 from bci_adapt.decoders.wiener import WienerDecoder
 from bci_adapt.engine import Job
 from bci_adapt.errors import InputError
-from bci_adapt.experiment import Builder, Foreign, Labels, Pair
 from bci_adapt.jobs import adapt, cost, drift, foreign, halve
 from bci_adapt.jobs.arrays import load_arrays, permuted_channels, permuted_in_time, session_arrays, shifted_in_time
 from bci_adapt.jobs.labels import intended, shown, smoothed
+from bci_adapt.pairs import Pair
+from bci_adapt.planning import Builder, Foreign, Labels
 from bci_adapt.sessions import write_session
 
 BIN_S, N_BINS, N_STREAM = 0.05, 900, 400
@@ -170,6 +171,19 @@ def test_in_trial_and_trial_end_are_those_of_a_loop(bench):
     none = session_arrays(part.assign(trial_stop_s=part["trial_stop_s"] * np.nan), "velocity")
     assert none.in_trial is None
     assert set(none.trial_end) == {len(times)}
+
+
+def test_a_lagged_target_is_the_movement_some_bins_ago_of_its_own_segment(bench):
+    session = bench.sessions["target"].copy(deep=True)
+    session["segment"][N_BINS // 3 :] += 1
+    plain, lagged = (session_arrays(session, "velocity", lag) for lag in (0, 4))
+    for t in range(N_BINS):
+        crosses = t < 4 or plain.reset[t - 3 : t + 1].any()
+        expected = np.full(2, np.nan) if crosses else plain.y[t - 4]
+        assert np.array_equal(lagged.y[t], expected, equal_nan=True)
+        assert lagged.in_trial[t] == (not crosses and plain.in_trial[t - 4])
+    assert np.array_equal(lagged.X, plain.X, equal_nan=True)
+    assert np.array_equal(lagged.trial_end, plain.trial_end)
 
 
 def test_several_variables_lie_side_by_side(bench):
@@ -581,7 +595,14 @@ def own(tmp_path):
 
 
 def foreign_run(bench, tmp_path, own, name, permutation=None, sources=("source",)):
-    parameters = {"variables": ["velocity"], "stream_s": N_STREAM * BIN_S, "decoder": name, "bin_s": BIN_S, "seed": 0}
+    parameters = {
+        "variables": ["velocity"],
+        "target_lag_bins": 0,
+        "stream_s": N_STREAM * BIN_S,
+        "decoder": name,
+        "bin_s": BIN_S,
+        "seed": 0,
+    }
     parameters |= {"label_delay_s": DELAY * BIN_S, "permutation": permutation}
     inputs = {f"source{i}": bench.path(each) for i, each in enumerate(sources)}
     foreign.run(parameters, {"code": own, "target": bench.path("target"), **inputs}, tmp_path / "out.npz")

@@ -18,8 +18,9 @@ from bci_adapt.channels import POLICIES, policy_of
 from bci_adapt.config import load_config
 from bci_adapt.datasets import Dataset, datasets
 from bci_adapt.errors import InputError
-from bci_adapt.experiment import Pair, choose_pairs, meet, open_source
+from bci_adapt.experiment import open_source
 from bci_adapt.layouts.base import Layout
+from bci_adapt.pairs import Pair, choose_pairs, meet
 from bci_adapt.prepare import prepare
 from bci_adapt.sources.dandi import parse_dandiset
 

@@ -38,7 +38,7 @@ def arrays(seed: int, with_trials: bool = True) -> Arrays:
 def scored(tmp_path, monkeypatch, arms, with_trials=True, spoil=lambda stored: None):
     """Run the job on arms ``(columns, phases)``; the sessions, what was stored, and the job's tables."""
     sessions = {"target": arrays(0, with_trials), "source": arrays(1, with_trials)}
-    monkeypatch.setattr(job, "load_arrays", lambda path, variables: sessions[str(path)])
+    monkeypatch.setattr(job, "job_arrays", lambda parameters, path: sessions[str(path)])
     rng = np.random.default_rng(2)
     inputs, entries = {name: name for name in sessions}, []
     truth = {"online": sessions["target"].y[:N_STREAM], "back": sessions["source"].y}
@@ -55,7 +55,12 @@ def scored(tmp_path, monkeypatch, arms, with_trials=True, spoil=lambda stored: N
             entries[-1]["failed"] = lost
         else:
             inputs[f"arm{number}"] = tmp_path / "arm.npz"
-    parameters = {"variables": ["velocity", "position"], "stream_s": N_STREAM * BIN_S, "arms": entries}
+    parameters = {
+        "variables": ["velocity", "position"],
+        "target_lag_bins": 0,
+        "stream_s": N_STREAM * BIN_S,
+        "arms": entries,
+    }
     job.run(parameters | {"excerpt": True, "first_seed": 0}, inputs, tmp_path / "out.json")
     return sessions, stored, json.loads((tmp_path / "out.json").read_text())
 

@@ -87,7 +87,8 @@ def compare(
 
     Example: [cyan]bci-adapt compare mon.nwb tue.nwb wed.nwb --quick --decoder mine.py:Mine[/]
     """
-    from bci_adapt.experiment import Foreign, run_experiment
+    from bci_adapt.experiment import run_experiment
+    from bci_adapt.planning import Foreign
 
     own = [Foreign.parse(text) for text in decoders or ()]
     with progress(quiet) as bar:
@@ -183,7 +184,7 @@ def _decoding(config: Config, target: str, file: Path, workers: int | None, prog
 def _kinematics(config: Config, file: Path, workers: int | None, progress: Any) -> list[str]:
     """The kinematics of a recording as the config prepares it; the run finds it prepared."""
     from bci_adapt.engine import execute
-    from bci_adapt.experiment import prepare_job
+    from bci_adapt.planning import prepare_job
     from bci_adapt.sessions import kinematic_names, open_session
 
     job = prepare_job(config, file, {})

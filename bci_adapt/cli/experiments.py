@@ -52,7 +52,8 @@ def run(
     Example: [cyan]bci-adapt run configs/wrist.toml --data recordings/ --workers 2 --json scores.json[/]
     """
     from bci_adapt.config import load_config
-    from bci_adapt.experiment import Foreign, run_experiment
+    from bci_adapt.experiment import run_experiment
+    from bci_adapt.planning import Foreign
 
     loaded = load_config(config, settings or (), data)
     own = [Foreign.parse(text) for text in decoders or ()]

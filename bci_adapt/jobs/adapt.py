@@ -9,7 +9,7 @@ import numpy as np
 
 from bci_adapt.decoders.base import Decoder, decoder_class, delay_bins
 from bci_adapt.errors import InputError
-from bci_adapt.jobs.arrays import Arrays, load_arrays, permuted_channels, permuted_in_time, shifted_in_time
+from bci_adapt.jobs.arrays import Arrays, job_arrays, permuted_channels, permuted_in_time, shifted_in_time
 from bci_adapt.jobs.labels import SMOOTHING_S, intended, shown, smoothed
 from bci_adapt.sessions import read_session
 from bci_adapt.storage import atomic_path
@@ -41,7 +41,7 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     Writes an npz: predictions ``online``, ``held_out``, ``continuing``, ``back`` (n_bins, n_outputs), without rows
     where not wanted; ``weight_change`` (NaN for decoders without one), ``diverged``, ``n_labels``.
     """
-    arrays = load_arrays(inputs["target"], tuple(parameters["variables"]))
+    arrays = job_arrays(parameters, inputs["target"])
     n_stream = arrays.n_stream(parameters["stream_s"])
     decoder = started(parameters, inputs)
     whole = met(arrays, inputs["target"], parameters, decoder)
@@ -50,7 +50,7 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # divergence is recorded below, not warned about
             for name in sorted((name for name in inputs if name.startswith("before")), key=lambda name: int(name[6:])):
-                before = load_arrays(inputs[name], tuple(parameters["variables"]))
+                before = job_arrays(parameters, inputs[name])
                 earlier = met(before, inputs[name], parameters, decoder)
                 taught(decoder, part(earlier, slice(before.n_stream(parameters["stream_s"]))), parameters)
             online = taught(decoder, part(whole, slice(n_stream)), parameters)
@@ -59,7 +59,7 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
             n_labels = int(np.isfinite(whole.y[:n_stream]).any(axis=1).sum())  # intention has none of positions
             change, diverged = getattr(decoder, "weight_change_", np.nan), getattr(decoder, "diverged_", False)
             if parameters["back"]:
-                source = load_arrays(inputs["source"], tuple(parameters["variables"]))
+                source = job_arrays(parameters, inputs["source"])
                 back = decoder.with_fitted_statistics().predict(source.X, source.reset)
             if parameters["continuing"]:
                 on = met(arrays, inputs["target"], {**parameters, "budget_s": None}, decoder)

@@ -43,17 +43,25 @@ class Arrays(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)
-def load_arrays(path: Path, variables: tuple[str, ...]) -> Arrays:
+def load_arrays(path: Path, variables: tuple[str, ...], target_lag_bins: int = 0) -> Arrays:
     """Arrays of a stored session, read once per process: its path names its content. They must not be written to."""
-    arrays = session_arrays(read_session(path), variables)
+    arrays = session_arrays(read_session(path), variables, target_lag_bins)
     for array in (arrays.X, arrays.y, arrays.reset, arrays.in_trial, arrays.trial_end):
         if array is not None:
             array.flags.writeable = False
     return arrays
 
 
-def session_arrays(session: xr.Dataset, variables: str | Sequence[str]) -> Arrays:
+def job_arrays(parameters: Mapping[str, Any], path: Path) -> Arrays:
+    """Arrays of a stored session as the `variables` and `target_lag_bins` of a job's parameters ask for them."""
+    return load_arrays(path, tuple(parameters["variables"]), parameters["target_lag_bins"])
+
+
+def session_arrays(session: xr.Dataset, variables: str | Sequence[str], target_lag_bins: int = 0) -> Arrays:
     """Take counts and kinematic variables, one or several, out of a session.
+
+    With `target_lag_bins` the target of a bin is the movement that many bins before it, in its own segment: neurons
+    then lead their target by so much more, and a decoder must remember. What counts as in trial moves along.
 
     Raises
     ------
@@ -75,6 +83,11 @@ def session_arrays(session: xr.Dataset, variables: str | Sequence[str]) -> Array
     segment, attrs = session["segment"].values, session.attrs
     reset = np.concatenate([[True], np.diff(segment) != 0]) if len(segment) else np.zeros(0, bool)
     in_trial, trial_end = _trials(session)
+    if target_lag_bins:
+        begins = np.maximum.accumulate(np.where(reset, np.arange(len(reset)), 0))
+        own = np.arange(len(reset)) - target_lag_bins >= begins
+        y = np.where(own[:, None], np.roll(y, target_lag_bins, axis=0), np.nan)
+        in_trial = None if in_trial is None else own & np.roll(in_trial, target_lag_bins)
     return Arrays(X, y, reset, axes, columns, in_trial, trial_end, float(attrs["bin_s"]), str(attrs["session_id"]))
 
 

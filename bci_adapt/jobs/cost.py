@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bci_adapt.jobs.adapt import met, started
-from bci_adapt.jobs.arrays import load_arrays
+from bci_adapt.jobs.arrays import job_arrays
 from bci_adapt.storage import write_text
 
 WARM_UP, MEASURED = 100, 1000
@@ -23,7 +23,7 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     Parameters are those of an adapt job. Writes percentiles over `MEASURED` bins, the same of a call that does nothing
     (``empty_loop_us``: the clock and the loop), the bytes of the decoder's arrays and the peak that its calls allocate.
     """
-    arrays = load_arrays(inputs["target"], tuple(parameters["variables"]))
+    arrays = job_arrays(parameters, inputs["target"])
     decoder = started(parameters, inputs)
     stream = met(arrays, inputs["target"], parameters, decoder)
     n_bins = min(len(stream.X), WARM_UP + MEASURED)

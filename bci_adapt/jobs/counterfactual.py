@@ -12,7 +12,7 @@ import numpy as np
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.drift import Drift, Settings, day, drift
 from bci_adapt.errors import InputError
-from bci_adapt.jobs.arrays import Arrays, load_arrays
+from bci_adapt.jobs.arrays import Arrays, job_arrays
 from bci_adapt.metrics import r2
 from bci_adapt.normaliser import Normaliser
 from bci_adapt.sessions import read_session
@@ -31,7 +31,7 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
 
     Writes an npz: ``predicted`` (n_bins, n_outputs) and ``chosen``, JSON of {lag, silent, note}.
     """
-    arrays = load_arrays(inputs["target"], tuple(parameters["variables"]))
+    arrays = job_arrays(parameters, inputs["target"])
     decoder = Decoder.load(inputs["decoder"]).set_params(normaliser_s=None)
     if parameters["statistics"] == "target":
         decoder = _with_statistics_of(decoder, arrays.X)

@@ -12,7 +12,7 @@ import numpy as np
 
 from bci_adapt.decoders.base import delay_bins
 from bci_adapt.errors import InputError
-from bci_adapt.jobs.arrays import load_arrays, permuted_in_time
+from bci_adapt.jobs.arrays import job_arrays, permuted_in_time
 from bci_adapt.storage import atomic_path
 
 
@@ -50,12 +50,11 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     label, and is given labels as though there was no delay unless it takes ``label_delay_s`` or ``arrives``: it is the
     decoder's to wait. Writes what jobs/adapt.py writes.
     """
-    variables = tuple(parameters["variables"])
     kind = load_class(inputs["code"], parameters["decoder"])
     given = {name: parameters[name] for name in ("bin_s", "label_delay_s", "seed")}
     decoder = kind(**{name: value for name, value in given.items() if takes(kind, name)})
-    sessions = [load_arrays(inputs[f"source{i}"], variables) for i in range(len(inputs) - 2)]
-    target = load_arrays(inputs["target"], variables)
+    sessions = [job_arrays(parameters, inputs[f"source{i}"]) for i in range(len(inputs) - 2)]
+    target = job_arrays(parameters, inputs["target"])
     n_stream = target.n_stream(parameters["stream_s"])
     X = target.X if parameters["permutation"] is None else permuted_in_time(target.X, parameters["permutation"])
     lists = [[a.X.copy() for a in sessions], [a.y.copy() for a in sessions], [a.reset.copy() for a in sessions]]

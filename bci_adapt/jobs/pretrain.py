@@ -5,7 +5,7 @@ from typing import Any
 
 from bci_adapt.decoders.base import decoder_class
 from bci_adapt.errors import InputError
-from bci_adapt.jobs.arrays import described, load_arrays
+from bci_adapt.jobs.arrays import described, job_arrays
 from bci_adapt.sessions import open_session
 
 
@@ -19,7 +19,7 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     whole = len(names) - parameters["n_streams"]
     Xs, ys, resets, told = [], [], [], []
     for i, name in enumerate(names):
-        arrays = load_arrays(inputs[name], tuple(parameters["variables"]))
+        arrays = job_arrays(parameters, inputs[name])
         n_bins = arrays.n_stream(None if i < whole else parameters["stream_s"])
         Xs.append(arrays.X[:n_bins])
         ys.append(arrays.y[:n_bins])

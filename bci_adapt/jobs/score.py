@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bci_adapt.jobs.arrays import Arrays, load_arrays
+from bci_adapt.jobs.arrays import Arrays, job_arrays
 from bci_adapt.metrics import block_sums, r2, score, windowed_r2
 from bci_adapt.storage import write_text
 
@@ -31,11 +31,10 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     Where a session has trials, scores are of bins inside trials, with ``r2_all_bins`` beside them. Standing arms that
     are no control have curves and blocks, and with `excerpt` a stretch of decoded and true series of the first seed.
     """
-    variables = tuple(parameters["variables"])
-    arrays = load_arrays(inputs["target"], variables)
+    arrays = job_arrays(parameters, inputs["target"])
     parts = _parts(arrays, arrays.n_stream(parameters["stream_s"]))
     if "source" in inputs:
-        source = load_arrays(inputs["source"], variables)
+        source = job_arrays(parameters, inputs["source"])
         parts["back"] = _Part(source.y, source.in_trial, 0.0)
     excerpt = _excerpt(parts["held_out"].y, round(_EXCERPT_S / arrays.bin_s)) if parameters["excerpt"] else None
     tables: dict[str, list[dict[str, Any]]] = {"rows": [], "curves": [], "trajectories": [], "blocks": []}
