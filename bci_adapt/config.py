@@ -394,7 +394,8 @@ class Config(_Section):
     @property
     def has_kalman(self) -> bool:
         """Whether a Kalman filter has a state for what is decoded."""
-        return set(self.variables) <= {"position", *_VELOCITIES}
+        known = set(self.variables) <= {"position", *_VELOCITIES}
+        return known and len(set(self.variables) & set(_VELOCITIES)) < 2
 
     @property
     def intended(self) -> str | None:
@@ -427,6 +428,11 @@ class Config(_Section):
                 if seed not in self.seeds:
                     raise ValueError(f"arm {arm_name(arm)}: seed {seed} is not among seeds")
         names = [arm_name(arm) for arm in self.arms]
+        asked = [("sweeps", self.sweeps), *(("continual", section) for section in self.continual)]
+        for where, section in asked:
+            for name in section.arms if "arms" in section.model_fields_set else ():
+                if name not in {*STANDING, *names}:
+                    raise ValueError(f"{where}.arms: {unknown(name, [*STANDING, *names], 'arm')}")
         if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
             raise ValueError(
                 f"two arms are {twice[0]!r}: arms differ in rule, optimiser, constants, normaliser, supervision, what "

@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from bci_adapt import __version__
-from bci_adapt.config import Config, ContinualSection, DandiSource, FilesSource, PairSection, SimulatedSource, to_toml
+from bci_adapt.config import (
+    STANDING,
+    Config,
+    ContinualSection,
+    DandiSource,
+    FilesSource,
+    PairSection,
+    SimulatedSource,
+    arm_name,
+    to_toml,
+)
 from bci_adapt.engine import Job, Outcome, Progress, execute
 from bci_adapt.errors import InputError
 from bci_adapt.pairs import Channels, Pair, choose_pairs, meet, met, require_source, unscorable
@@ -177,6 +187,7 @@ def run_experiment(
     prepared, pairs = prepare_sessions(
         config, sections, workers=workers, scheduler=scheduler, progress=progress, say=say, lock=lock, offline=offline
     )
+    _refuse_names(config, foreign)
     reasons = {pair: unscorable(prepared.sessions[pair.target], config) for pair in pairs}
     for name in dict.fromkeys(name for pair in pairs if not reasons[pair] for name in pair.sources):
         require_source(prepared.sessions[name], config)
@@ -197,6 +208,8 @@ def run_experiment(
             _refuse_failures(outcome)
     executed, reused = (sum(getattr(each, what) for each in outcomes) for what in ("executed", "reused"))
     manifest = _manifest(config, prepared.about, reasons, command)
+    if values is not None and (other := differing_settings(config, values)):
+        manifest |= {"rates_tuned": False, "tuned_for": other}
     if shard is not None:
         failed = [{"label": each.label, "error": each.message} for outcome in outcomes for each in outcome.failed]
         return Run(
@@ -217,7 +230,7 @@ def run_experiment(
             for (arm, cell), job in plan.costs.items()
             if job.path.exists()
         ],
-        "tuning": None if values is None else _tuning(values),
+        "tuning": None if values is None else _tuning(values, config, builders, pairs),
         "primary": config.primary.model_dump(),
         "not_tested": _not_tested(config, prepared, pairs),
         "own_decoders": [{"file": str(own.file), "class": own.name} for own in foreign],
@@ -228,6 +241,15 @@ def run_experiment(
     beside = [path for path in (tuned if config.tuned else None, lock) if path is not None and path.is_file()]
     _write_run(folder, config, manifest, [job for job in scores if job.path.exists()], unit, beside)
     return Run(folder, manifest, executed, reused)
+
+
+def _refuse_names(config: Config, foreign: Sequence[Foreign]) -> None:
+    """Refuse decoders of the user's own that go by the name of another arm: their scores would be taken for its."""
+    taken = {*STANDING, *(arm_name(section) for section in config.arms)}
+    for own in foreign:
+        if own.name in taken:
+            raise InputError(f"--decoder {own.name}: there is an arm of this name already; rename the class")
+        taken.add(own.name)
 
 
 def _plan(
@@ -271,7 +293,7 @@ def _continual(
     reasons: Mapping[Pair, str],
 ) -> list[Job]:
     """The jobs of one chain of days; a day that cannot be scored is adapted through all the same."""
-    days = choose_pairs([section], ids)
+    days = sorted(choose_pairs([section], ids), key=lambda pair: list(ids).index(pair.target))
     return [
         builders[pair.sources].continual(pair, [day.target for day in days[:number]], section.arms)
         for number, pair in enumerate(days)
@@ -279,15 +301,43 @@ def _continual(
     ]
 
 
-def _tuning(values: Tuned) -> dict[str, Any]:
-    """What the manifest says of tuned values: the whole surface, and what was chosen of all of it."""
+_TUNED_FOR = ("variables", "bin_s", "stream_s", "label_delay_s", "target_lag_s", "normaliser_s", "linear")
+
+
+def differing_settings(config: Config, values: Tuned) -> dict[str, list[Any]]:
+    """Settings that the values were not tuned for: ``{name: [tuned for, asked for]}``."""
+    asked, stored = config.model_dump(mode="json", exclude_none=True), values.about.get("settings", {})
+    pairs = {name: (stored.get(name), asked.get(name)) for name in _TUNED_FOR}
+    for name in ("n_hidden", "n_updates", "input_dropout"):
+        pairs[f"network.{name}"] = stored.get("network", {}).get(name), asked["network"].get(name)
+    # what came into the configs later was at its default when the values were tuned
+    pairs["target_lag_s"] = stored.get("target_lag_s", 0.0), config.target_lag_s
+    return {name: list(each) for name, each in pairs.items() if each[0] != each[1]}
+
+
+def _tuning(
+    values: Tuned, config: Config, builders: Mapping[tuple[str, ...], Builder], pairs: Sequence[Pair]
+) -> dict[str, Any]:
+    """What the manifest says of tuned values: the whole surface; what is best on all of it (`chosen`); what was run on
+    each target, without that target's points (`used`); and arms without a value, which ran at the config's own.
+    """
     chosen = [each for key in values.methods() if (each := values.choice(*key)) is not None]
+    used, untuned = [], set()
+    for target, pair in {pair.target: pair for pair in pairs}.items():
+        for arm in builders[pair.sources].arms(pair, tuned=False):
+            found = values.choice(arm.name, arm.cell, target) if arm.grid else None
+            if found is not None:
+                used.append({"target": target, **dataclasses.asdict(found)})
+            elif arm.grid:
+                untuned.add((arm.name, arm.cell))
     return {
         "file": values.file,
         "digest": values.digest,
         **values.about,
         "surface": list(values.surface),
         "chosen": [dataclasses.asdict(each) for each in chosen],
+        "used": used,
+        "untuned": [{"method": name, "cell": cell} for name, cell in sorted(untuned)],
     }
 
 
@@ -349,7 +399,7 @@ def _about(name: str, session: Any) -> dict[str, Any]:
         "warnings": json.loads(attrs["warnings"]),
         "valid_fraction": float(session["valid"].mean()),
         "has_targets": {"trial_start_s", "trial_stop_s"} <= set(session)
-        and bool({"trial_target", "trial_target_dir"} & set(session)),
+        and ("trial_target_dir" in session or ("trial_target" in session and "position" in session)),
         "n_axes": {name: session.sizes[session[name].dims[1]] for name in kinematic_names(session)},
         "has_trials": "trial_start_s" in session and bool(session.sizes.get("trial")),
     }

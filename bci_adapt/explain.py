@@ -107,7 +107,12 @@ def explain(
     config = config.model_copy(update={"controls": ControlSection(), "sweeps": SweepSection(arms=())})
     lock = run_folder / "sessions.lock.toml"
     prepared, _ = prepare_sessions(
-        config, config.pairs, workers=workers, progress=progress, say=say, lock=lock if lock.is_file() else None
+        config,
+        [*config.pairs, *config.continual],
+        workers=workers,
+        progress=progress,
+        say=say,
+        lock=lock if lock.is_file() else None,
     )
     found = _find(pair, choose_pairs(config.pairs, prepared.session_ids))
     recorded = {each["session_id"]: each["source_sha256"] for each in manifest.get("sessions", ())}

@@ -344,8 +344,9 @@ class Builder:
         return [arm if found is None else arm.having(found.parameters) for arm, found in zip(arms, chosen, strict=True)]
 
     def _has_intention(self, pair: Pair) -> bool:
-        aligned = self.config.intended is not None and not self.config.target_lag_bins
-        return aligned and bool(self.about[pair.target]["has_targets"])
+        about, variable = self.about[pair.target], self.config.intended
+        planar = variable is not None and about["n_axes"].get(variable) == 2
+        return planar and not self.config.target_lag_bins and bool(about["has_targets"])
 
     def pair(self, pair: Pair, excerpt: bool = False, foreign: Sequence[Foreign] = (), sweeps: bool = False) -> Job:
         """The score job of one pair, which needs every arm's job."""
@@ -359,7 +360,7 @@ class Builder:
                 scored.add(self.adapt(arm, pair, seed, parts=parts), self._columns(pair, arm, seed), phases)
                 if first and arm.checked:
                     self._canaries(scored, arm, pair, seed)
-            if sweeps and arm.name in self.config.sweeps.arms:
+            if sweeps and arm.learns and arm.name in self.config.sweeps.arms:
                 self._sweeps(scored, arm, pair)
         if self.tuned is not None and sweeps:
             for arm in self.arms(pair, tuned=False):
@@ -396,11 +397,13 @@ class Builder:
         budgets = dict.fromkeys((*(each for each in sweeps.budget_s if each < full.budget_s), full.budget_s))
         settings += [("budget", dataclasses.replace(full, budget_s=budget_s)) for budget_s in budgets]
         for study, labels in settings:
-            if labels.delay_s == "trial_end" and not self.about[pair.target]["has_trials"]:
+            # a decoder that teaches itself has its lesson when the label delay is over, whatever trials there are
+            trials = self.about[pair.target]["has_trials"] and arm.supervision != "pseudo"
+            if labels.delay_s == "trial_end" and not trials:
                 continue
             job = self.adapt(arm, pair, seed, labels=labels, name=f"{study} {arm.name}")
             scored.add(job, self._columns(pair, arm, seed, study=study, **labels.columns), phases)
-        if self.config.controls.cold and arm.cell and "warm_up_s" in arm.fit:
+        if self.config.controls.cold and arm.decoder == "online_rnn":
             cold = dataclasses.replace(arm, adapt={**arm.adapt, "warm_up_s": 0.0})
             job = self.adapt(cold, pair, seed, name=f"cold {arm.name}")
             scored.add(job, self._columns(pair, arm, seed, study="cold"), phases)

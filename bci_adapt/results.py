@@ -25,7 +25,9 @@ from bci_adapt.errors import InputError
 from bci_adapt.recovery import (
     FEW_DAYS,
     Frame,
+    arm_scores,
     compare,
+    compare_scores,
     interval,
     of_arm,
     padded,
@@ -345,7 +347,9 @@ def leak(rows: Frame, leak_fraction: float = LEAK_FRACTION) -> dict[str, bool | 
     for arm in adaptive(rows):
         verdicts = []
         for cell, variable in _cells_and_variables(rows, arm):
-            both = compare(online, (CANARY + arm, cell), (arm, cell), variable, "online")
+            # on the pair: with several shifts, each is a canary of the arm, whatever seeds that has
+            canaries, own = (arm_scores(online, name, cell, variable, "online") for name in (CANARY + arm, arm))
+            both = compare_scores(canaries, own, same_network=False)
             leaks = both and both.first > LEAK_FLOOR and both.first >= leak_fraction * both.second
             verdicts.append(None if both is None else bool(leaks))
         found[arm] = _worst(verdicts)

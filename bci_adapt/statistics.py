@@ -11,6 +11,7 @@ hierarchical interval errs on the wide side, the more so the less days differ fr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
@@ -315,7 +316,7 @@ def power(sd: float, n: int, *, effect: float | None = None, margin: float | Non
     low, high = max(0.0, 1 - spread), min(margin * np.sqrt(n) / (critical * sd), 1 + spread)
     if low >= high:
         return 0.0
-    nodes, weights = np.polynomial.legendre.leggauss(100)
+    nodes, weights = _legendre()
     ratio = low + (high - low) * (nodes + 1) / 2
     inside = 2 * special.ndtr(margin * np.sqrt(n) / sd - critical * ratio) - 1
     density = 2 * (n - 1) * ratio * stats.chi2.pdf((n - 1) * ratio**2, n - 1)
@@ -378,6 +379,11 @@ def hedges_g(differences: ArrayLike, level: float = 0.95) -> Interval:
     return Interval(factor * t, factor * limit(tail), factor * limit(1 - tail), n)
 
 
+@functools.cache
+def _legendre() -> tuple[Array, Array]:
+    return np.polynomial.legendre.leggauss(100)
+
+
 def rank_correlation(
     x: ArrayLike,
     y: ArrayLike,
@@ -390,7 +396,8 @@ def rank_correlation(
     """Spearman's correlation over days of `x` and `y` (n,), each averaged within a day first, with bootstrap interval.
 
     Days are drawn with replacement; a draw in which one of both is constant says nothing and is left out. NaN below
-    three days, where any two points are in order, or where one of both never varies; no interval below four.
+    three days, where any two points are in order, or where one of both never varies; no interval below four, nor of a
+    perfect order.
     """
     x, y, days = np.asarray(x, float), np.asarray(y, float), list(days)
     if x.ndim != 1 or x.shape != y.shape or len(days) != len(x) or not (np.isfinite(x) & np.isfinite(y)).all():
@@ -405,7 +412,8 @@ def rank_correlation(
     rho = float(_spearman(daily[:, None])[0])
     draws = _spearman(daily[:, np.random.default_rng(seed).integers(0, n, (n_boot, n))])
     draws = draws[np.isfinite(draws)]
-    if n < 4 or not np.isfinite(rho) or not len(draws):
+    # every draw of a perfect order is perfect: that is no certainty, there is only no interval
+    if n < 4 or not np.isfinite(rho) or abs(rho) > 1 - 1e-12 or not len(draws):
         return Interval(rho, nan, nan, n)
     return Interval(rho, *_percentiles(draws, n, level), n)
 

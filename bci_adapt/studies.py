@@ -81,7 +81,7 @@ def sweep(
 def time_to_ceiling(
     rows: Frame, variable: str = "velocity", fraction: float = CEILING_FRACTION, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """The smallest label budget of each arm of the budget study with which its held-out R² reaches the ceiling's part.
+    """The label budget of each arm of the budget study from which on its held-out R² reaches the ceiling's part.
 
     ``{arm, cell, variable, ceiling, ceiling_r2, threshold, budget_s, reached, largest_budget_s, n_targets}``. The
     ceiling is the joint oracle, else the oracle of the target alone, on the same pairs. `budget_s` is one of the
@@ -103,7 +103,12 @@ def time_to_ceiling(
         best = _over_days(top, seed)
         threshold = fraction * best["mean"]
         points = {value: _over_days(own[own["budget_s"] == value], seed) for value in sorted(set(own["budget_s"]))}
-        reached = [value for value, point in points.items() if point["mean"] >= threshold > 0]
+        # the first budget from which every larger one reaches it: one lucky point is no arrival
+        reached: list[float] = []
+        for value, point in reversed(points.items()):
+            if not point["mean"] >= threshold > 0:
+                break
+            reached.insert(0, value)
         found.append(
             {"arm": arm, "cell": cell, "variable": variable, "ceiling": ceiling, "ceiling_r2": best["mean"]}
             | {"threshold": threshold, "budget_s": float(reached[0]) if reached else None, "reached": bool(reached)}
@@ -174,11 +179,6 @@ def beside(
             | _entry(both.difference)
         )
     return found
-
-
-def shared_rates(rows: Frame, variable: str = "velocity", seed: int = 0) -> list[dict[str, Any]]:
-    """Each arm at its own rate (`standing`) beside the one rate that all share (`studied`), as in `beside`."""
-    return beside(rows, "shared_rate", variable, seed=seed)
 
 
 def comparisons(

@@ -91,7 +91,7 @@ def tune(
     Raises
     ------
     InputError
-        when the config has no section ``[tuning]``, its pairs share a target with no other, or none can be scored.
+        when the config has no section ``[tuning]``, or fewer than two of its targets can be scored.
     """
     section = config.tuning
     if section is None:
@@ -100,8 +100,9 @@ def tune(
     prepared, pairs = prepare_sessions(config, section.pairs, **options, say=say, lock=lock, offline=offline)
     reasons = {pair: unscorable(prepared.sessions[pair.target], config) for pair in pairs}
     usable = [pair for pair in pairs if not reasons[pair]]
-    if not usable:
-        raise InputError(f"tuning: no pair can be scored: {'; '.join(reasons.values())}")
+    if len({pair.target for pair in usable}) < 2:
+        why = "; ".join(filter(None, reasons.values()))
+        raise InputError(f"tuning: two targets that can be scored are needed at least, got {len(usable)} pairs {why}")
     for name in dict.fromkeys(name for pair in usable for name in pair.sources):
         require_source(prepared.sessions[name], config)
     builders = prepared.builders(config, {}, None)

@@ -142,7 +142,7 @@ def test_summary_of_a_study_lists_every_arm_in_order(rows):
 def test_summary_says_what_did_not_adapt_and_refuses_to_pool_settings(rows):
     unmoved = rows.assign(weight_change=np.where(rows["arm"] == "readout", 0.004, 0.3))
     unmoved.loc[unmoved["arm"] == "frozen", "weight_change"] = 0.0
-    assert {entry["arm"] for entry in summarise(unmoved) if entry["note"]} == {"readout"}
+    assert {entry["arm"] for entry in summarise(unmoved) if "did not adapt" in entry["note"]} == {"readout"}
     mixed = rows.assign(delay_s=np.where(rows["target"] == "day-10", 0.0, 0.5))
     with pytest.raises(InputError, match=r"delay_s: arm .* several values \[0\.0, 0\.5\]"):
         summarise(mixed)
@@ -336,3 +336,21 @@ def test_a_rival_well_below_ridge_is_suspect():
     )
     noted = {(entry["arm"], entry["phase"]) for entry in summarise(rows) if "rival suspect" in entry["note"]}
     assert noted == {("kalman_adaptive", "held_out")}
+
+
+def test_one_shift_in_twenty_that_scores_is_seen_whatever_its_number():
+    """Shifts are numbered in the canary's own seeds: none may be lost for want of a network with that seed."""
+    own = [
+        row(arm="immediate_rmsprop", cell="tanh", target=f"d{day}", seed=seed, phase="online", value=0.5)
+        for day in range(3)
+        for seed in (0, 1)
+    ]
+    shifts = [
+        row(arm="canary:immediate_rmsprop", cell="tanh", target=f"d{day}", seed=shift, phase="online")
+        | {"value": 0.9 if shift >= 2 else 0.0, "canary": True, "control": "time"}
+        for day in range(3)
+        for shift in range(20)
+    ]
+    assert leak(long_table(own + shifts)) == {"immediate_rmsprop": True}
+    quiet = [each | {"value": 0.0} for each in shifts]
+    assert leak(long_table(own + quiet)) == {"immediate_rmsprop": False}

@@ -78,7 +78,7 @@ def test_forgetting_no_drift_and_shared_rates(rows):
     still = {entry["arm"]: entry for entry in studies.no_drift(rows)}
     assert still["frozen"]["mean"] > 0.5 > 0 > still["frozen"]["drifted"]
     assert still["frozen"]["n_targets"] == 5
-    for entry in studies.shared_rates(rows):
+    for entry in studies.beside(rows, "shared_rate"):
         assert (entry["rate"], entry["studied_rate"]) == (3e-4, 1e-3)
         assert entry["mean"] == pytest.approx(entry["standing"] - entry["studied"])
         assert entry["mean"] == pytest.approx(0.09, abs=0.05)

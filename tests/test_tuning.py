@@ -173,7 +173,8 @@ def test_from_recordings_to_a_run_with_tuned_values(tmp_path, monkeypatch, call)
     assert manifest["rates_tuned"]
     assert manifest["tuning"]["digest"] == tuned.digest
     assert len(manifest["tuning"]["surface"]) == len(tuned.surface)
-    again = run_experiment(config, workers=0, tuned=values)
+    # The run's folder holds all it takes to repeat it.
+    again = run_experiment(load_config(done.folder / "config.toml"), workers=0, tuned=done.folder / values.name)
     assert (again.executed, again.folder) == (0, done.folder)
 
     # Another value chosen is another run: the file's contents decide, not its name.

@@ -137,13 +137,21 @@ def _say_run(done: Any, config: Any, rows: Any, summary: list[dict[str, Any]]) -
 
     if summary:
         for variable in config.variables:
-            out.print(results.text_table(summary, bool(config.tuned), variable=variable, leaks=leaks, beaten=beaten))
+            out.print(
+                results.text_table(summary, done.manifest["rates_tuned"], variable=variable, leaks=leaks, beaten=beaten)
+            )
     for met in done.manifest["channels"]:
         changed = {what: sum(len(each[what]) for each in met["targets"].values()) for what in ("zeroed", "left_out")}
         words = f"channels of {met['source']}: matched by {met['policy']}, {met['n_channels']} of them"
         words += f", {len(met['removed'])} removed by quality" if met["removed"] else ""
         words += f"; {changed['zeroed']} counted as silent on targets" if changed["zeroed"] else ""
         line(words + (f"; {changed['left_out']} of targets left out" if changed["left_out"] else ""))
+    for name, (before, now) in done.manifest.get("tuned_for", {}).items():
+        line(
+            f"not tuned for these settings: {config.tuned} was made with {name} = {before}, here it is {now}", "yellow"
+        )
+    for arm in (done.manifest["tuning"] or {}).get("untuned", []):
+        line(f"no tuned value: {results.arm_label(arm['method'])} ({results.cell_label(arm['cell'])})", "yellow")
     for pair in done.manifest["unscorable"]:
         line(f"unscorable: {pair['source']} → {pair['target']}: {pair['reason']}", "yellow")
     runs = rows.drop_duplicates(results.RUN)

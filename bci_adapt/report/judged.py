@@ -90,15 +90,16 @@ def comparisons(run: Run) -> Section:
     blocks: list[Any] = []
     primary = _primary(run)
     for variable in run.variables:
-        found = studies.comparisons(run.rows, primary, variable, blocks=run.stored.blocks)
+        first = variable == run.variables[0]  # what was declared is one comparison, of one variable
+        found = studies.comparisons(run.rows, primary if first else None, variable, blocks=run.stored.blocks)
         if not found:
             continue
         declared = [_primary_words(entry) for entry in found if entry["primary"]]
-        if primary and not declared:
+        if primary and first and not declared:
             absent = f"The primary comparison, {_against(*primary)}, has no scores in this run."
             declared = [Text(absent, kind="none")]
         of_variable = [*declared, _comparison_table(found)]
-        blocks += of_variable if variable == run.variables[0] else [Fold(f"The same for {variable}", of_variable)]
+        blocks += of_variable if first else [Fold(f"The same for {variable}", of_variable)]
     if blocks:
         blocks.append(
             Text(

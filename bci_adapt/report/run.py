@@ -60,7 +60,7 @@ class Run:
 
     @cached_property
     def summary(self) -> list[dict[str, Any]]:
-        return results.summarise(self.rows)
+        return results.summarise(self.rows, blocks=self.stored.blocks)
 
     @cached_property
     def variables(self) -> list[str]:

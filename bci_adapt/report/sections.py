@@ -119,9 +119,14 @@ def asked(run: Run) -> Section:
         )
     bins = Text(f"Primary scores are{run.bins_words}.") if run.bins_words else None
     arms = run.arms.drop_duplicates(["arm", "cell"])
+    used = run.arms[np.isfinite(run.arms["rate"]) & (run.arms["rate"] > 0)]
+    rates = {
+        key: " / ".join(f"{rate:g}" for rate in sorted(set(group["rate"])))
+        for key, group in used.groupby(["arm", "cell"], sort=False)
+    }
     lines = sorted(arms.itertuples(index=False), key=lambda arm: (run.cell_place(arm.cell), results.arm_order(arm.arm)))
     table = Table(
-        "Every arm of this run. A rate is the learning rate of networks.",
+        "Every arm of this run. A rate is the learning rate of networks; a tuned one may differ from target to target.",
         [
             *words("cell", "arm", "name in the tables", "learns from", "rule", "optimiser", "normaliser"),
             *numbers("rate"),
@@ -131,7 +136,7 @@ def asked(run: Run) -> Section:
                 *(cell_label(arm.cell), arm_label(arm.arm), str(arm.arm)),
                 SUPERVISION_WORDS[str(arm.supervision)],
                 *(str(each or "–") for each in (arm.rule, arm.optimizer, arm.normaliser)),
-                f"{arm.rate:g}" if np.isfinite(arm.rate) and arm.rate else "–",
+                rates.get((arm.arm, arm.cell), "–"),
             ]
             for arm in lines
         ],
@@ -148,7 +153,9 @@ def verdict(run: Run) -> Section:
     """Held-out findings in plain words: of the first variable in full, of every other one behind a click."""
     blocks: list[Any] = []
     for variable in run.variables:
-        points = [Points(each["title"], each["sentences"]) for each in plain_words(run.rows, variable)]
+        points = [
+            Points(each["title"], each["sentences"]) for each in plain_words(run.rows, variable, run.stored.blocks)
+        ]
         blocks += points if variable == run.variables[0] else [Fold(f"The same for {variable}", points)]
     blocks = blocks_of(blocks)
     if blocks:

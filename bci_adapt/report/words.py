@@ -30,13 +30,13 @@ LINEAR_RIVALS = {  # linear arms compared with recursive least squares, as the s
 }
 
 
-def plain_words(rows: Frame, variable: str = "velocity") -> list[dict[str, Any]]:
+def plain_words(rows: Frame, variable: str = "velocity", blocks: Frame | None = None) -> list[dict[str, Any]]:
     """Held-out findings in words: ``[{title, sentences: [str, …]}, …]``, every number and comparative from `rows`.
 
     A difference is called one only where the interval of its paired bootstrap over target days excludes zero; else the
     sentence says "no clear difference".
     """
-    tell = _Teller(rows, variable)
+    tell = _Teller(rows, variable, blocks)
     networks = [cell for cell in tell.cells if cell]
     paragraphs = [
         {"title": "Which adapters are worth using", "sentences": _worth_words(tell)},
@@ -50,14 +50,15 @@ def plain_words(rows: Frame, variable: str = "velocity") -> list[dict[str, Any]]
 class _Teller:
     """Held-out scores of arms, and how two of them compare, in words."""
 
-    def __init__(self, rows: Frame, variable: str) -> None:
+    def __init__(self, rows: Frame, variable: str, blocks: Frame | None = None) -> None:
+        self.blocks = blocks
         rows = standing(rows)
         self.rows, self.variable = rows[(rows["variable"] == variable) & (rows["metric"] == "r2")], variable
         self.held_out = self.rows[(self.rows["phase"] == "held_out") & (self.rows["control"] == "")]
         scored = self.held_out[self.held_out["status"] == "ok"]
         self.summary = {
             (entry["arm"], entry["cell"]): entry
-            for entry in results.summarise(scored)
+            for entry in results.summarise(scored, blocks=blocks)
             if entry["n_targets"] and np.isfinite(entry["mean"])
         }
         self.cells = list(
@@ -71,7 +72,7 @@ class _Teller:
     def against(self, first: tuple[str, str], second: tuple[str, str]) -> Comparison | None:
         if first not in self.summary or second not in self.summary:
             return None
-        return compare(self.held_out, first, second, self.variable)
+        return compare(self.held_out, first, second, self.variable, blocks=self.blocks)
 
     def sentence(
         self, first: tuple[str, str], second: tuple[str, str], above: str, below: str, level: str
@@ -252,7 +253,7 @@ def _ahead_words(tell: _Teller, networks: list[str]) -> list[str]:
 def _worth_words(tell: _Teller) -> list[str]:
     """What an arm without labels gains over changing nothing, and what labels gain over the causal normaliser alone.
 
-    Arms that leak are named and not praised.
+    Arms that leak are named and not praised; those that did not adapt are not praised either.
     """
     leaking = {arm for arm, leaks in results.leak(tell.rows).items() if leaks}
     sentences = []
@@ -262,7 +263,8 @@ def _worth_words(tell: _Teller) -> list[str]:
     ):
         verdicts: dict[int, dict[str, list[str]]] = {1: {}, 0: {}, -1: {}}
         for arm, cell in sorted(tell.summary, key=lambda key: -tell.summary[key]["mean"]):
-            if arm not in arms or arm in leaking:
+            unmoved = "did not adapt" in tell.summary[arm, cell]["note"]
+            if arm not in arms or arm in leaking or unmoved:
                 continue
             family = next((each for each in KALMAN if arm.startswith(each)), "")
             both = tell.against((arm, cell), (f"{family}{reference}", cell))
