@@ -104,6 +104,11 @@ class Prepared:
     met: dict[tuple[str, ...], Channels] = field(default_factory=dict)
     targets: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
 
+    @property
+    def in_trial(self) -> bool:
+        """Whether bins inside trials are scored: where every session has trials, so that all scores mean the same."""
+        return all(each["has_trials"] for each in self.about.values())
+
     def builders(self, config: Config, known: dict[str, Job], tuned: Tuned | None) -> dict[tuple[str, ...], Builder]:
         """A builder for each group of sources, whose sessions have met on their channels with all of their targets."""
         builders = {}
@@ -111,7 +116,7 @@ class Prepared:
             names = [*sources, *self.targets[sources]]
             jobs = {each: found.job(self.jobs[each], self.sessions[each]) for each in names}
             own = {each: self.about[each] | {"n_channels": len(found.names)} for each in jobs}
-            builders[sources] = Builder(config, jobs, own, known, tuned)
+            builders[sources] = Builder(config, jobs, own, known, tuned, self.in_trial)
         return builders
 
 
@@ -219,7 +224,7 @@ def run_experiment(
         "channels": [
             met(sources, found, prepared.sessions, prepared.targets[sources]) for sources, found in prepared.met.items()
         ],
-        "primary_bins": "in trial" if any(each["has_trials"] for each in prepared.about.values()) else "all",
+        "primary_bins": "in trial" if prepared.in_trial else "all",
         "drift": [
             {"source": pair.source, "target": pair.target, **json.loads(job.path.read_text(encoding="utf-8"))}
             for pair, job in plan.drift.items()
@@ -384,6 +389,7 @@ def _refuse_failures(outcome: Outcome) -> None:
 
 
 def _about(name: str, session: Any) -> dict[str, Any]:
+    from bci_adapt.jobs.arrays import has_trials
     from bci_adapt.sessions import kinematic_names, start_of
 
     attrs = session.attrs
@@ -401,7 +407,8 @@ def _about(name: str, session: Any) -> dict[str, Any]:
         "has_targets": {"trial_start_s", "trial_stop_s"} <= set(session)
         and ("trial_target_dir" in session or ("trial_target" in session and "position" in session)),
         "n_axes": {name: session.sizes[session[name].dims[1]] for name in kinematic_names(session)},
-        "has_trials": "trial_start_s" in session and bool(session.sizes.get("trial")),
+        "has_trials": has_trials(session),
+        "half_s": session.sizes["time"] * float(attrs["bin_s"]) / 2.0,
     }
 
 

@@ -106,7 +106,8 @@ class Builder:
     """Builds the jobs of an experiment from sessions that have met on their channels.
 
     `sessions` are the jobs of sessions by id, `about` what the manifest says of them, `known` the jobs that exist
-    already by key, `tuned` the tuned values.
+    already by key, `tuned` the tuned values; `in_trial` says that bins inside trials are
+    scored, of every session alike.
     """
 
     def __init__(
@@ -116,9 +117,15 @@ class Builder:
         about: Mapping[str, Mapping[str, Any]],
         known: dict[str, Job],
         tuned: Tuned | None = None,
+        in_trial: bool = True,
     ):
         self.config, self.sessions, self.about, self.known, self.tuned = config, sessions, about, known, tuned
-        self.labels = Labels(config.label_delay_s, 1.0, config.stream_s)
+        self.in_trial = in_trial
+
+    def labels(self, pair: Pair) -> Labels:
+        """All labels of the pair's adaptation stream, which is at most half of the session."""
+        budget_s = min(self.config.stream_s, self.about[pair.target]["half_s"])
+        return Labels(self.config.label_delay_s, 1.0, budget_s)
 
     # -- one job of a kind ---------------------------------------------------------------------------------------
 
@@ -206,7 +213,13 @@ class Builder:
         return inputs, modules
 
     def _adapt_parameters(
-        self, arm: Arm, seed: int, labels: Labels, control: Mapping[str, Any] | None, parts: Sequence[str]
+        self,
+        arm: Arm,
+        pair: Pair,
+        seed: int,
+        labels: Labels,
+        control: Mapping[str, Any] | None = None,
+        parts: Sequence[str] = (),
     ) -> dict[str, Any]:
         at_trial_end = isinstance(labels.delay_s, str)
         delay = {} if at_trial_end or labels.delay_s == self.config.label_delay_s else {"label_delay_s": labels.delay_s}
@@ -219,7 +232,8 @@ class Builder:
             "supervision": arm.supervision,
             "at_trial_end": at_trial_end,
             "label_fraction": labels.fraction,
-            "budget_s": None if labels.budget_s >= self.config.stream_s else labels.budget_s,
+            "budget_s": None if labels.budget_s >= self.labels(pair).budget_s else labels.budget_s,
+            "labels_in_fit": arm.trained_on != "source",
             "seed": seed,
             "control": control,
             "continuing": "continuing" in parts,
@@ -251,7 +265,7 @@ class Builder:
             stem=f"{what}_{pair.target}",
             folder="results",
             suffix=".npz",
-            parameters=self._adapt_parameters(arm, seed, labels or self.labels, control, parts),
+            parameters=self._adapt_parameters(arm, pair, seed, labels or self.labels(pair), control, parts),
             inputs=inputs,
             modules=tuple(sorted(modules)),
             label=f"{what} from {pair.source} on {pair.target}",
@@ -269,7 +283,7 @@ class Builder:
             stem=f"cost_{arm.name}_{arm.cell}",
             folder="results",
             suffix=".json",
-            parameters=self._adapt_parameters(arm, seed, self.labels, None, ()),
+            parameters=self._adapt_parameters(arm, pair, seed, self.labels(pair)),
             inputs={**inputs, "target": self.sessions[pair.target]},
             modules=tuple(sorted(modules)),
             label=f"cost of {arm.name} {arm.cell}".rstrip(),
@@ -303,6 +317,7 @@ class Builder:
                 "variables": self.config.variables,
                 "target_lag_bins": self.config.target_lag_bins,
                 "stream_s": self.config.stream_s,
+                "in_trial": self.in_trial,
                 "arms": scored.entries,
                 "excerpt": excerpt,
                 "first_seed": self.config.seeds[0],
@@ -321,8 +336,8 @@ class Builder:
             "source": pair.source, "target": pair.target, "source_date": dates[0], "target_date": dates[1],
             "day_gap": _day_gap(*dates), "arm": prefix + arm.name, "decoder": arm.decoder, "cell": arm.cell,
             "n_hidden": self.config.network.n_hidden if arm.cell else 0, "rule": "", "optimizer": "", "average": "",
-            "normaliser": "causal", "supervision": arm.supervision, **self.labels.columns, "rate": None, "seed": seed,
-            "canary": False, "control": "", "study": "", **arm.columns,
+            "normaliser": "causal", "supervision": arm.supervision, **self.labels(pair).columns, "rate": None,
+            "seed": seed, "canary": False, "control": "", "study": "", **arm.columns,
         }  # fmt: skip
         if columns["supervision"] == "none":
             columns["budget_s"] = 0.0
@@ -390,7 +405,7 @@ class Builder:
 
     def _sweeps(self, scored: _Scored, arm: Arm, pair: Pair) -> None:
         """One property of the labels varied at a time, the others as in the run."""
-        seed, sweeps, full = arm.seeds[0], self.config.sweeps, self.labels
+        seed, sweeps, full = arm.seeds[0], self.config.sweeps, self.labels(pair)
         phases = [phase for phase in ("online", "held_out") if phase in arm.phases]
         settings = [("delay", dataclasses.replace(full, delay_s=delay_s)) for delay_s in sweeps.delay_s]
         settings += [("fraction", dataclasses.replace(full, fraction=fraction)) for fraction in sweeps.label_fraction]
@@ -466,8 +481,9 @@ class Builder:
                 cost=0.3,
             )
             halves[f"{source} ({word} half)"] = self.known.setdefault(job.key, job)
-        about = dict.fromkeys(halves, self.about[source])
-        within = Builder(self.config, halves, about, self.known, self.tuned)
+        half = {**self.about[source], "half_s": self.about[source]["half_s"] / 2.0}
+        about = dict.fromkeys(halves, half)
+        within = Builder(self.config, halves, about, self.known, self.tuned, self.in_trial)
         earlier, later = halves
         pair, scored = Pair((earlier,), later), _Scored()
         wanted = {*_WITHOUT_DRIFT, *self.config.sweeps.arms}

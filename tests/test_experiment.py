@@ -583,6 +583,7 @@ def test_a_retrained_network_runs_once_for_all_sources_of_a_target(tiny):
     names = [path.stem for path in files]
     sessions = {name: prepare_job(config, path, {}) for name, path in zip(names, files, strict=True)}
     about = {"date": "2014-03-03", "n_channels": 20, "n_axes": {"velocity": 2}, "has_targets": True, "has_trials": True}
+    about |= {"half_s": 60.0}
     builder = Builder(config, sessions, dict.fromkeys(names, about), {})
     scores = [builder.pair(Pair((source,), names[2])) for source in names[:2]]
     paths = [

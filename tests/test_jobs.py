@@ -89,6 +89,7 @@ class Bench:
         for name, session in self.sessions.items():
             write_session(session, self.path(name))
         about = {"n_axes": {"velocity": 2, "position": 2}, "has_targets": True, "has_trials": True, "n_channels": 6}
+        about["half_s"] = N_BINS * BIN_S / 2.0
         self.about = dict.fromkeys(self.sessions, about | {"date": "2014-03-03"})
         self.pair = Pair(("source",), "target")
 

@@ -58,6 +58,7 @@ def scored(tmp_path, monkeypatch, arms, with_trials=True, spoil=lambda stored: N
     parameters = {
         "variables": ["velocity", "position"],
         "target_lag_bins": 0,
+        "in_trial": True,
         "stream_s": N_STREAM * BIN_S,
         "arms": entries,
     }

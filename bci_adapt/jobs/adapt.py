@@ -35,7 +35,8 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     Parameters: `variables`, `stream_s`; `become`, the class that a fitted decoder is turned into, or null; `constants`
     that replace the decoder's own; `supervision` (of `bci_adapt.jobs.labels`), `at_trial_end` (labels come then, not
     after the delay), `label_fraction`, `budget_s` (null: no limit), `seed` of what is drawn; `control`, null or
-    ``{kind: time | shift | channels, seed}``; `continuing` and `back`, whether those parts are wanted. Inputs
+    ``{kind: time | shift | channels, seed}``; `continuing` and `back`, whether those parts are wanted;
+    `labels_in_fit`, whether the decoder was fitted on the stream's labels, which then count. Inputs
     `before0`, `before1` … are sessions that the decoder adapts to first, in order; `source` is what `back` predicts.
 
     Writes an npz: predictions ``online``, ``held_out``, ``continuing``, ``back`` (n_bins, n_outputs), without rows
@@ -56,7 +57,8 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
             online = taught(decoder, part(whole, slice(n_stream)), parameters)
             rest = slice(n_stream, len(arrays.X))
             held_out = decoder.predict(whole.X[rest], whole.reset[rest], continuing=True)
-            n_labels = int(np.isfinite(whole.y[:n_stream]).any(axis=1).sum())  # intention has none of positions
+            known = arrays.y if parameters["labels_in_fit"] else whole.y
+            n_labels = int(np.isfinite(known[:n_stream]).any(axis=1).sum())  # intention has none of positions
             change, diverged = getattr(decoder, "weight_change_", np.nan), getattr(decoder, "diverged_", False)
             if parameters["back"]:
                 source = job_arrays(parameters, inputs["source"])

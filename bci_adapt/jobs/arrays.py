@@ -110,6 +110,11 @@ def described(session: xr.Dataset, variables: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def has_trials(session: xr.Dataset) -> bool:
+    """Whether a session has trials with a beginning and an end, in which bins can lie."""
+    return _trials(session)[0] is not None
+
+
 def _trials(session: xr.Dataset) -> tuple[np.ndarray | None, np.ndarray]:
     """`in_trial` and `trial_end` of `Arrays`; trials whose times are missing count for nothing."""
     time_s = session["time"].values

@@ -28,14 +28,17 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     predictions (n_bins, outputs), those of all `variables` side by side. An arm whose job failed has ``failed``, the
     reason, and no such input: its rows say so. The truth of phase back is the session `source`.
 
-    Where a session has trials, scores are of bins inside trials, with ``r2_all_bins`` beside them. Standing arms that
-    are no control have curves and blocks, and with `excerpt` a stretch of decoded and true series of the first seed.
+    With `in_trial`, where a session has trials, scores are of bins inside trials, with ``r2_all_bins`` beside them.
+    Standing arms that are no control have curves and blocks, and with `excerpt` a stretch of decoded and true series of
+    the first seed.
     """
     arrays = job_arrays(parameters, inputs["target"])
+    if not parameters["in_trial"]:
+        arrays = arrays._replace(in_trial=None)
     parts = _parts(arrays, arrays.n_stream(parameters["stream_s"]))
     if "source" in inputs:
         source = job_arrays(parameters, inputs["source"])
-        parts["back"] = _Part(source.y, source.in_trial, 0.0)
+        parts["back"] = _Part(source.y, source.in_trial if parameters["in_trial"] else None, 0.0)
     excerpt = _excerpt(parts["held_out"].y, round(_EXCERPT_S / arrays.bin_s)) if parameters["excerpt"] else None
     tables: dict[str, list[dict[str, Any]]] = {"rows": [], "curves": [], "trajectories": [], "blocks": []}
     for arm in parameters["arms"]:
