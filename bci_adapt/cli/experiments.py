@@ -173,7 +173,7 @@ def _say_run(done: Any, config: Any, rows: Any, summary: list[dict[str, Any]]) -
 
 @app.command()
 def tune(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="An experiment with a [tuning] section.")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="An experiment with a section tuning.")],
     data: Annotated[
         Path | None, typer.Option(help="Folder of recordings to use instead of the config's own source.")
     ] = None,
@@ -193,7 +193,7 @@ def tune(
     offline: Annotated[bool, typer.Option("--offline", help="Use what is in the cache; ask no archive.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Choose learning rates and other settings by held-out score, on the pairs of the config's [tuning] section.
+    """Choose learning rates and other settings by held-out score, on the pairs of the config's section tuning.
 
     Every method gets the same search: three values a factor apart, then on past an end while the best lies there. The
     file holds the whole surface; a config that names it ([cyan]tuned = "CONFIG.tuned.json"[/]) runs with the values
