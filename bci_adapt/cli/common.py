@@ -36,6 +36,26 @@ JsonFile = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE.json", help="Also write it as JSON to FILE.json; - is standard output."),
 ]
+Data = Annotated[Path | None, typer.Option(help="Folder of recordings to use instead of the config's own source.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value: network.n_hidden=32, targets=4,5 (repeat)."),
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Worker processes, one thread each; one per CPU when not given, 0 for none.")
+]
+Scheduler = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="A running dask scheduler to use instead of local workers.")
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Use what is in the cache; ask no archive.")]
+OwnDecoders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--decoder",
+        metavar="FILE.py:CLASS",
+        help="A decoder class of your own as a further arm (repeat); the file is executed.",
+    ),
+]
 
 
 class Jobs:

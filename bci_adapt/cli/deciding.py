@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bci_adapt.cli.common import Jobs, JsonFile, Quiet, app, out, progress, teller, write_json
+from bci_adapt.cli.common import Jobs, JsonFile, OwnDecoders, Quiet, Workers, app, out, progress, teller, write_json
 from bci_adapt.cli.experiments import tell_run
 from bci_adapt.errors import InputError
 
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from bci_adapt.config import Config
     from bci_adapt.explain import Explanation
 
-Workers = Annotated[
-    int | None, typer.Option(help="Worker processes, one thread each; one per CPU when not given, 0 for none.")
-]
 # Beside the standing arms; rates are not tuned, one thing varies at a time.
 ARMS = (
     {"rule": "immediate", "optimizer": "rmsprop"},
@@ -65,14 +62,7 @@ def compare(
     quick: Annotated[
         bool, typer.Option("--quick", help="A first look: one small network, one seed, no sweeps of the labels.")
     ] = False,
-    decoders: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--decoder",
-            metavar="FILE.py:CLASS",
-            help="A decoder class of your own as a further arm (repeat); the file is executed.",
-        ),
-    ] = None,
+    decoders: OwnDecoders = None,
     workers: Workers = None,
     json_file: JsonFile = None,
     quiet: Quiet = False,

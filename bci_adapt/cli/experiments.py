@@ -9,35 +9,34 @@ from typing import Annotated, Any
 
 import typer
 
-from bci_adapt.cli.common import Jobs, JsonFile, Quiet, app, err, out, progress, write_json
+from bci_adapt.cli.common import (
+    Data,
+    Jobs,
+    JsonFile,
+    Offline,
+    OwnDecoders,
+    Quiet,
+    Scheduler,
+    Settings,
+    Workers,
+    app,
+    err,
+    out,
+    progress,
+    write_json,
+)
 from bci_adapt.errors import InputError
 
 
 @app.command()
 def run(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="An experiment, such as configs/demo.toml.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of recordings to use instead of the config's own source.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a value: network.n_hidden=32, targets=4,5 (repeat)."),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Worker processes, one thread each; one per CPU when not given, 0 for none.")
-    ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="A running dask scheduler to use instead of local workers.")
-    ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use what is in the cache; ask no archive.")] = False,
-    decoders: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--decoder",
-            metavar="FILE.py:CLASS",
-            help="A decoder class of your own as a further arm (repeat); the file is executed.",
-        ),
-    ] = None,
+    data: Data = None,
+    settings: Settings = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    offline: Offline = False,
+    decoders: OwnDecoders = None,
     shard: Annotated[
         str | None,
         typer.Option(metavar="K/N", help="Run every N-th pair from the K-th only, without a report: for job arrays."),
@@ -174,23 +173,15 @@ def _say_run(done: Any, config: Any, rows: Any, summary: list[dict[str, Any]]) -
 @app.command()
 def tune(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="An experiment with a section tuning.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of recordings to use instead of the config's own source.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value, as in run (repeat).")
-    ] = None,
+    data: Data = None,
+    settings: Settings = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE.json", help="Where to write; CONFIG.tuned.json when not given."),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Worker processes, one thread each; one per CPU when not given, 0 for none.")
-    ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="A running dask scheduler to use instead of local workers.")
-    ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use what is in the cache; ask no archive.")] = False,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    offline: Offline = False,
     quiet: Quiet = False,
 ) -> None:
     """Choose learning rates and other settings by held-out score, on the pairs of the config's section tuning.
