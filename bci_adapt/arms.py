@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SOURCE, STREAM, BOTH = "source", "stream", "both"
 ONLINE, HELD_OUT = ("online", "online_late", "held_out"), ("held_out",)
 LEARNING = (*ONLINE, "continuing", "back")
+READOUT_RATIO = "readout_ratio"  # of a grid: the readout's learning rate over that of the other weights
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,16 @@ class Arm:
 
     def value(self, parameter: str) -> Any:
         """The value that `parameter` of the grid has now."""
+        if parameter == READOUT_RATIO:
+            return (self.adapt["group_rates"] or {}).get("readout", 1.0)
         return self.adapt[parameter] if parameter in self.adapt else self.fit[parameter]
 
     def having(self, values: Mapping[str, Any]) -> Arm:
         """The same arm with parameters of its grid at `values`."""
         fit = {**self.fit, **{name: value for name, value in values.items() if name in self.fit}}
         adapt = {**self.adapt, **{name: value for name, value in values.items() if name in self.adapt}}
+        if (ratio := values.get(READOUT_RATIO)) is not None:
+            adapt["group_rates"] = None if ratio == 1.0 else {"readout": ratio, "output_bias": ratio}
         rate = values.get("learning_rate", values.get("tune_rate"))
         columns = dict(self.columns) | ({} if rate is None else {"rate": rate})
         if "memory_s" in values:
@@ -154,9 +159,11 @@ def _adapting(config: Config, cell: str, name: str, section: ArmSection, fit: Ma
         "optimizer": section.optimizer,
         "optimizer_constants": section.optimizer_constants or None,
         "learning_rate": rate,
+        "group_rates": None,
         "average": section.average,
         "learns": None if section.learns is None else list(section.learns),
     }
+    step, learns_all = 10**0.5, section.learns is None and section.rule != "readout"
     adapt |= {"normaliser_s": None} if section.normaliser == "fixed" else {}
     adapt |= {"pretrained": False} if section.weights == "random" else {}
     return Arm(
@@ -172,7 +179,7 @@ def _adapting(config: Config, cell: str, name: str, section: ArmSection, fit: Ma
         },
         seeds=[seed for seed in config.seeds if seed in (section.seeds or config.seeds)],
         phases=LEARNING,
-        grid={"learning_rate": 10**0.5},
+        grid={"learning_rate": step} | ({READOUT_RATIO: step} if learns_all else {}),
         checked=True,
     )
 

@@ -178,22 +178,24 @@ Delay = NotNegative | Literal["trial_end"]
 
 
 class SweepSection(_Section):
-    """Label delay, fraction and budget, each swept with the others as in the run, for the `arms` named: first seed,
-    pairs of the first source.
+    """Label delay, fraction and budget (in seconds, and in trials from the first on), each swept with the others as in
+    the run, for the `arms` named: first seed, pairs of the first source.
     """
 
     arms: Names = ("immediate_rmsprop", "rls")
     delay_s: Annotated[tuple[Delay, ...], Unlike] = (0.0, 0.1, 0.5, 2.0, "trial_end")
     label_fraction: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Unlike] = (1.0, 0.3, 0.1, 0.03)
     budget_s: Annotated[tuple[NotNegative, ...], Unlike] = (0.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0)
+    budget_trials: Annotated[tuple[Count, ...], Unlike] = (4, 8, 16, 32)
 
 
 class ControlSection(_Section):
     """Standing arms and controls; all are on unless left out here.
 
-    `without` names standing arms that are left out. `canary_shifts` is the number of circular shifts of the counts that
-    each canary is run with; 0 is one permutation in time. `no_drift` takes the later half of a source day as a target;
-    `continuing` goes on learning through the held-out part; `back` scores on the source day after adaptation.
+    `without` names standing arms that are left out. A canary is one permutation of the counts in time; those of the
+    arms in ``sweeps.arms`` on pairs of the first source are `canary_shifts` circular shifts of them instead, where it
+    is not 0, which leave alone how a neuron goes on from bin to bin. `no_drift` takes the later half of a source day as
+    a target; `continuing` goes on learning through the held-out part; `back` scores on the source day after adaptation.
     """
 
     without: Names = ()
@@ -428,6 +430,13 @@ class Config(_Section):
                 if seed not in self.seeds:
                     raise ValueError(f"arm {arm_name(arm)}: seed {seed} is not among seeds")
         names = [arm_name(arm) for arm in self.arms]
+        declared = self.primary if self.primary != PrimarySection() else None
+        for key in ("arm", "against") if declared else ():
+            if getattr(declared, key) not in {*STANDING, *names}:
+                raise ValueError(f"primary.{key}: {unknown(getattr(declared, key), [*STANDING, *names], 'arm')}")
+        for key in ("cell", "against_cell") if declared else ():
+            if getattr(declared, key) not in ("", *self.network.cells):
+                raise ValueError(f"primary.{key}: {getattr(declared, key)!r} is not among network.cells")
         asked = [("sweeps", self.sweeps), *(("continual", section) for section in self.continual)]
         for where, section in asked:
             for name in section.arms if "arms" in section.model_fields_set else ():

@@ -28,7 +28,7 @@ from bci_adapt.config import (
 )
 from bci_adapt.engine import Job, Outcome, Progress, execute
 from bci_adapt.errors import InputError
-from bci_adapt.pairs import Channels, Pair, choose_pairs, meet, met, require_source, unscorable
+from bci_adapt.pairs import Channels, Pair, choose_pairs, meet, met, require_source, unscorable, unusable_halves
 from bci_adapt.planning import Builder, Foreign, prepare_job
 from bci_adapt.sources.base import Source
 from bci_adapt.storage import cache_root, write_text
@@ -89,7 +89,8 @@ class Plan:
     costs: dict[tuple[str, str], Job]
 
     def jobs(self) -> list[Job]:
-        return [*self.scores, *self.drift.values(), *self.costs.values()]
+        """All of them but those that measure time, which are run alone after the others."""
+        return [*self.scores, *self.drift.values()]
 
 
 @dataclass
@@ -193,15 +194,17 @@ def run_experiment(
         config, sections, workers=workers, scheduler=scheduler, progress=progress, say=say, lock=lock, offline=offline
     )
     _refuse_names(config, foreign)
-    reasons = {pair: unscorable(prepared.sessions[pair.target], config) for pair in pairs}
+    reasons = {pair: unscorable(prepared.sessions[pair.target], config, prepared.in_trial) for pair in pairs}
     for name in dict.fromkeys(name for pair in pairs if not reasons[pair] for name in pair.sources):
         require_source(prepared.sessions[name], config)
     builders = prepared.builders(config, {}, values)
     plan = _plan(config, prepared, builders, reasons, foreign, shard)
     options: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "progress": progress}
     outcomes = [prepared.outcome, execute(plan.jobs(), **options)]
+    outcomes.append(_measured(plan, **options))
     scores = plan.scores
-    folder = cache_root() / "runs" / f"{config.name}-{_digest(config, [*prepared.jobs.values(), *plan.jobs()])}"
+    all_jobs = [*prepared.jobs.values(), *plan.jobs(), *plan.costs.values()]
+    folder = cache_root() / "runs" / f"{config.name}-{_digest(config, all_jobs)}"
     if failures := _failures(outcomes[1]):
         scores = [_scored_without(job, failures) for job in plan.scores]
         if not any(job.inputs.keys() - {"target", "source"} for job in scores):
@@ -248,6 +251,16 @@ def run_experiment(
     return Run(folder, manifest, executed, reused)
 
 
+def _measured(plan: Plan, workers: int | None, scheduler: str | None, progress: Progress | None) -> Outcome:
+    """Run the jobs that measure what a bin costs, one at a time: with nothing of this run beside them."""
+    needed = {job: [each for each in job.inputs.values() if isinstance(each, Job)] for job in plan.costs.values()}
+    ready = [job for job, inputs in needed.items() if all(each.path.exists() for each in inputs)]
+    alone = None if scheduler else 0 if workers == 0 else 1
+    outcome = execute(ready, workers=alone, scheduler=scheduler, progress=progress)
+    # what they need was counted with the others
+    return dataclasses.replace(outcome, reused=len(ready) - outcome.executed - len(outcome.failed))
+
+
 def _refuse_names(config: Config, foreign: Sequence[Foreign]) -> None:
     """Refuse decoders of the user's own that go by the name of another arm: their scores would be taken for its."""
     taken = {*STANDING, *(arm_name(section) for section in config.arms)}
@@ -285,7 +298,8 @@ def _plan(
         if controls.no_drift:
             for source in dict.fromkeys(pair.sources[-1] for pair in pairs):
                 sources = next(pair.sources for pair in pairs if pair.sources[-1] == source)
-                scores.append(builders[sources].without_drift(source))
+                if not unusable_halves(prepared.sessions[source], config, prepared.in_trial):
+                    scores.append(builders[sources].without_drift(source))
         for section in config.continual:
             scores += _continual(section, ids, builders, reasons)
     return Plan(scores, drift, costs)
@@ -349,6 +363,9 @@ def _tuning(
 def _not_tested(config: Config, prepared: Prepared, pairs: Sequence[Pair]) -> list[dict[str, str]]:
     """Standing arms that could not be run, and why."""
     entries = [{"arm": name, "why": "left out by controls.without"} for name in config.controls.without]
+    for source in dict.fromkeys(pair.sources[-1] for pair in pairs) if config.controls.no_drift else ():
+        if why := unusable_halves(prepared.sessions[source], config, prepared.in_trial):
+            entries.append({"arm": f"no drift on {source}", "why": why})
     if config.intended is None or not any(prepared.about[pair.target]["has_targets"] for pair in pairs):
         entries.append({"arm": "intention", "why": "the trials of these sessions do not carry their targets"})
     if not config.has_kalman:
@@ -461,11 +478,14 @@ def _jobs_and_reruns(
 
 
 def _records(files: Sequence[Job], kind: str) -> Iterator[dict[str, Any]]:
-    """The records of score jobs; a missing delay stands for labels that come at the end of a trial."""
+    """The records of score jobs; a missing delay stands for labels that come at the end of a trial, missing budgets of
+    trials for all of them.
+    """
     for job in files:
         for record in json.loads(job.path.read_text(encoding="utf-8"))[kind]:
-            if "delay_s" in record and record["delay_s"] is None:
-                record["delay_s"] = math.inf
+            for name in ("delay_s", "budget_trials"):
+                if name in record and record[name] is None:
+                    record[name] = math.inf
             yield {name: math.nan if value is None else value for name, value in record.items()}
 
 

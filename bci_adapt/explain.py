@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bci_adapt.arms import Arm
-from bci_adapt.config import ControlSection, SweepSection, load_config
+from bci_adapt.config import Config, ControlSection, SweepSection, arm_name, load_config
 from bci_adapt.engine import Job, Progress, execute
 from bci_adapt.errors import InputError
 from bci_adapt.experiment import prepare_sessions
@@ -154,7 +154,7 @@ def _plan(builder: Builder, pair: Pair, cell: str, variable: str) -> list[Step]:
     """What is run for one decoder; the frozen one comes second."""
     arms = {arm.name: arm for arm in builder.arms(pair) if arm.cell == cell}
     frozen = builder.adapt(arms["frozen"], pair, arms["frozen"].seeds[0])
-    learning, refit = ("rls", "ridge_oracle") if not cell else (_learning(arms), "network_oracle")
+    learning, refit = ("rls", "ridge_oracle") if not cell else (_learning(arms, builder.config), "network_oracle")
 
     def arm(name: str) -> Job:
         return builder.adapt(arms[name], pair, arms[name].seeds[0])
@@ -204,11 +204,13 @@ def _plan(builder: Builder, pair: Pair, cell: str, variable: str) -> list[Step]:
     return [step for step in steps if step is not None]
 
 
-def _learning(arms: dict[str, Arm]) -> str:
-    """The adaptive arm of a network that is shown: the immediate rule where the run has it, else its first one."""
-    asked = [name for name, arm in arms.items() if arm.checked and arm.supervision == "true"]
-    preferred = [name for name in ("immediate_rmsprop", *asked) if name in arms]
-    return preferred[0] if preferred else ""
+def _learning(arms: dict[str, Arm], config: Config) -> str:
+    """The adaptive arm of a network that is shown: the immediate rule where the run has it, else the first one that its
+    config asks for, else a standing one.
+    """
+    taught = [name for name, arm in arms.items() if arm.checked and arm.supervision == "true"]
+    order = ["immediate_rmsprop", *(arm_name(section) for section in config.arms), *taught]
+    return next((name for name in order if name in taught), "")
 
 
 def _own_day(builder: Builder, pair: Pair, cell: str) -> Job:
@@ -245,7 +247,9 @@ def _sums(job: Job, key: str, builder: Builder, variable: str) -> _Sums:
         else:
             predicted = stored[key][held_out] if key == "predicted" else stored[key]
     y = arrays.y[held_out, outputs]
-    counted = np.isfinite(y) if arrays.in_trial is None else np.isfinite(y) & arrays.in_trial[held_out, None]
+    counted = np.isfinite(y)
+    if builder.in_trial and arrays.in_trial is not None:
+        counted &= arrays.in_trial[held_out, None]
     n_bins = max(1, round(BLOCK_S / arrays.bin_s))
     return _Sums(*block_sums(np.where(counted, y, 0.0), predicted[:, outputs], counted, n_bins), chosen)
 

@@ -53,18 +53,20 @@ def _find_session(name: int | str, session_ids: Sequence[str]) -> str:
     return found[0]
 
 
-def unscorable(session: Any, config: Config) -> str:
+def unscorable(session: Any, config: Config, in_trial: bool = False) -> str:
     """Why a target session gives no score; empty where it does.
 
     A held-out part needs `min_held_out_s` seconds of usable labels, and at least a tenth of the stream's variance: R²
-    against a cursor that hardly moves is a division by nothing.
+    against a cursor that hardly moves is a division by nothing. With `in_trial` both variances are of bins inside
+    trials, which are those that are scored.
     """
     import numpy as np
 
     from bci_adapt.jobs.arrays import session_arrays
 
-    arrays = session_arrays(session, config.variables)
+    arrays = session_arrays(session, config.variables, config.target_lag_bins)
     n_stream = arrays.n_stream(config.stream_s)
+    scored = np.ones(len(arrays.y), bool) if arrays.in_trial is None or not in_trial else arrays.in_trial
     for variable, outputs in arrays.columns.items():
         parts = arrays.y[:n_stream, outputs], arrays.y[n_stream:, outputs]
         usable_s = [config.bin_s * np.isfinite(part).all(axis=1).sum() for part in parts]
@@ -75,7 +77,13 @@ def unscorable(session: Any, config: Config) -> str:
             )
         if usable_s[0] < LEAST_LABELS_S:
             return f"no usable {variable} labels in the adaptation stream"
-        early, late = (float(np.nanvar(part, axis=0).sum()) for part in parts)
+        counted = np.where(scored[:, None], arrays.y[:, outputs], np.nan)
+        if not np.isfinite(counted[n_stream:]).any():
+            return f"no usable {variable} labels inside trials of the held-out part"
+        early, late = (
+            float(np.nanvar(part, axis=0).sum()) if np.isfinite(part).any() else 0.0
+            for part in (counted[:n_stream], counted[n_stream:])
+        )
         if late < 0.1 * early:
             return f"held-out {variable} variance {late:.3g} is below a tenth of the stream's {early:.3g}"
     return ""
@@ -100,6 +108,20 @@ def require_source(session: Any, config: Config) -> None:
             wrong = f"{variable} that never changes in axis {', '.join(still)}"
         if wrong:
             raise InputError(f"{arrays.session_id}: this source session has {wrong}; leave it out of pairs")
+
+
+def unusable_halves(session: Any, config: Config, in_trial: bool = False) -> str:
+    """Why a source session cannot be a pair without drift, its earlier half the source and its later half the target;
+    empty where it can. All of the later half is scored, so that it needs no held-out part of its own length.
+    """
+    from bci_adapt.jobs.halve import half_of
+
+    try:
+        require_source(half_of(session, 0), config)
+    except InputError as error:
+        return str(error)
+    short = config.model_copy(update={"min_held_out_s": LEAST_LABELS_S})
+    return unscorable(half_of(session, 1), short, in_trial)
 
 
 @dataclass(frozen=True)

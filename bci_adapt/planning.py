@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import dataclasses
 import math
+import os
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -31,6 +35,19 @@ class Foreign:
     file: Path
     name: str
 
+    def code(self) -> dict[str, Path]:
+        """The files that its results depend on, as inputs of a job: its own, and those beside it that it imports."""
+        found, pending = [], [self.file]
+        while pending:
+            file = pending.pop(0)
+            if file in found:
+                continue
+            found.append(file)
+            for name in _imported(file):
+                beside = self.file.parent.joinpath(*name.split("."))
+                pending += [each for each in (beside.with_suffix(".py"), beside / "__init__.py") if each.is_file()]
+        return {"code": found[0]} | {f"code{number}": file for number, file in enumerate(found[1:], 1)}
+
     @classmethod
     def parse(cls, text: str) -> Foreign:
         """From ``mine.py:Mine``; `InputError` where that names no decoder class."""
@@ -50,6 +67,27 @@ class Foreign:
         adapt: Any = kind.adapt  # type: ignore[attr-defined]
         told = takes(kind, "label_delay_s") or takes(adapt, "label_delay_s") or takes(adapt, "arrives")
         return asked_s if told else 0.0
+
+
+def _imported(file: Path) -> list[str]:
+    """Dotted names that a Python file imports, in order; names taken from a module may be modules themselves."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(file.read_bytes(), filename=str(file))):
+        if isinstance(node, ast.Import):
+            names += [each.name for each in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [node.module] if node.module else []
+            names += [".".join(filter(None, (node.module, each.name))) for each in node.names]
+    return names
+
+
+def machine() -> str:
+    """The kind of machine this is, as far as times measured on it depend on it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def prepare_job(config: Config, recording: Path, provenance: Mapping[str, str]) -> Job:
@@ -90,16 +128,18 @@ class _Scored:
 
 @dataclass(frozen=True)
 class Labels:
-    """When and how many labels an arm gets: `delay_s` is seconds or ``"trial_end"``."""
+    """When and how many labels an arm gets: `delay_s` is seconds or ``"trial_end"``, `budget_trials` None for all."""
 
     delay_s: float | str
     fraction: float
     budget_s: float
+    budget_trials: int | None = None
 
     @property
     def columns(self) -> dict[str, Any]:
         delay_s = None if isinstance(self.delay_s, str) else self.delay_s  # JSON has no infinity: see `_records`
-        return {"delay_s": delay_s, "label_fraction": self.fraction, "budget_s": self.budget_s}
+        columns = {"delay_s": delay_s, "label_fraction": self.fraction, "budget_s": self.budget_s}
+        return columns | {"budget_trials": self.budget_trials}
 
 
 class Builder:
@@ -233,6 +273,7 @@ class Builder:
             "at_trial_end": at_trial_end,
             "label_fraction": labels.fraction,
             "budget_s": None if labels.budget_s >= self.labels(pair).budget_s else labels.budget_s,
+            "budget_trials": labels.budget_trials,
             "labels_in_fit": arm.trained_on != "source",
             "seed": seed,
             "control": control,
@@ -274,7 +315,7 @@ class Builder:
         return self.known.setdefault(job.key, job)
 
     def cost(self, arm: Arm, pair: Pair) -> Job:
-        """The job that measures what a live bin costs an arm."""
+        """The job that measures what a live bin costs an arm on this kind of machine."""
         seed = arm.seeds[0]
         inputs, modules = self._decoder_inputs(arm, pair, seed)
         job = Job(
@@ -283,7 +324,7 @@ class Builder:
             stem=f"cost_{arm.name}_{arm.cell}",
             folder="results",
             suffix=".json",
-            parameters=self._adapt_parameters(arm, pair, seed, self.labels(pair)),
+            parameters=self._adapt_parameters(arm, pair, seed, self.labels(pair)) | {"machine": machine()},
             inputs={**inputs, "target": self.sessions[pair.target]},
             modules=tuple(sorted(modules)),
             label=f"cost of {arm.name} {arm.cell}".rstrip(),
@@ -374,7 +415,7 @@ class Builder:
                 phases = [phase for phase in arm.phases if phase not in ("continuing", "back")] + parts
                 scored.add(self.adapt(arm, pair, seed, parts=parts), self._columns(pair, arm, seed), phases)
                 if first and arm.checked:
-                    self._canaries(scored, arm, pair, seed)
+                    self._canaries(scored, arm, pair, seed, sweeps)
             if sweeps and arm.learns and arm.name in self.config.sweeps.arms:
                 self._sweeps(scored, arm, pair)
         if self.tuned is not None and sweeps:
@@ -389,9 +430,9 @@ class Builder:
             self._foreign(scored, own, pair)
         return self._score(pair, scored, "arms", excerpt)
 
-    def _canaries(self, scored: _Scored, arm: Arm, pair: Pair, seed: int) -> None:
+    def _canaries(self, scored: _Scored, arm: Arm, pair: Pair, seed: int, sweeps: bool) -> None:
         """The same arm with counts that know nothing of the movement."""
-        n_shifts = self.config.controls.canary_shifts
+        n_shifts = self.config.controls.canary_shifts if sweeps and arm.name in self.config.sweeps.arms else 0
         kind = "shift" if n_shifts else "time"
         for number in range(n_shifts) if n_shifts else [seed]:
             control = {"kind": kind, "seed": number}
@@ -411,11 +452,13 @@ class Builder:
         settings += [("fraction", dataclasses.replace(full, fraction=fraction)) for fraction in sweeps.label_fraction]
         budgets = dict.fromkeys((*(each for each in sweeps.budget_s if each < full.budget_s), full.budget_s))
         settings += [("budget", dataclasses.replace(full, budget_s=budget_s)) for budget_s in budgets]
+        # a decoder that teaches itself has its lesson when the label delay is over, whatever trials there are
+        has_trials = self.about[pair.target]["has_trials"]
+        if not has_trials or arm.supervision == "pseudo":
+            settings = [each for each in settings if each[1].delay_s != "trial_end"]
+        if has_trials:
+            settings += [("trials", dataclasses.replace(full, budget_trials=each)) for each in sweeps.budget_trials]
         for study, labels in settings:
-            # a decoder that teaches itself has its lesson when the label delay is over, whatever trials there are
-            trials = self.about[pair.target]["has_trials"] and arm.supervision != "pseudo"
-            if labels.delay_s == "trial_end" and not trials:
-                continue
             job = self.adapt(arm, pair, seed, labels=labels, name=f"{study} {arm.name}")
             scored.add(job, self._columns(pair, arm, seed, study=study, **labels.columns), phases)
         if self.config.controls.cold and arm.decoder == "online_rnn":
@@ -444,7 +487,7 @@ class Builder:
                     "permutation": permutation,
                 },
                 inputs={
-                    "code": own.file,
+                    **own.code(),
                     "target": self.sessions[pair.target],
                     **{f"source{i}": self.sessions[name] for i, name in enumerate(pair.sources)},
                 },
@@ -467,7 +510,7 @@ class Builder:
 
     def without_drift(self, source: str) -> Job:
         """The later half of a source day as the target of its earlier half."""
-        halves = {}
+        halves: dict[str, Job] = {}
         for half, word in enumerate(("earlier", "later")):
             job = Job(
                 kind="halve",

@@ -59,6 +59,7 @@ ROWS: dict[str, type] = {
     "delay_s": float,
     "label_fraction": float,
     "budget_s": float,
+    "budget_trials": float,  # labels of so many trials, from the first on; inf for all
     "n_labels": int,  # labels that the arm learned from
     "rate": float,
     "seed": int,
@@ -151,7 +152,7 @@ SUSPECT_GAP = 0.03
 CANARY = "canary:"
 CONTROL_PREFIXES = {"": "", "time": CANARY, "channels": "channels:"}  # kind of control → how its arm's name begins
 CONTROL_WORDS = {"time": "shuffled neurons", "channels": "shuffled channels"}
-CELLS = {"tanh": "tanh", "gru": "GRU", "": "linear"}
+CELLS = {"tanh": "tanh", "gru": "GRU", "lstm": "LSTM", "": "linear"}
 USUAL_VARIABLES = ("velocity", "position")
 PHASES = {"online": "online", "held_out": "held out"}  # of every arm, side by side in every table
 MORE_PHASES = {
@@ -164,6 +165,7 @@ STUDIES = {  # why a row that is not of a standing arm is there; a sweep's value
     "delay": "label delay",
     "fraction": "fraction of labels",
     "budget": "seconds of labels",
+    "trials": "trials of labels",
     "no_drift": "no drift: the source day's later half as target",
     "shared_rate": "one learning rate for all",
     "continual": "weights carried from day to day",
@@ -413,9 +415,9 @@ def json_payload(
     summary: list[dict[str, Any]] | None = None,
     blocks: Frame | None = None,
 ) -> dict[str, Any]:
-    """What ``run --json`` writes, free of NaN: rows, summary, variations, recovery, refused, leak,
-    not_above_persistence, comparisons, associations, sweeps, time_to_ceiling, forgetting, no_drift, beside, unscorable
-    and jobs.
+    """What ``run --json`` writes, free of NaN: rows (the long table, its columns' names and its values apart), summary,
+    variations, recovery, refused, leak, not_above_persistence, comparisons, associations, sweeps, time_to_ceiling,
+    forgetting, no_drift, beside, unscorable and jobs.
 
     `summary` holds every standing arm but `VARIATIONS`, controls too, `variations` those; an entry's `leak`, as `leak`
     by arm, is null where nothing can tell. `recovery` and `refused` say ``against`` which ceiling they are. A delay
@@ -437,7 +439,7 @@ def json_payload(
     drift, jobs = manifest.get("drift", []), manifest.get("jobs", {})
     return json_safe(
         {
-            "rows": rows.to_dict("records"),
+            "rows": {"columns": list(rows.columns), "data": rows.to_numpy(object).tolist()},
             "summary": [entry for entry, other in zip(everything, apart, strict=True) if not other],
             "variations": [entry for entry, other in zip(everything, apart, strict=True) if other],
             "recovery": recovered,
@@ -700,5 +702,6 @@ def _check_vocabulary(table: Frame, kind: str) -> None:
     ok, finite = table["status"] == "ok", np.isfinite(table["value"])
     wrong = ok & ~finite & ((table["metric"] == "r2") | np.isinf(table["value"]))
     refuse("value", wrong, "a finite score where status is ok; mark the run failed or unscorable, with the reason")
-    key = [*RUN, "variable", "n_hidden", "delay_s", "label_fraction", "budget_s", "rate", "study", "phase", "metric"]
+    key = [*RUN, "variable", "n_hidden", "delay_s", "label_fraction", "budget_s", "budget_trials", "rate", "study"]
+    key += ["phase", "metric"]
     refuse("value", table.duplicated(key) & ok, "one score for each run, phase, metric")

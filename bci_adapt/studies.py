@@ -28,7 +28,7 @@ from bci_adapt.recovery import (
 )
 from bci_adapt.statistics import Interval, equivalence, hedges_g, holm, power, rank_correlation, wilcoxon_test
 
-SWEPT = {"delay": "delay_s", "fraction": "label_fraction", "budget": "budget_s"}
+SWEPT = {"delay": "delay_s", "fraction": "label_fraction", "budget": "budget_s", "trials": "budget_trials"}
 CEILING_FRACTION = 0.9
 MARGIN = 0.03  # of R², for "equivalent"
 Arm = tuple[str, str]  # name and cell
@@ -66,7 +66,8 @@ def sweep(
     """Scores along the label delays, fractions or budgets of `study` (a key of `SWEPT`), by value.
 
     One ``{arm, cell, variable, phase, value, mean, low, high, n_targets}`` for each; a delay of inf is the end of the
-    trial. An arm's standing score on the same pairs and seeds is the point at its own setting.
+    trial, of budgets of trials all of them. An arm's standing score on the same pairs and seeds is the point at its
+    own setting.
     """
     column, points = SWEPT[study], []
     rows = _scored(rows, variable, metric, phase)

@@ -28,7 +28,9 @@ class Search:
     """The line searches of one method, one parameter of its grid after the other.
 
     Each starts with three values, a factor apart, around the one that the config has, and goes on past an end for as
-    long as the best lies there, up to `max_points` values and none past `most`. `points` is what was tried, where.
+    long as the best lies there – on all pairs, or on those without one of the targets, which is what that target is run
+    with – up to `max_points` values and none past `most`. The first parameter is searched once more when the others
+    are found. `points` is what was tried, where.
     """
 
     arm: Arm
@@ -44,26 +46,32 @@ class Search:
     def wanted(self) -> list[dict[str, Any]]:
         """The settings to try next; none when the search is over."""
         names = list(self.arm.grid)
+        names += names[:1] if len(names) > 1 else []
         while self.stage < len(names):
             name = names[self.stage]
-            tried = sorted({point["parameters"][name] for point in self._line(name)})
+            line = self._line(name)
+            tried = sorted({point["parameters"][name] for point in line})
             if not tried:
                 at = self.best[name]
                 values = [self._step(name, at, -1), at, self._step(name, at, +1)]
                 return [{**self.best, name: value} for value in dict.fromkeys(values)]
-            found = choose(self._line(name))
-            at = self.best[name] if found is None else found.parameters[name]
-            beyond = self._step(name, at, -1 if at == tried[0] else +1)
-            at_an_end = at in (tried[0], tried[-1])
-            if found is not None and at_an_end and beyond not in tried and len(tried) < self.max_points:
-                return [{**self.best, name: beyond}]
-            self.best[name] = at
+            found = choose(line)
+            without = [choose([each for each in line if each["target"] != day]) for day in _days(line)]
+            for optimum in [found, *without] if len(tried) < self.max_points else []:
+                if beyond := [] if optimum is None else self._beyond(name, optimum.parameters[name], tried):
+                    return [{**self.best, name: beyond[0]}]
+            self.best[name] = self.best[name] if found is None else found.parameters[name]
             self.stage += 1
         return []
 
     def _line(self, name: str) -> list[dict[str, Any]]:
         """The points at which all other parameters are at their best so far."""
         return [each for each in self.points if {**each["parameters"], name: self.best[name]} == self.best]
+
+    def _beyond(self, name: str, at: Any, tried: list[Any]) -> list[Any]:
+        """Values past the ends of what was tried at which an optimum lies."""
+        ways = [way for way, end in ((-1, tried[0]), (+1, tried[-1])) if at == end]
+        return [value for way in ways if (value := self._step(name, at, way)) not in tried]
 
     def _step(self, name: str, value: Any, way: int) -> Any:
         new = value * self.arm.grid[name] ** way
@@ -72,6 +80,12 @@ class Search:
             new = max(_LEAST[name], new if new != value else value + way)
             return min(new, self.most.get(name, new))
         return float(f"{new:.3g}")
+
+
+def _days(points: list[dict[str, Any]]) -> list[str]:
+    """Target days of these points, where leaving one out leaves another."""
+    days = list(dict.fromkeys(point["target"] for point in points))
+    return days if len(days) > 1 else []
 
 
 def tune(
@@ -98,7 +112,7 @@ def tune(
         raise InputError("tuning: this config has no [tuning] section, which names the pairs that rates are chosen on")
     options: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "progress": progress}
     prepared, pairs = prepare_sessions(config, section.pairs, **options, say=say, lock=lock, offline=offline)
-    reasons = {pair: unscorable(prepared.sessions[pair.target], config) for pair in pairs}
+    reasons = {pair: unscorable(prepared.sessions[pair.target], config, prepared.in_trial) for pair in pairs}
     usable = [pair for pair in pairs if not reasons[pair]]
     if len({pair.target for pair in usable}) < 2:
         why = "; ".join(filter(None, reasons.values()))

@@ -60,6 +60,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "delay_s": 0.5,
         "label_fraction": 1.0,
         "budget_s": 600.0,
+        "budget_trials": float("inf"),
         "n_labels": 12000,
         "rate": 3e-4,
         "seed": 0,
@@ -169,7 +170,7 @@ def blocks(rows: Any, n_blocks: int = 24, seed: int = 0) -> Any:
 def swept(n_targets: int = 5, seed: int = 0) -> Any:
     """Rows of the side questions: two arms of one cell under delays, fractions and budgets, and the rest once."""
     rng = np.random.default_rng(seed)
-    columns = {"delay": "delay_s", "fraction": "label_fraction", "budget": "budget_s"}
+    columns = {"delay": "delay_s", "fraction": "label_fraction", "budget": "budget_s", "trials": "budget_trials"}
     values = {
         "delay": {0.0: 0.42, 0.1: 0.41, 2.0: 0.36, np.inf: 0.33},
         "fraction": {0.3: 0.37, 0.1: 0.33, 0.03: 0.28},

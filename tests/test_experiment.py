@@ -430,7 +430,8 @@ def test_a_source_without_labels_is_refused_before_any_job_and_a_failing_fit_nam
         "become": None,
         "supervision": "true",
     }
-    adapting |= {"at_trial_end": False, "label_fraction": 1.0, "budget_s": None, "seed": 0, "control": None}
+    adapting |= {"at_trial_end": False, "label_fraction": 1.0, "budget_s": None, "budget_trials": None}
+    adapting |= {"seed": 0, "control": None}
     adapting |= {"continuing": False, "back": False}
     with pytest.raises(InputError, match=f"online_rnn on {name}: X: .* channels"):
         adapt.run(adapting, {"decoder": tmp_path / "decoder.npz", "target": narrow}, tmp_path / "out.npz")
@@ -746,6 +747,7 @@ arms = ["immediate_rmsprop", "rls"]
 delay_s = [0.0, 0.2, "trial_end"]
 label_fraction = [1.0, 0.3, 0.1]
 budget_s = [0.0, 15.0, 30.0]
+budget_trials = [2, 5]
 
 [controls]
 canary_shifts = 2
@@ -826,11 +828,13 @@ def test_controls_have_their_rows(everything):
     canaries = rows[rows["control"] == "time"]
     assert (canaries["canary"] == (canaries["control"] == "time")).all()
     assert set(rows.loc[rows["canary"], "control"]) == {"time"}
-    shifted = {(f"canary:{name}", cell, seed) for name, cell in checked - {("Mine", "")} for seed in (0, 1)}
-    assert table(canaries, "arm", "cell", "seed") == shifted | {("canary:Mine", "", 0)}
+    swept = {("immediate_rmsprop", "tanh"), ("rls", "")}
+    expected = {(f"canary:{name}", cell, 0) for name, cell in checked}
+    assert table(canaries, "arm", "cell", "seed") == expected | {(f"canary:{name}", cell, 1) for name, cell in swept}
     assert set(canaries["phase"]) == {"online", "online_late", "held_out"}
     values = canaries[canaries["phase"] == "online"].groupby(["arm", "cell", "target"])["value"].nunique()
-    assert set(values.drop("canary:Mine")) == {2}, "two shifts are two runs"
+    for name, cell in checked:
+        assert set(values[f"canary:{name}", cell]) == {1 + ((name, cell) in swept)}, "two shifts are two runs"
     channels = rows[rows["control"] == "channels"]
     assert table(channels, "arm", "cell") == {("channels:immediate_rmsprop", "tanh"), ("channels:rls", "")}
     assert not channels["canary"].any()
@@ -840,7 +844,7 @@ def test_studies_have_their_rows_and_agree_with_the_run_where_they_meet(everythi
     config, done, (rows, *_) = everything
     days = [each["session_id"] for each in done.manifest["sessions"]]
     rows = rows[rows["metric"] == "r2"]
-    assert set(rows["study"]) == {"", "delay", "fraction", "budget", "no_drift", "cold", "continual"}
+    assert set(rows["study"]) == {"", "delay", "fraction", "budget", "trials", "no_drift", "cold", "continual"}
     studies = dict(iter(rows.groupby("study")))
     full, stream_s = 1.0, config.stream_s
     swept = {
@@ -867,6 +871,8 @@ def test_studies_have_their_rows_and_agree_with_the_run_where_they_meet(everythi
             ordered = group.sort_values(column)
             assert ordered["n_labels"].is_monotonic_increasing
             assert ordered["n_labels"].nunique() == len(ordered)
+    counted = {each: studies["trials"].loc[studies["trials"]["budget_trials"] == each, "n_labels"] for each in (2, 5)}
+    assert 0 < counted[2].min() <= counted[2].max() < counted[5].min() < standing["n_labels"].max()
     none = studies["budget"][studies["budget"]["budget_s"] == 0.0]
     assert set(none["n_labels"]) == {0}
     unmoved = none[none["cell"] == "tanh"].merge(

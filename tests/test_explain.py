@@ -108,6 +108,7 @@ def test_scores_are_those_of_the_run(run):
 
 
 def test_explain_on_the_command_line(run, call, tmp_path):
+    explain(run[0], "mon:late", workers=0)
     code, said, _ = call("explain", run[0], "mon:late", "--workers", 0, "--json", tmp_path / "why.json")
     assert code == 0
     assert "What explains it: time" in said

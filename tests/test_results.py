@@ -278,9 +278,9 @@ def test_payload_is_json_and_complete(rows):
         *("rows", "summary", "variations", "recovery", "refused", "leak", "not_above_persistence", "comparisons"),
         *("associations", "sweeps", "time_to_ceiling", "forgetting", "no_drift", "beside", "unscorable", "jobs"),
     ]
-    assert len(back["rows"]) == len(rows)
-    assert list(back["rows"][0]) == list(ROWS)
-    assert back["rows"][0]["day_gap"] is None
+    assert len(back["rows"]["data"]) == len(rows)
+    assert back["rows"]["columns"] == list(ROWS)
+    assert dict(zip(ROWS, back["rows"]["data"][0], strict=True))["day_gap"] is None
     assert {"arm", "cell", "variable", "phase", "metric", "mean", "low", "high", "n_targets"} <= set(back["summary"][0])
     assert back["unscorable"][0]["reason"] == "flat"
     refused = {(entry["arm"], entry["against"]) for entry in back["refused"]}

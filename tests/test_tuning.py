@@ -165,7 +165,7 @@ def test_from_recordings_to_a_run_with_tuned_values(tmp_path, monkeypatch, call)
             for each in tuned.surface
             if each["method"] == "immediate_rmsprop"
             and each["target"] == target
-            and each["parameters"]["learning_rate"] == rate
+            and each["parameters"] == chosen.parameters
         ]
         assert score == pytest.approx(point, abs=1e-12)
     assert set(own["study"]) == {"", "shared_rate"}

@@ -10,7 +10,7 @@ import numpy as np
 from bci_adapt.decoders.base import Decoder, decoder_class, delay_bins
 from bci_adapt.errors import InputError
 from bci_adapt.jobs.arrays import Arrays, job_arrays, permuted_channels, permuted_in_time, shifted_in_time
-from bci_adapt.jobs.labels import SMOOTHING_S, intended, shown, smoothed
+from bci_adapt.jobs.labels import SMOOTHING_S, bins_of_trials, intended, shown, smoothed
 from bci_adapt.sessions import read_session
 from bci_adapt.storage import atomic_path
 
@@ -34,9 +34,9 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
 
     Parameters: `variables`, `stream_s`; `become`, the class that a fitted decoder is turned into, or null; `constants`
     that replace the decoder's own; `supervision` (of `bci_adapt.jobs.labels`), `at_trial_end` (labels come then, not
-    after the delay), `label_fraction`, `budget_s` (null: no limit), `seed` of what is drawn; `control`, null or
-    ``{kind: time | shift | channels, seed}``; `continuing` and `back`, whether those parts are wanted;
-    `labels_in_fit`, whether the decoder was fitted on the stream's labels, which then count. Inputs
+    after the delay), `label_fraction`, `budget_s` and `budget_trials` (null: no limit), `seed` of what is drawn;
+    `control`, null or ``{kind: time | shift | channels, seed}``; `continuing` and `back`, whether those parts are
+    wanted; `labels_in_fit`, whether the decoder was fitted on the stream's labels, which then count. Inputs
     `before0`, `before1` … are sessions that the decoder adapts to first, in order; `source` is what `back` predicts.
 
     Writes an npz: predictions ``online``, ``held_out``, ``continuing``, ``back`` (n_bins, n_outputs), without rows
@@ -64,7 +64,7 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
                 source = job_arrays(parameters, inputs["source"])
                 back = decoder.with_fitted_statistics().predict(source.X, source.reset)
             if parameters["continuing"]:
-                on = met(arrays, inputs["target"], {**parameters, "budget_s": None}, decoder)
+                on = met(arrays, inputs["target"], {**parameters, "budget_s": None, "budget_trials": None}, decoder)
                 continuing = taught(decoder, on_from(on, n_stream), parameters, going_on=True)
     except InputError as error:
         raise InputError(f"{decoder.name} on {arrays.session_id}: {error}") from error
@@ -108,6 +108,8 @@ def met(arrays: Arrays, path: Path, parameters: dict[str, Any], decoder: Decoder
         meant[:, where] = intended(read_session(path), np.linalg.norm(y[:, where], axis=1))
         y = meant
     y = shown(y, arrays.bin_s, parameters["label_fraction"], parameters["budget_s"], parameters["seed"])
+    if n_trials := parameters["budget_trials"]:
+        y[bins_of_trials(n_trials, arrays.in_trial, arrays.trial_end) :] = np.nan
     return Stream(X, y, arrays.reset, arrays.trial_end if parameters["at_trial_end"] else None)
 
 

@@ -20,8 +20,9 @@ WARM_UP, MEASURED = 100, 1000
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     """Hand the decoder one bin of the target after another, as a live session does, and time each call.
 
-    Parameters are those of an adapt job. Writes percentiles over `MEASURED` bins, the same of a call that does nothing
-    (``empty_loop_us``: the clock and the loop), the bytes of the decoder's arrays and the peak that its calls allocate.
+    Parameters are those of an adapt job, and the `machine` it runs on, in words. Writes percentiles over `MEASURED`
+    bins, the same of a call that does nothing (``empty_loop_us``: the clock and the loop), the bytes of the decoder's
+    arrays and the peak that its calls allocate.
     """
     arrays = job_arrays(parameters, inputs["target"])
     decoder = started(parameters, inputs)
@@ -37,8 +38,9 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     p50, p95, p99 = np.percentile(taken, [50, 95, 99])
-    found = {"p50_us": p50, "p95_us": p95, "p99_us": p99, "empty_loop_us": float(np.median(empty))}
+    found: dict[str, Any] = {"p50_us": p50, "p95_us": p95, "p99_us": p99, "empty_loop_us": float(np.median(empty))}
     arrays_bytes = sum(array.nbytes for array in decoder._fitted_arrays().values())
+    found["machine"] = parameters["machine"]
     write_text(out, json.dumps(found | {"state_bytes": arrays_bytes, "peak_bytes": peak, "bin_s": arrays.bin_s}))
 
 

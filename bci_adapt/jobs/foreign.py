@@ -53,7 +53,8 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     kind = load_class(inputs["code"], parameters["decoder"])
     given = {name: parameters[name] for name in ("bin_s", "label_delay_s", "seed")}
     decoder = kind(**{name: value for name, value in given.items() if takes(kind, name)})
-    sessions = [job_arrays(parameters, inputs[f"source{i}"]) for i in range(len(inputs) - 2)]
+    sources = sorted((name for name in inputs if name.startswith("source")), key=lambda name: int(name[6:]))
+    sessions = [job_arrays(parameters, inputs[name]) for name in sources]
     target = job_arrays(parameters, inputs["target"])
     n_stream = target.n_stream(parameters["stream_s"])
     X = target.X if parameters["permutation"] is None else permuted_in_time(target.X, parameters["permutation"])

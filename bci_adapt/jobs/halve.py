@@ -3,14 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
+
 from bci_adapt.sessions import read_session, write_session
 
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     """Write the `half` (0 or 1) of `session`; its id says so."""
-    session = read_session(inputs["session"])
+    write_session(half_of(read_session(inputs["session"]), parameters["half"]), out)
+
+
+def half_of(session: xr.Dataset, half: int) -> xr.Dataset:
+    """The earlier (0) or later (1) half of a session, a session of its own name."""
     middle = session.sizes["time"] // 2
-    bins = slice(middle) if parameters["half"] == 0 else slice(middle, None)
-    session = session.isel(time=bins)
-    session.attrs["session_id"] += f" ({'earlier' if parameters['half'] == 0 else 'later'} half)"
-    write_session(session, out)
+    part = session.isel(time=slice(middle) if half == 0 else slice(middle, None))
+    return part.assign_attrs(session_id=f"{session.attrs['session_id']} ({'later' if half else 'earlier'} half)")

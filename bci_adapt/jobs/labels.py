@@ -14,6 +14,17 @@ SUPERVISIONS = ("true", "intention", "pseudo", "none")
 SMOOTHING_S = 0.25
 
 
+def bins_of_trials(n_trials: int, in_trial: np.ndarray | None, trial_end: np.ndarray) -> int:
+    """Bins of a session up to the end of its `n_trials`-th trial; all of them where it has no more than that.
+
+    `in_trial` and `trial_end` are those of `bci_adapt.jobs.arrays.Arrays`.
+    """
+    if in_trial is None:
+        return len(trial_end)
+    ends = np.unique(trial_end[in_trial])
+    return int(min(ends[n_trials - 1] + 1, len(trial_end))) if n_trials <= len(ends) else len(trial_end)
+
+
 def shown(y: np.ndarray, bin_s: float, fraction: float, budget_s: float | None, seed: int) -> np.ndarray:
     """Labels (n_bins, n_outputs) of a random `fraction` of the bins before `budget_s`, NaN where they are withheld.
 

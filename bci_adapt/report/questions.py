@@ -14,7 +14,12 @@ from bci_adapt.report.run import Run, figure_text, seconds, signed
 from bci_adapt.report.sections import leak_lines
 from bci_adapt.results import arm_label, cell_label, score_text
 
-SWEEP_WORDS = {"delay": "label delay (s)", "fraction": "fraction of labels given", "budget": "seconds of labels"}
+SWEEP_WORDS = {
+    "delay": "label delay (s)",
+    "fraction": "fraction of labels given",
+    "budget": "seconds of labels",
+    "trials": "trials of labels",
+}
 
 
 def controls(run: Run) -> Section:
@@ -147,7 +152,7 @@ def labels(run: Run) -> Section:
                 run.album.picture(
                     f"{variable}-{study}",
                     figures_study.sweep_figure(
-                        pd.DataFrame(points).assign(label=[seconds(point["value"]) for point in points]),
+                        pd.DataFrame(points).assign(label=[swept_words(study, point["value"]) for point in points]),
                         axis,
                         variable,
                         ceilings if study == "budget" else {},
@@ -157,7 +162,7 @@ def labels(run: Run) -> Section:
                     f"{'; the dotted line is the retrained ceiling' if study == 'budget' else ''}; {run.tuned_words}.",
                 )
             )
-            blocks.append(Fold(f"{title}: {variable} R²", [_sweep_table(run, points, axis)]))
+            blocks.append(Fold(f"{title}: {variable} R²", [_sweep_table(run, study, points)]))
             if study == "budget":
                 blocks.append(_time_to_ceiling(run, variable))
         if not swept:
@@ -171,14 +176,19 @@ def labels(run: Run) -> Section:
     )
 
 
-def _sweep_table(run: Run, points: list[dict[str, Any]], axis: str) -> Table:
+def swept_words(study: str, value: float) -> str:
+    """A value of a sweep as it is read."""
+    return "all" if study == "trials" and np.isinf(value) else seconds(value)
+
+
+def _sweep_table(run: Run, study: str, points: list[dict[str, Any]]) -> Table:
     online = {(p["arm"], p["cell"], p["value"]): p for p in points if p["phase"] == "online"}
     rows = []
     for point in _in_order(run, [each for each in points if each["phase"] == "held_out"]):
         key = point["arm"], point["cell"], point["value"]
-        row = [f"{arm_label(point['arm'])} ({cell_label(point['cell'])})", seconds(point["value"])]
+        row = [f"{arm_label(point['arm'])} ({cell_label(point['cell'])})", swept_words(study, point["value"])]
         rows.append([*row, score_text(online.get(key)), score_text(point), str(point["n_targets"])])
-    return Table("", [*words("arm"), *numbers(axis, "online", "held out", "days")], rows, grouped=True)
+    return Table("", [*words("arm"), *numbers(SWEEP_WORDS[study], "online", "held out", "days")], rows, grouped=True)
 
 
 def _time_to_ceiling(run: Run, variable: str) -> Table:

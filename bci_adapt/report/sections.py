@@ -455,7 +455,7 @@ def cost(run: Run) -> Section:
             ]
         )
     table = Table(
-        "Microseconds per bin; memory of what the decoder holds, and the peak while it ran.",
+        f"Microseconds per bin{_machines(costs)}; memory of what the decoder holds, and the peak while it ran.",
         [
             *words("cell", "arm"),
             *numbers("p50", "p95", "p99", "empty loop", "p99 of the bin", "state", "peak"),
@@ -465,6 +465,12 @@ def cost(run: Run) -> Section:
         grouped=True,
     )
     return Section("cost", "Cost", blocks_of(picture, table), "The cost of arms was not measured in this run.")
+
+
+def _machines(costs: list[Any]) -> str:
+    """On which machines costs were measured."""
+    found = list(dict.fromkeys(str(each["machine"]) for each in costs if each.get("machine")))
+    return f" ({'; '.join(found)})" if found else ""
 
 
 def _bytes(value: Any) -> str:
