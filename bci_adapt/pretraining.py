@@ -31,6 +31,7 @@ class Pretraining:
     gain_jitter, offset_jitter : standard deviation of a gain (around 1) and an offset (in standard deviations of the
         channel) drawn per window and channel: the network should not rely on statistics that drift.
     clip : largest gradient norm.
+    recency : how often a window is drawn, in proportion to one of the session after it: 1 draws from all alike.
     """
 
     n_updates: int = 800
@@ -42,6 +43,19 @@ class Pretraining:
     gain_jitter: float = 0.1
     offset_jitter: float = 0.1
     clip: float = 1.0
+    recency: float = 1.0
+
+    def __post_init__(self):
+        if self.n_updates < 0 or self.batch < 1 or self.window_bins <= self.burn_in_bins:
+            raise InputError(
+                f"pretraining: expected n_updates ≥ 0, batch ≥ 1 and window_bins > {self.burn_in_bins}, of which the "
+                f"first carry no loss; got {self.n_updates}, {self.batch}, {self.window_bins}"
+            )
+        if not (0.0 <= self.input_dropout < 1.0 and 0.0 < self.recency <= 1.0):
+            raise InputError(
+                "pretraining: expected input_dropout in [0, 1) and recency in (0, 1], got "
+                f"{self.input_dropout}, {self.recency}"
+            )
 
 
 def pretrain(
@@ -73,7 +87,8 @@ def pretrain(
 
     settings = settings or Pretraining()
     generator = torch.Generator().manual_seed(seed)
-    inputs, targets, weights, starts = _windows(X, Y, weight, observed, reset, settings)
+    inputs, targets, weights, starts, age = _windows(X, Y, weight, observed, reset, settings)
+    share = torch.cumsum(settings.recency ** age.double(), dim=0)
     W0, C0 = initial if initial is not None else network.initial_weights(seed)
     W = torch.tensor(W0, dtype=torch.float32, requires_grad=True)
     C = torch.tensor(C0, dtype=torch.float32, requires_grad=True)
@@ -81,7 +96,12 @@ def pretrain(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.n_updates)
     span = torch.arange(settings.window_bins)
     for _ in range(settings.n_updates):
-        chosen = starts[torch.randint(len(starts), (settings.batch,), generator=generator)]
+        if settings.recency == 1.0:
+            drawn = torch.randint(len(starts), (settings.batch,), generator=generator)
+        else:
+            at = torch.rand(settings.batch, generator=generator, dtype=torch.float64)
+            drawn = torch.searchsorted(share, at * share[-1], right=True)
+        chosen = starts[drawn]
         index = chosen[None, :] + span[:, None]
         x, y, w = inputs[index], targets[index], weights[index].clone()
         w[: settings.burn_in_bins] = 0.0
@@ -229,7 +249,9 @@ def _backward(network: Network, W, x, activations, states, v, gradient: np.ndarr
 
 
 def _windows(X, Y, weight, observed, reset, settings: Pretraining):
-    """Join the observed bins of all sessions; returns float32 tensors and the bins at which a window may start."""
+    """Join the observed bins of all sessions; returns float32 tensors, the bins at which a window may start, and how
+    many sessions came after that of each.
+    """
     import torch
 
     inputs, targets, weights, starts, offset = [], [], [], [], 0
@@ -248,9 +270,10 @@ def _windows(X, Y, weight, observed, reset, settings: Pretraining):
         weights.append(w)
         offset += len(x)
     allowed = np.concatenate(starts) if starts else np.array([], int)
+    age = np.repeat(np.arange(len(starts))[::-1], [len(each) for each in starts])
     if not len(allowed):
         raise InputError(
             f"pretraining: expected at least one stretch of {settings.window_bins} observed bins with labels, got none"
         )
     joined = [torch.tensor(np.concatenate(parts), dtype=torch.float32) for parts in (inputs, targets, weights)]
-    return *joined, torch.tensor(allowed)
+    return *joined, torch.tensor(allowed), torch.tensor(age)

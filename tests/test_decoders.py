@@ -8,6 +8,7 @@ from sklearn.decomposition import FactorAnalysis
 from sklearn.linear_model import Ridge
 
 from bci_adapt.catalog import variants
+from bci_adapt.cells.base import Network, cell
 from bci_adapt.decoders.aligned import AlignedDecoder, encoder, factors, rotation
 from bci_adapt.decoders.base import Decoder, delay_bins
 from bci_adapt.decoders.fine_tuned import FineTunedDecoder
@@ -27,6 +28,7 @@ DECODERS = {
     "rnn": OnlineDecoder(cell="tanh", **SMALL),
     "rnn_window": OnlineDecoder(cell="gru", rule="window", rule_constants={"steps": 3}, average=None, **SMALL),
     "rnn_rtrl": OnlineDecoder(cell="gru", rule="rtrl", **SMALL),
+    "rnn_members": OnlineDecoder(cell="gru", n_members=3, **SMALL),
     "wiener": WienerDecoder(n_lags=3),
     "rls": RLSDecoder(n_lags=3, memory_s=20.0, label_delay_s=0.2, update_every_s=0.25),
     "persistence": PersistenceDecoder(label_delay_s=0.2),
@@ -158,8 +160,8 @@ class TestEveryDecoder:
             if hasattr(decoder, key):
                 assert np.array_equal(getattr(decoder, key), getattr(fitted[name], key))
         if name.startswith("rnn"):
-            assert np.array_equal(decoder.state_.arrays["W"][0], fitted[name].W_)
-            assert np.array_equal(decoder.state_.arrays["C"][0], fitted[name].C_)
+            for key, fitted_to in zip("WC", fitted[name].start_weights_, strict=True):
+                assert (decoder.state_.arrays[key] == fitted_to).all()
             assert not np.array_equal(decoder.running_.mean, fitted[name].mean_)
         if name.startswith(("rls", "wiener", "kalman", "aligned")):
             assert not np.array_equal(decoder.running_mean_, fitted[name].mean_)
@@ -209,12 +211,12 @@ def test_parameters_set_between_sessions_take_effect_or_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.2])
-@pytest.mark.parametrize("rule", ["immediate", "window", "rtrl"])
-def test_steps_of_a_live_session_equal_adapt(delay_s, rule, tmp_path):
+@pytest.mark.parametrize(("rule", "n_members"), [("immediate", 1), ("window", 1), ("rtrl", 1), ("immediate", 2)])
+def test_steps_of_a_live_session_equal_adapt(delay_s, rule, n_members, tmp_path):
     """In a live session the label handed over with a bin is that of the bin `delay` ago."""
     X, y, _ = recording(seed=7, gap=False)
     y[40:50] = np.nan
-    base = OnlineDecoder(cell="gru", rule=rule, **(SMALL | {"label_delay_s": delay_s})).fit(X, y)
+    base = OnlineDecoder(cell="gru", rule=rule, n_members=n_members, **(SMALL | {"label_delay_s": delay_s})).fit(X, y)
     decoder, delay = copy_of(base, tmp_path), delay_bins(delay_s, 0.05)
     expected = base.adapt(X, y)
     decoder.begin()
@@ -411,6 +413,143 @@ def test_random_weights_and_a_cold_optimiser(network, tmp_path):
             cold.fit(X, y, reset)
         cold.begin()
         assert not cold.state_.arrays["opt_C"].any()
+
+
+class TestPretraining:
+    """What `fit` and `extend` make of sessions, against `pretrain` called by hand."""
+
+    DAYS = tuple(recording(seed=seed) for seed in (0, 1, 2))
+
+    def days(self, *which):
+        return [list(part) for part in zip(*(self.DAYS[i] for i in which), strict=True)]
+
+    def by_hand(self, days, seed, settings, initial=None):
+        X, y, reset = days
+        seen = [np.isfinite(each).all(axis=1) for each in X]
+        x = []
+        for each, kept in zip(X, seen, strict=True):
+            root = np.sqrt(np.nan_to_num(each))
+            x.append(np.where(kept[:, None], Normaliser.fit(root, kept).apply(root, kept)[0], 0.0))
+        joined = np.concatenate(y)
+        mean, scale = np.nanmean(joined, axis=0), np.nanstd(joined, axis=0)
+        targets = [(np.nan_to_num(each) - mean) / scale for each in y]
+        known = [np.isfinite(each).astype(float) for each in y]
+        return pretrain(Network(cell("gru"), 5, 6, 2), x, targets, known, seen, reset, seed, settings, initial)
+
+    def test_fit_hands_its_constants_to_pretraining(self, network):
+        """The defaults of decoder and settings are the same, so that nothing changes unasked."""
+        plain = OnlineDecoder(**BASE, seed=3).fit(*self.days(0, 1))
+        W, C = self.by_hand(self.days(0, 1), 3, Pretraining(n_updates=20))
+        assert np.array_equal(plain.W_, W)
+        assert np.array_equal(plain.C_, C)
+        constants = {
+            "gain_jitter": 0.3, "offset_jitter": 0.2, "batch": 5, "window_bins": 40, "recency": 0.5,
+            "input_dropout": 0.1,
+        }  # fmt: skip
+        other = OnlineDecoder(**BASE, **constants, pretrain_rate=1e-2).fit(*self.days(0, 1))
+        settings = Pretraining(n_updates=20, learning_rate=1e-2, **constants)
+        assert np.array_equal(other.W_, self.by_hand(self.days(0, 1), 0, settings)[0])
+
+    def test_extending_goes_on_from_the_weights_over_all_sessions(self, tmp_path):
+        base = OnlineDecoder(**BASE, added_updates=7, added_rate=1e-3).fit(*self.days(0))
+        one, two = (copy_of(base, tmp_path) for _ in range(2))
+        two.adapt(*self.DAYS[1])  # what is learned online is left out
+        assert one.extend(*self.days(0, 1)) is one
+        two.extend(*self.days(0, 1))
+        assert same(arrays_of(one), arrays_of(two))
+        C = base.C_ * (base.label_scale_ / one.label_scale_)[:, None]
+        C[:, base.network_.output_bias] += (base.label_mean_ - one.label_mean_) / one.label_scale_
+        seed = int(np.random.SeedSequence([0, 2]).generate_state(1)[0])
+        settings = Pretraining(n_updates=7, learning_rate=1e-3)
+        W, C = self.by_hand(self.days(0, 1), seed, settings, (base.W_, C))
+        assert np.array_equal(one.W_, W)
+        assert np.array_equal(one.C_, C)
+        fresh = OnlineDecoder(**BASE).fit(*self.days(0, 1))
+        for key in ("mean_", "variance_", "label_mean_", "label_scale_", "warm_X_", "warm_Y_"):
+            np.testing.assert_array_equal(getattr(one, key), getattr(fresh, key))
+
+    @pytest.mark.parametrize("cell_name", ["gru", "lru"])
+    def test_another_label_scale_by_itself_changes_no_prediction(self, cell_name):
+        X, y, reset = self.DAYS[0]
+        constants = {**BASE, "cell": cell_name, "n_members": 2}
+        decoder = OnlineDecoder(**constants, added_updates=0).fit(X, y, reset)
+        before, scale = decoder.predict(X, reset), decoder.label_scale_
+        elsewhere = 40.0 * self.DAYS[1][1] + [500.0, -3.0]
+        decoder.extend([self.DAYS[1][0], X], [elsewhere, y], [reset, reset])  # statistics are those of X again
+        assert (decoder.label_scale_ > 5 * scale).all()
+        np.testing.assert_allclose(decoder.predict(X, reset), before, rtol=1e-9, atol=1e-9)
+
+    def test_extending_helps_on_the_added_day(self):
+        y, counts = smooth_movement(2000, 12)
+        tuning = 0.4 * np.random.default_rng(2).standard_normal((2, 12))
+        first, second = counts(tuning), counts(np.roll(tuning, 5, axis=1))
+        decoder = OnlineDecoder(n_hidden=12, n_updates=150, added_updates=150).fit(first[:1500], y[:1500])
+        before = r2(y[1500:], decoder.predict(second[1500:]))
+        decoder.extend([first[:1500], second[:1500]], [y[:1500], y[:1500]])
+        assert r2(y[1500:], decoder.predict(second[1500:])) > before + 0.3
+        assert r2(y[1500:], decoder.predict(first[1500:])) > 0.3
+
+    def test_random_weights_and_closed_forms_are_extended_too(self):
+        random = OnlineDecoder(**BASE, pretrained=False).fit(*self.days(0)).extend(*self.days(0, 1))
+        assert np.array_equal(random.W_, random.network_.initial_weights(0)[0])
+        wiener = WienerDecoder(n_lags=2).fit(*self.days(0)).extend(*self.days(0, 1))
+        assert np.array_equal(wiener.coef_, WienerDecoder(n_lags=2).fit(*self.days(0, 1)).coef_)
+
+    def test_doors_of_extend(self, network):
+        X, y, _ = self.DAYS[1]
+        decoder = clone(network).fit(*self.DAYS[0])
+        before = arrays_of(decoder)
+        for call, message in [
+            (lambda: clone(network).extend(X, y), "fit it"),
+            (lambda: decoder.extend([X, X[:, :3]], [y, y]), "5 channels, got 3"),
+            (lambda: decoder.extend([X], [y[:, :1]]), "2 outputs"),
+            (lambda: decoder.extend([X], [y * 0.0]), "vary in every output"),
+            (lambda: clone(network).set_params(n_members=0).fit(X, y), "n_members"),
+        ]:
+            with pytest.raises(InputError, match=message):
+                call()
+        assert same(before, arrays_of(decoder))
+
+
+class TestEnsemble:
+    """Several networks behind one face, against as many decoders by hand."""
+
+    def test_is_the_mean_of_decoders_of_its_seeds(self, tmp_path):
+        X, y, reset = recording()
+        X2, y2, reset2 = recording(seed=1)
+        held = recording(seed=2)[0]
+        ensemble = OnlineDecoder(**SMALL, n_members=3, seed=2).fit(X, y, reset)
+        alone = [OnlineDecoder(**SMALL, seed=seed).fit(X, y, reset) for seed in (6, 7, 8)]
+        assert np.array_equal(ensemble.W_, np.stack([each.W_ for each in alone]))
+
+        def same_mean(ours, theirs):
+            np.testing.assert_allclose(ours, np.mean(np.stack(theirs), axis=0), rtol=1e-12, atol=1e-12)
+
+        same_mean(ensemble.predict(X, reset), [each.predict(X, reset) for each in alone])
+        same_mean(ensemble.adapt(X2, y2, reset2), [each.adapt(X2, y2, reset2) for each in alone])
+        again = copy_of(ensemble, tmp_path)
+        for one in (ensemble, again):
+            same_mean(one.predict(held, continuing=True), [each.predict(held, continuing=True) for each in alone])
+        assert 0.0 < again.weight_change_ < max(each.weight_change_ for each in alone)
+        assert not again.diverged_
+        again.state_.arrays["W"][1, 0, 0] = np.nan
+        assert again.diverged_
+        for each in (ensemble, *alone):
+            each.set_params(added_updates=4).extend([X, X2], [y, y2], [reset, reset2])
+        same_mean(ensemble.predict(X, reset), [each.predict(X, reset) for each in alone])
+
+    def test_fine_tuned_members_are_tuned_apart(self):
+        X, y, reset = recording()
+        X2, y2, reset2 = recording(seed=1)
+        ensemble = FineTunedDecoder.of(OnlineDecoder(**BASE, n_members=2).fit(X, y, reset), tune_updates=4)
+        alone = [
+            FineTunedDecoder.of(OnlineDecoder(**BASE, seed=seed).fit(X, y, reset), tune_updates=4) for seed in (0, 1)
+        ]
+        for each in (ensemble, *alone):
+            each.adapt(X2, y2, reset2)
+        for key in ("W", "C", "state"):
+            theirs = np.concatenate([each.state_.arrays[key] for each in alone])
+            assert np.array_equal(ensemble.state_.arrays[key], theirs)
 
 
 class TestFineTuned:

@@ -12,11 +12,12 @@ import xarray as xr
 import bci_adapt as ba
 from bci_adapt.config import load_config, parse_config
 from bci_adapt.decoders.base import Decoder
+from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.decoders.rls import RLSDecoder
 from bci_adapt.decoders.wiener import WienerDecoder
 from bci_adapt.engine import Job
 from bci_adapt.errors import InputError
-from bci_adapt.jobs import adapt, cost, drift, foreign, halve
+from bci_adapt.jobs import adapt, cost, drift, foreign, halve, pretrain
 from bci_adapt.jobs.arrays import load_arrays, permuted_channels, permuted_in_time, session_arrays, shifted_in_time
 from bci_adapt.jobs.labels import intended, shown, smoothed
 from bci_adapt.pairs import Pair
@@ -512,6 +513,40 @@ def test_retrained_decoders_see_the_stream_and_no_more(bench):
     for name in ("network_oracle", "joint_oracle"):
         arm = bench.arm(name, "tanh")
         assert np.array_equal(bench.predict(arm).held_out, bench.predict(arm, sessions={"target": later}).held_out)
+
+
+def test_a_decoder_of_the_days_before_is_extended(bench, tmp_path):
+    """Carried through the days it is the decoder that is extended by hand; the day added is the last of the list."""
+    days = [bench.arrays(name) for name in ("source", "between", "target")]
+    constants = {"cell": "tanh", "n_hidden": 4, "n_updates": 3, "added_updates": 2, "warm_up_s": 5.0}
+    parameters = {
+        "decoder": "online_rnn", "constants": constants, "variables": ["velocity"], "target_lag_bins": 0,
+        "stream_s": None, "n_streams": 0,
+    }  # fmt: skip
+    inputs = {f"session{i}": bench.path(each.session_id) for i, each in enumerate(days)}
+    by_hand = OnlineDecoder(**constants).fit(days[0].X, days[0].y, days[0].reset)
+    pretrain.run(parameters, {"session0": inputs["session0"]}, tmp_path / "1.npz")
+    for n_days in (2, 3):
+        before = {"before": tmp_path / f"{n_days - 1}.npz"}
+        given = {name: inputs[name] for name in [*inputs][:n_days]}
+        pretrain.run(parameters, before | given, tmp_path / f"{n_days}.npz")
+        by_hand.extend(*([getattr(day, key) for day in days[:n_days]] for key in ("X", "y", "reset")))
+        found = Decoder.load(tmp_path / f"{n_days}.npz")
+        for key, expected in by_hand._fitted_arrays().items():
+            np.testing.assert_array_equal(found._fitted_arrays()[key], expected)
+    assert found.about_["sessions"] == ["source", "between", "target"]
+    # Constants of the job replace the stored ones; a stream is what it is without a decoder before.
+    other = parameters | {"constants": constants | {"added_updates": 0}, "n_streams": 1, "stream_s": N_STREAM * BIN_S}
+    pretrain.run(
+        other, {"before": tmp_path / "1.npz"} | {n: inputs[n] for n in ("session0", "session1")}, tmp_path / "s.npz"
+    )
+    still, first = Decoder.load(tmp_path / "s.npz"), Decoder.load(tmp_path / "1.npz")
+    assert np.array_equal(still.W_, first.W_)
+    stream = OnlineDecoder(**constants).fit(days[1].X[:N_STREAM], days[1].y[:N_STREAM], days[1].reset[:N_STREAM])
+    assert np.array_equal(still.mean_, stream.mean_)
+    with pytest.raises(InputError, match=r"online_rnn on source: .*2 outputs"):
+        pretrain.run(parameters | {"variables": ["velocity", "position"]},
+                     {"before": tmp_path / "1.npz", "session0": inputs["session0"]}, tmp_path / "x.npz")  # fmt: skip
 
 
 # --------------------------------------------------------------------------------- what a bin costs, what drifted

@@ -1,5 +1,7 @@
 """BPTT over windows: its gradient against autograd of the same network, and what training promises."""
 
+from dataclasses import replace
+
 import numpy as np
 import oracle
 import pytest
@@ -7,7 +9,7 @@ import torch
 
 from bci_adapt.cells.base import Network, cells
 from bci_adapt.errors import InputError
-from bci_adapt.pretraining import Pretraining, pretrain, unroll
+from bci_adapt.pretraining import Pretraining, _windows, pretrain, unroll
 
 
 @pytest.mark.parametrize("cell", cells().values(), ids=lambda cell: cell.name)
@@ -82,3 +84,31 @@ def test_fine_tuning_starts_from_the_given_weights():
     W, C = pretrain(network, *data, seed=0, settings=still, initial=initial)
     np.testing.assert_allclose(W, initial[0], rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(C, initial[1], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("recency", "share"), [(1.0, 1 / 3), (0.5, 4 / 7), (1e-9, 1.0)])
+def test_recency_is_how_often_a_session_is_drawn_against_the_next(recency, share):
+    """Without inputs a network learns the mean of its labels: 1 in the newest of three sessions, else 0."""
+    network = Network(cells()["tanh"], 3, 4, 1)
+    X, weight, observed, reset = np.zeros((400, 3)), np.ones((400, 1)), np.ones(400, bool), np.arange(400) == 0
+    labels = [0.0 * weight, 0.0 * weight, weight]
+    settings = replace(SETTINGS, n_updates=300, batch=64, learning_rate=1e-2, recency=recency)
+    W, C = pretrain(network, [X] * 3, labels, [weight] * 3, [observed] * 3, [reset] * 3, 0, settings)
+    said = unroll(network, torch.tensor(W), torch.tensor(C), torch.zeros(20, 1, 3, dtype=torch.float64))
+    assert said[10:].mean().item() == pytest.approx(share, abs=0.05)
+
+
+def test_every_window_knows_how_many_sessions_came_after_it():
+    X, Y, weight, observed, reset = lagged_problem(100)
+    parts = [[part, part[:60], part] for part in (X, Y, weight, observed, reset)]
+    *_, starts, age = _windows(*parts, SETTINGS)
+    assert age.tolist() == [2] * 71 + [1] * 31 + [0] * 71
+    assert starts.tolist() == [*range(71), *range(100, 131), *range(160, 231)]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"window_bins": 10}, {"batch": 0}, {"recency": 0.0}, {"recency": 1.5}, {"input_dropout": 1.0}]
+)
+def test_settings_that_cannot_be(settings):
+    with pytest.raises(InputError, match="pretraining: expected"):
+        Pretraining(**settings)

@@ -58,6 +58,13 @@ class Decoder(RegressorMixin, BaseEstimator):
     def fit(self, X, y, reset=None) -> Decoder:
         """Train on one session (arrays) or several (lists of arrays)."""
 
+    def extend(self, X, y, reset=None) -> Decoder:
+        """Go on training when a day is added: X and y are lists of all sessions so far, the new one last. A decoder
+        whose training has a closed form is simply fitted again.
+        """
+        self.require_fitted()
+        return self.fit(X, y, reset)
+
     @abstractmethod
     def predict(self, X, reset=None, continuing: bool = False) -> np.ndarray:
         """Predict (n_bins, n_outputs) with the weights as they are, changing nothing.
@@ -122,15 +129,17 @@ class Decoder(RegressorMixin, BaseEstimator):
         weight = np.isfinite(labels).astype(float)
         return Bins(counts, np.where(weight > 0, labels, 0.0), weight, observed, flags)
 
-    def training_doors(self, X, y, reset=None) -> list[Bins]:
-        """Check what `fit` was given; remembers the number of channels and outputs."""
+    def training_doors(self, X, y, reset=None, anew: bool = True) -> list[Bins]:
+        """Check what `fit` was given; remembers the number of channels and outputs, or, unless `anew`, asks for those
+        that it was fitted on.
+        """
         several = isinstance(X, Sequence) and not isinstance(X, np.ndarray)
         sessions = list(X) if several else [X]
         labels = list(y) if several else [y]
         resets = [None] * len(sessions) if reset is None else list(reset) if several else [reset]
         if not sessions or len(sessions) != len(labels) or len(sessions) != len(resets):
             raise InputError(f"fit: expected as many label arrays as sessions, got {len(labels)} for {len(sessions)}")
-        for attribute in ("n_features_in_", "n_outputs_"):
+        for attribute in ("n_features_in_", "n_outputs_") if anew else ():
             vars(self).pop(attribute, None)
         doors = []
         for session, label, begins in zip(sessions, labels, resets, strict=True):

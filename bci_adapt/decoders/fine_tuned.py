@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bci_adapt.decoders.base import arrival_bins, delay_bins
-from bci_adapt.decoders.pretrained import PretrainedDecoder
+from bci_adapt.decoders.pretrained import PretrainedDecoder, trained
 from bci_adapt.online import run, start
 
 
@@ -19,9 +19,8 @@ class FineTunedDecoder(PretrainedDecoder):
 
     Parameters
     ----------
-    cell, n_hidden, normaliser_s, label_delay_s, bin_s, n_updates, seed : as in `OnlineDecoder`.
-    input_dropout : probability that an input is zeroed, in the pretraining and in the fine-tuning.
     tune_updates, tune_rate : gradient steps of the fine-tuning, and Adam's learning rate at its start.
+    others : as in `OnlineDecoder`; those of every training hold for the fine-tuning, too.
     """
 
     name: ClassVar[str] = "fine_tuned"
@@ -35,22 +34,40 @@ class FineTunedDecoder(PretrainedDecoder):
         self,
         cell: str = "gru",
         n_hidden: int = 64,
+        n_members: int = 1,
         normaliser_s: float | None = 300.0,
         label_delay_s: float = 0.5,
         bin_s: float = 0.05,
         n_updates: int = 800,
+        added_updates: int = 300,
+        pretrain_rate: float = 3e-3,
+        added_rate: float = 3e-3,
         input_dropout: float = 0.3,
+        gain_jitter: float = 0.1,
+        offset_jitter: float = 0.1,
+        batch: int = 16,
+        window_bins: int = 80,
+        recency: float = 1.0,
         tune_updates: int = 200,
         tune_rate: float = 1e-3,
         seed: int = 0,
     ):
         self.cell = cell
         self.n_hidden = n_hidden
+        self.n_members = n_members
         self.normaliser_s = normaliser_s
         self.label_delay_s = label_delay_s
         self.bin_s = bin_s
         self.n_updates = n_updates
+        self.added_updates = added_updates
+        self.pretrain_rate = pretrain_rate
+        self.added_rate = added_rate
         self.input_dropout = input_dropout
+        self.gain_jitter = gain_jitter
+        self.offset_jitter = offset_jitter
+        self.batch = batch
+        self.window_bins = window_bins
+        self.recency = recency
         self.tune_updates = tune_updates
         self.tune_rate = tune_rate
         self.seed = seed
@@ -98,7 +115,7 @@ class FineTunedDecoder(PretrainedDecoder):
         bins, x = self._enter(X, y, reset)
         known = arrival_bins(arrives, len(x), delay_bins(self.label_delay_s, self.bin_s))
         predictions, self.state_ = run(self.state_, x, observed=bins.observed, reset=bins.reset, in_place=True)
-        self.online_predictions_ = self._unscaled(predictions[0])
+        self.online_predictions_ = self._unscaled(predictions.mean(axis=0))
         for key, values in {
             "stream_X_": x,
             "stream_Y_": self._scaled(bins),
@@ -117,25 +134,18 @@ class FineTunedDecoder(PretrainedDecoder):
 
     def finish(self) -> FineTunedDecoder:
         """Fine-tune on what has arrived of the session so far; without a label the weights stay as they are."""
-        from bci_adapt.pretraining import Pretraining, pretrain
-
         x, observed, reset = self.stream_X_, self.stream_observed_, self.stream_reset_
         begins = np.append(np.flatnonzero(reset), len(x))
         until = begins[np.searchsorted(begins, np.arange(len(x)), side="right")]
         weight = self.stream_weight_ * (self.stream_arrives_ < until)[:, None]
         if not (weight[observed] > 0).any() or not self.tune_updates:
             return self
-        W, C = (weights[0] for weights in self.state_.predictor())
-        W, C = pretrain(
+        W, C = trained(
             self.network_,
-            [x],
-            [self.stream_Y_],
-            [weight],
-            [observed],
-            [reset],
-            self.seed,
-            Pretraining(n_updates=self.tune_updates, learning_rate=self.tune_rate, input_dropout=self.input_dropout),
-            initial=(W, C),
+            [[x], [self.stream_Y_], [weight], [observed], [reset]],
+            self.member_seeds_,
+            self._pretraining(n_updates=self.tune_updates, learning_rate=self.tune_rate),
+            self.state_.predictor(),
         )
         # The hidden state is that of the new weights from here on, not one that the old ones left behind.
         _, self.state_ = run(start(self._learner(), W, C), x, observed=observed, reset=reset, in_place=True)

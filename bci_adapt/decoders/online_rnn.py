@@ -24,6 +24,8 @@ class OnlineDecoder(PretrainedDecoder):
     Parameters
     ----------
     cell, n_hidden : the network.
+    n_members : networks of this kind that predict by their mean (an ensemble); ``seed * n_members`` is the seed of the
+        first, so that one member is the plain decoder.
     rule, optimizer, learning_rate : how it adapts.
     rule_constants, optimizer_constants : their other constants by name (``{"steps": 4}`` of ``window``), None for none.
     learns : weight groups that learn (`bci_adapt.optimizers.GROUPS`: ``("output_bias",)``); all when None.
@@ -36,7 +38,10 @@ class OnlineDecoder(PretrainedDecoder):
         can be shortened, no longer lengthened.
     pretrained : False starts the first session from the seed's random weights; statistics, label scaling and warm-up
         still come from the training sessions.
-    n_updates, input_dropout : of the pretraining: gradient steps, and the probability that an input is zeroed.
+    n_updates, pretrain_rate : of the pretraining: gradient steps, and Adam's learning rate at their start.
+    added_updates, added_rate : the same for each day that `extend` adds.
+    input_dropout, gain_jitter, offset_jitter, batch, window_bins, recency : of every training
+        (`bci_adapt.pretraining.Pretraining`).
     seed : of initial weights, training windows and jitter.
     """
 
@@ -50,6 +55,7 @@ class OnlineDecoder(PretrainedDecoder):
         self,
         cell: str = "gru",
         n_hidden: int = 64,
+        n_members: int = 1,
         rule: str = "immediate",
         optimizer: str = "rmsprop",
         learning_rate: float = 3e-4,
@@ -64,11 +70,20 @@ class OnlineDecoder(PretrainedDecoder):
         warm_up_s: float = 60.0,
         pretrained: bool = True,
         n_updates: int = 800,
+        added_updates: int = 300,
+        pretrain_rate: float = 3e-3,
+        added_rate: float = 3e-3,
         input_dropout: float = 0.3,
+        gain_jitter: float = 0.1,
+        offset_jitter: float = 0.1,
+        batch: int = 16,
+        window_bins: int = 80,
+        recency: float = 1.0,
         seed: int = 0,
     ):
         self.cell = cell
         self.n_hidden = n_hidden
+        self.n_members = n_members
         self.rule = rule
         self.optimizer = optimizer
         self.learning_rate = learning_rate
@@ -83,7 +98,15 @@ class OnlineDecoder(PretrainedDecoder):
         self.warm_up_s = warm_up_s
         self.pretrained = pretrained
         self.n_updates = n_updates
+        self.added_updates = added_updates
+        self.pretrain_rate = pretrain_rate
+        self.added_rate = added_rate
         self.input_dropout = input_dropout
+        self.gain_jitter = gain_jitter
+        self.offset_jitter = offset_jitter
+        self.batch = batch
+        self.window_bins = window_bins
+        self.recency = recency
         self.seed = seed
 
     def _learner(self, learning_rate: float | None = None) -> Learner:
@@ -142,7 +165,7 @@ class OnlineDecoder(PretrainedDecoder):
         predictions, self.state_ = run(
             self.state_, x, self._scaled(bins), bins.weight, known, bins.observed, bins.reset, in_place=True
         )
-        self.online_predictions_ = self._unscaled(predictions[0])
+        self.online_predictions_ = self._unscaled(predictions.mean(axis=0))
         return self
 
     def step(self, x, y=None) -> np.ndarray:
@@ -163,11 +186,11 @@ class OnlineDecoder(PretrainedDecoder):
         """Give the record that was made `delay` bins ago its label; nothing where that bin was not observed."""
         from bci_adapt.backends import loop as kernel
 
-        arrays, counters = self.state_.arrays, self.state_.arrays["counters"][0]
+        arrays, counters = self.state_.arrays, self.state_.arrays["counters"][0]  # members count alike
         if self._fresh_session or counters[kernel.PROCESSED] == counters[kernel.RECORDS]:
             return
         slot = counters[kernel.PROCESSED] % arrays["ring_z"].shape[1]
         if arrays["ring_arrives"][0, slot] == counters[kernel.BIN]:
             known = np.isfinite(y)
-            arrays["ring_label"][0, slot] = np.where(known, (y - self.label_mean_) / self.label_scale_, 0.0)
-            arrays["ring_weight"][0, slot] = known
+            arrays["ring_label"][:, slot] = np.where(known, (y - self.label_mean_) / self.label_scale_, 0.0)
+            arrays["ring_weight"][:, slot] = known

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from bci_adapt.normaliser import Normaliser
 from bci_adapt.online import Learner, State, adopt, run, start
 from bci_adapt.optimizers import optimizer
 
+if TYPE_CHECKING:
+    from bci_adapt.pretraining import Pretraining
+
 # A decoder's online state is stored under these prefixes.
 _STATE = "state_"
 
@@ -25,14 +29,26 @@ class PretrainedDecoder(Decoder):
 
     Square-root counts pass a causal normaliser (`bci_adapt.normaliser`) and enter the network; labels are scaled to
     unit variance by the training sessions. While a session runs, ``state_`` and ``running_`` say where it stands.
+
+    With several members, networks that differ in their seed are trained apart, adapt side by side and predict by their
+    mean. W_ and C_ then have a leading axis (n_members, …).
     """
 
     cell: str
     n_hidden: int
     normaliser_s: float | None
     bin_s: float
+    n_members: int
     n_updates: int
+    added_updates: int
+    pretrain_rate: float
+    added_rate: float
     input_dropout: float
+    gain_jitter: float
+    offset_jitter: float
+    batch: int
+    window_bins: int
+    recency: float
     seed: int
     pretrained: bool = True
     state_: State
@@ -46,7 +62,14 @@ class PretrainedDecoder(Decoder):
     @property
     def start_weights_(self) -> tuple[np.ndarray, np.ndarray]:
         """W and C that the first session starts from: the pretrained ones, or the seed's random ones."""
-        return (self.W_, self.C_) if self.pretrained else self.network_.initial_weights(self.seed)
+        if self.pretrained:
+            return self.W_, self.C_
+        return _joined([self.network_.initial_weights(seed) for seed in self.member_seeds_])
+
+    @property
+    def member_seeds_(self) -> range:
+        """The seed of each member's network. Ensembles of different seeds have no network in common."""
+        return range(self.seed * self.n_members, (self.seed + 1) * self.n_members)
 
     def _learner(self) -> Learner:
         """What a session runs with; this one predicts and learns nothing: it needs no credit, the smallest kernel."""
@@ -66,36 +89,66 @@ class PretrainedDecoder(Decoder):
         InputError
             where shapes do not fit, labels are missing altogether, or no stretch is long enough for a window.
         """
-        from bci_adapt.pretraining import Pretraining, pretrain
+        if self.n_members < 1:
+            raise InputError(f"n_members must be at least 1, got {self.n_members}")
+        return self._trained(self.training_doors(X, y, reset), extends=False)
 
-        doors = self.training_doors(X, y, reset)
+    def extend(self, X, y, reset=None) -> Self:
+        """Go on pretraining when a day is added: `added_updates` gradient steps over all sessions – X and y are lists
+        of those so far and the new one, in order – from the weights of the last training; what was learned online is
+        left out. An optimiser of its own decays from `added_rate`; statistics are then those of the last session.
+
+        Labels are scaled by all sessions, as `fit` would, and the readout is rewritten in the new scale: by itself that
+        changes no prediction.
+        """
+        self.require_fitted()
+        return self._trained(self.training_doors(X, y, reset, anew=False), extends=True)
+
+    def _trained(self, doors: list[Bins], extends: bool) -> Self:
         features = [np.sqrt(bins.X) for bins in doors]
         statistics = [Normaliser.fit(x, bins.observed) for x, bins in zip(features, doors, strict=True)]
         normalised = [
             norm.apply(x, bins.observed)[0] for norm, x, bins in zip(statistics, features, doors, strict=True)
         ]
         labels = np.concatenate([np.where(bins.weight > 0, bins.Y, np.nan) for bins in doors])
-        self.label_mean_, self.label_scale_ = np.nanmean(labels, axis=0), np.nanstd(labels, axis=0)
-        if not (self.label_scale_ > 0).all():
+        mean, scale = np.nanmean(labels, axis=0), np.nanstd(labels, axis=0)
+        if not (scale > 0).all():
             raise InputError("y: expected labels that vary in every output, got a constant one")
+        initial, seeds, settings = None, [*self.member_seeds_], self._pretraining()
+        if extends:
+            C = self.C_ * (self.label_scale_ / scale)[:, None]
+            C[..., self.network_.output_bias] += (self.label_mean_ - mean) / scale
+            initial = self.W_, C
+            # Windows of another day, not the first day's draws once more.
+            seeds = [int(np.random.SeedSequence([seed, len(doors)]).generate_state(1)[0]) for seed in seeds]
+            settings = self._pretraining(n_updates=self.added_updates, learning_rate=self.added_rate)
+        self.label_mean_, self.label_scale_ = mean, scale
         targets = [self._scaled(bins) for bins in doors]
         if self.pretrained:
-            self.W_, self.C_ = pretrain(
-                self.network_,
-                normalised,
-                targets,
-                [bins.weight for bins in doors],
-                [bins.observed for bins in doors],
-                [bins.reset for bins in doors],
-                self.seed,
-                Pretraining(n_updates=self.n_updates, input_dropout=self.input_dropout),
-            )
+            parts = [list(part) for part in zip(*((b.weight, b.observed, b.reset) for b in doors), strict=True)]
+            self.W_, self.C_ = trained(self.network_, [normalised, targets, *parts], seeds, settings, initial)
         else:
             self.W_, self.C_ = self.start_weights_
         self.mean_, self.variance_ = statistics[-1].mean, statistics[-1].variance
         self._fitted(normalised[-1], targets[-1], doors[-1])
         vars(self).pop("state_", None)
         return self
+
+    def _pretraining(self, **constants: Any) -> Pretraining:
+        """Settings of a training, with `constants` in place of this decoder's own."""
+        from bci_adapt.pretraining import Pretraining
+
+        own = {
+            "n_updates": self.n_updates,
+            "learning_rate": self.pretrain_rate,
+            "input_dropout": self.input_dropout,
+            "gain_jitter": self.gain_jitter,
+            "offset_jitter": self.offset_jitter,
+            "batch": self.batch,
+            "window_bins": self.window_bins,
+            "recency": self.recency,
+        }
+        return Pretraining(**(own | constants))
 
     def _fitted(self, x: np.ndarray, targets: np.ndarray, last: Bins) -> None:
         """What else a decoder keeps of the last training session: normalised bins and scaled labels."""
@@ -132,7 +185,7 @@ class PretrainedDecoder(Decoder):
             output = "mean_output" if self.state_.learner.average is not None else "output"
             state.arrays["output"][:] = self.state_.arrays[output]
         predictions, _ = run(state, x, None, None, None, bins.observed, bins.reset, in_place=True)
-        return self._unscaled(predictions[0])
+        return self._unscaled(predictions.mean(axis=0))
 
     def with_fitted_statistics(self) -> Self:
         other = copy.copy(self)
@@ -145,7 +198,7 @@ class PretrainedDecoder(Decoder):
         if not hasattr(self, "state_"):
             return 0.0
         (W, C), (W0, C0) = self.state_.predictor(), self.start_weights_
-        moved = np.sum((W[0] - W0) ** 2) + np.sum((C[0] - C0) ** 2)
+        moved = np.sum((W - W0) ** 2) + np.sum((C - C0) ** 2)
         return float(np.sqrt(moved / (np.sum(W0**2) + np.sum(C0**2))))
 
     @property
@@ -173,3 +226,31 @@ class PretrainedDecoder(Decoder):
                 self._normaliser(), mean=arrays["running_mean"], variance=arrays["running_variance"]
             )
             self._fresh_session = bool(arrays["fresh_session"])
+
+
+def trained(
+    network: Network,
+    data: Sequence[Sequence[np.ndarray]],
+    seeds: Sequence[int],
+    settings: Pretraining,
+    initial: tuple[np.ndarray, np.ndarray] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """W and C of one network per seed, each trained by itself (`pretraining.pretrain`), from its part of `initial`;
+    without a leading axis where there is one.
+    """
+    from bci_adapt.pretraining import pretrain
+
+    W, C = (None, None) if initial is None else (each.reshape(-1, *each.shape[-2:]) for each in initial)
+    members = []
+    for member, seed in enumerate(seeds):
+        begin = None if W is None or C is None else (W[member], C[member])
+        # Training is in single precision: without a step weights are left as they are.
+        still = begin is not None and not settings.n_updates
+        members.append(begin if still else pretrain(network, *data, seed, settings, begin))
+    return _joined(members)
+
+
+def _joined(members: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """W and C of several networks with a leading axis; of one, as they are."""
+    W, C = (np.stack(each) for each in zip(*members, strict=True))
+    return (W, C) if len(members) > 1 else (W[0], C[0])

@@ -1,9 +1,9 @@
-"""Job: sessions → a fitted decoder."""
+"""Job: sessions → a fitted decoder, or one that was fitted on the days before and goes on."""
 
 from pathlib import Path
 from typing import Any
 
-from bci_adapt.decoders.base import decoder_class
+from bci_adapt.decoders.base import Decoder, decoder_class
 from bci_adapt.errors import InputError
 from bci_adapt.jobs.arrays import described, job_arrays
 from bci_adapt.sessions import open_session
@@ -13,9 +13,11 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     """Fit `decoder` (with its `constants`) on the input sessions ``session0``, ``session1`` … in order.
 
     Of the last `n_streams` of them only the first `stream_s` seconds are used: what a decoder that adapts gets to see
-    of a target. An `InputError` of the fit is raised again with the names of the sessions.
+    of a target. An input ``before`` is such a decoder of the days so far: it takes the `constants` and is extended, the
+    sessions being those of its days and the added one. An `InputError` of the fit is raised again with the names of the
+    sessions.
     """
-    names = [f"session{i}" for i in range(len(inputs))]
+    names = [f"session{i}" for i in range(len(inputs) - ("before" in inputs))]
     whole = len(names) - parameters["n_streams"]
     Xs, ys, resets, told = [], [], [], []
     for i, name in enumerate(names):
@@ -25,9 +27,12 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
         ys.append(arrays.y[:n_bins])
         resets.append(arrays.reset[:n_bins])
         told.append(arrays.session_id)
-    decoder = decoder_class(parameters["decoder"])(**parameters["constants"])
+    constants = parameters["constants"]
     try:
-        decoder.fit(Xs, ys, resets)
+        if "before" in inputs:
+            decoder = Decoder.load(inputs["before"]).set_params(**constants).extend(Xs, ys, resets)
+        else:
+            decoder = decoder_class(parameters["decoder"])(**constants).fit(Xs, ys, resets)
     except InputError as error:
         raise InputError(f"{parameters['decoder']} on {', '.join(told)}: {error}") from error
     with open_session(inputs[names[-1]]) as session:
