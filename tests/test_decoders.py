@@ -17,6 +17,7 @@ from bci_adapt.decoders.lags import lagged
 from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.decoders.persistence import PersistenceDecoder
 from bci_adapt.decoders.rls import RLSDecoder
+from bci_adapt.decoders.stacked import StackedDecoder
 from bci_adapt.decoders.wiener import WienerDecoder
 from bci_adapt.errors import InputError
 from bci_adapt.jobs.arrays import permuted_in_time
@@ -29,6 +30,7 @@ DECODERS = {
     "rnn_window": OnlineDecoder(cell="gru", rule="window", rule_constants={"steps": 3}, average=None, **SMALL),
     "rnn_rtrl": OnlineDecoder(cell="gru", rule="rtrl", **SMALL),
     "rnn_members": OnlineDecoder(cell="gru", n_members=3, **SMALL),
+    "rnn_stacked": StackedDecoder(n_lags=3, memory_s=20.0, update_every_s=0.25, prior_s=5.0, cell="gru", **SMALL),
     "wiener": WienerDecoder(n_lags=3),
     "rls": RLSDecoder(n_lags=3, memory_s=20.0, label_delay_s=0.2, update_every_s=0.25),
     "persistence": PersistenceDecoder(label_delay_s=0.2),
@@ -110,9 +112,10 @@ class TestEveryDecoder:
             pieces.append(decoder.partial_fit(X[t:end], y[t:end], reset[t:end]).online_predictions_)
             decoder = copy_of(decoder, tmp_path)
         # BLAS may order a product of another height differently; the network's own loop may not.
-        tolerance = {"rtol": 0, "atol": 0} if name.startswith(("rnn", "persistence")) else {"rtol": 1e-9, "atol": 1e-10}
+        exact = name.startswith(("rnn", "persistence")) and name != "rnn_stacked"
+        tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-9, "atol": 1e-10}
         np.testing.assert_allclose(np.concatenate(pieces), expected, **tolerance)
-        if name.startswith("rnn"):
+        if exact and name != "persistence":
             assert same(arrays_of(whole), arrays_of(decoder), but=("state_ring",))
             held = recording(seed=3)[0]
             assert np.array_equal(whole.predict(held, continuing=True), decoder.predict(held, continuing=True))
@@ -550,6 +553,107 @@ class TestEnsemble:
         for key in ("W", "C", "state"):
             theirs = np.concatenate([each.state_.arrays[key] for each in alone])
             assert np.array_equal(ensemble.state_.arrays[key], theirs)
+
+
+class TestStacked:
+    SETTINGS = SMALL | {"n_lags": 3, "memory_s": 50.0, "update_every_s": 0.25}
+
+    def both(self, X, y, reset):
+        """What the parts of a stack predict through a session, each by itself."""
+        fit = recording()
+        shared = {"label_delay_s": 0.2, "n_lags": 3, "memory_s": 50.0, "update_every_s": 0.25}
+        return OnlineDecoder(**SMALL).fit(*fit).adapt(X, y, reset), RLSDecoder(**shared).fit(*fit).adapt(X, y, reset)
+
+    def test_without_labels_it_is_the_network_alone(self):
+        X, y, reset = recording(seed=1)
+        none = np.full_like(y, np.nan)
+        stacked, network = StackedDecoder(**self.SETTINGS).fit(*recording()), OnlineDecoder(**SMALL).fit(*recording())
+        assert np.array_equal(stacked.predict(X, reset), network.predict(X, reset))
+        assert np.array_equal(stacked.adapt(X, none, reset), network.adapt(X, none, reset))
+        held = recording(seed=2)[0]
+        assert np.array_equal(stacked.predict(held, continuing=True), network.predict(held, continuing=True))
+
+    def test_with_an_overwhelming_prior_it_is_the_prior(self):
+        X, y, reset = recording(seed=1)
+        network, linear = self.both(X, y, reset)
+        for prior, expected in (("network", network), ("mean", (network + linear) / 2)):
+            stacked = StackedDecoder(**self.SETTINGS, prior=prior, prior_s=1e12).fit(*recording())
+            np.testing.assert_allclose(stacked.adapt(X, y, reset), expected, rtol=1e-7, atol=1e-7)
+        # The prior can still be chosen after the fit.
+        later = StackedDecoder(**self.SETTINGS, prior_s=1e12).fit(*recording()).set_params(prior="mean")
+        np.testing.assert_allclose(later.adapt(X, y, reset), expected, rtol=1e-7, atol=1e-7)
+
+    @pytest.mark.parametrize("memory_s", [1e9, 5.0])
+    def test_weights_are_least_squares_of_the_labels_that_are_known(self, memory_s):
+        X, y, _ = recording(seed=1)
+        stacked = StackedDecoder(**self.SETTINGS, prior_s=3.0, weight_memory_s=memory_s).fit(*recording())
+        found = stacked.adapt(X, y)
+        network, linear = self.both(X, y, None)
+        seen = np.isfinite(X).all(axis=1)
+        for t in (3, 8, 9, 250, 399):
+            known = np.arange(len(X)) // 5 * 5 + 4 + 4 < t  # blocks of 5 bins, the last label 4 bins late
+            for output in range(2):
+                rows = known & seen & np.isfinite(y[:, output])
+                mean, scale = stacked.label_mean_[output], stacked.label_scale_[output]
+                p = (np.stack([network, linear], axis=1)[:, :, output] - mean) / scale
+                root = (1 - 0.05 / memory_s) ** (np.arange(rows.sum())[::-1, None] / 2)
+                phi = np.vstack([p[rows] * root, np.sqrt(60) * np.eye(2)])
+                target = np.concatenate([(y[rows, output] - mean) / scale * root[:, 0], np.sqrt(60) * np.array([1, 0])])
+                weights = np.linalg.lstsq(phi, target, rcond=None)[0]
+                assert found[t, output] == pytest.approx(p[t] @ weights * scale + mean, rel=1e-8, abs=1e-8)
+
+    def test_it_leans_on_the_part_that_decodes_and_on_none_where_neurons_know_nothing(self):
+        y, counts = smooth_movement(3000, 12)
+        X = counts(0.4 * np.random.default_rng(2).standard_normal((2, 12)))
+        mute = {"pretrained": False, "learning_rate": 0.0, "average": None, "n_hidden": 6, "label_delay_s": 0.2}
+        shared = {"n_lags": 3, "label_delay_s": 0.2}
+        stacked = StackedDecoder(**mute, n_lags=3, prior_s=5.0).fit(X[:1000], y[:1000])
+        linear = RLSDecoder(**shared).fit(X[:1000], y[:1000])
+        for each in (stacked, linear):
+            each.adapt(X[1000:2000], y[1000:2000])
+        assert np.abs(stacked.weights_[:, 1] - 1.0).max() < 0.2
+        scores = [r2(y[2000:], each.predict(X[2000:], continuing=True)) for each in (stacked, linear)]
+        assert scores[0] > scores[1] - 0.05 > 0.3
+        shuffled = permuted_in_time(X, seed=0)
+        canary = StackedDecoder(**mute, n_lags=3, prior_s=5.0).fit(X[:1000], y[:1000])
+        canary.adapt(shuffled[1000:2000], y[1000:2000])
+        assert np.abs(canary.weights_[:, 1]).max() < 0.3
+        assert r2(y[2000:], canary.predict(shuffled[2000:], continuing=True)) < 0.1
+
+    @pytest.mark.parametrize("delay_s", [0.0, 0.2])
+    def test_steps_of_a_live_session_equal_adapt(self, delay_s, tmp_path):
+        """Also where bins have no neurons: the label that comes for one later is not used."""
+        X, y, _ = recording(seed=7)
+        base = StackedDecoder(**(self.SETTINGS | {"label_delay_s": delay_s}), n_members=2, prior_s=5.0)
+        whole = base.fit(*recording())
+        decoder, delay = copy_of(whole, tmp_path), delay_bins(delay_s, 0.05)
+        expected = whole.adapt(X, y)
+        decoder.begin()
+        live = [decoder.step(X[t], y[t - delay] if t >= delay else None) for t in range(len(X))]
+        np.testing.assert_allclose(np.array(live), expected, rtol=1e-9, atol=1e-10)
+        np.testing.assert_allclose(decoder.weights_, whole.weights_, rtol=1e-9)
+        assert np.abs(whole.weights_ - [1.0, 0.0]).max() > 0.01
+
+    def test_extended_it_is_both_parts_extended(self):
+        days = [list(part) for part in zip(recording(), recording(seed=1), strict=True)]
+        stacked = StackedDecoder(**self.SETTINGS, added_updates=3).fit(*recording()).extend(*days)
+        network = OnlineDecoder(**SMALL, added_updates=3).fit(*recording()).extend(*days)
+        assert np.array_equal(stacked.W_, network.W_)
+        assert np.array_equal(stacked.linear_.coef_, RLSDecoder(n_lags=3, memory_s=50.0).fit(*days).coef_)
+
+    def test_doors(self, tmp_path):
+        X, y, reset = recording()
+        for parameters, message in [({"prior": "linear"}, "prior must be"), ({"prior_s": 0.0}, "prior_s")]:
+            with pytest.raises(InputError, match=message):
+                StackedDecoder(**self.SETTINGS, **parameters).fit(X, y, reset)
+        decoder = StackedDecoder(**self.SETTINGS).fit(X, y, reset)
+        with pytest.raises(InputError, match="memory_s must be longer"):
+            decoder.set_params(weight_memory_s=0.01).adapt(X, y)
+        decoder.save(tmp_path / "whole.npz")
+        with np.load(tmp_path / "whole.npz") as stored:
+            np.savez(tmp_path / "part.npz", **{key: stored[key] for key in stored.files if key != "linear_P_"})
+        with pytest.raises(InputError, match="linear_P_"):
+            Decoder.load(tmp_path / "part.npz")
 
 
 class TestFineTuned:

@@ -142,7 +142,7 @@ class FineTunedDecoder(PretrainedDecoder):
             return self
         W, C = trained(
             self.network_,
-            [[x], [self.stream_Y_], [weight], [observed], [reset]],
+            ([x], [self.stream_Y_], [weight], [observed], [reset]),
             self.member_seeds_,
             self._pretraining(n_updates=self.tune_updates, learning_rate=self.tune_rate),
             self.state_.predictor(),

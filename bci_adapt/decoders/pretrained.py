@@ -126,7 +126,7 @@ class PretrainedDecoder(Decoder):
         targets = [self._scaled(bins) for bins in doors]
         if self.pretrained:
             parts = [list(part) for part in zip(*((b.weight, b.observed, b.reset) for b in doors), strict=True)]
-            self.W_, self.C_ = trained(self.network_, [normalised, targets, *parts], seeds, settings, initial)
+            self.W_, self.C_ = trained(self.network_, (normalised, targets, *parts), seeds, settings, initial)
         else:
             self.W_, self.C_ = self.start_weights_
         self.mean_, self.variance_ = statistics[-1].mean, statistics[-1].variance
@@ -230,23 +230,24 @@ class PretrainedDecoder(Decoder):
 
 def trained(
     network: Network,
-    data: Sequence[Sequence[np.ndarray]],
+    data: tuple[Sequence[np.ndarray], ...],
     seeds: Sequence[int],
     settings: Pretraining,
     initial: tuple[np.ndarray, np.ndarray] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """W and C of one network per seed, each trained by itself (`pretraining.pretrain`), from its part of `initial`;
-    without a leading axis where there is one.
+    """W and C of one network per seed, each trained by itself on `data` – X, Y, weight, observed and reset of
+    `pretraining.pretrain` – from its part of `initial`; without a leading axis where there is one network.
     """
     from bci_adapt.pretraining import pretrain
 
     W, C = (None, None) if initial is None else (each.reshape(-1, *each.shape[-2:]) for each in initial)
+    X, Y, weight, observed, reset = data
     members = []
     for member, seed in enumerate(seeds):
         begin = None if W is None or C is None else (W[member], C[member])
         # Training is in single precision: without a step weights are left as they are.
         still = begin is not None and not settings.n_updates
-        members.append(begin if still else pretrain(network, *data, seed, settings, begin))
+        members.append(begin if still else pretrain(network, X, Y, weight, observed, reset, seed, settings, begin))
     return _joined(members)
 
 

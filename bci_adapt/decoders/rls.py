@@ -77,9 +77,10 @@ class RLSDecoder(LaggedDecoder):
         bins = self.door(X, y, reset)
         known = arrival_bins(arrives, len(bins.X), delay_bins(self.label_delay_s, self.bin_s))
         features, running, past = self._features(bins, continuing=True)
-        usable = bins.observed[:, None] & (bins.weight > 0)
-        queue = np.vstack([self.waiting_features_, features])
-        labels = np.vstack([self.waiting_labels_, np.where(usable.all(axis=1, keepdims=True), bins.Y, np.nan)])
+        usable = bins.observed & (bins.weight > 0).all(axis=1)
+        # A bin without neurons has nothing to learn from, whenever its label comes.
+        queue = np.vstack([self.waiting_features_, np.where(bins.observed[:, None], features, np.nan)])
+        labels = np.vstack([self.waiting_labels_, np.where(usable[:, None], bins.Y, np.nan)])
         due = np.concatenate([self.waiting_arrives_, known])
         block = max(1, delay_bins(self.update_every_s, self.bin_s))
         steps, taken = label_blocks(due, len(self.waiting_arrives_), bins.reset, block)
@@ -94,6 +95,13 @@ class RLSDecoder(LaggedDecoder):
         self.online_predictions_ = predictions
         self._go_on(running, past)
         return self
+
+    def label_waiting(self, y: np.ndarray) -> None:
+        """Give the bin whose label is due with the next bin its label (n_outputs,), where it has none yet: in a live
+        session a label is handed over when it is known, not with its own bin.
+        """
+        due = (self.waiting_arrives_ == 0) & np.isfinite(self.waiting_features_).all(axis=1)
+        self.waiting_labels_[due] = y if np.isfinite(y).all() else np.nan
 
     def _update(self, features: np.ndarray, labels: np.ndarray) -> None:
         gamma = forgetting(self.memory_s, self.bin_s)
