@@ -20,6 +20,7 @@ _PUBLIC = {
     "split": "bci_adapt.sessions",
     "concat": "bci_adapt.sessions",
     "match": "bci_adapt.channels",
+    "recommended": "bci_adapt.decoders",
 }
 
 

@@ -2,7 +2,7 @@
 
 A label comes with every bin, is used at once, and weights move in place; everything is float64. A figure, its floor and
 its rivals take turns (A B A B …) in calls of a few milliseconds and the fastest call of each counts, so that whatever
-else the machine does meets all of them alike. Rows are of five kinds:
+else the machine does meets all of them alike. Rows are of six kinds:
 
 - ``immediate``: immediate + RMSprop. Floor: the longer of (a) the arithmetic of one RMSprop update of every parameter,
   on data that stay in L1, and (b) reading and writing θ and v once, as a loop that does nothing else. For information:
@@ -11,6 +11,8 @@ else the machine does meets all of them alike. Rows are of five kinds:
   of the same size.
 - ``rules``: the other rules beside the floor of ``immediate``, for orientation.
 - ``latency``: one bin per call; percentiles in µs. Floor: the same bin inside a long call of `run`.
+- ``deployed``: one bin per call of the recommended decoder's ``step``, with its label. Floor: a call that does nothing,
+  timed the same way (``empty_p50_us`` …): the clock and the loop.
 - ``memory``: words per parameter (RTRL: per unit and parameter) of the arrays that stay, and of the growth of the
   resident set while `start` and `run` first work, in a process of its own. That growth holds more than the arrays: the
   stream and its converted copy, scratch, what the linear algebra library packs its operands into, and pages of code
@@ -38,7 +40,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,6 +48,7 @@ import numpy as np
 
 from bci_adapt.cells.base import Network, cell
 from bci_adapt.credit.base import CreditRule, rule
+from bci_adapt.decoders import recommended
 from bci_adapt.online import Learner, run, start
 from bci_adapt.optimizers import RMSprop
 
@@ -103,10 +106,17 @@ class Plan(NamedTuple):
     rtrl: list[Case]
     rules: list[Case]
     latency: list[Case]
+    deployed: list[Case]
     memory: list[Case]
     call_s: float
     rounds: int
     calls: int
+
+
+def _recommended(m: int) -> Case:
+    """The recommended decoder's network and rule."""
+    made = recommended()
+    return Case(made.cell, made.n_hidden, m, rule(made.rule, **(made.rule_constants or {})))
 
 
 def _plan(quick: bool) -> Plan:
@@ -117,6 +127,7 @@ def _plan(quick: bool) -> Plan:
             rtrl=[Case("tanh", 16, 8, rtrl)],
             rules=[Case("tanh", 16, 8, rtrl)],  # one more rule is one more loop to compile
             latency=[Case("tanh", 16, 8)],
+            deployed=[Case("tanh", 16, 8)],
             memory=[Case("tanh", 256, 8), Case("tanh", 96, 8, rtrl)],
             call_s=2e-3,
             rounds=3,
@@ -127,6 +138,7 @@ def _plan(quick: bool) -> Plan:
         rtrl=[*(Case("tanh", n, 10, rtrl) for n in (64, 128, 256)), Case("gru", 64, 96, rtrl)],
         rules=[Case(name, 64, 96, rule(each)) for name in ("tanh", "gru") for each in _OTHERS],
         latency=[Case(name, n, 96) for n in (64, 256) for name in ("tanh", "gru")],
+        deployed=[_recommended(m) for m in (96, 192)],
         memory=[Case("tanh", 1024, 10), Case("tanh", 512, 10, rtrl)],
         call_s=30e-3,
         rounds=15,
@@ -147,7 +159,14 @@ def learning(quick: bool = False, say: Say = lambda text: None) -> list[dict[str
     from threadpoolctl import threadpool_limits
 
     plan = _plan(quick)
-    kinds = (("immediate", _immediate), ("rtrl", _rtrl), ("rules", _rule), ("latency", _latency), ("memory", _memory))
+    kinds = (
+        ("immediate", _immediate),
+        ("rtrl", _rtrl),
+        ("rules", _rule),
+        ("latency", _latency),
+        ("deployed", _deployed),
+        ("memory", _memory),
+    )
     total = sum(len(getattr(plan, kind)) for kind, _ in kinds)
     rows: list[dict[str, Any]] = []
     done = 0
@@ -579,6 +598,28 @@ def _latency(case: Case, plan: Plan, rivals: Rivals) -> list[dict[str, Any]]:
     return rows
 
 
+def _deployed(case: Case, plan: Plan, rivals: Rivals) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(2)
+    counts = rng.poisson(2.0, (400, case.m)).astype(float)
+    labels = rng.standard_normal((400, _N_OUTPUTS))
+    decoder = recommended(
+        cell=case.cell, n_hidden=case.n, rule=case.rule.name, rule_constants=asdict(case.rule), n_updates=1,
+        learning_rate=_RATE,
+    )  # fmt: skip
+    decoder.fit([counts], [labels])
+    us = _latencies(lambda t: decoder.step(counts[t % 400], labels[t % 400]), plan.calls)
+    empty = _latencies(lambda t: None, plan.calls)
+    peak = traced_peak(lambda: [decoder.step(counts[0], labels[0]) for _ in range(4)])
+    percentiles = {
+        f"{prefix}p{p}_us": float(np.percentile(times, p))
+        for prefix, times in (("", us), ("empty_", empty))
+        for p in (50, 95, 99)
+    }
+    speeds = {"steps_per_s": 1e6 / percentiles["p50_us"], "floor_steps_per_s": 1e6 / percentiles["empty_p50_us"]}
+    figures = {"call": "recommended().step", **percentiles, "bins": len(us)}
+    return [_row("deployed", case, peak, **speeds, **figures)]
+
+
 def _latencies(call: Callable[[int], Any], n_calls: int) -> np.ndarray:
     """Duration of each call in µs, after a few that are not counted."""
     for t in range(20):
@@ -656,7 +697,14 @@ def resident() -> tuple[int, int]:
 
 def tables(rows: list[dict[str, Any]]) -> list[Table]:
     """One table per kind of row, at most 100 columns wide; a figure that misses its aim is red."""
-    kinds = {"immediate": _speeds, "rtrl": _speeds, "rules": _speeds, "latency": _latency_table, "memory": _words}
+    kinds = {
+        "immediate": _speeds,
+        "rtrl": _speeds,
+        "rules": _speeds,
+        "latency": _latency_table,
+        "deployed": _empty_table,
+        "memory": _words,
+    }
     found = {kind: [row for row in rows if row["bench"] == kind] for kind in kinds}
     return [kinds[kind](kind, each) for kind, each in found.items() if each]
 
@@ -666,6 +714,7 @@ _TITLES = {
     "rtrl": "exact RTRL + RMSprop; floor: its matrix products",
     "rules": "other rules + RMSprop; floor: the update, as above",
     "latency": "one bin per call, predict and learn (µs); stream: the same bin inside a long call",
+    "deployed": "one bin per call of the recommended decoder (µs), beside a call that does nothing",
     "memory": "words of float64; resident: growth of the process, which holds code, scratch and the stream too",
 }
 
@@ -711,6 +760,15 @@ def _latency_table(kind: str, rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         times = [f"{row[key]:,.0f}" for key in ("p50_us", "p95_us", "p99_us", "stream_us")]
         table.add_row(row["cell"], str(row["n"]), str(row["m"]), row["call"], *times, str(row["bins"]))
+    return table
+
+
+def _empty_table(kind: str, rows: list[dict[str, Any]]) -> Table:
+    columns = "p50", "p95", "p99"
+    table = _table(kind, ("cell", "rule", "n", "inputs", *columns, *(f"empty {p}" for p in columns), "calls"))
+    for row in rows:
+        times = [f"{row[f'{p}_us']:,.0f}" for p in columns] + [f"{row[f'empty_{p}_us']:,.2f}" for p in columns]
+        table.add_row(row["cell"], row["rule"], str(row["n"]), str(row["m"]), *times, str(row["bins"]))
     return table
 
 

@@ -35,17 +35,38 @@ def predict(decoder_file: Path, session_file: Path, missing: str = "refuse") -> 
     InputError
         for files that are something else, another subject, other bins, band power, or channels that do not fit.
     """
+    decoder, _, session, notes = meet(decoder_file, session_file, missing)
+    predicted = decoder.predict(*observed(session))
+    if not np.isfinite(predicted).all():
+        raise InputError(f"{decoder_file}: predictions are not finite: its weights have diverged")
+    return prediction_of(session, predicted, decoder, decoder_file, notes), notes
+
+
+def meet(
+    decoder_file: Path, session_file: Path, missing: str
+) -> tuple[Decoder, Mapping[str, Any], xr.Dataset, list[str]]:
+    """A saved decoder, what it knows of its inputs and outputs, a session in its bins with exactly its channels, and
+    notes on how it came to them; `InputError` as in `predict`.
+    """
     decoder = Decoder.load(decoder_file)
     about = _known(decoder, decoder_file)
     bin_s = about.get("bin_s", getattr(decoder, "bin_s", None))
     session, notes = _meet(_read(Path(session_file), bin_s, about), decoder, about, missing, Path(decoder_file).name)
-    seen = session["valid"].values
+    return decoder, about, session, notes
+
+
+def observed(session: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Counts (n_bins, n_channels), NaN where neurons were not observed, and the first bin of each segment (n_bins,)."""
     X = session["counts"].values.astype(float)
-    X[~seen] = np.nan
-    segment = session["segment"].values
-    predicted = decoder.predict(X, np.concatenate([[True], np.diff(segment) != 0]))
-    if not np.isfinite(predicted).all():
-        raise InputError(f"{decoder_file}: predictions are not finite: its weights have diverged")
+    X[~session["valid"].values] = np.nan
+    return X, np.concatenate([[True], np.diff(session["segment"].values) != 0])
+
+
+def prediction_of(
+    session: xr.Dataset, predicted: np.ndarray, decoder: Decoder, decoder_file: Path, notes: list[str]
+) -> xr.Dataset:
+    """Predictions (n_bins, n_outputs) of a decoder as `predict` returns them."""
+    about = decoder.about_
     made = _dataset(session, predicted, about.get("outputs") or [_nameless(decoder.n_outputs_)])
     made.attrs |= {
         **{name: session.attrs[name] for name in ("session_id", "subject", "session_start", "source_file")},
@@ -60,7 +81,7 @@ def predict(decoder_file: Path, session_file: Path, missing: str = "refuse") -> 
         "notes": "; ".join(notes),
         "code_version": __version__,
     }
-    return made, notes
+    return made
 
 
 def write_prediction(prediction: xr.Dataset, path: Path) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from bci_adapt import bench
 from bci_adapt.credit.base import rule
+from bci_adapt.decoders import recommended
 
 KEYS = {
     "bench", "cell", "rule", "optimizer", "n", "m", "dtype", "backend", "steps_per_s", "floor_steps_per_s", "ratio",
@@ -25,7 +26,7 @@ def rows():
 
 
 def test_every_kind_has_rows_that_are_whole(rows):
-    assert {row["bench"] for row in rows} == {"immediate", "rtrl", "rules", "latency", "memory"}
+    assert {row["bench"] for row in rows} == {"immediate", "rtrl", "rules", "latency", "deployed", "memory"}
     for row in rows:
         assert row.keys() >= KEYS
         figures = [value for value in [*row.values(), *row["rivals"].values()] if isinstance(value, int | float)]
@@ -53,11 +54,18 @@ def test_memory_is_measured_apart(rows):
 
 
 def test_percentiles_are_in_order(rows):
-    latencies = [row for row in rows if row["bench"] == "latency"]
-    assert len(latencies) == 2
+    latencies = [row for row in rows if row["bench"] in ("latency", "deployed")]
+    assert [row["call"] for row in latencies] == ["run, one bin in place", "decoder.step", "recommended().step"]
     for row in latencies:
         assert row["p50_us"] <= row["p95_us"] <= row["p99_us"]
         assert row["bins"] >= 50
+    assert latencies[-1]["empty_p50_us"] <= latencies[-1]["empty_p99_us"] < latencies[-1]["p50_us"]
+
+
+def test_the_deployed_case_is_the_recommended_decoder():
+    case, made = bench._recommended(96), recommended()
+    assert (case.cell, case.n, case.m) == (made.cell, made.n_hidden, 96)
+    assert case.rule == rule(made.rule, **made.rule_constants)
 
 
 def test_tables_fit_100_columns(rows):

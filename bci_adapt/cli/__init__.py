@@ -7,7 +7,17 @@ from __future__ import annotations
 import sys
 
 # in the order of --help
-from bci_adapt.cli import benchmarks, deciding, drifting, experiments, fetching, quality, recordings, variants  # noqa: F401
+from bci_adapt.cli import (  # noqa: F401
+    benchmarks,
+    deciding,
+    deploying,
+    drifting,
+    experiments,
+    fetching,
+    quality,
+    recordings,
+    variants,
+)
 from bci_adapt.cli.common import app, err
 from bci_adapt.errors import InputError
 

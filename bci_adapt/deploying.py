@@ -1,0 +1,198 @@
+"""From recordings to a decoder that is used: pretrained on the days so far, adapted to one more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from bci_adapt import arrays, channels, predicting
+from bci_adapt.binning import bin_ticks, whole_bins
+from bci_adapt.decoders import recommended
+from bci_adapt.decoders.base import Decoder
+from bci_adapt.errors import InputError
+from bci_adapt.jobs.arrays import described, session_arrays
+from bci_adapt.metrics import r2
+from bci_adapt.nwb import clean
+from bci_adapt.sessions import kinematic_names, start_of
+
+BIN_S = 0.05
+
+Say = Callable[[str], None]
+
+
+class Adapted(NamedTuple):
+    """A decoder after a session, what it predicted there, and how well.
+
+    `prediction` is that of `predicting.predict`, with ``held_out (time)``, True where weights were held. `scores` are
+    dicts of variable, part (``online``, each bin predicted before its label; ``held_out``), bins (``in trial``,
+    ``all``) and r2, of variables with labels in the session; `n_labels` counts bins of the stream with any label.
+    """
+
+    decoder: Decoder
+    prediction: xr.Dataset
+    scores: list[dict[str, Any]]
+    n_labels: int
+    stream_s: float
+    notes: list[str]
+
+
+def pretrain(
+    files: Sequence[Path | str],
+    target: str = "velocity",
+    bin_s: float | None = None,
+    missing: str = "refuse",
+    say: Say = lambda text: None,
+    **constants: Any,
+) -> Decoder:
+    """The recommended decoder, trained on sessions of one subject: on the first, and extended by each further one.
+
+    Parameters
+    ----------
+    files : recordings, or prepared sessions (``.nc``), the earliest first.
+    target : kinematic that is decoded, or several, separated by commas.
+    bin_s : width of a bin; `BIN_S` when None, or that of the sessions that are prepared already.
+    missing : what happens to channels that not every session has (`channels.match`).
+    constants : replace those of the decoder.
+
+    Raises
+    ------
+    InputError
+        for files that are something else, in another order, given twice, of other bins, axes or units, or without the
+        target.
+    """
+    paths = [Path(file) for file in files]
+    if not paths:
+        raise InputError("pretrain takes at least one session")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InputError("pretrain: one file is given twice")
+    sessions = []
+    for path in paths:
+        say(f"reading {path.name}")
+        sessions.append(arrays.read(path, BIN_S if bin_s is None and path.suffix != ".nc" else bin_s))
+    names = [each.strip() for each in target.split(",")]
+    _require_one_kind(sessions, names)
+    matched = channels.match(sessions, missing=missing)
+    given = [session_arrays(session, names) for session in matched]
+    decoder = recommended(bin_s=given[0].bin_s, **constants)
+    for n_days, latest in enumerate(given, start=1):
+        so_far = given[:n_days]
+        say(f"{n_days} of {len(given)}: training on {latest.session_id}")
+        train = decoder.fit if n_days == 1 else decoder.extend
+        try:
+            train([day.X for day in so_far], [day.y for day in so_far], [day.reset for day in so_far])
+        except InputError as error:
+            raise InputError(f"{latest.session_id}: {error}") from error
+    decoder.about_ = described(matched[-1], names) | {"sessions": [day.session_id for day in given]}
+    return decoder
+
+
+def _require_one_kind(sessions: Sequence[xr.Dataset], names: Sequence[str]) -> None:
+    """`InputError` unless sessions are in order of their dates, and their bins, targets, axes and units are alike."""
+
+    def kind(session: xr.Dataset) -> list[Any]:
+        of = [session[name] for name in names]
+        return [(each.attrs.get("units", ""), each[str(each.dims[1])].values.tolist()) for each in of]
+
+    first, latest = sessions[0], None
+    for session in sessions:
+        where = clean(session.attrs["session_id"])
+        for name in names:
+            if name not in (known := kinematic_names(session)):
+                raise InputError(
+                    f"{where}: expected target {name!r}, it holds {', '.join(map(clean, known)) or 'none'}"
+                )
+        if session["counts"].attrs["units"] != "count":
+            raise InputError(f"{where}: holds the power of a band; counts of spikes are needed")
+        if bin_ticks(float(session.attrs["bin_s"])) != bin_ticks(float(first.attrs["bin_s"])):
+            raise InputError(
+                f"{where}: is prepared in bins of {session.attrs['bin_s']:g} s, the first session in bins of "
+                f"{first.attrs['bin_s']:g} s: prepare it again, or say --bin"
+            )
+        if kind(session) != kind(first):
+            raise InputError(f"{where}: units or axes of {', '.join(names)} are not those of the first session")
+        start = start_of(session)
+        if start is not None and latest is not None and start < latest:
+            raise InputError(f"{where}: was recorded before the session given ahead of it: give the earliest first")
+        latest = start or latest
+
+
+def adapt(
+    decoder_file: Path | str, session_file: Path | str, stream_s: float = 600.0, missing: str = "refuse"
+) -> Adapted:
+    """Adapt a saved decoder through the first `stream_s` seconds of a session, at most half of it, and predict the rest
+    with weights held.
+
+    Session and decoder meet as in `predicting.predict`. Labels are used where the session has the decoder's outputs, in
+    the same axes and units; without any, only what needs no label adapts.
+
+    Raises
+    ------
+    InputError
+        as `predicting.predict`, and for labels in other units.
+    """
+    decoder_file = Path(decoder_file)
+    decoder, about, session, notes = predicting.meet(decoder_file, Path(session_file), missing)
+    X, reset = predicting.observed(session)
+    y, columns = np.full((len(X), decoder.n_outputs_), np.nan), _columns(session, about.get("outputs") or [])
+    labelled = session_arrays(session, list(columns)) if columns else None
+    for name, where in columns.items():
+        assert labelled is not None
+        y[:, where] = labelled.y[:, labelled.columns[name]]
+    if not stream_s > 0.0:
+        raise InputError(f"stream_s must be positive, got {stream_s}")
+    n_stream = min(len(X) // 2, whole_bins(stream_s, float(session.attrs["bin_s"])))
+    rest = slice(n_stream, None)
+    with np.errstate(over="ignore", invalid="ignore"):  # divergence is refused below
+        online = decoder.adapt(X[:n_stream], y[:n_stream], reset[:n_stream])
+        held_out = decoder.predict(X[rest], reset[rest], continuing=True)
+    predicted = np.vstack([online, held_out])
+    if getattr(decoder, "diverged_", False) or not np.isfinite(predicted).all():
+        raise InputError(f"{decoder_file}: diverged on {clean(session.attrs['session_id'])}; nothing is kept of it")
+    decoder.about_ = {**about, "adapted_to": [*about.get("adapted_to", ()), str(session.attrs["session_id"])]}
+    prediction = predicting.prediction_of(session, predicted, decoder, decoder_file, notes)
+    prediction["held_out"] = "time", np.arange(len(X)) >= n_stream
+    scores = []
+    for name, where in columns.items():
+        known = np.isfinite(y[:, where])
+        kinds = {"all": np.ones(len(X), bool)}
+        if labelled is not None and labelled.in_trial is not None:
+            kinds = {"in trial": labelled.in_trial, **kinds}
+        for part, bins in (("online", slice(n_stream)), ("held_out", rest)):
+            for kind, chosen in kinds.items():
+                mask = (known & chosen[:, None])[bins]
+                scores.append(
+                    {
+                        "variable": name,
+                        "part": part,
+                        "bins": kind,
+                        "r2": r2(y[bins, where], predicted[bins, where], mask),
+                    }
+                )
+    n_labels = int(np.isfinite(y[:n_stream]).any(axis=1).sum())
+    if not n_labels:
+        notes = [*notes, "no label in the stream: only what needs none was adapted"]
+    return Adapted(decoder, prediction, scores, n_labels, n_stream * float(session.attrs["bin_s"]), notes)
+
+
+def _columns(session: xr.Dataset, outputs: Sequence[dict[str, Any]]) -> dict[str, slice]:
+    """The columns of y of those outputs that the session has labels for; `InputError` for other axes or units."""
+    found, begin, held = {}, 0, kinematic_names(session)
+    for each in outputs:
+        name, axes, units = each["variable"], list(each["axes"]), each["units"]
+        where = slice(begin, begin + len(axes))
+        begin += len(axes)
+        if name not in held:
+            continue
+        values = session[name]
+        own = [str(axis) for axis in values[str(values.dims[1])].values], str(values.attrs.get("units", ""))
+        if own != (axes, units):
+            raise InputError(
+                f"{clean(session.attrs['session_id'])}: {clean(name)} has axes {', '.join(map(clean, own[0]))} in "
+                f"{clean(own[1])}, the decoder was trained on {', '.join(map(clean, axes))} in {clean(units)}"
+            )
+        found[name] = where
+    return found
