@@ -269,6 +269,13 @@ def test_normaliser_is_its_recursion_and_goes_on_bit_for_bit():
     second, last = middle.apply(X[77:], observed[77:])
     assert np.array_equal(np.vstack([first, second]), out)
     assert np.array_equal(last.variance, end.variance)
+    live, running = [], begin
+    for t in range(200):
+        bin_, running = running.apply(X[t : t + 1], observed[t : t + 1])
+        live.append(bin_[0])
+    assert np.array_equal(live, out)
+    assert np.array_equal(running.mean, end.mean)
+    assert np.array_equal(running.variance, end.variance)
     # Causal: what comes later changes nothing before it.
     X[150:] = 100.0
     assert np.array_equal(begin.apply(X, observed)[0][:150], out[:150])
