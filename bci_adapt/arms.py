@@ -20,6 +20,13 @@ LEARNING = (*ONLINE, "continuing", "back")
 READOUT_RATIO = "readout_ratio"  # of a grid: the readout's learning rate over that of the other weights
 
 
+# Keys of [network] that are parameters of every network's decoder.
+_TRAINING = (
+    *("n_members", "n_updates", "added_updates", "pretrain_rate", "added_rate", "input_dropout", "gain_jitter"),
+    *("offset_jitter", "batch", "window_bins", "recency"),
+)
+
+
 @dataclass(frozen=True)
 class Arm:
     """One way of coping with a later day.
@@ -90,8 +97,7 @@ def network_arms(config: Config, cell: str) -> list[Arm]:
         "warm_up_s": network.warm_up_s,
         "normaliser_s": config.normaliser_s,
         "average": None,
-        "input_dropout": network.input_dropout,
-        "n_updates": network.n_updates,
+        **{name: getattr(network, name) for name in _TRAINING},
     }
     # Nothing learns in these arms; the cheapest rule spares them an optimiser to warm.
     still = {"rule": "readout"}
@@ -120,17 +126,17 @@ def network_arms(config: Config, cell: str) -> list[Arm]:
             trained_as="online_rnn",
         )
     )
-    for name, trained_on, n_updates in (
-        ("network_oracle", STREAM, network.oracle_updates),
-        ("joint_oracle", BOTH, network.joint_updates),
+    for name, trained_on, steps, n_updates in (
+        ("network_oracle", STREAM, "n_updates", network.oracle_updates),
+        ("joint_oracle", BOTH, "added_updates" if network.carried else "n_updates", network.joint_updates),
     ):
         arms.append(
             Arm(
-                *(name, cell, "online_rnn", trained_on, fit | {"n_updates": n_updates}, still),  # type: ignore[arg-type]
+                *(name, cell, "online_rnn", trained_on, fit | {steps: n_updates}, still),  # type: ignore[arg-type]
                 columns={"supervision": "true", "rule": "bptt", "optimizer": "adam"},
                 seeds=network.oracle_seeds or config.seeds,
                 phases=HELD_OUT,
-                grid={"n_updates": 2.0},
+                grid={steps: 2.0},
             )
         )
     return [arm for arm in arms if arm.name not in left_out]

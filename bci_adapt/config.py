@@ -125,9 +125,15 @@ Which = int | str
 Several = Annotated[tuple[Which, ...], BeforeValidator(_as_list), Field(min_length=1), Unlike]
 
 
+EARLIER = "earlier"
+
+
 class PairSection(_Section):
     """Source days, trained on together, and the later days they are tried on: session numbers in chronological order
     (from 1), or session ids, or any part of an id that only one session has.
+
+    The source ``"earlier"`` is every day before a target that could be scored as a target itself; each target then has
+    sources of its own.
     """
 
     source: Several
@@ -147,17 +153,31 @@ class NetworkSection(_Section):
     """The networks that are compared, and how they are trained before they adapt: gradient steps (`n_updates`), of
     retraining on the target alone (`oracle_updates`), on source and target together (`joint_updates`), for
     `oracle_seeds` alone where they are given, and the steps and rate of fine-tuning.
+
+    With `carried` a network is trained on the first source day and goes on for `added_updates` steps over all days so
+    far with each further one; joint retraining then goes on with the target's stream as one more day. `n_members`
+    networks predict by their mean, in every arm. The rest is of every training (`bci_adapt.pretraining.Pretraining`).
     """
 
     cells: Cells = ("tanh", "gru")
     n_hidden: Count = 64
+    n_members: Count = 1
     n_updates: Count = 800
+    carried: bool = False
+    added_updates: Count = 300
+    pretrain_rate: Positive = 3e-3
+    added_rate: Positive = 3e-3
     oracle_updates: Count = 800
     joint_updates: Count = 800
     oracle_seeds: Seeds | None = None
     tune_updates: Count = 200
     tune_rate: Positive = 1e-3
     input_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    gain_jitter: NotNegative = 0.1
+    offset_jitter: NotNegative = 0.1
+    batch: Count = 16
+    window_bins: Annotated[int, Field(ge=20)] = 80
+    recency: Annotated[float, Field(gt=0, le=1)] = 1.0
     warm_up_s: NotNegative = 60.0
 
 

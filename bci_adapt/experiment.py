@@ -16,6 +16,7 @@ from typing import Any
 
 from bci_adapt import __version__
 from bci_adapt.config import (
+    EARLIER,
     STANDING,
     Config,
     ContinualSection,
@@ -95,13 +96,16 @@ class Plan:
 
 @dataclass
 class Prepared:
-    """The prepared sessions of an experiment: jobs, sessions and what is said of them, by id; and which meet."""
+    """The prepared sessions of an experiment: jobs, sessions and what is said of them, by id; which meet; and which are
+    `unfit` to be one of the earlier days that a config asks for all of, with the reason.
+    """
 
     session_ids: list[str]
     jobs: dict[str, Job]
     sessions: dict[str, Any]
     about: dict[str, dict[str, Any]]
     outcome: Outcome
+    unfit: dict[str, str] = field(default_factory=dict)
     met: dict[tuple[str, ...], Channels] = field(default_factory=dict)
     targets: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
 
@@ -109,6 +113,10 @@ class Prepared:
     def in_trial(self) -> bool:
         """Whether bins inside trials are scored: where every session has trials, so that all scores mean the same."""
         return all(each["has_trials"] for each in self.about.values())
+
+    def pairs(self, sections: Sequence[PairSection]) -> list[Pair]:
+        """The pairs that sections of the config name."""
+        return choose_pairs(sections, self.session_ids, self.unfit)
 
     def builders(self, config: Config, known: dict[str, Job], tuned: Tuned | None) -> dict[tuple[str, ...], Builder]:
         """A builder for each group of sources, whose sessions have met on their channels with all of their targets."""
@@ -144,8 +152,8 @@ def prepare_sessions(
     say("finding sessions")
     source = open_source(config, lock, offline, say)
     session_ids = [str(name) for name in source.list().index]
-    pairs = choose_pairs(sections, session_ids)
-    wanted = {name for pair in pairs for name in (*pair.sources, pair.target)}
+    asked = choose_pairs(sections, session_ids)
+    wanted = {name for pair in asked for name in (*pair.sources, pair.target)}
     jobs = {}
     for name in [each for each in session_ids if each in wanted]:
         say(f"fetching {name}")
@@ -155,6 +163,10 @@ def prepare_sessions(
     sessions = {name: read_session(job.path) for name, job in jobs.items()}
     about = {name: _about(name, session) for name, session in sessions.items()}
     prepared = Prepared(session_ids, jobs, sessions, about, outcome)
+    if any(section.source == (EARLIER,) for section in sections):
+        judged = {name: unscorable(each, config, prepared.in_trial) for name, each in sessions.items()}
+        prepared.unfit |= {name: reason for name, reason in judged.items() if reason}
+    pairs = prepared.pairs(sections)
     for pair in pairs:
         prepared.targets.setdefault(pair.sources, []).append(pair.target)
     for sources, targets in prepared.targets.items():
@@ -241,6 +253,7 @@ def run_experiment(
         "tuning": None if values is None else _tuning(values, config, builders, pairs),
         "primary": config.primary.model_dump(),
         "not_tested": _not_tested(config, prepared, pairs),
+        "unfit": [{"session": name, "reason": reason} for name, reason in prepared.unfit.items()],
         "own_decoders": [{"file": str(own.file), "class": own.name} for own in foreign],
     }
     manifest |= _jobs_and_reruns(folder, manifest, executed, reused, outcomes)
@@ -279,19 +292,19 @@ def _plan(
     shard: tuple[int, int] | None,
 ) -> Plan:
     """The jobs of an experiment over its scorable pairs."""
-    controls, ids = config.controls, prepared.session_ids
-    pairs = [pair for pair in choose_pairs(config.pairs, ids) if not reasons[pair]]
-    first_sources = pairs[0].sources if pairs else ()
+    controls = config.controls
+    pairs = [pair for pair in prepared.pairs(config.pairs) if not reasons[pair]]
+    swept = next((found for each in config.pairs if (found := {*prepared.pairs([each])} & {*pairs})), set())
     mine = pairs if shard is None else pairs[shard[0] - 1 :: shard[1]]
     scores, drift, costs = [], {}, {}
     for pair in mine:
         builder = builders[pair.sources]
-        scores.append(builder.pair(pair, pair == pairs[0], foreign, sweeps=pair.sources == first_sources))
+        scores.append(builder.pair(pair, pair == pairs[0], foreign, sweeps=pair in swept))
         if controls.drift:
             drift[pair] = builder.drift(pair)
     if mine and mine[0] == pairs[0]:
         if controls.costs:
-            builder = builders[first_sources]
+            builder = builders[pairs[0].sources]
             for arm in builder.arms(pairs[0]):
                 if "online" in arm.phases and not (arm.cell and arm.name == "frozen"):
                     costs[arm.name, arm.cell] = builder.cost(arm, pairs[0])
@@ -301,18 +314,18 @@ def _plan(
                 if not unusable_halves(prepared.sessions[source], config, prepared.in_trial):
                     scores.append(builders[sources].without_drift(source))
         for section in config.continual:
-            scores += _continual(section, ids, builders, reasons)
+            scores += _continual(section, prepared, builders, reasons)
     return Plan(scores, drift, costs)
 
 
 def _continual(
     section: ContinualSection,
-    ids: Sequence[str],
+    prepared: Prepared,
     builders: Mapping[tuple[str, ...], Builder],
     reasons: Mapping[Pair, str],
 ) -> list[Job]:
     """The jobs of one chain of days; a day that cannot be scored is adapted through all the same."""
-    days = sorted(choose_pairs([section], ids), key=lambda pair: list(ids).index(pair.target))
+    days = sorted(prepared.pairs([section]), key=lambda pair: prepared.session_ids.index(pair.target))
     return [
         builders[pair.sources].continual(pair, [day.target for day in days[:number]], section.arms)
         for number, pair in enumerate(days)

@@ -21,7 +21,7 @@ from bci_adapt.errors import InputError
 from bci_adapt.experiment import prepare_sessions
 from bci_adapt.jobs.arrays import load_arrays
 from bci_adapt.metrics import block_sums
-from bci_adapt.pairs import Pair, choose_pairs
+from bci_adapt.pairs import Pair
 from bci_adapt.planning import Builder
 from bci_adapt.report import read_manifest
 from bci_adapt.results import number
@@ -114,7 +114,7 @@ def explain(
         say=say,
         lock=lock if lock.is_file() else None,
     )
-    found = _find(pair, choose_pairs(config.pairs, prepared.session_ids))
+    found = _find(pair, prepared.pairs(config.pairs))
     recorded = {each["session_id"]: each["source_sha256"] for each in manifest.get("sessions", ())}
     for name in (*found.sources, found.target):
         if recorded.get(name, "") != (now := prepared.about[name]["source_sha256"]):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bci_adapt.config import Config, PairSection
+from bci_adapt.config import EARLIER, Config, PairSection
 from bci_adapt.engine import Job
 from bci_adapt.errors import InputError
 
@@ -22,19 +22,27 @@ class Pair:
 
     @property
     def source(self) -> str:
-        """The source sessions in one word, as the long table names them."""
-        return "+".join(self.sources)
+        """The source sessions in one word, as the long table names them; of more than three the first and the last."""
+        first, *others = self.sources
+        return "+".join([first, *(others if len(others) < 3 else [f"{len(others) - 1} more", others[-1]])])
 
 
-def choose_pairs(sections: Sequence[PairSection], session_ids: Sequence[str]) -> list[Pair]:
+def choose_pairs(
+    sections: Sequence[PairSection], session_ids: Sequence[str], unfit: Collection[str] = ()
+) -> list[Pair]:
     """The pairs that sections of a config name over sessions in chronological order; a target must be later than all
-    of its sources.
+    of its sources. Sessions that are `unfit` are no sources of a section whose sources are all earlier days.
     """
     pairs = []
     for section in sections:
-        sources = sorted({_find_session(name, session_ids) for name in section.source}, key=list(session_ids).index)
+        named = section.source if section.source != (EARLIER,) else ()
+        sources = sorted({_find_session(name, session_ids) for name in named}, key=list(session_ids).index)
         for name in section.targets:
             target = _find_session(name, session_ids)
+            if not named:
+                sources = [each for each in session_ids[: session_ids.index(target)] if each not in unfit]
+            if not sources:
+                raise InputError(f"pairs: no day before {target} can be trained on")
             if session_ids.index(target) <= session_ids.index(sources[-1]):
                 raise InputError(f"pairs: target {target} is not later than its source {sources[-1]}")
             pairs.append(Pair(tuple(sources), target))
@@ -203,7 +211,11 @@ def met(sources: Sequence[str], found: Channels, sessions: Mapping[str, Any], ta
     """What the manifest says of the channels of a source and its targets."""
     from bci_adapt.channels import under
 
-    entry: dict[str, Any] = {"source": "+".join(sources), "policy": found.policy, "n_channels": len(found.names)}
+    entry: dict[str, Any] = {
+        "source": Pair(tuple(sources), "").source,
+        "policy": found.policy,
+        "n_channels": len(found.names),
+    }
     entry |= {"removed": found.removed, "targets": {}}
     wanted = set(found.names)
     for name in targets:

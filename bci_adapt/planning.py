@@ -171,16 +171,29 @@ class Builder:
 
     def fit(self, arm: Arm, pair: Pair, seed: int) -> Job:
         """The job that fits the decoder of an arm on what the arm is trained on."""
-        decoder = arm.trained_as or arm.decoder
-        constants = dict(arm.fit) | ({"seed": seed} if arm.cell else {})
         whole = pair.sources if arm.trained_on in ("source", "both") else ()
         streams = (pair.target,) if arm.trained_on in ("stream", "both") else ()
+        if not (arm.cell and self.config.network.carried):
+            return self._fitted(arm, whole, streams, seed)
+        # as it was before the target: the steps of an arm that goes on with its stream are those of that day alone
+        common = next(each for each in network_arms(self.config, arm.cell) if each.trained_on == "source")
+        job = None
+        for n_days in range(1, len(whole) + 1):
+            job = self._fitted(common, whole[:n_days], (), seed, job)
+        return self._fitted(arm, whole, streams, seed, job) if streams or job is None else job
+
+    def _fitted(
+        self, arm: Arm, whole: Sequence[str], streams: Sequence[str], seed: int, before: Job | None = None
+    ) -> Job:
+        """The job that trains on whole sessions and then on streams, going on from `before` where that is given."""
+        decoder = arm.trained_as or arm.decoder
+        constants = dict(arm.fit) | ({"seed": seed} if arm.cell else {})
         what = f"{arm.cell} seed {seed}" if arm.cell else decoder
         names = [*whole, *(f"{name} (stream)" for name in streams)]
         job = Job(
             kind="pretrain",
             function="bci_adapt.jobs.pretrain:run",
-            stem=f"{what}_{'_'.join(names)}",
+            stem=f"{what}_{_several(names, '_')}",
             folder="decoders",
             suffix=".npz",
             parameters={
@@ -191,11 +204,15 @@ class Builder:
                 "stream_s": self.config.stream_s if streams else None,
                 "n_streams": len(streams),
             },
-            inputs={f"session{i}": self.sessions[name] for i, name in enumerate((*whole, *streams))},
+            inputs={f"session{i}": self.sessions[name] for i, name in enumerate((*whole, *streams))}
+            | ({} if before is None else {"before": before}),
             modules=(*_modules(decoder), *(_cell_modules(arm.cell) if arm.cell else ())),
-            label=f"{'retrain' if streams else 'pretrain'} {what} on {', '.join(names)}",
-            cost=1e-6 * self._n_weights(pair.target, arm.cell) * arm.fit["n_updates"] if arm.cell else 1.0,
+            label=f"{'retrain' if streams else 'pretrain'} {what} on {_several(names)}",
+            cost=1.0,
         )
+        if arm.cell:
+            n_updates = arm.fit["n_updates" if before is None else "added_updates"] * self.config.network.n_members
+            job = dataclasses.replace(job, cost=1e-6 * self._n_weights((*whole, *streams)[-1], arm.cell) * n_updates)
         return self.known.setdefault(job.key, job)
 
     def _network(self, session_id: str, cell_name: str) -> Network:
@@ -546,6 +563,11 @@ class Builder:
                 job = self.adapt(arm, pair, seed, before=before, name=f"continual {arm.name}")
                 scored.add(job, self._columns(pair, arm, seed, study="continual"), ("online", "held_out"))
         return self._score(pair, scored, "continual")
+
+
+def _several(names: Sequence[str], between: str = ", ") -> str:
+    """Names in a row; of many, the first, how many more, and the last."""
+    return between.join(names if len(names) < 4 else [names[0], f"{len(names) - 2} more", names[-1]])
 
 
 def _modules(decoder: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from bci_adapt.storage import write_text
 from bci_adapt.tuned import choose, tuned_text
 
 # Whole numbers cannot be divided for ever: the least value of each.
-_LEAST = {"n_lags": 1, "lag_bins": 0, "n_latents": 1, "tune_updates": 1, "n_updates": 1}
+_LEAST = {"n_lags": 1, "lag_bins": 0, "n_latents": 1, "tune_updates": 1, "n_updates": 1, "added_updates": 1}
 
 
 @dataclass
@@ -120,7 +120,8 @@ def tune(
     for name in dict.fromkeys(name for pair in usable for name in pair.sources):
         require_source(prepared.sessions[name], config)
     builders = prepared.builders(config, {}, None)
-    most = {"n_updates": section.max_updates, "tune_updates": section.max_updates // 4}
+    most = {"tune_updates": section.max_updates // 4}
+    most |= dict.fromkeys(("n_updates", "added_updates"), section.max_updates)
     searches = [
         Search(
             dataclasses.replace(arm, seeds=section.seeds if arm.cell else section.seeds[:1]), section.max_points, most

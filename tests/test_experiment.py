@@ -15,7 +15,7 @@ from bci_adapt.config import STANDING, ArmSection, arm_name, load_config, parse_
 from bci_adapt.credit.base import rules
 from bci_adapt.engine import Job
 from bci_adapt.errors import InputError
-from bci_adapt.experiment import open_source, run_experiment
+from bci_adapt.experiment import open_source, prepare_sessions, run_experiment
 from bci_adapt.jobs import adapt, pretrain, score
 from bci_adapt.optimizers import optimizers
 from bci_adapt.pairs import Pair, choose_pairs, meet, require_source, unscorable
@@ -934,3 +934,55 @@ def test_the_tables_and_the_manifest_of_a_whole_run(everything):
         assert again == pytest.approx(scores[block.target, block.arm, block.cell, block.seed], abs=1e-9)
     assert set(trajectories["seed"]) == {0}
     assert set(curves["phase"]) == {"online", "held_out"}
+
+
+# ------------------------------------------------------------------------------- one network through all earlier days
+
+CARRIED = (
+    TINY.replace('"tiny"', '"carried"')
+    .replace("days = [0, 40, 200]", "days = [0, 10, 40, 200]")
+    .replace("source = 1\ntargets = [2, 3]", 'source = "earlier"\ntargets = [3, 4]')
+    .replace("n_updates = 40", "n_updates = 8")
+    .replace("oracle_updates = 40", "carried = true\nadded_updates = 4\noracle_updates = 8\njoint_updates = 6")
+    .replace("seeds = [0, 1]", "seeds = [0]")
+    .replace(', "joint_oracle"', "")
+)
+
+
+def test_one_network_is_carried_through_all_earlier_days(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(cache))
+    (tmp_path / "carried.toml").write_text(CARRIED)
+    config = load_config(tmp_path / "carried.toml")
+    prepared, pairs = prepare_sessions(config, config.pairs, workers=0)
+    days = prepared.session_ids
+    assert [(pair.sources, pair.target) for pair in pairs] == [
+        (tuple(days[:2]), days[2]),
+        (tuple(days[:3]), days[3]),
+    ]
+    builders = prepared.builders(config, {}, None)
+    earlier, later = pairs
+    arms = {arm.name: arm for arm in builders[later.sources].arms(later) if arm.cell}
+    job = builders[later.sources].fit(arms["normaliser"], later, 0)
+    trained = []
+    while job is not None:
+        trained.append([name for name in job.inputs if name.startswith("session")])
+        last, job = job, job.inputs.get("before")
+    assert [len(each) for each in trained] == [3, 2, 1], "a day is added at a time"
+    assert last.parameters["constants"]["n_updates"] == 8
+    shared = builders[earlier.sources].fit(arms["normaliser"], earlier, 0)
+    assert shared.key == builders[later.sources].fit(arms["normaliser"], later, 0).inputs["before"].key
+    joint = builders[later.sources].fit(arms["joint_oracle"], later, 0)
+    assert joint.inputs["before"].key == builders[later.sources].fit(arms["frozen"], later, 0).key
+    assert joint.parameters["constants"]["added_updates"] == 6
+    assert "before" not in builders[later.sources].fit(arms["network_oracle"], later, 0).inputs
+
+    unfit = choose_pairs(config.pairs, days, unfit={days[1]})
+    assert [pair.sources for pair in unfit] == [(days[0],), (days[0], days[2])]
+    with pytest.raises(InputError, match="no day before"):
+        choose_pairs(config.pairs, days, unfit=days[:2])
+    done = run_experiment(config, workers=0)
+    rows = read_results(done.folder / "results.nc").rows
+    assert (rows["status"] == "ok").all()
+    assert set(rows["source"]) == {f"{days[0]}+{days[1]}", f"{days[0]}+{days[1]}+{days[2]}"}
+    assert done.manifest["unfit"] == []
+    assert Pair(("a", "b", "c", "d", "e"), "f").source == "a+3 more+e"

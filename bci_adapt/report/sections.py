@@ -300,6 +300,12 @@ def _left_out(run: Run) -> list[Any]:
             [[each["source"], each["target"], each["reason"]] for each in unscorable],
             sortable=False,
         ),
+        Table(
+            "Days that were trained on in no pair, where all earlier ones are asked for.",
+            words("session", "reason"),
+            [[str(each.get("session")), str(each.get("reason"))] for each in run.manifest.get("unfit", [])],
+            sortable=False,
+        ),
         Text("No run failed.") if not failures else None,
         Table(
             "Failures: in no mean, counted here.",
