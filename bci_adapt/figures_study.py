@@ -263,3 +263,48 @@ def cost_figure(costs: Sequence[Mapping[str, Any]]) -> Drawn | None:
             hollow=2,
         )
     return Drawn(figure, pd.DataFrame(known))
+
+
+def days_figure(points: Frame, labels: Frame, variable: str, ceiling: float | None = None) -> Drawn | None:
+    """Held-out R² day by day with more and more labels, and R² against labels beside it.
+
+    `points` has the columns series, order, date, mean: one line per series, in `order`, the bounds (no label at all,
+    retrained) drawn apart from what lies between. `labels` has the columns words, arm, cell, value, label, mean, low,
+    high: one line per decoder over budgets at equal distances. `ceiling` (R²) is dotted.
+    """
+    points, labels = points[np.isfinite(points["mean"])], labels[np.isfinite(labels["mean"])]
+    if points.empty or labels.empty:
+        return None
+    dates = sorted(set(points["date"]))
+    series = list(points.sort_values("order")["series"].unique())
+    with house_style():
+        figure = new_figure(3.6)
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.7, 1.0))
+        styles = {name: (COLOURS[n % len(COLOURS)], MARKERS[n % len(MARKERS)], "-") for n, name in enumerate(series)}
+        for name in series:
+            each = points[points["series"] == name].sort_values("date")
+            colour, marker, line = styles[name]
+            x = [dates.index(date) for date in each["date"]]
+            left.plot(x, each["mean"].clip(lower=FLOOR_R2), line, color=colour, marker=marker, markersize=4.2)
+        left.set_xticks(range(len(dates)), [plain(date) for date in dates], rotation=40, ha="right")
+        left.set_ylabel(f"held-out {variable} R²")
+        ticks = labels.sort_values("value").drop_duplicates("value")
+        places = {value: place for place, value in enumerate(ticks["value"])}
+        for n, (words, each) in enumerate(labels.groupby("words", sort=False)):
+            each, colour = each.sort_values("value"), (INK, GREY)[n % 2]
+            x = each["value"].map(places) + 0.06 * n
+            right.vlines(x, each["low"].clip(lower=FLOOR_R2), each["high"], color=colour, linewidth=1.1, alpha=0.6)
+            right.plot(x, each["mean"].clip(lower=FLOOR_R2), "-", marker="os"[n % 2], color=colour, markersize=4.2)
+            right.annotate(
+                plain(str(words)), (x.iloc[-1], each["mean"].iloc[-1]), (0, 6), textcoords="offset points",
+                ha="right", fontsize=7, color=colour,
+            )  # fmt: skip
+        if finite(ceiling):
+            right.axhline(ceiling, color=INK, linewidth=0.9, linestyle=":")
+        right.set_xticks(range(len(places)), [plain(label) for label in ticks["label"]])
+        right.set_xlabel("seconds of labels")
+        for axis in (left, right):
+            axis.axhline(0, color=MUTED, linewidth=0.8)
+            axis.grid(axis="y")
+        legend(figure, styles)
+    return Drawn(figure, points)

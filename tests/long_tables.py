@@ -179,7 +179,7 @@ def swept(n_targets: int = 5, seed: int = 0) -> Any:
     records = []
     for target in range(n_targets):
         day = rng.normal(0, 0.03)
-        own = {"target": f"day-{10 + target}", "source": "day-00"}
+        own = {"target": f"day-{10 + target}", "source": "day-00", "target_date": f"2020-03-{10 + target}"}
         for arm, lift in (("immediate_rmsprop", 0.0), ("readout", -0.1)):
             for study_, levels in values.items():
                 records += [

@@ -533,6 +533,12 @@ def test_whole_page_has_its_figures_and_lacks_nothing(whole):
     names = {path.stem for path in (folder / "figures").glob("*.svg")}
     kinds = ("delay", "fraction", "budget", "continual", "controls", "gap", "curve", "trajectory")
     assert {f"velocity-{kind}" for kind in kinds} | {"drift", "tuning", "cost"} <= names
+    days = pd.read_csv(folder / "figures/velocity-days.csv")
+    assert list(days["series"].unique()) == [
+        *("frozen", "no labels", "30 s of labels", "120 s of labels", "all labels"),
+        *("retrained on the day", "retrained, earlier days too", "shuffled neurons"),
+    ]
+    assert (days.groupby("series")["date"].nunique() == 5).all()
     budget = pd.read_csv(folder / "figures/velocity-budget.csv")
     assert sorted(set(budget["value"])) == [0, 5, 30, 120, 300, 600], "the standing arm is the last point"
     assert "nan" not in page.text.lower().split()
