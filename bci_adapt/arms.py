@@ -164,6 +164,7 @@ def _adapting(config: Config, cell: str, name: str, section: ArmSection, fit: Ma
         "rule_constants": section.rule_constants or None,
         "optimizer": section.optimizer,
         "optimizer_constants": section.optimizer_constants or None,
+        "take_turns": section.take_turns,
         "learning_rate": rate,
         "group_rates": None,
         "average": section.average,

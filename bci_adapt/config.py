@@ -130,7 +130,7 @@ EARLIER = "earlier"
 
 class PairSection(_Section):
     """Source days, trained on together, and the later days they are tried on: session numbers in chronological order
-    (from 1), or session ids, or any part of an id that only one session has.
+    (from 1, or from −1 backwards), or session ids, or any part of an id that only one session has.
 
     The source ``"earlier"`` is every day before a target that could be scored as a target itself; each target then has
     sources of its own.
@@ -264,8 +264,9 @@ class ArmSection(_Section):
     """One way of adapting a network. Its name is built from what it is (`arm_name`).
 
     `learning_rate` is the config's own where none is given, or the tuned one. `learns` names the weight groups that
-    learn, all when absent; `weights` at random leave out the pretraining. `supervision` is by the true movement, by the
-    intention (trials must carry their target) or by the decoder's own smoothed predictions (pseudo).
+    learn, all when absent; `weights` at random leave out the pretraining. With `take_turns` each label teaches one of
+    the ``network.n_members``. `supervision` is by the true movement, by the intention (trials must carry their target)
+    or by the decoder's own smoothed predictions (pseudo).
 
     Beside the keys below it takes every constant that its rule or its optimiser declares: ``steps`` of ``window``,
     ``beta2`` of ``rmsprop``.
@@ -282,6 +283,7 @@ class ArmSection(_Section):
     supervision: Literal["true", "intention", "pseudo"] = "true"
     learns: Annotated[tuple[str, ...], Field(min_length=1), Unlike] | None = None
     weights: Literal["pretrained", "random"] = "pretrained"
+    take_turns: bool = False
     cells: Cells | None = None
     seeds: Seeds | None = None
 
@@ -477,10 +479,10 @@ def arm_name(arm: ArmSection) -> str:
     from bci_adapt.results import ARMS
 
     special = _SPECIAL.get((arm.rule_text, arm.optimizer_text, arm.supervision, arm.learns, arm.weights))
-    if special and arm.normaliser == "causal" and arm.average is None:
+    if special and arm.normaliser == "causal" and arm.average is None and not arm.take_turns:
         return special
     plain = arm.supervision == "true" and arm.learns is None and arm.weights == "pretrained"
-    parts = [arm.rule_text, arm.optimizer_text, *(["ema"] if arm.average else [])]
+    parts = [arm.rule_text, arm.optimizer_text, *(["ema"] if arm.average else []), *(["turns"] * arm.take_turns)]
     key = "_".join(parts) + ("_fixed" if arm.normaliser == "fixed" else "")
     if plain and key in ARMS:
         return key
@@ -489,6 +491,7 @@ def arm_name(arm: ArmSection) -> str:
     also = [
         *([f"{' and '.join(arm.learns)} only"] if arm.learns else []),
         *(["fixed normaliser"] if arm.normaliser == "fixed" else []),
+        *(["in turns"] if arm.take_turns else []),
         *([f"{arm.supervision} labels"] if arm.supervision != "true" else []),
         *(["random weights"] if arm.weights == "random" else []),
     ]
@@ -550,7 +553,8 @@ def _override(raw: dict[str, Any], setting: str) -> None:
     if not equals or not key:
         raise InputError(f"--set takes key=value, got {setting!r}")
     if key == "targets":
-        targets = [int(part) if part.isdigit() and len(part) < 4 else part for part in text.split(",") if part]
+        parts = [part for part in text.split(",") if part]
+        targets = [int(part) if part.removeprefix("-").isdigit() and len(part) < 4 else part for part in parts]
         raw["pairs"] = [{**pair, "targets": targets} for pair in raw.get("pairs", [])]
         return
     try:

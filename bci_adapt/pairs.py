@@ -51,9 +51,9 @@ def choose_pairs(
 
 def _find_session(name: int | str, session_ids: Sequence[str]) -> str:
     if isinstance(name, int):
-        if not 1 <= name <= len(session_ids):
+        if not 1 <= abs(name) <= len(session_ids):
             raise InputError(f"pairs: session number {name} is asked for, there are {len(session_ids)}")
-        return session_ids[name - 1]
+        return session_ids[name - 1 if name > 0 else name]
     found = [name] if name in session_ids else [each for each in session_ids if name in each]
     if len(found) != 1:
         what = f"{len(found)} sessions match" if found else "no session matches"

@@ -228,9 +228,9 @@ class Builder:
         """Expected seconds of an adapting job: proportional to the weights, read once for each bin of history, and to
         what the rule carries from bin to bin.
         """
-        scale = self.config.stream_s / 600.0
+        scale, members = self.config.stream_s / 600.0, self.config.network.n_members
         if arm.decoder == "fine_tuned":
-            return 1e-6 * self._n_weights(target, arm.cell) * arm.adapt["tune_updates"]
+            return 1e-6 * self._n_weights(target, arm.cell) * arm.adapt["tune_updates"] * members
         if not arm.cell:
             return (8.0 if arm.name == "rls" else 2.0 if arm.learns else 0.3) * scale
         if not arm.learns:
@@ -239,7 +239,8 @@ class Builder:
 
         credit = rule(arm.adapt["rule"], **(arm.adapt["rule_constants"] or {}))
         carried = math.prod(credit.memory_shape(self._network(target, arm.cell)))
-        return 3e-5 * (self._n_weights(target, arm.cell) * (1 + credit.history) + carried) * scale
+        taught = 1 if arm.adapt["take_turns"] else members
+        return 3e-5 * (self._n_weights(target, arm.cell) * (1 + credit.history) + carried) * scale * taught
 
     def kernel(self, cell: str, rule: str, optimizer: str, clips: bool = False) -> Job:
         """The job that compiles one loop. Constants do not change it, but for gradients that are clipped."""

@@ -111,6 +111,8 @@ ARMS = {  # known arms in order of presentation, with the words a reader sees; a
     "immediate_sgd": "immediate + SGD",
     "window2_rmsprop": "2 steps of history + RMSprop",
     "window4_rmsprop": "4 steps of history + RMSprop",
+    "window4_rmsprop_ema": "4 steps of history + RMSprop + EMA",
+    "window4_rmsprop_ema_turns": "4 steps of history + RMSprop + EMA, in turns",
     "window8_rmsprop": "8 steps of history + RMSprop",
     "trace(0.5)_rmsprop": "trace 0.5 + RMSprop",
     "snap1_rmsprop": "SnAp-1 + RMSprop",

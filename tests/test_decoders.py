@@ -30,6 +30,7 @@ DECODERS = {
     "rnn_window": OnlineDecoder(cell="gru", rule="window", rule_constants={"steps": 3}, average=None, **SMALL),
     "rnn_rtrl": OnlineDecoder(cell="gru", rule="rtrl", **SMALL),
     "rnn_members": OnlineDecoder(cell="gru", n_members=3, **SMALL),
+    "rnn_turns": OnlineDecoder(cell="gru", n_members=3, take_turns=True, **SMALL),
     "rnn_stacked": StackedDecoder(n_lags=3, memory_s=20.0, update_every_s=0.25, prior_s=5.0, cell="gru", **SMALL),
     "wiener": WienerDecoder(n_lags=3),
     "rls": RLSDecoder(n_lags=3, memory_s=20.0, label_delay_s=0.2, update_every_s=0.25),
@@ -214,12 +215,16 @@ def test_parameters_set_between_sessions_take_effect_or_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.2])
-@pytest.mark.parametrize(("rule", "n_members"), [("immediate", 1), ("window", 1), ("rtrl", 1), ("immediate", 2)])
-def test_steps_of_a_live_session_equal_adapt(delay_s, rule, n_members, tmp_path):
+@pytest.mark.parametrize(
+    ("rule", "n_members", "take_turns"),
+    [("immediate", 1, False), ("window", 1, False), ("rtrl", 1, False), ("immediate", 2, False), ("window", 2, True)],
+)
+def test_steps_of_a_live_session_equal_adapt(delay_s, rule, n_members, take_turns, tmp_path):
     """In a live session the label handed over with a bin is that of the bin `delay` ago."""
     X, y, _ = recording(seed=7, gap=False)
     y[40:50] = np.nan
-    base = OnlineDecoder(cell="gru", rule=rule, n_members=n_members, **(SMALL | {"label_delay_s": delay_s})).fit(X, y)
+    constants = SMALL | {"label_delay_s": delay_s, "n_members": n_members, "take_turns": take_turns}
+    base = OnlineDecoder(cell="gru", rule=rule, **constants).fit(X, y)
     decoder, delay = copy_of(base, tmp_path), delay_bins(delay_s, 0.05)
     expected = base.adapt(X, y)
     decoder.begin()
@@ -523,6 +528,18 @@ class TestPretraining:
 
 class TestEnsemble:
     """Several networks behind one face, against as many decoders by hand."""
+
+    def test_members_that_take_turns_learn_every_so_many_labels_each(self):
+        X, y, reset = recording()
+        X2, y2, reset2 = recording(seed=1)
+        fitted = SMALL | {"warm_up_s": 0.0}
+        ensemble = OnlineDecoder(**fitted, n_members=2, take_turns=True, seed=1).fit(X, y, reset)
+        alone = [OnlineDecoder(**fitted, seed=seed).fit(X, y, reset) for seed in (2, 3)]
+        turns = [np.where((np.arange(len(y2)) % 2 == member)[:, None], y2, np.nan) for member in (0, 1)]
+        expected = np.mean([each.adapt(X2, own, reset2) for each, own in zip(alone, turns, strict=True)], axis=0)
+        np.testing.assert_allclose(ensemble.adapt(X2, y2, reset2), expected, rtol=1e-12, atol=1e-12)
+        other = np.mean([each.fit(X, y, reset).adapt(X2, y2, reset2) for each in alone], axis=0)
+        assert not np.allclose(other, expected), "every label for every member is something else"
 
     def test_is_the_mean_of_decoders_of_its_seeds(self, tmp_path):
         X, y, reset = recording()

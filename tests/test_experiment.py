@@ -976,6 +976,8 @@ def test_one_network_is_carried_through_all_earlier_days(cache, tmp_path, monkey
     assert joint.parameters["constants"]["added_updates"] == 6
     assert "before" not in builders[later.sources].fit(arms["network_oracle"], later, 0).inputs
 
+    last = load_config(tmp_path / "carried.toml", ["targets=-1,3"])
+    assert [pair.target for pair in choose_pairs(last.pairs, days)] == [days[3], days[2]]
     unfit = choose_pairs(config.pairs, days, unfit={days[1]})
     assert [pair.sources for pair in unfit] == [(days[0],), (days[0], days[2])]
     with pytest.raises(InputError, match="no day before"):

@@ -27,10 +27,19 @@ from bci_adapt.cli.common import (
 )
 from bci_adapt.errors import InputError
 
+RECOMMENDED = Path("configs/recommended.toml")
+
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="An experiment, such as configs/demo.toml.")],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG.toml",
+            help="An experiment, such as configs/demo.toml; when not given, the recommended decoder on your own days.",
+            show_default=False,
+        ),
+    ] = RECOMMENDED,
     data: Data = None,
     settings: Settings = None,
     workers: Workers = None,
@@ -49,6 +58,8 @@ def run(
     A job that fails costs its own arm only: the others are scored, the failure is listed and the exit code is 1.
 
     Example: [cyan]bci-adapt run configs/wrist.toml --data recordings/ --workers 2 --json scores.json[/]
+
+    Example: [cyan]bci-adapt run --data recordings/[/] (configs/recommended.toml, on the last day of the folder)
     """
     from bci_adapt.config import load_config
     from bci_adapt.experiment import run_experiment

@@ -16,11 +16,13 @@ RECOMMENDED: Mapping[str, Any] = MappingProxyType(
     {
         "cell": "gru",
         "n_hidden": 128,
+        "n_members": 3,
+        "take_turns": True,
         "rule": "window",
         "rule_constants": {"steps": 4},
         "optimizer": "rmsprop",
-        "learning_rate": 1e-4,
-        "average": 0.999,
+        "learning_rate": 3e-4,
+        "average": 0.997,
         "label_delay_s": 0.5,
     }
 )

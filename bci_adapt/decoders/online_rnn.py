@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from bci_adapt.backends import loop as kernel
 from bci_adapt.credit.base import rule
 from bci_adapt.decoders.base import Bins, arrival_bins, delay_bins
 from bci_adapt.decoders.pretrained import PretrainedDecoder
@@ -26,6 +27,8 @@ class OnlineDecoder(PretrainedDecoder):
     cell, n_hidden : the network.
     n_members : networks of this kind that predict by their mean (an ensemble); ``seed * n_members`` is the seed of the
         first, so that one member is the plain decoder.
+    take_turns : each label teaches one of the members, in turn, so that an ensemble learns at the cost of one network;
+        every member then sees every n_members-th label, at a rate that should be so much larger.
     rule, optimizer, learning_rate : how it adapts.
     rule_constants, optimizer_constants : their other constants by name (``{"steps": 4}`` of ``window``), None for none.
     learns : weight groups that learn (`bci_adapt.optimizers.GROUPS`: ``("output_bias",)``); all when None.
@@ -56,6 +59,7 @@ class OnlineDecoder(PretrainedDecoder):
         cell: str = "gru",
         n_hidden: int = 64,
         n_members: int = 1,
+        take_turns: bool = False,
         rule: str = "immediate",
         optimizer: str = "rmsprop",
         learning_rate: float = 3e-4,
@@ -84,6 +88,7 @@ class OnlineDecoder(PretrainedDecoder):
         self.cell = cell
         self.n_hidden = n_hidden
         self.n_members = n_members
+        self.take_turns = take_turns
         self.rule = rule
         self.optimizer = optimizer
         self.learning_rate = learning_rate
@@ -163,10 +168,26 @@ class OnlineDecoder(PretrainedDecoder):
         bins, x = self._enter(X, y, reset)
         known = arrival_bins(arrives, len(x), delay_bins(self.label_delay_s, self.bin_s))
         predictions, self.state_ = run(
-            self.state_, x, self._scaled(bins), bins.weight, known, bins.observed, bins.reset, in_place=True
+            self.state_,
+            x,
+            self._scaled(bins),
+            self._taught(bins.weight),
+            known,
+            bins.observed,
+            bins.reset,
+            in_place=True,
         )
         self.online_predictions_ = self._unscaled(predictions.mean(axis=0))
         return self
+
+    def _taught(self, weight: np.ndarray) -> np.ndarray:
+        """Weights of labels (n_bins, n_outputs), or (n_members, n_bins, n_outputs) where members take turns: the label
+        of bin t, counted since the decoder was fitted, is that of member t mod n_members.
+        """
+        if not self.take_turns or self.n_members == 1:
+            return weight
+        bins = self.state_.counter(kernel.BIN)[0] + np.arange(len(weight))
+        return np.where((bins % self.n_members == np.arange(self.n_members)[:, None])[..., None], weight, 0.0)
 
     def step(self, x, y=None) -> np.ndarray:
         """Predict one bin, (n_channels,) → (n_outputs,), then learn.
@@ -184,8 +205,6 @@ class OnlineDecoder(PretrainedDecoder):
 
     def _label_waiting_record(self, y: np.ndarray, delay: int) -> None:
         """Give the record that was made `delay` bins ago its label; nothing where that bin was not observed."""
-        from bci_adapt.backends import loop as kernel
-
         arrays, counters = self.state_.arrays, self.state_.arrays["counters"][0]  # members count alike
         if self._fresh_session or counters[kernel.PROCESSED] == counters[kernel.RECORDS]:
             return
@@ -194,3 +213,6 @@ class OnlineDecoder(PretrainedDecoder):
             known = np.isfinite(y)
             arrays["ring_label"][:, slot] = np.where(known, (y - self.label_mean_) / self.label_scale_, 0.0)
             arrays["ring_weight"][:, slot] = known
+            if self.take_turns:
+                own_bin = counters[kernel.BIN] - delay
+                arrays["ring_weight"][np.arange(self.n_members) != own_bin % self.n_members, slot] = 0.0
