@@ -211,7 +211,7 @@ def _days_picture(run: Run, variable: str) -> Any:
         for (target, date), each in own.groupby(["target", "target_date"], sort=False):
             records.append({"series": series, "order": order, "date": date or target, "mean": each["value"].mean()})
     points = pd.DataFrame(records, columns=["series", "order", "date", "mean"])
-    if points["date"].nunique() < 2:
+    if len(set(points["date"])) < 2:
         return None
     kept = [each for each in swept if (each["arm"], each["cell"]) == (arm, cell)]
     kept += [each for each in studies.sweep(run.rows, "budget", variable, "held_out") if not each["cell"]]
