@@ -7,6 +7,7 @@ import oracle
 import pytest
 import torch
 from problems import M_IN, N, learner, problem
+from scipy.signal import cont2discrete
 
 from bci_adapt.cells.base import Gate, Network, cells
 from bci_adapt.credit.readout import Readout
@@ -129,11 +130,16 @@ def given(p, X=None):
     return run(start(learner(p, Readout()), p.W, p.C, p.hidden), p.X if X is None else X)[0][0]
 
 
+def pieces(p):
+    """The weights of every gate."""
+    return [p.W[:, row : row + w] for _, w, row, *_ in p.network.blocks]
+
+
 def test_the_gru_is_torchs_own():
     """An oracle nobody here wrote: torch.nn.GRU with the same weights."""
     p = problem(cells()["gru"], n_bins=12)
     theirs = torch.nn.GRU(M_IN, N, dtype=torch.float64)
-    r, u, c, h = (p.W[:, row : row + w] for _, w, row, *_ in p.network.blocks)
+    r, u, c, h = pieces(p)
     with torch.no_grad():
         theirs.weight_ih_l0[:] = torch.tensor(np.vstack([r[:, :M_IN], u[:, :M_IN], c[:, :M_IN]]))
         theirs.bias_ih_l0[:] = torch.tensor(np.concatenate([r[:, M_IN], u[:, M_IN], c[:, M_IN]]))
@@ -146,7 +152,7 @@ def test_the_gru_is_torchs_own():
 def test_the_lstm_is_torchs_own():
     p = problem(cells()["lstm"], n_bins=12)
     theirs = torch.nn.LSTM(M_IN, N, dtype=torch.float64)
-    gates = [p.W[:, row : row + w] for _, w, row, *_ in p.network.blocks]
+    gates = pieces(p)
     with torch.no_grad():
         theirs.weight_ih_l0[:] = torch.tensor(np.vstack([g[:, :M_IN] for g in gates]))
         theirs.bias_ih_l0[:] = torch.tensor(np.concatenate([g[:, M_IN] for g in gates]))
@@ -160,13 +166,58 @@ def test_the_lstm_is_torchs_own():
 def test_the_lru_is_a_complex_filter():
     """The same numbers from the formula in complex arithmetic (Orvieto et al. 2023, eq. 5 and 7)."""
     p = problem(cells()["lru_skip"], n_bins=12)
-    nu, theta, b_re, b_im = (p.W[:, row : row + w] for _, w, row, *_ in p.network.blocks)
+    nu, theta, b_re, b_im = pieces(p)
     pole = np.exp(-np.exp(nu[:, 0]) + 1j * np.exp(theta[:, 0]))
     h, C, out = p.hidden[0, 0] + 1j * p.hidden[0, 1], p.C[:, :N] - 1j * p.C[:, N : 2 * N], []
     for x in p.X:
         h = pole * h + np.sqrt(1.0 - np.abs(pole) ** 2) * ((b_re + 1j * b_im) @ np.append(x, 1.0))
         out.append((C @ h).real + p.C[:, 2 * N] + p.C[:, 2 * N + 1 :] @ x)
     np.testing.assert_allclose(given(p), out, rtol=1e-12, atol=1e-13)
+
+
+def test_the_s4d_is_a_continuous_filter_held_over_each_step():
+    """scipy's zero-order hold of ds/dt = A s + u, unit by unit."""
+    p = problem(cells()["s4d"], n_bins=12)
+    rate, frequency, step, drive = pieces(p)
+    out = p.X @ p.C[:, 2 * N + 1 :].T + p.C[:, 2 * N]
+    for i in range(N):
+        A = np.array([[-np.exp(rate[i, 0]), -frequency[i, 0]], [frequency[i, 0], -np.exp(rate[i, 0])]])
+        held = A, np.array([[1.0], [0.0]]), np.eye(2), np.zeros((2, 1))
+        Ad, Bd, *_ = cont2discrete(held, np.exp(step[i, 0]), "zoh")
+        s = p.hidden[0, :, i]
+        for t, x in enumerate(p.X):
+            s = Ad @ s + Bd[:, 0] * (drive[i] @ np.append(x, 1.0))
+            out[t] += p.C[:, [i, N + i]] @ s
+    np.testing.assert_allclose(given(p), out, rtol=1e-11, atol=1e-12)
+
+
+def test_the_rwkv_is_a_weighted_mean_of_all_values():
+    """Peng et al. 2023, written out over the whole past: the newest value has the bonus, older ones fade."""
+    p = problem(cells()["rwkv"], n_bins=12)
+    w, bonus, *projections = pieces(p)
+    k, v, r = (np.column_stack([p.X, np.ones(12)]) @ gate.T for gate in projections)
+    out = []
+    for t in range(12):
+        ages = np.arange(t - 1, -1, -1)[:, None]
+        weights = np.vstack([np.exp(k[:t] - ages * np.exp(w[:, 0])), np.exp(k[t] + bonus[:, 0])])
+        mean = (weights * v[: t + 1]).sum(0) / weights.sum(0)
+        out.append(p.C[:, :N] @ (mean / (1.0 + np.exp(-r[t]))) + p.C[:, N])
+    np.testing.assert_allclose(given(replace(p, hidden=0.0 * p.hidden)), out, rtol=1e-12, atol=1e-13)
+
+
+def test_the_minlstm_normalises_its_gates():
+    p = problem(cells()["minlstm"], n_bins=12)
+    forget, take, value = pieces(p)
+    h, out = p.hidden[0, 0], []
+    for x in p.X:
+        z = np.append(x, 1.0)
+        f, i = (1.0 / (1.0 + np.exp(-gate @ z)) for gate in (forget, take))
+        h = (f * h + i * (value @ z)) / (f + i)
+        out.append(p.C[:, :N] @ h + p.C[:, N])
+    np.testing.assert_allclose(given(p), out, rtol=1e-12, atol=1e-13)
+    # Both gates shut: f/(f+i) is still their ratio.
+    update, _ = cells()["minlstm"].make(np)
+    np.testing.assert_allclose(update((-900.0, -900.0, 1.0), (3.0,)), 2.0, rtol=1e-12)
 
 
 @every_cell

@@ -220,3 +220,32 @@ mingru = Cell(
     output_bypass=False,
     nonlinear_state=False,
 )
+
+
+def _make_minlstm(xp):
+    # F = f/(f+i) = σ(log f − log i), which cannot be 0/0; −log σ(a) = max(−a, 0) + log(1 + exp(−|a|))
+    def update(a, s):
+        less_f = 0.5 * (abs(a[0]) - a[0]) + xp.log1p(xp.exp(-abs(a[0])))
+        less_i = 0.5 * (abs(a[1]) - a[1]) + xp.log1p(xp.exp(-abs(a[1])))
+        return (a[2] + (0.5 + 0.5 * xp.tanh(0.5 * (less_i - less_f))) * (s[0] - a[2]),)
+
+    def partials(a, s, new):
+        less_f = 0.5 * (abs(a[0]) - a[0]) + xp.log1p(xp.exp(-abs(a[0])))
+        less_i = 0.5 * (abs(a[1]) - a[1]) + xp.log1p(xp.exp(-abs(a[1])))
+        keep = 0.5 + 0.5 * xp.tanh(0.5 * (less_i - less_f))
+        slope = (s[0] - a[2]) * keep * (1.0 - keep)
+        by_f, by_i = slope * (0.5 - 0.5 * xp.tanh(0.5 * a[0])), -slope * (0.5 - 0.5 * xp.tanh(0.5 * a[1]))
+        return ((by_f, by_i, 1.0 - keep),), ((keep,),)
+
+    return update, partials
+
+
+minlstm = Cell(
+    name="minlstm",
+    slots=("h",),
+    gates=(Gate("f", "x1"), Gate("i", "x1"), Gate("c", "x1")),
+    make=_make_minlstm,
+    equations="f, i = σ(W [x|1]); h' = f/(f+i) ⊙ h + i/(f+i) ⊙ W_c [x|1]  (minLSTM, Feng et al. 2024)",
+    output_bypass=False,
+    nonlinear_state=False,
+)
