@@ -12,6 +12,7 @@ from bci_adapt.credit.readout import Readout
 from bci_adapt.credit.rflo import RFLO
 from bci_adapt.credit.rtrl import RTRL
 from bci_adapt.credit.snap1 import SnAp1
+from bci_adapt.credit.sparse_rtrl import SparseRTRL
 from bci_adapt.credit.trace import Trace
 from bci_adapt.credit.uoro import UORO
 from bci_adapt.credit.window import Window
@@ -22,7 +23,7 @@ from bci_adapt.optimizers import Optimizer
 T, M_IN, N, M_OUT = 8, 3, 4, 2
 RULES = {
     "eprop": EProp(), "immediate": Immediate(), "readout": Readout(), "rflo": RFLO(), "rtrl": RTRL(), "snap1": SnAp1(),
-    "trace": Trace(0.7), "uoro": UORO(), "window": Window(3),
+    "sparse_rtrl": SparseRTRL(2), "trace": Trace(0.7), "uoro": UORO(), "window": Window(3),
 }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from problems import (
 
 from bci_adapt.backends import compiled
 from bci_adapt.cells.base import cells
+from bci_adapt.credit import base as credit
 from bci_adapt.credit.base import rules
 from bci_adapt.credit.eprop import EProp
 from bci_adapt.credit.immediate import Immediate
@@ -34,6 +35,7 @@ from bci_adapt.credit.readout import Readout
 from bci_adapt.credit.rflo import RFLO
 from bci_adapt.credit.rtrl import RTRL
 from bci_adapt.credit.snap1 import SnAp1
+from bci_adapt.credit.sparse_rtrl import SparseRTRL
 from bci_adapt.credit.trace import Trace
 from bci_adapt.credit.uoro import UORO
 from bci_adapt.credit.window import Window
@@ -47,9 +49,19 @@ def bptt(p, loss="squared", **options):
     return oracle.gradients(p.network, p.W, p.C, p.X, p.Y, p.weight, p.hidden[0], loss, **options)
 
 
+def kept(rule, p, seed=0):
+    """1 where D (k n, k n) is followed by sparse RTRL, 0 elsewhere."""
+    select = rule.make_select(types.SimpleNamespace(scramble=credit._scramble))
+    generator = start(learner(p, rule), p.W, p.C, seeds=[seed]).arrays["generator"][0]
+    mask, sources = np.ones((p.hidden.size,) * 2), np.zeros(rule.work_shapes(p.network)[-1])
+    select(mask, sources, p.network.n_hidden, rule.constants(p.network), generator)
+    return mask
+
+
 def filtered(p, kind, decay=0.0):
-    """Σ_t q_t E_t with E ← mask(A E + P), everything by autograd: A is D (rtrl, snap1), the part of D that passes
-    through no weight (eprop), or λ (trace; 0 is immediate). Also returns E_t and q_t of every bin.
+    """Σ_t q_t E_t with E ← mask(A E + P), everything by autograd: A is D (rtrl, snap1), two paths of it (sparse_rtrl),
+    the part of it that passes through no weight (eprop), or λ (trace; 0 is immediate). Also returns E_t and q_t of every
+    bin.
     """
     update, _ = p.network.cell.make(torch)
     W, state = torch.tensor(p.W), torch.tensor(p.hidden[0])
@@ -64,6 +76,8 @@ def filtered(p, kind, decay=0.0):
         if A is None:
             A = local.clone()
             A[:, :, 0] += heard
+        if kind == "sparse_rtrl":
+            A = A * torch.tensor(kept(RULES[kind], p)).reshape(k, n, k, n)
         E = torch.einsum("kjlm,lmic->kjic", A, E) + P
         if kind in ("snap1", "trace"):
             E = own * E
@@ -81,7 +95,7 @@ def mean_of_uoro(p, rule_class=UORO):
     """Gradient of UORO averaged over every pattern of signs."""
 
     class Enumerated(rule_class):
-        def make_draw(self):
+        def make_draw(self, tools):
             def draw(generator):
                 bit = int(generator[0]) & 1
                 generator[0] = np.uint64(int(generator[0]) >> 1)
@@ -149,6 +163,7 @@ class TestEveryCell:
     def test_traces_are_their_recursion_by_autograd(self, cell):
         p = problem(cell)
         kinds = {"rtrl": RTRL(), "snap1": SnAp1(), "eprop": EProp(), "trace": Trace(0.7)}
+        kinds["sparse_rtrl"] = RULES["sparse_rtrl"]
         for kind, rule in kinds.items():
             if defined(cell, rule):
                 expected, traces, _ = filtered(p, kind, 0.7)
@@ -166,6 +181,16 @@ class TestEveryCell:
     def test_snap1_is_exact_where_recurrence_is_diagonal_and_only_there(self, cell):
         p = problem(cell)
         assert close(gradients(p, SnAp1()), bptt(p)) != dense(cell)
+
+    def test_sparse_rtrl_lies_between_snap1_and_rtrl(self, cell):
+        p = problem(cell)
+        exact, own, some = gradients(p, RTRL()), gradients(p, SnAp1()), gradients(p, SparseRTRL(2))
+        for paths in (N, N + 1):
+            assert close(gradients(p, SparseRTRL(paths)), exact, 1e-12)
+        # What a weight does to other units within the bin is kept.
+        assert close(gradients(p, SparseRTRL(1)), own, 1e-12) == (cell.make_mid is None)
+        assert close(some, exact) != dense(cell)
+        assert close(some, own, 1e-3) != dense(cell)
 
     def test_eprop_with_the_total_signal_is_bptt(self, cell):
         """Bellec et al. 2020, eq. 1: the sum of total ∂E/∂s × eligibility, the total by one backward pass."""
@@ -219,6 +244,29 @@ def test_no_approximation_is_exact_on_dense_recurrence(cell, name):
     exact, approximate = gradients(p, RTRL()), gradients(p, RULES[name])
     assert close(approximate[1:], exact[1:])
     assert not close(approximate[:1], exact[:1], 1e-3)
+
+
+def test_sparse_rtrl_follows_k_paths_into_every_unit_its_own_among_them():
+    p = problem(cells()["lstm"], n=9)
+    for paths in (1, 4, 9):
+        mask = kept(SparseRTRL(paths), p)
+        unit = mask[:9, :9]
+        assert np.array_equal(mask, np.tile(unit, (2, 2)))
+        assert (unit.sum(axis=1) == paths).all()
+        assert np.diag(unit).all()
+    # Every unit is as likely as any other: 400 draws of 3 out of 8.
+    shares = sum(kept(SparseRTRL(4), p, seed)[:9, :9] for seed in range(400)) / 400
+    np.testing.assert_allclose(shares, np.where(np.eye(9), 1.0, 3.0 / 8.0), atol=4.5 * np.sqrt(3 / 8 * 5 / 8 / 400))
+
+
+def test_sparse_rtrl_draws_its_paths_once_and_for_each_replica_its_own():
+    p, rule = problem(cells()["tanh"]), SparseRTRL(2)
+    begin = start(learner(p, rule), np.stack([p.W] * 3), np.stack([p.C] * 3), np.tile(p.hidden, (3, 1, 1)), [0, 0, 1])
+    _, end = run(begin, p.X, p.Y, p.weight)
+    first, again, other = end.arrays["opt_W"][:, :, 0]
+    assert np.array_equal(first, again)
+    assert not close([first], [other], 1e-3)
+    assert np.array_equal(end.arrays["generator"], begin.arrays["generator"])
 
 
 def test_rflo_is_its_closed_form():
@@ -303,8 +351,8 @@ def holds(identity, cell, module=None):
     if identity == "uoro":
         p = problem(cells()[cell], n_bins=6, n=2 if len(cells()[cell].slots) == 1 else 1)
         return close([mean_of_uoro(p, type(pick(UORO())))], [bptt(p)[0]])
-    rule = {"snap1": SnAp1(), "eprop": EProp(), "trace": Trace(0.7)}[identity]
-    arguments = (0.7,) if identity == "trace" else ()
+    rule = {"snap1": SnAp1(), "eprop": EProp(), "trace": Trace(0.7), "sparse_rtrl": RULES["sparse_rtrl"]}[identity]
+    arguments = {"trace": (0.7,), "sparse_rtrl": (2,)}.get(identity, ())
     return close([gradients(p, pick(rule, *arguments))[0]], [filtered(p, identity, 0.7)[0]])
 
 
@@ -316,9 +364,11 @@ TERMS = [
     ("rtrl", "mgu", "base", "target[j] += share * weights[j]", "pass"),
     ("rtrl", "gru_textbook", "rtrl", "influence[j] += factor * read[j]\n                                    out", "out"),
     ("rtrl", "gru", "rtrl", "influence[j] += factor * read[j]\n                        out", "out"),
-    ("rtrl", "tanh", "rtrl", "np.dot(D, old[: slots * n], panel)", "panel[:] = 0.0"),
+    ("rtrl", "tanh", "rtrl", "np.dot(D, old, panel)", "panel[:] = 0.0"),
     ("rtrl", "lru_skip", "rtrl", "signal[j] += q[k, i] * source[j]", "pass"),
     ("rtrl", "tanh", "rtrl", "memory[(i - last - 1) % places]", "memory[(i - last) % places]"),
+    ("sparse_rtrl", "gru", "sparse_rtrl", "D[k * n + i, slot * n + unit] = 0.0", "pass"),
+    ("sparse_rtrl", "lstm", "sparse_rtrl", "target[j] += factor * source[j]", "pass"),
     ("window", "lstm", "base", "earlier[j, i] += q[k, i] * ds[k, j, i]", "pass"),
     ("window", "mgu", "base", "earlier[j, i] += r[i] * vs[j, i]", "pass"),
     ("window", "gru", "base", "target[j] += factor * weights[j]\n\n", "pass\n\n"),
@@ -365,6 +415,7 @@ def test_bad_constants_are_named():
         (lambda: Trace(np.array([0.1, -0.1])), "decay"),
         (lambda: learner(problem(cells()["tanh"]), Trace(np.zeros(3))), "one per weight"),
         (lambda: Window(0), "steps"),
+        (lambda: SparseRTRL(0), "paths"),
         (lambda: RTRL(feedback="none"), "feedback"),
     ):
         with pytest.raises(InputError, match=message):

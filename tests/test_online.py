@@ -52,6 +52,7 @@ DOZEN = [
     ("lru_skip", RULES["rtrl"], RMSprop(1e-2)),
     ("ssm", RULES["uoro"], RMSprop(1e-2, clip=0.1)),
     ("indrnn", Readout(), SGD(1e-2)),
+    ("lstm", RULES["sparse_rtrl"], SGD(1e-2)),
 ]
 
 

@@ -17,6 +17,7 @@ from bci_adapt.credit.immediate import Immediate
 from bci_adapt.credit.readout import Readout
 from bci_adapt.credit.rtrl import RTRL
 from bci_adapt.credit.snap1 import SnAp1
+from bci_adapt.credit.sparse_rtrl import SparseRTRL
 from bci_adapt.credit.trace import Trace
 from bci_adapt.credit.uoro import UORO
 from bci_adapt.credit.window import Window
@@ -45,7 +46,7 @@ def outcome(p, rule, optimizer=None, **options):
 def memory(state):
     """What a rule carries, without the scratch in RTRL's panels."""
     learner, arrays = state.learner, state.arrays
-    if learner.rule.name != "rtrl" or isinstance(learner.network, ModuleNetwork):
+    if not isinstance(learner.rule, RTRL) or isinstance(learner.network, ModuleNetwork):
         return arrays["memory"]
     last = state.counter(backend.PROCESSED)[0] - 1
     return np.array([learner.rule.influence(learner.network, panels, last) for panels in arrays["memory"]])
@@ -101,6 +102,7 @@ def test_every_schedule_equals_the_kernels(kind, warm_up):
         Immediate(feedback="random"),
         Window(3, feedback="random"),
         RTRL(feedback="random"),
+        SparseRTRL(3, feedback="random"),
         UORO(feedback="random"),
         Trace(0.5, feedback="random"),
         Trace(np.random.default_rng(2).random((UNITS, 32))),
@@ -298,7 +300,7 @@ class TestNormalisedModules:
         network, W, p = module_problem(kind)
         expected = bptt(network, W, p)
         assert all(np.abs(part).max() > 1e-3 for part in np.split(expected[0], np.cumsum(network._sizes)[:-1], axis=1))
-        for rule in (RTRL(), Window(BINS)):
+        for rule in (RTRL(), SparseRTRL(UNITS), Window(BINS)):
             for ours, theirs in zip(last_gradient(network, W, p, rule), expected, strict=True):
                 np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-10)
 

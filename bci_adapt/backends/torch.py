@@ -6,9 +6,9 @@ cell only the update (and ``v = ρ(a, s)``) is used: derivatives come from autog
     s' = f(θ, h, s)      at the input of one record, with h = s[0] given apart,
 
 so that what a unit remembers by itself (∂f/∂s) can be told from what it hears through weights (∂f/∂h). A rule with a
-memory is ``E ← A E + ∂f/∂θ`` and its gradient ``qᵀ E``: A = λ (trace), ∂f/∂s (eprop, rflo) or all of ds'/ds (snap1,
-rtrl). Of a shipped cell trace, snap1, eprop and rflo keep the entries of each weight's own unit (credit.base, *Own
-path*).
+memory is ``E ← A E + ∂f/∂θ`` and its gradient ``qᵀ E``: A = λ (trace), ∂f/∂s (eprop, rflo), all of ds'/ds (snap1, rtrl)
+or some of its entries (sparse_rtrl). Of a shipped cell trace, snap1, eprop and rflo keep the entries of each weight's
+own unit (credit.base, *Own path*).
 
 Everything is float64. Tensors have the replica axis S first: replicas are independent, so one pass back gives the
 gradient of each. Time is a Python loop.
@@ -510,12 +510,27 @@ class _Traces(_Credit):
         if self.rule.name == "trace":
             decay = np.broadcast_to(self.rule.decay, (self.network.n_rows, self.network.row_width))
             self.decay = torch.tensor(decay, dtype=torch.float64, device=self.device).reshape(-1)
+        self.paths = self._paths() if self.rule.name == "sparse_rtrl" else None
         if self.rule.name == "snap1" and isinstance(self.network, ModuleNetwork):
             self.mask = self.network.pattern.to(self.device)
         if self.dynamics.own:
             panels = memory[:, self._places(processed), : k * n]
             memory = panels.transpose(1, 2).reshape(len(memory), k * n, -1)
         self.memory = memory
+
+    def _paths(self) -> Tensor:
+        """Entries of ds'/ds that sparse RTRL keeps (S, k n, k n): the unit itself and others by selection sampling."""
+        kept = torch.zeros(len(self.generator), self.n, self.n, dtype=torch.float64)
+        for s, x in enumerate(self.generator):
+            for unit in range(self.n):
+                wanted = self.rule.paths - 1
+                for left, other in enumerate((j for j in range(self.n) if j != unit), start=1):
+                    x = _scrambled(x)
+                    if (self.n - left) * (x >> 11) < wanted << 53:
+                        kept[s, unit, other] = 1.0
+                        wanted -= 1
+                kept[s, unit, unit] = 1.0
+        return kept.repeat(1, self.k, self.k).to(self.device)
 
     def _places(self, processed: int) -> list[int]:
         """Where RTRL's kernel keeps the panel (k n + 1, w) of each unit's weights."""
@@ -534,9 +549,10 @@ class _Traces(_Credit):
     def gradient(self, W, record, q):
         k, n, S = self.k, self.n, len(W)
         P, by_h, A = _derivatives(self.dynamics.at(W, record), W, record.before, _every_state(k, n, self.device))
-        if self.rule.name in ("snap1", "rtrl"):
+        if self.rule.name in ("snap1", "rtrl", "sparse_rtrl"):
             A = _with_heard(A, by_h)
         A, P = A.transpose(0, 1).reshape(S, k * n, k * n), P.transpose(0, 1).reshape(S, k * n, -1)
+        A = A if self.paths is None else A * self.paths
         return self._advance(A, P, q.reshape(S, -1)).reshape(W.shape)
 
     def _advance(self, A: Tensor, P: Tensor, q: Tensor) -> Tensor:
@@ -577,6 +593,13 @@ def _with_heard(by_s: Tensor, by_h: Tensor) -> Tensor:
     return torch.cat([by_s[:, :, :1] + by_h[:, :, None], by_s[:, :, 1:]], 2)
 
 
+def _scrambled(x: int) -> int:
+    """One step of xorshift64 (Marsaglia 2003)."""
+    x ^= (x << 13) & 0xFFFF_FFFF_FFFF_FFFF
+    x ^= x >> 7
+    return x ^ (x << 17) & 0xFFFF_FFFF_FFFF_FFFF
+
+
 class _UORO(_Credit):
     """J ≈ s̃ ⊗ θ̃ with random signs."""
 
@@ -596,13 +619,11 @@ class _UORO(_Credit):
         self.states, self.weights = torch.zeros_like(self.states), torch.zeros_like(self.weights)
 
     def _signs(self) -> Tensor:
-        """ν = ±1 (S, k, n), by each replica's own generator (Marsaglia's xorshift64, 2003)."""
+        """ν = ±1 (S, k, n), by each replica's own generator."""
         signs = np.empty((len(self.generator), self.k * self.n))
         for s, x in enumerate(self.generator):
             for j in range(signs.shape[1]):
-                x ^= (x << 13) & 0xFFFF_FFFF_FFFF_FFFF
-                x ^= x >> 7
-                x ^= (x << 17) & 0xFFFF_FFFF_FFFF_FFFF
+                x = _scrambled(x)
                 signs[s, j] = 1.0 if x >> 63 else -1.0
             self.generator[s] = x
         return torch.tensor(signs.reshape(-1, self.k, self.n), device=self.device)
@@ -640,6 +661,7 @@ _CREDIT: dict[str, type[_Credit]] = {
     "rflo": _OwnTraces,
     "snap1": _OwnTraces,
     "rtrl": _Traces,
+    "sparse_rtrl": _Traces,
     "uoro": _UORO,
 }
 

@@ -72,7 +72,8 @@ class Tools(NamedTuple):
     ``recorded(net, ring, slot, u, e, q)``: error of the prediction as it was made, fed back through the readout as it
     is now; ``pull(net, q, da, va, p, r)``: p = ∂E/∂a and r (n,) = ∂E/∂v; ``back(net, p, r, q, ds, vs, earlier)``:
     earlier = Dᵀ q; ``jacobian(net, da, ds, va, vs, D)``: D (k n, k n) into the first rows of D; ``own(net, da, ds, va,
-    vs, own_da, own_ds)``. ``wrap`` is what compiles a part, for a rule that has parts of its own.
+    vs, own_da, own_ds)``; ``scramble(x)``: the random uint64 after x. ``wrap`` is what compiles a part, for a rule that
+    has parts of its own.
     """
 
     wrap: Callable
@@ -88,6 +89,7 @@ class Tools(NamedTuple):
     back: Callable
     jacobian: Callable
     own: Callable
+    scramble: Callable
     copy: Callable
     copy_states: Callable
     clear_states: Callable
@@ -241,6 +243,13 @@ def _approach(mean, current, share) -> None:
     """mean (w,) ← mean + share (current − mean)."""
     for j in range(mean.shape[0]):
         mean[j] += share * (current[j] - mean[j])
+
+
+def _scramble(x):
+    """The next number after x ≠ 0, both uint64: one step of xorshift64 (Marsaglia 2003)."""
+    x = x ^ (x << np.uint64(13))
+    x = x ^ (x >> np.uint64(7))
+    return x ^ (x << np.uint64(17))
 
 
 def make_tools(cell: Cell, xp: Any, loss: str, wrap: Callable) -> Tools:
@@ -500,6 +509,7 @@ def make_tools(cell: Cell, xp: Any, loss: str, wrap: Callable) -> Tools:
         back=wrap(back),
         jacobian=wrap(jacobian),
         own=wrap(own),
+        scramble=wrap(_scramble),
         copy=wrap(_copy),
         copy_states=wrap(_copy_states),
         clear_states=wrap(_clear_states),

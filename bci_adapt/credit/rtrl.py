@@ -1,11 +1,12 @@
 """Exact real-time recurrent learning (Williams & Zipser 1989)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from bci_adapt.credit.base import CreditRule, partial_shapes
+from bci_adapt.credit.base import CreditRule, Tools, partial_shapes
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,30 @@ class RTRL(CreditRule):
 
     def work_shapes(self, network):
         k, n = len(network.cell.slots), network.n_hidden
-        # …, [D; qᵀD], and ∂s'/∂v, which is formed before the first row of W moves
-        return (*partial_shapes(network), (k * n + 1, k * n), (k, network.n_mid, n))
+        # …, [D; qᵀD], ∂s'/∂v, which is formed before the first row of W moves, and what `select` lists
+        return (*partial_shapes(network), (k * n + 1, k * n), (k, network.n_mid, n), (0, 0))
+
+    def make_select(self, tools: Tools) -> Callable:
+        """Return ``select(D, sources, n, constants, generator)``, which clears the entries of D that are not followed
+        and lists the columns of the others by unit (n, most followed) in `sources`.
+        """
+
+        def select(D, sources, n, constants, generator):
+            pass
+
+        return select
+
+    def make_product(self) -> Callable:
+        """Return ``product(D, sources, old, panel)``: panel ← D old."""
+
+        def product(D, sources, old, panel):
+            np.dot(D, old, panel)
+
+        return product
 
     def make(self, tools):
         recorded, partials, jacobian = tools.recorded, tools.partials, tools.jacobian
+        select, product = tools.wrap(self.make_select(tools)), tools.wrap(self.make_product())
 
         def prepare(net, ring, slot, first, last, constants, memory, generator, work, u, e, q):
             recorded(net, ring, slot, u, e, q)
@@ -41,6 +61,7 @@ class RTRL(CreditRule):
             partials(ring.a[slot], ring.before[slot], ring.after[slot], work[0], work[1], work[2], work[3])
             jacobian(net, work[0], work[1], work[2], work[3], D)
             slots, n = q.shape
+            select(D, work[6], n, constants, generator)
             by_v = work[5]
             for k in range(slots):
                 for i in range(by_v.shape[1]):
@@ -65,7 +86,7 @@ class RTRL(CreditRule):
             slots, n = q.shape
             places = memory.shape[0]
             old, panel = memory[(i - last) % places], memory[(i - last - 1) % places]
-            np.dot(D, old[: slots * n], panel)
+            product(D, work[6], old[: slots * n], panel)
             gradient = panel[slots * n]
             for k in range(slots):
                 for gate in range(net.blocks.shape[0]):

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from bci_adapt.credit.base import CreditRule, partial_shapes
+from bci_adapt.credit.base import CreditRule, Tools, partial_shapes
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,19 @@ class UORO(CreditRule):
         # …, p and r of qᵀP, ν, D s̃, νᵀP per gate and unit, activations' motion, and (ρ₀, ρ₁, q · s̃)
         return (*shapes, (gates, n), (n,), (k, n), (k, n), (gates, n), (gates, n), (3,))
 
-    def make_draw(self) -> Callable:
-        """Return ``draw(generator) -> ±1.0``: the sign of one step of Marsaglia's xorshift64 (2003)."""
+    def make_draw(self, tools: Tools) -> Callable:
+        """Return ``draw(generator) -> ±1.0``: the highest bit of the next random number."""
+        scramble = tools.scramble
 
         def draw(generator):
-            x = generator[0]
-            x = x ^ (x << np.uint64(13))
-            x = x ^ (x >> np.uint64(7))
-            x = x ^ (x << np.uint64(17))
-            generator[0] = x
-            return 1.0 if (x >> np.uint64(63)) != np.uint64(0) else -1.0
+            generator[0] = scramble(generator[0])
+            return 1.0 if (generator[0] >> np.uint64(63)) != np.uint64(0) else -1.0
 
         return draw
 
     def make(self, tools):
         recorded, partials, pull, clear_states = tools.recorded, tools.partials, tools.pull, tools.clear_states
-        draw = tools.wrap(self.make_draw())
+        draw = tools.wrap(self.make_draw(tools))
 
         def prepare(net, ring, slot, first, last, constants, memory, generator, work, u, e, q):
             recorded(net, ring, slot, u, e, q)
