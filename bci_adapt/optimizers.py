@@ -4,7 +4,8 @@ An optimiser is a frozen set of constants. Its ``make()`` returns ``update(theta
 changes one row of weights: theta (w,), its gradient g (w,), the optimiser's arrays for that row state (n_slots, w),
 the learning rate of every column rate (w,), the constants hyper, and t ≥ 1, the number of this update. An optimiser
 whose step depends on the size of whole weight groups (`GROUPS`) says so (``whole``) and gives ``make_rescale()``; the
-loop then forms all gradients before the first row moves, which takes one array of the weights' size more.
+loop then forms all gradients before the first row moves, which takes one array of the weights' size more. One that also
+needs whole matrices says ``preconditions`` and gives ``make_precondition()``.
 
 Weight decay, clipping and schedules are the base's, so that every optimiser has them.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -97,6 +98,10 @@ def stretch(g, groups, factors):
         g[j] *= factors[groups[j]]
 
 
+def _leave(G, there, parts, moments, hyper, t):
+    """No preconditioning."""
+
+
 def _keep(theta_squares, g_squares, counts, state, hyper, t, factors):
     """No rescaling."""
 
@@ -119,6 +124,7 @@ class Optimizer(ABC):
     description: ClassVar[str]
     whole: ClassVar[bool] = False
     n_group_slots: ClassVar[int] = 0
+    preconditions: ClassVar[bool] = False
 
     learning_rate: float = 1e-3
     weight_decay: float = field(default=0.0, kw_only=True)
@@ -153,6 +159,17 @@ class Optimizer(ABC):
         multiply `factors` (n_groups,) by what the group's gradient is multiplied with.
         """
         return _keep
+
+    def whole_shape(self, network: Any) -> tuple[int, int]:
+        """Shape of what is kept beside the arrays of each row."""
+        return len(GROUPS), self.n_group_slots
+
+    def make_precondition(self) -> Callable:
+        """Return ``precondition(G, there, parts, moments, hyper, t)``: change the gradient G (n_rows, width) of W or C
+        in place, after clipping and before `update`. Rows whose `there` (n_rows,) is 0 have none. `parts` (n_parts, 2)
+        has the first column and the width of everything that is a matrix of its own; `moments` is what is kept.
+        """
+        return _leave
 
 
 @dataclass(frozen=True)
@@ -353,6 +370,93 @@ class GroupRMSprop(Optimizer):
                     factors[group] *= 1.0 / (np.sqrt(state[group, 0]) + hyper[1])
 
         return rescale
+
+
+@dataclass(frozen=True)
+class Adafactor(Optimizer):
+    """Second moments of a matrix from those of its rows and columns (Shazeer & Stern 2018, algorithms 4 and 5):
+
+        R ← β R + (1 − β) row means of (g² + ε),   C ← β C + (1 − β) column means,   β = 1 − t^−decay_power,
+        u = g / √(R Cᵀ / mean C),   θ ← θ − η u / max(1, RMS(u) / update_clip)
+
+    A matrix is what a gate reads of one kind – inputs, constant, recurrent – and in the readout the features, the
+    constant and the skipped inputs; where it has one column, the moments are those of each weight. η is the learning
+    rate as it is: no relative step, no factor RMS(θ). Where only some rows of the readout have a label, C is the mean
+    over those. The parameters of a torch module lie in one row, and are not factored.
+
+    Parameters
+    ----------
+    update_clip : largest root mean square of u in a matrix (0 for none).
+    """
+
+    name: ClassVar[str] = "adafactor"
+    n_slots: ClassVar[int] = 0
+    whole: ClassVar[bool] = True
+    preconditions: ClassVar[bool] = True
+    description: ClassVar[str] = "RMSprop with second moments factored into rows and columns  (Shazeer & Stern 2018)"
+    decay_power: float = 0.8
+    epsilon: float = 1e-30
+    update_clip: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not (0.0 < self.decay_power <= 1.0 and self.update_clip >= 0.0):
+            raise InputError(
+                "adafactor: expected decay_power in (0, 1] and update_clip ≥ 0, got "
+                f"{self.decay_power}, {self.update_clip}"
+            )
+
+    def hyper(self):
+        return np.array([self.decay_power, self.epsilon, self.update_clip])
+
+    def whole_shape(self, network):
+        """R (n_rows, n_parts) of W, then its C (row_width,); then the same of the readout."""
+        W = network.n_rows * len(network.parts()) + network.row_width
+        return 1, W + network.n_outputs * len(network.readout_parts()) + network.readout_width
+
+    def make(self):
+        return SGD.make(self)  # type: ignore[arg-type]
+
+    def make_precondition(self):
+        def precondition(G, there, parts, moments, hyper, t):
+            n, n_parts = G.shape[0], parts.shape[0]
+            fresh = t ** -hyper[0]
+            labelled = 0.0
+            for i in range(n):
+                labelled += 1.0 if there[i] > 0.0 else 0.0
+            for part in range(n_parts):
+                start, width = parts[part, 0], parts[part, 1]
+                columns = moments[n * n_parts + start : n * n_parts + start + width]
+                for j in range(width):
+                    columns[j] *= 1.0 - fresh
+                for i in range(n):
+                    if there[i] > 0.0:
+                        g, total = G[i, start : start + width], 0.0
+                        for j in range(width):
+                            square = g[j] * g[j] + hyper[1]
+                            columns[j] += fresh / labelled * square
+                            total += square
+                        row = i * n_parts + part
+                        moments[row] = (1.0 - fresh) * moments[row] + fresh / width * total
+                mean = 0.0
+                for j in range(width):
+                    mean += columns[j] / width
+                squares = 0.0
+                for i in range(n):
+                    if there[i] > 0.0:
+                        g, scale = G[i, start : start + width], moments[i * n_parts + part] / mean
+                        for j in range(width):
+                            g[j] /= np.sqrt(scale * columns[j])
+                            squares += g[j] * g[j]
+                size = np.sqrt(squares / (labelled * width))
+                if hyper[2] > 0.0 and size > hyper[2]:
+                    for i in range(n):
+                        if there[i] > 0.0:
+                            g = G[i, start : start + width]
+                            for j in range(width):
+                                g[j] *= hyper[2] / size
+
+        return precondition
 
 
 def optimizers() -> dict[str, type[Optimizer]]:

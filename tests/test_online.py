@@ -14,7 +14,7 @@ from bci_adapt.credit.trace import Trace
 from bci_adapt.credit.window import Window
 from bci_adapt.errors import InputError
 from bci_adapt.online import load_state, run, save_state, start
-from bci_adapt.optimizers import LARS, SGD, AdaGrad, Adam, GroupRMSprop, Momentum, RMSprop, Schedule, Sign
+from bci_adapt.optimizers import LARS, SGD, Adafactor, AdaGrad, Adam, GroupRMSprop, Momentum, RMSprop, Schedule, Sign
 
 
 @pytest.mark.parametrize("cell", cells().values(), ids=lambda cell: cell.name)
@@ -53,6 +53,8 @@ DOZEN = [
     ("ssm", RULES["uoro"], RMSprop(1e-2, clip=0.1)),
     ("indrnn", Readout(), SGD(1e-2)),
     ("lstm", RULES["sparse_rtrl"], SGD(1e-2)),
+    ("s4d", Trace(0.6), Adafactor(1e-2, clip=0.5)),
+    ("rwkv", RULES["snap1"], Adafactor(1e-2, weight_decay=0.1)),
 ]
 
 

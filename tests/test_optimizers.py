@@ -16,6 +16,7 @@ from bci_adapt.optimizers import (
     GROUPS,
     LARS,
     SGD,
+    Adafactor,
     AdaGrad,
     Adam,
     GroupRMSprop,
@@ -37,10 +38,11 @@ TORCH = {
     "adagrad": (AdaGrad(0.1), lambda p: torch.optim.Adagrad(p, lr=0.1)),
 }
 APART = {"sign", "lars", "group_rmsprop"}  # torch.optim has none of these
+MATRICES = {"adafactor"}  # held to torch below, by whole matrices
 
 
 def test_every_optimizer_of_the_module_is_held_to_something():
-    assert set(optimizers()) == {name.split()[0] for name in TORCH} | APART
+    assert set(optimizers()) == {name.split()[0] for name in TORCH} | APART | MATRICES
 
 
 def by_row(optimizer, n_steps=60, width=7):
@@ -129,10 +131,83 @@ def test_group_rmsprop_has_one_second_moment_per_group():
     assert (state.arrays["opt_groups"] > 0).all()
 
 
+def adafactor_of_torch(p, rate, update_clip=1.0):
+    """Its step is rate · max(1, RMS(θ)) for the first 1/rate² updates: the rate itself where weights are below 1."""
+    return torch.optim.Adafactor(p, lr=rate, eps=(None, 1.0), d=update_clip)
+
+
+def test_adafactor_of_a_matrix_and_a_vector_equals_torch():
+    rng = np.random.default_rng(4)
+    ours, parts = Adafactor(1e-3, update_clip=1.3), np.array([(0, 6), (6, 1)])
+    theta = 0.3 * rng.standard_normal((4, 7))
+    matrix, vector = (torch.tensor(part.copy(), requires_grad=True) for part in (theta[:, :6], theta[:, 6]))
+    theirs = adafactor_of_torch([matrix, vector], 1e-3, 1.3)
+    precondition, update = ours.make_precondition(), ours.make()
+    moments, clipped = np.zeros(4 * 2 + 7), 0
+    for t in range(1, 60):
+        g = rng.standard_normal((4, 7)) * 10.0 ** rng.integers(-4, 3, (4, 1)) * 10.0 ** rng.integers(-2, 2)
+        matrix.grad, vector.grad = torch.tensor(g[:, :6].copy()), torch.tensor(g[:, 6].copy())
+        theirs.step()
+        precondition(g, np.ones(4), parts, moments, ours.hyper(), t)
+        clipped += np.isclose(np.sqrt(np.mean(g[:, :6] ** 2)), 1.3, rtol=1e-9)
+        for row in range(4):
+            update(theta[row], g[row], np.zeros((0, 7)), np.full(7, 1e-3), ours.hyper(), t)
+        np.testing.assert_allclose(theta[:, :6], matrix.detach().numpy(), rtol=1e-11, atol=1e-13)
+        np.testing.assert_allclose(theta[:, 6], vector.detach().numpy(), rtol=1e-11, atol=1e-13)
+    assert 5 < clipped < 55
+
+
+@pytest.mark.parametrize("name", ["gru", "leaky", "lru_skip"])
+def test_adafactor_in_the_loop_equals_torch_with_a_tensor_per_matrix(name):
+    p = problem(cells()[name], n_bins=20)
+    p.C *= 0.4
+    W, C = parts_of(p, p.W), parts_of(p, p.C)
+    twins = [torch.tensor(part.squeeze(1) if part.shape[1] == 1 else part, requires_grad=True) for part in (*W, *C)]
+    theirs = adafactor_of_torch(twins, 0.01)
+    state, update = torch.tensor(p.hidden[0]), p.network.cell.make(torch)[0]
+    for x, y, w in zip(*(torch.tensor(v) for v in (p.X, p.Y, p.weight)), strict=True):
+        whole = [twin[:, None] if twin.ndim == 1 else twin for twin in twins]
+        state = oracle.step(p.network, update, torch.cat(whole[: len(W)], 1), x, state.detach())
+        theirs.zero_grad()
+        prediction = oracle.output(p.network, torch.cat(whole[len(W) :], 1), x, state)
+        oracle.loss_of(prediction, y, w, "squared").backward()
+        theirs.step()
+    assert max(float(twin.detach().square().mean()) for twin in twins) < 1.0
+    expected = [twin.detach().numpy().reshape(len(twin), -1) for twin in twins]
+    for found, known in zip(in_the_loop(p, Adafactor(0.01), 20), (expected[: len(W)], expected[len(W) :]), strict=True):
+        np.testing.assert_allclose(found, np.hstack(known), rtol=1e-10, atol=1e-12)
+
+
+def parts_of(p, matrix):
+    """What is a matrix of its own in W or C: every gate's inputs, constant, recurrent weights; and so on."""
+    if matrix is p.W:
+        return [matrix[:, columns] for *_, columns in p.network.columns()]
+    one = len(p.network.cell.features) * p.network.n_hidden
+    return np.split(matrix, [one, one + 1] if p.network.cell.skip else [one], axis=1)
+
+
+def test_adafactor_leaves_readout_rows_without_a_label_alone():
+    p = problem(cells()["tanh"])
+    state = start(learner(p, Immediate(), Adafactor(0.01)), p.W, p.C, p.hidden)
+    of_C = p.W.shape[0] * 3 + p.W.shape[1]  # row moments of W's three matrices, and its column moments, come first
+
+    def rows(state):
+        return np.hstack([state.arrays["C"][0], state.arrays["opt_groups"][0, 0, of_C : of_C + 4].reshape(2, 2)])
+
+    for row in (0, 1):
+        weight = np.zeros_like(p.weight[:1])
+        weight[0, row] = 1.0
+        before = rows(state)
+        _, state = run(state, p.X[:1], p.Y[:1], weight)
+        changed = rows(state) != before
+        assert changed[row].all()
+        assert not changed[1 - row].any()
+
+
 def test_a_group_without_weights_or_gradient_is_left_alone():
     p = problem(cells()["lru"])  # its state is linear: no bias beside the inputs', and C starts at zero here
     p.C[:] = 0.0
-    for optimizer in (LARS(0.1), GroupRMSprop(0.1)):
+    for optimizer in (LARS(0.1), GroupRMSprop(0.1), Adafactor(0.1)):
         state = one_update(p, optimizer)
         assert state.finite.all()
         assert np.array_equal(state.arrays["W"][0], p.W)
@@ -222,7 +297,7 @@ def test_a_schedule_goes_on_where_a_run_was_interrupted():
 
 def test_groups_that_do_not_learn_stand_still_and_are_not_counted_in_the_norm():
     p = problem(cells()["gru"])
-    for optimizer in (SGD(0.1), Adam(0.1, weight_decay=0.1), LARS(0.1), SGD(0.1, clip=1e-3)):
+    for optimizer in (SGD(0.1), Adam(0.1, weight_decay=0.1), LARS(0.1), SGD(0.1, clip=1e-3), Adafactor(0.1)):
         for learns in (("readout",), ("output_bias",), ("recurrent",), ("input", "bias")):
             for group, part in moved(p, one_update(p, optimizer, learns=learns)).items():
                 assert part.any() == (group in learns), (optimizer.name, learns, group)
@@ -240,6 +315,7 @@ def test_groups_that_do_not_learn_stand_still_and_are_not_counted_in_the_norm():
     [
         (lambda: RMSprop(beta2=1.0), "beta2"),
         (lambda: Momentum(momentum=-0.1), "momentum"),
+        (lambda: Adafactor(decay_power=1.5), "decay_power"),
         (lambda: SGD(float("nan")), "learning_rate"),
         (lambda: SGD(clip=-1.0), "clip"),
         (lambda: Schedule("linear"), "kind"),

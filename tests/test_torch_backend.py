@@ -23,7 +23,7 @@ from bci_adapt.credit.uoro import UORO
 from bci_adapt.credit.window import Window
 from bci_adapt.errors import InputError
 from bci_adapt.online import Learner, State, load_state, run, save_state, start
-from bci_adapt.optimizers import SGD, Adam, GroupRMSprop, RMSprop, Schedule, optimizers
+from bci_adapt.optimizers import SGD, Adafactor, Adam, GroupRMSprop, RMSprop, Schedule, optimizers
 
 BINS, UNITS = 12, 3
 
@@ -78,7 +78,9 @@ def test_every_cell_and_rule_equals_the_kernels(cell, name):
 def test_every_rule_and_optimiser_of_the_folders_is_known():
     assert set(rules()) == set(backend._CREDIT)
     assert set(optimizers()) == set(backend._UPDATES)
-    assert {name for name, kind in optimizers().items() if kind.whole} == set(backend._RESCALES)
+    assert {name for name, kind in optimizers().items() if kind.preconditions} == set(backend._PRECONDITIONS)
+    whole = {name for name, kind in optimizers().items() if kind.whole}
+    assert whole == set(backend._RESCALES) | set(backend._PRECONDITIONS)
 
 
 @pytest.mark.parametrize("kind", optimizers().values(), ids=lambda kind: kind.name)
@@ -169,7 +171,11 @@ class Replicas:
 
 @pytest.mark.parametrize(
     ("name", "optimizer"),
-    [*((name, Adam(1e-2, clip=0.5)) for name in RULES), ("immediate", GroupRMSprop(1e-2))],
+    [
+        *((name, Adam(1e-2, clip=0.5)) for name in RULES),
+        ("immediate", GroupRMSprop(1e-2)),
+        ("immediate", Adafactor(1e-2)),
+    ],
     ids=lambda part: getattr(part, "name", part),
 )
 def test_replicas_equal_lone_runs(name, optimizer):

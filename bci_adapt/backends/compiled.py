@@ -84,6 +84,7 @@ def _bind(cell: Cell, rule: CreditRule, optimizer: Optimizer, loss: str, xp: Any
     scope = dict(vars(source))
     scope |= {"prepare": prepare, "row": row, "update": wrap(optimizer.make())}
     scope |= {"rescale": wrap(optimizer.make_rescale()), "GATHERS": optimizer.gathers}
+    scope |= {"precondition": wrap(optimizer.make_precondition()), "PRECONDITIONS": optimizer.preconditions}
     scope |= {name: wrap(getattr(optimizers, name)) for name in ("pace", "shrink", "gather_squares", "stretch")}
     shared = ("hear", "finish", "forward", "readout", "copy", "copy_states", "clear_states", "approach")
     scope |= {name: getattr(tools, name) for name in shared}

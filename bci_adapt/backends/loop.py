@@ -34,12 +34,12 @@ class Averaged(NamedTuple):
 
 class Learning(NamedTuple):
     """The optimiser's and the rule's arrays: opt_W (n, slots, row_width), opt_C (M, slots, readout_width), opt_groups
-    (n_groups, slots), learning rates per column and scratch for the scheduled ones, constants, memory, the rule's
-    random generator (1,) uint64 and scratch. `groups_W` and `groups_C` number the weight group of every column,
-    `learns` (n_groups,) says which groups learn. `schedule` belongs to `pace`; `decay` is decoupled weight decay,
-    `clip` the largest gradient norm (0 for none). `flags` = (advances, learns W, updates per bin at most, has a
-    schedule); where the loop gathers, gradients of all rows are formed first, into `gathered_W` and `gathered_C`, and
-    rescaled.
+    (n_groups, slots) or what is kept of whole matrices, learning rates per column and scratch for the scheduled ones,
+    constants, memory, the rule's random generator (1,) uint64 and scratch. `groups_W` and `groups_C` number the weight
+    group of every column, `learns` (n_groups,) says which groups learn; `parts_W` and `parts_C` (n_parts, 2) tell which
+    columns make up a matrix of their own. `schedule` belongs to `pace`; `decay` is decoupled weight decay, `clip` the
+    largest gradient norm (0 for none). `flags` = (advances, learns W, updates per bin at most, has a schedule); where
+    the loop gathers, gradients of all rows are formed first, into `gathered_W` and `gathered_C`, and rescaled.
     """
 
     opt_W: np.ndarray
@@ -57,6 +57,8 @@ class Learning(NamedTuple):
     groups_W: np.ndarray
     groups_C: np.ndarray
     learns: np.ndarray
+    parts_W: np.ndarray
+    parts_C: np.ndarray
     schedule: np.ndarray
     decay: float
     clip: float
@@ -68,6 +70,8 @@ class Learning(NamedTuple):
 # Whether gradients of all rows are formed before the first one moves: a constant of each bound loop, so that a loop
 # which does not gather is not compiled with what gathering takes.
 GATHERS = True
+# Whether they are then changed matrix by matrix.
+PRECONDITIONS = True
 
 # Positions in the counters array (int64).
 BIN, RECORDS, PROCESSED, FIRST, UPDATES, DROPPED, NOT_FINITE = range(7)
@@ -104,6 +108,10 @@ def update(theta, g, state, rate, hyper, t) -> None:
 
 def rescale(theta_squares, g_squares, counts, state, hyper, t, factors) -> None:
     """Placeholder: the factor by which the gradient of each weight group is multiplied (optimizers)."""
+
+
+def precondition(G, there, parts, moments, hyper, t) -> None:
+    """Placeholder: change the gradient of a whole matrix (optimizers)."""
 
 
 def pace(t, schedule) -> float:
@@ -156,7 +164,7 @@ def sweep(net, averaged, ring, learning, slot, record, q, g, squares, update_num
                 gather_squares(g, learning.groups_W, squares[0], squares[2])
                 gather_squares(net.W[i], learning.groups_W, squares[1], squares[4])
         if moves:
-            if GATHERS:
+            if GATHERS and not PRECONDITIONS:
                 stretch(g, learning.groups_W, squares[3])
             if learning.decay > 0.0:
                 shrink(net.W[i], learning.now_W, learning.decay)
@@ -182,7 +190,7 @@ def loop(stream, net, averaged, ring, learning, state, output, counters, predict
     after_averaged = np.empty(state.shape)
     u, e, q = np.empty(net.C.shape[1]), np.empty(n_outputs), np.empty(state.shape)
     g, g_readout = np.empty(net.W.shape[1]), np.empty(net.C.shape[1])
-    squares = np.zeros((5, learning.learns.shape[0]))
+    squares, everywhere = np.zeros((5, learning.learns.shape[0])), np.ones(n_units)
     advances, learns = learning.flags[0] != 0, learning.flags[1] != 0
     scheduled = learning.flags[3] != 0
     averages, share = averaged.decay[0] > 0.0, 1.0 - averaged.decay[0]
@@ -308,12 +316,27 @@ def loop(stream, net, averaged, ring, learning, state, output, counters, predict
                     counters[UPDATES],
                     squares[3],
                 )
+            if PRECONDITIONS:
+                split = n_units * learning.parts_W.shape[0] + net.W.shape[1]
+                moments, number = learning.opt_groups[0], counters[UPDATES]
+                if learns:
+                    for i in range(n_units):
+                        stretch(learning.gathered_W[i], learning.groups_W, squares[3])
+                    precondition(
+                        learning.gathered_W, everywhere, learning.parts_W, moments[:split], learning.hyper, number
+                    )
+                for o in range(n_outputs):
+                    stretch(learning.gathered_C[o], learning.groups_C, squares[3])
+                precondition(
+                    learning.gathered_C, ring.weight[slot], learning.parts_C, moments[split:], learning.hyper, number
+                )
             for o in range(n_outputs):
                 # A readout row without a label has no gradient and no update: its second moments must not fade.
                 if ring.weight[slot, o] > 0.0:
                     if GATHERS:
                         g_readout = learning.gathered_C[o]
-                        stretch(g_readout, learning.groups_C, squares[3])
+                        if not PRECONDITIONS:
+                            stretch(g_readout, learning.groups_C, squares[3])
                     else:
                         for j in range(u.shape[0]):
                             g_readout[j] = e[o] * u[j]

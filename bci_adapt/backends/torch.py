@@ -180,6 +180,10 @@ class ModuleNetwork(Network):
         """Group of every number in θ (row_width,), as str."""
         return np.repeat(list(self.parameter_groups.values()), self._sizes)
 
+    def parts(self) -> np.ndarray:
+        """Where each parameter lies in θ: first column and width (n_parameters, 2)."""
+        return np.column_stack([np.cumsum([0, *self._sizes[:-1]]), self._sizes])
+
     def memory_shape(self, rule: Any) -> tuple[int, ...]:
         """(n_slots · n_hidden, row_width) for traces and rtrl; s̃, then θ̃, for uoro; else nothing."""
         states = len(self.cell.slots) * self.n_hidden
@@ -710,6 +714,7 @@ _UPDATES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "adam": _adam,
     "lars": _momentum,
     "group_rmsprop": _sgd,
+    "adafactor": _sgd,
 }
 
 
@@ -730,6 +735,36 @@ def _group_rmsprop(constants: Any, theta: Tensor, g: Tensor, counts: Tensor, slo
 
 
 _RESCALES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"lars": _lars, "group_rmsprop": _group_rmsprop}
+
+
+# What is done to the gradient of a whole matrix: (its constants, g (S, R, w), rows with a gradient (S, R), parts
+# (n_parts, 2), what is kept of it (S, …), t (S, 1, 1)) → g and what is kept.
+
+
+def _adafactor(constants: Any, g: Tensor, rows: Tensor, parts: np.ndarray, moments: Tensor, t: Tensor):
+    S, R, _ = g.shape
+    there, fresh = rows[..., None], t.clamp(min=1.0) ** -constants.decay_power
+    by_row, by_column = moments[:, : R * len(parts)].view(S, R, -1), moments[:, R * len(parts) :]
+    counted = there.sum(1, keepdim=True).clamp(min=1)
+    changed, new_rows, new_columns = [], [], []
+    for part, (start, width) in enumerate(parts.tolist()):
+        here = slice(start, start + width)
+        square = g[..., here].square() + constants.epsilon
+        r, c = by_row[..., part : part + 1], by_column[:, None, here]
+        r = torch.where(there, r + fresh * (square.mean(-1, keepdim=True) - r), r)
+        mean = torch.where(there, square, 0.0).sum(1, keepdim=True) / counted
+        c = torch.where(there.any(1, keepdim=True), c + fresh * (mean - c), c)
+        u = torch.where(there, g[..., here] / (r * c / c.mean(-1, keepdim=True)).sqrt(), 0.0)
+        if constants.update_clip > 0.0:
+            size = (u.square().sum((1, 2), keepdim=True) / (counted * width)).sqrt()
+            u = u / (size / constants.update_clip).clamp(min=1.0)
+        changed.append(u)
+        new_rows.append(r)
+        new_columns.append(c[:, 0])
+    return torch.cat(changed, -1), torch.cat([torch.cat(new_rows, -1).flatten(1), *new_columns], 1)
+
+
+_PRECONDITIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"adafactor": _adafactor}
 
 
 def _pace(schedule: Schedule, t: np.ndarray) -> np.ndarray:
@@ -877,6 +912,8 @@ class _Loop:
             gradients["W"], rows["W"] = g, here[:, None].expand(-1, W.shape[1])
         if self.learner.optimizer.gathers:
             self._rescale(gradients, rows)
+        if self.learner.optimizer.name in _PRECONDITIONS:
+            self._precondition(gradients, rows)
         self._update(gradients, rows)
         if self.learner.average is not None:
             for name in gradients:
@@ -904,6 +941,21 @@ class _Loop:
             factors = factors * more
         for name, g in gradients.items():
             gradients[name] = g * factors[:, self.groups[name]][:, None]
+
+    def _precondition(self, gradients: dict[str, Tensor], rows: Mapping[str, Tensor]) -> None:
+        """Change the gradient of every matrix as the optimiser asks."""
+        network, W = self.learner.network, self.now["W"]
+        parts = {"W": network.parts(), "C": network.readout_parts()}
+        split = W.shape[1] * len(parts["W"]) + W.shape[2]
+        moments = self.now["opt_groups"][:, 0]
+        kept = {"W": moments[:, :split], "C": moments[:, split:]}
+        number = self._tensor(self.counters[:, UPDATES].astype(float))[:, None, None]
+        precondition = _PRECONDITIONS[self.learner.optimizer.name]
+        for name, g in gradients.items():
+            gradients[name], kept[name] = precondition(
+                self.learner.optimizer, g, rows[name], parts[name], kept[name], number
+            )
+        self.now["opt_groups"] = torch.cat([kept["W"], kept["C"]], 1)[:, None]
 
     def _update(self, gradients: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> None:
         optimizer, t = self.learner.optimizer, self.counters[:, UPDATES].astype(float)

@@ -193,6 +193,16 @@ class Network:
                 at += self._widths[part]
         return parts
 
+    def parts(self) -> np.ndarray:
+        """First column and width (n_parts, 2) int64 of what is a matrix of its own in W: of a gate, what it reads."""
+        return np.array([(where.start, where.stop - where.start) for _, _, where in self.columns()], np.int64)
+
+    def readout_parts(self) -> np.ndarray:
+        """The same of C: its features, the constant and, where it sees them, the inputs."""
+        one, skipped = self.output_bias, self.readout_width - self.output_bias - 1
+        parts = [(0, one), (one, 1), (one + 1, skipped)]
+        return np.array(parts if skipped else parts[:2], np.int64)
+
     def groups(self) -> np.ndarray:
         """Group of every column of W (row_width,), as str: ``input``, ``bias`` or ``recurrent``."""
         out = np.empty(self.row_width, dtype="U9")
