@@ -213,9 +213,10 @@ class ControlSection(_Section):
     """Standing arms and controls; all are on unless left out here.
 
     `without` names standing arms that are left out. A canary is one permutation of the counts in time; those of the
-    arms in ``sweeps.arms`` on pairs of the first source are `canary_shifts` circular shifts of them instead, where it
-    is not 0, which leave alone how a neuron goes on from bin to bin. `no_drift` takes the later half of a source day as
-    a target; `continuing` goes on learning through the held-out part; `back` scores on the source day after adaptation.
+    networks in ``sweeps.arms`` on pairs of the first source are `canary_shifts` circular shifts of them instead, where
+    it is not 0, which leave alone how a neuron goes on from bin to bin. `no_drift` takes the later half of a source day
+    as a target; `continuing` goes on learning through the held-out part; `back` scores on the source day after
+    adaptation.
     """
 
     without: Names = ()

@@ -450,7 +450,8 @@ class Builder:
 
     def _canaries(self, scored: _Scored, arm: Arm, pair: Pair, seed: int, sweeps: bool) -> None:
         """The same arm with counts that know nothing of the movement."""
-        n_shifts = self.config.controls.canary_shifts if sweeps and arm.name in self.config.sweeps.arms else 0
+        shifted = sweeps and arm.cell and arm.name in self.config.sweeps.arms
+        n_shifts = self.config.controls.canary_shifts if shifted else 0
         kind = "shift" if n_shifts else "time"
         for number in range(n_shifts) if n_shifts else [seed]:
             control = {"kind": kind, "seed": number}

@@ -828,7 +828,7 @@ def test_controls_have_their_rows(everything):
     canaries = rows[rows["control"] == "time"]
     assert (canaries["canary"] == (canaries["control"] == "time")).all()
     assert set(rows.loc[rows["canary"], "control"]) == {"time"}
-    swept = {("immediate_rmsprop", "tanh"), ("rls", "")}
+    swept = {("immediate_rmsprop", "tanh")}
     expected = {(f"canary:{name}", cell, 0) for name, cell in checked}
     assert table(canaries, "arm", "cell", "seed") == expected | {(f"canary:{name}", cell, 1) for name, cell in swept}
     assert set(canaries["phase"]) == {"online", "online_late", "held_out"}
