@@ -26,6 +26,7 @@ from bci_adapt.credit.rtrl import RTRL
 from bci_adapt.errors import InputError
 from bci_adapt.online import Learner, State, run, start, with_ring
 from bci_adapt.optimizers import GROUPS, Momentum
+from bci_adapt.pretraining import trajectory
 
 # The influence matrix grows as n³: beyond this many units a record takes seconds and gigabytes.
 LARGEST_RTRL = 256
@@ -142,6 +143,16 @@ def summary(diagnosis: Diagnosis) -> dict[str, float]:
     columns = {**diagnosis.concentration, **diagnosis.table}
     finite = {name: column[np.isfinite(column)] for name, column in columns.items() if name != "bin"}
     return {name: float(np.median(column)) if len(column) else float("nan") for name, column in finite.items()}
+
+
+def jacobian_diagonals(network: Network, W: np.ndarray, X: np.ndarray) -> np.ndarray:
+    """Diagonal of D over state slots and units (n_bins, n_slots · n_hidden) at the bins of X (n_bins, n_inputs), of a
+    network with weights W (n_hidden, row_width) that runs from a zero state and does not learn.
+    """
+    columns, unread = _Columns(network), np.zeros(network.z_width)
+    activations, states, _ = trajectory(network, W, np.asarray(X, float)[:, None])
+    steps = zip(activations[:, :, 0], states[:-1, :, 0], states[1:, :, 0], strict=True)
+    return np.array([_Step(columns, W, unread, *step).jacobian().diagonal() for step in steps])
 
 
 def _check(state: State, rules: Sequence[CreditRule], every: int, window: int) -> None:

@@ -144,7 +144,7 @@ def _unrolled():
         @staticmethod
         def forward(ctx, W, x, network):
             weights, inputs = W.detach().numpy(), x.detach().numpy()
-            ctx.kept = network, weights, inputs, *_forward(network, weights, inputs)
+            ctx.kept = network, weights, inputs, *trajectory(network, weights, inputs)
             seen = [ctx.kept[4][1:, slot] for slot in network.cell.features]
             return torch.from_numpy(np.concatenate(seen, axis=-1))
 
@@ -172,7 +172,7 @@ def _stacked(network: Network, W: np.ndarray, part: str) -> tuple[list[int], np.
     return [gate for gate, _ in reads], np.array([W[:, where] for _, where in reads], W.dtype).reshape(-1, n, n)
 
 
-def _forward(network: Network, W: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def trajectory(network: Network, W: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Activations (T, n_gates, batch, n), states (T + 1, n_slots, batch, n) and v (T, batch, n; no bins without a
     second stage) over x (T, batch, m).
     """

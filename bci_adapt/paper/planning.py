@@ -1,0 +1,233 @@
+"""From the config of a figure to jobs."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bci_adapt.cells.base import Network, cell
+from bci_adapt.credit.base import rule, rules
+from bci_adapt.engine import Job
+from bci_adapt.paper.config import STAR, FigureConfig, Method, TaskSection
+from bci_adapt.storage import file_digest
+from bci_adapt.tasks.base import tasks
+
+FOLDER = "paper"
+LOOKER = {
+    "rule": "immediate", "rule_constants": {}, "optimizer": "rmsprop", "optimizer_constants": {}, "group_rates": {},
+    "learns": None, "start": "pretrained", "drift": True, "precision": "float64",
+}  # fmt: skip
+_NS_PER_WEIGHT, _NS_PER_MEMORY = 1.2, 0.25  # of one bin: rough, for the order of jobs only
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A job and what it is about; `method` is empty for what learns nothing."""
+
+    kind: str  # networks, adapt, gradients or memory
+    task: str
+    cell: str
+    n_hidden: int
+    method: str
+    job: Job
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+def entries(config: FigureConfig) -> list[Entry]:
+    """Every job of a figure, inputs before what reads them."""
+    found: list[Entry] = []
+    for section in config.tasks:
+        for cell_name in section.cells or config.cells:
+            for n_hidden in section.n_hidden or config.n_hidden:
+                networks = _networks(config, section, cell_name, n_hidden)
+                found.append(
+                    Entry("networks", section.text, cell_name, n_hidden, "", networks, {"min_ratio": section.min_ratio})
+                )
+                for method in config.every_method():
+                    if method.runs_on(section.text, cell_name, n_hidden):
+                        job = _adapt(config, section, cell_name, n_hidden, method, networks)
+                        found.append(
+                            Entry("adapt", section.text, cell_name, n_hidden, method.label, job, _columns(method))
+                        )
+                if config.gradients is not None:
+                    job = _gradients(config, section, cell_name, n_hidden, networks)
+                    found.append(Entry("gradients", section.text, cell_name, n_hidden, "", job))
+    return found + _memory(config)
+
+
+def _columns(method: Method) -> dict[str, Any]:
+    decay = method.rule_constants.get("decay")
+    return {
+        "rule": method.rule_text, "optimizer": method.optimizer_text, "precision": method.section.precision,
+        "decay": None if decay == STAR else decay,
+    }  # fmt: skip
+
+
+def kernel(cell_name: str, rule_name: str, optimizer_name: str, clips: bool = False) -> Job:
+    """The job that compiles one loop, so that two workers never compile the same one at once."""
+    return Job(
+        kind="compile",
+        function="bci_adapt.jobs.compile:run",
+        stem=f"loop_{cell_name}_{rule_name}_{optimizer_name}{'_clipped' * clips}",
+        folder="results",
+        suffix=".json",
+        parameters={"cell": cell_name, "rule": rule_name, "optimizer": optimizer_name, "clips": clips},
+        modules=_modules(cell_name, rule_name),
+        label=f"compile {cell_name}, {rule_name}, {optimizer_name}",
+        cost=8.0,
+    )
+
+
+def _modules(cell_name: str, rule_name: str, *more: str) -> tuple[str, ...]:
+    return (cell(cell_name).make.__module__, rules()[rule_name].__module__, *more)
+
+
+def _task_module(section: TaskSection) -> str:
+    return tasks()[section.name].__module__
+
+
+def _networks(config: FigureConfig, section: TaskSection, cell_name: str, n_hidden: int) -> Job:
+    training = section.training or config.training
+    online = training.how == "online"
+    n_seeds = len(config.seeds) + len(config.tuning_seeds)
+    size = n_hidden * n_hidden * len(cell(cell_name).gates)
+    history = rule(training.rule, **training.parameters()["rule_constants"]).history + 1
+    seconds = (
+        1e-6 * size * training.updates if training.how == "bptt" else 2e-9 * size * history * config.steps.pretrain
+    )
+    return Job(
+        kind="networks",
+        function="bci_adapt.jobs.task_pretrain:run",
+        stem=f"{section.text}_{cell_name}_{n_hidden}",
+        folder=FOLDER,
+        suffix=".npz",
+        parameters={
+            "task": {"name": section.name, "constants": section.constants},
+            "cell": cell_name,
+            "n_hidden": n_hidden,
+            "seeds": [*config.seeds, *config.tuning_seeds],
+            "steps": config.steps.model_dump(),
+            "training": training.parameters(),
+            "oracle": config.oracle,
+        },
+        inputs={"kernel": kernel(cell_name, training.rule, training.optimizer)} if online else {},
+        modules=_modules(cell_name, training.rule, _task_module(section)),
+        label=f"train {cell_name} n={n_hidden} on {section.text}",
+        cost=n_seeds * (1 + config.oracle) * seconds,
+    )
+
+
+def _adapt(
+    config: FigureConfig, section: TaskSection, cell_name: str, n_hidden: int, method: Method, networks: Job
+) -> Job:
+    credit = rule(method.rule, **{k: v for k, v in method.rule_constants.items() if v != STAR})
+    network = Network(cell(cell_name), 1, n_hidden, 1)
+    per_bin = _NS_PER_WEIGHT * network.n_parameters * (1 + credit.history)
+    per_bin += _NS_PER_MEMORY * math.prod(credit.memory_shape(network)) * (n_hidden if method.rule == "rtrl" else 1)
+    if method.section.precision == "float32":
+        per_bin += 2e5
+    n_bins = config.steps.adapt + config.steps.held_out + config.steps.warm
+    n_runs = config.tuning.max_points * len(config.tuning_seeds) + 2 * len(config.seeds)
+    clips = method.optimizer_constants.get("clip", 0.0) > 0.0
+    return Job(
+        kind="adapt",
+        function="bci_adapt.jobs.task_adapt:run",
+        stem=f"{section.text}_{cell_name}_{n_hidden}_{method.label}",
+        folder=FOLDER,
+        suffix=".json",
+        parameters={
+            "cell": cell_name,
+            "n_hidden": n_hidden,
+            "steps": config.steps.model_dump(),
+            "label_delay": section.made().label_delay,
+            "n_seeds": len(config.seeds),
+            "method": method.parameters(),
+            "shared_rate": config.shared_rate(method),
+            **config.tuning.model_dump(),
+        },
+        inputs={"networks": networks, "kernel": kernel(cell_name, method.rule, method.optimizer, clips)},
+        modules=_modules(cell_name, method.rule),
+        label=f"{section.text}, {cell_name} n={n_hidden}: {method.label}",
+        cost=0.3 + 1e-9 * per_bin * n_bins * n_runs,
+    )
+
+
+def _gradients(config: FigureConfig, section: TaskSection, cell_name: str, n_hidden: int, networks: Job) -> Job:
+    asked = config.gradients
+    assert asked is not None
+    looking = [*asked.rules, *(["rtrl"] if n_hidden <= asked.exact_up_to else [])]
+    kernels = {f"kernel_{name}": kernel(cell_name, name, "momentum") for name in {*looking, "immediate"}}
+    return Job(
+        kind="gradients",
+        function="bci_adapt.jobs.task_gradients:run",
+        stem=f"{section.text}_{cell_name}_{n_hidden}_gradients",
+        folder=FOLDER,
+        suffix=".json",
+        parameters={
+            "cell": cell_name,
+            "n_hidden": n_hidden,
+            "steps": config.steps.model_dump(),
+            "label_delay": section.made().label_delay,
+            "n_seeds": len(config.seeds),
+            "method": LOOKER,
+            "rate": asked.rate,
+            "rules": looking,
+            "n_bins": asked.n_bins,
+            "every": asked.every,
+        },
+        inputs={"networks": networks, "kernel": kernel(cell_name, "immediate", "rmsprop"), **kernels},
+        modules=(*_modules(cell_name, "immediate"), *(rules()[name].__module__ for name in looking)),
+        label=f"gradients of {cell_name} n={n_hidden} on {section.text}",
+        cost=len(config.seeds) * asked.n_bins * (2e-3 + 1e-10 * n_hidden**3),
+    )
+
+
+def _memory(config: FigureConfig) -> list[Entry]:
+    if config.memory is None:
+        return []
+    found = []
+    for method in config.every_method():
+        most = config.memory.measured_up_to.get(method.rule, 0)
+        for n_hidden in config.memory.sizes:
+            measured = n_hidden <= most
+            job = Job(
+                kind="memory",
+                function="bci_adapt.jobs.task_memory:run",
+                stem=f"memory_{method.rule_text}_{n_hidden}",
+                folder=FOLDER,
+                suffix=".json",
+                parameters={
+                    "cell": config.cells[0],
+                    "n_hidden": n_hidden,
+                    "n_inputs": config.memory.n_inputs,
+                    "method": method.parameters(),
+                    "measured": measured,
+                },
+                inputs={"kernel": kernel(config.cells[0], method.rule, method.optimizer)} if measured else {},
+                modules=_modules(config.cells[0], method.rule),
+                label=f"memory of {method.rule_text}, n={n_hidden}",
+                cost=1.0 if measured else 0.1,
+            )
+            found.append(Entry("memory", "", config.cells[0], n_hidden, method.label, job, _columns(method)))
+    return found
+
+
+def code_digest(found: Sequence[Entry], files: Sequence[Path]) -> str:
+    """Digest of the sources behind every job of a figure and behind its tables, and of the `files` that decide it."""
+    readers = [
+        Job(kind="read", function=f"bci_adapt.paper.{name}", stem=name, folder=FOLDER)
+        for name in ("tables:read", "claims:judge")
+    ]
+    sources: dict[str, str] = {}
+    for job in (*readers, *(entry.job for entry in found)):
+        sources |= job.recipe["sources"]
+    digest = hashlib.sha256()
+    for name, value in sorted(sources.items()):
+        digest.update(f"{name} {value}\n".encode())
+    for path in files:
+        digest.update(f"{path.name} {file_digest(path)}\n".encode())
+    return digest.hexdigest()[:12]
