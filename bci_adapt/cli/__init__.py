@@ -16,6 +16,7 @@ from bci_adapt.cli import (  # noqa: F401
     fetching,
     quality,
     recordings,
+    reproducing,
     variants,
 )
 from bci_adapt.cli.common import app, err

@@ -63,7 +63,7 @@ def _columns(method: Method) -> dict[str, Any]:
     decay = method.rule_constants.get("decay")
     return {
         "rule": method.rule_text, "optimizer": method.optimizer_text, "precision": method.section.precision,
-        "decay": None if decay == STAR else decay,
+        "drift": method.section.drift, "decay": None if decay == STAR else decay,
     }  # fmt: skip
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
+from bci_adapt.cells.base import cells
 from bci_adapt.engine import Job
+from bci_adapt.optimizers import GROUPS as GROUPS
 from bci_adapt.statistics import Interval, t_interval
 from bci_adapt.statistics import ratio_of_means as _ratio
 
@@ -129,7 +131,9 @@ def methods(runs: Frame) -> Frame:
         fine = group[~group["failed"].astype(bool)]
         row = dict(zip(GROUP, key, strict=True))
         first = group.iloc[0]
-        row |= {name: first[name] for name in ("rule", "optimizer", "precision", "decay", "rate", "interior")}
+        row |= {
+            name: first[name] for name in ("rule", "optimizer", "precision", "decay", "rate", "interior", "us_per_bin")
+        }
         row |= {"n_seeds": len(group), "n_failed": len(group) - len(fine), "n_refused": int((~group["usable"]).sum())}
         for name in ("last_before", "last_frozen", "last", "area", "held_out", "held_out_reservoir", "held_out_linear"):
             row[name] = float(fine[name].mean()) if len(fine) else float("nan")
@@ -161,6 +165,8 @@ def recovery(group: Frame, arm: str, window: str, exact: Frame | None = None) ->
     with a paired bootstrap interval and the spread of the per-seed ratios; ``refused`` says why there is none.
     """
     nothing = {"recovery": np.nan, "low": np.nan, "high": np.nan, "sd": np.nan}
+    if not group["drift"].all():
+        return nothing | {"refused": "nothing changed"}
     good = usable(group)
     if arm == "rtrl":
         if exact is None:
@@ -220,3 +226,22 @@ def best_gaps(runs: Frame, first: str = "adam", second: str = "sgd") -> Frame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def architectures(tables: Mapping[str, Frame]) -> Frame:
+    """Gaps of `best_gaps` with both flags of each cell, what the rule predicts, and the gradient's size."""
+    gaps = tables["gaps"]
+    if gaps.empty:
+        return gaps
+    known = cells()
+    table = gaps.assign(
+        output_bypass=[known[name].output_bypass for name in gaps["cell"]],
+        nonlinear_state=[known[name].nonlinear_state for name in gaps["cell"]],
+    )
+    table["rule_predicts_gap"] = table["nonlinear_state"] & ~table["output_bypass"]
+    gradients = tables["gradients"]
+    if not gradients.empty:
+        squares = gradients[[f"grad_norm_{g}" for g in GROUPS if f"grad_norm_{g}" in gradients]].fillna(0.0) ** 2
+        size = gradients.assign(gradient_norm=np.sqrt(squares.sum(axis=1))).groupby(["task", "cell", "n_hidden"])
+        table = table.merge(size["gradient_norm"].mean().reset_index(), on=["task", "cell", "n_hidden"], how="left")
+    return table

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from bci_adapt import simulate
+from bci_adapt.simulate import recording
 from bci_adapt.tasks.base import Task, require
 
 _BIN_MS = 50
@@ -58,5 +58,5 @@ class ElectrodeDrift(Task):
 @lru_cache(maxsize=8)
 def _day(task: ElectrodeDrift, day: int, n_bins: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     duration_s = max(30, -(-n_bins * _BIN_MS // 1000))
-    made = simulate.recording(day, duration_s=duration_s, n_units=task.n_units, severity=task.severity, seed=seed)
+    made = recording(day, duration_s=duration_s, n_units=task.n_units, severity=task.severity, seed=seed)
     return made.counts(_BIN_MS)[:n_bins], made.velocity(_BIN_MS)[:n_bins]

@@ -1,0 +1,138 @@
+"""The page of claims: self-contained HTML, Markdown and JSON from one list of rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bci_adapt.errors import InputError
+from bci_adapt.paper.claims import NOT, ONLY, OPEN, REPRODUCED, UNTESTED
+from bci_adapt.paper.drawing import Figures
+from bci_adapt.paper.tables import Frame
+from bci_adapt.report.album import Album
+from bci_adapt.report.blocks import Cell, Column, Page, Section, Table, Text, blocks_of, render_page
+from bci_adapt.results import number
+from bci_adapt.storage import write_text
+
+STALE = "stale"
+_KEYS = {"id", "claim", "paper", "ours", "verdict", "figure", "note", "command", "digest", "made", "quick"}
+_LONGEST = 120  # rows of a table that are shown on the page; all are in its CSV
+
+
+def read_claims(path: Path) -> list[dict[str, Any]]:
+    """Rows that `write_claims` wrote; `InputError` where the file is something else."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["claims"]
+        if not all(set(row) >= _KEYS for row in rows):
+            raise KeyError("a row lacks keys")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected the claims.json of bci-adapt reproduce: {error}") from error
+    return list(rows)
+
+
+def marked(rows: Sequence[Mapping[str, Any]], digests: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The rows with ``stale``: whether the code behind the figure of a row is another than the one that made it."""
+    return [
+        {**row, STALE: bool(row["digest"]) and row["digest"] != digests.get(str(row["figure"]), "")} for row in rows
+    ]
+
+
+def write_claims(
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    figures: Sequence[tuple[str, str, str, Figures, Mapping[str, Frame]]],
+) -> Path:
+    """Write ``claims.json``, ``claims.md`` and ``claims.html`` into `folder`; return the path of the page.
+
+    `figures` are (name, title, about, pictures, tables to show) of what was run.
+    """
+    write_text(folder / "claims.json", json.dumps({"claims": list(rows)}, ensure_ascii=False, indent=1) + "\n")
+    write_text(folder / "claims.md", markdown(rows))
+    album = Album()
+    sections = [_claims(rows)]
+    for name, title, about, pictures, tables in figures:
+        blocks: list[Any] = [Text(about)] if about else []
+        blocks += [album.picture(stem, drawn, alt, caption) for stem, drawn, alt, caption in pictures]
+        blocks += [_table(caption, table) for caption, table in tables.items()]
+        sections.append(Section(name, f"{name}: {title}", blocks_of(*blocks), "Nothing of it has been run."))
+    counts = [(kind, str(sum(str(row["verdict"]).startswith(kind) for row in rows))) for kind in _ORDER]
+    page = Page(
+        "The paper, claim by claim",
+        "Temporal credit is free? (arXiv 2603.28750)",
+        "Every claim with its number in the paper, the number found here with its interval, and a verdict that is "
+        "computed from a threshold fixed before the run.",
+        counts,
+        [Text(_QUICK, kind="banner")] if any(row["quick"] for row in rows) else [],
+        sections,
+    )
+    write_text(folder / "claims.html", render_page(page))
+    return folder / "claims.html"
+
+
+_ORDER = (REPRODUCED, ONLY, NOT, OPEN, UNTESTED)
+_QUICK = (
+    "Quick run: small networks, short streams, few seeds. It shows that everything works; no verdict is to be taken."
+)
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["# The paper, claim by claim", ""]
+    if any(row["quick"] for row in rows):
+        lines += [f"**{_QUICK}**", ""]
+    lines += ["| claim | the paper | ours | verdict | made by |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        made = f"`{row['command']}`, code {row['digest']}, {row['made']}" if row["digest"] else "—"
+        state = f"**{row['verdict']}**" + (" *(stale)*" if row.get(STALE) else "")
+        ours = row["ours"] + (f" *{row['note']}*" if row["note"] else "")
+        lines.append(
+            "| " + " | ".join(_escaped(text) for text in (row["claim"], row["paper"], ours, state, made)) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _claims(rows: Sequence[Mapping[str, Any]]) -> Section:
+    body = []
+    for row in rows:
+        verdict = str(row["verdict"])
+        kind = "bad" if verdict.startswith(NOT) else "strong" if verdict.startswith(REPRODUCED) else ""
+        stale = " (stale: the code has changed)" if row.get(STALE) else ""
+        ours = row["ours"] + (f" — {row['note']}" if row["note"] else "")
+        made = f"{row['command']} · code {row['digest']} · {row['made']}" if row["digest"] else "—"
+        body.append([row["claim"], row["paper"], ours, Cell(verdict + stale, kind), row["figure"], Cell(made, "note")])
+    columns = [Column(title) for title in ("claim", "the paper", "ours", "verdict", "figure")] + [
+        Column("made by", "note")
+    ]
+    table = Table("Thresholds and directions stand in configs/paper/claims.toml.", columns, body)
+    return Section("claims", "Claims and verdicts", [table])
+
+
+def _table(caption: str, table: Frame) -> Table | None:
+    if table.empty:
+        return None
+    numeric = {name for name in table if table[name].dtype.kind in "fi"}
+    columns = [Column(str(name).replace("_", " "), "n" if name in numeric else "") for name in table]
+    rows = [[_shown(value) for value in line] for line in table.head(_LONGEST).itertuples(index=False)]
+    more = f" The first {_LONGEST} of {len(table)} rows." if len(table) > _LONGEST else ""
+    return Table(caption + more, columns, rows)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, float | np.floating):
+        if not np.isfinite(value):
+            return "–"
+        size = abs(float(value))
+        if size != 0 and not 1e-3 <= size < 1e5:
+            return f"{value:.1e}".replace("e-0", "e−").replace("e+0", "e").replace("-", "−")
+        return number(float(value), 0 if size >= 1000 else 1 if size >= 10 else 3)
+    return str(value)

@@ -1,0 +1,424 @@
+"""The paper's figures: configs mean what they say, rates are found, recoveries and verdicts, one tiny figure."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from problems import M_IN, N, problem
+
+from bci_adapt import diagnostics
+from bci_adapt.cells.base import Network, cell
+from bci_adapt.credit.base import rule
+from bci_adapt.credit.immediate import Immediate
+from bci_adapt.errors import InputError
+from bci_adapt.jobs.task_adapt import Search
+from bci_adapt.jobs.task_streams import Steps, features, frozen, lagged, method_learner, ridge, scores, squares
+from bci_adapt.online import run, start
+from bci_adapt.paper import planning, tables
+from bci_adapt.paper.claims import Case, Claim, judge, judge_case, load_claims
+from bci_adapt.paper.config import FigureConfig, load
+from bci_adapt.paper.pages import markdown, marked
+from bci_adapt.paper.reproduce import plan
+from bci_adapt.storage import cache_root
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "paper"
+FIGURES = sorted(path.stem for path in CONFIGS.glob("*.toml") if path.name != "claims.toml")
+PLAIN = planning.LOOKER
+
+
+# ------------------------------------------------------------------------------------------------ configs
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("quick", [True, False])
+def test_every_shipped_figure_can_be_planned(name, quick):
+    config = load(CONFIGS / f"{name}.toml", quick)
+    found = planning.entries(config)
+    assert bool(found) == (not config.runs)
+    keys = [(e.kind, e.task, e.cell, e.n_hidden, e.method) for e in found]
+    assert len(set(keys)) == len(keys)
+    for entry in found:  # exact RTRL is affordable up to 64 units only
+        assert not (entry.kind == "adapt" and entry.columns["rule"] == "rtrl" and entry.n_hidden > 64)
+
+
+def test_every_case_of_a_claim_asks_for_something_that_is_run():
+    configs = {name: load(CONFIGS / f"{name}.toml") for name in FIGURES}
+    planned = {name: planning.entries(config) for name, config in configs.items()}
+    for claim in load_claims(CONFIGS / "claims.toml"):
+        for case in claim.cases:
+            figure = case.figure or claim.figure
+            if configs[figure].runs:
+                assert case.run in configs[figure].runs
+                continue
+            names = [name for name in (case.method, case.other) if name]
+            here = [e for e in planned[figure] if case.n_hidden in (None, e.n_hidden) and e.task == case.task]
+            assert {name for name in names if any(e.method == name for e in here)} == set(names), case.when
+            assert here, case.when
+
+
+SMALL = {"figure": "X", "title": "x", "tasks": [{"name": "sine"}], "methods": [{"rule": "immediate"}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": [{"name": "sinus"}]}, "did you mean 'sine'"),
+        ({"tasks": [{"name": "sine", "nois": 0.1}]}, "no constant 'nois'"),
+        ({"tasks": [{"name": "sine"}, {"name": "sine", "noise": 0.1}]}, "two tasks are called 'sine'"),
+        ({"methods": [{"rule": "imediate"}]}, "did you mean 'immediate'"),
+        ({"methods": [{"rule": "trace", "steps": 3}]}, "steps is no constant of trace or rmsprop"),
+        ({"methods": [{"rule": "trace", "decay": [0.5, 1.5]}]}, "decay must lie in"),
+        ({"methods": [{"rule": "immediate", "learns": ["inputs"]}]}, "unknown weight group 'inputs'"),
+        ({"methods": [{"rule": "immediate", "tasks": ["recall"]}]}, "no task is called 'recall'"),
+        ({"methods": [{"rule": "immediate"}] * 2}, "two methods are called 'immediate \\+ rmsprop'"),
+        ({"seeds": [0, 1], "tuning_seeds": [1]}, "must be disjoint"),
+        ({"steps": {"adapt": 100, "score": 200}}, "must not exceed"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(change, message, tmp_path):
+    from bci_adapt.config import to_toml
+
+    path = tmp_path / "X.toml"
+    path.write_text(to_toml({**SMALL, **change}), encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        load(path)
+
+
+def test_constants_that_are_lists_are_swept_and_named():
+    methods = FigureConfig.model_validate(
+        {**SMALL, "methods": [{"rule": "trace", "decay": [0.0, "star"], "optimizer": ["sgd", "adam"], "beta2": 0.9}]}
+        | {"methods": [{"rule": "trace", "decay": [0.0, "star"], "optimizer": ["sgd", "adam"]}]}
+    ).every_method()
+    assert [m.label for m in methods] == ["trace(0) + sgd", "trace(λ*) + sgd", "trace(0) + adam", "trace(λ*) + adam"]
+    assert methods[1].parameters()["rule_constants"] == {"decay": "star"}
+    network = Network(cell("tanh"), 1, 3, 1)
+    assert method_learner(network, methods[1].parameters(), 0.1, 0.25).rule.constants(network) == 0.25
+
+
+# ------------------------------------------------------------------------------------------------ jobs
+
+
+def tried(error, first=1.0, factor=10.0, max_points=7):
+    search, seen = Search(first, factor, max_points), []
+    while (rate := search.wanted()) is not None:
+        seen.append(rate)
+        search.score(rate, error(rate))
+    return search, seen
+
+
+@pytest.mark.parametrize(
+    ("error", "best", "interior", "n_points"),
+    [
+        (lambda r: abs(np.log10(r)), 1.0, True, 3),
+        (lambda r: abs(np.log10(r) + 3), 1e-3, True, 6),
+        (lambda r: abs(np.log10(r) - 1), 10.0, True, 4),
+        (lambda r: np.inf if r > 0.05 else 1.0 + r, 1e-5, False, 7),
+        (lambda r: np.inf, None, False, 7),
+    ],
+)
+def test_the_search_goes_on_past_an_end_until_the_best_lies_inside(error, best, interior, n_points):
+    search, seen = tried(error)
+    assert search.best == (None if best is None else pytest.approx(best))
+    assert (search.interior, len(seen)) == (interior, n_points)
+
+
+def test_scores_are_errors_over_the_targets_variance():
+    steps = Steps(pretrain=1, warm=1, adapt=6, score=2, held_out=2)
+    y = np.array([1.0, -1.0] * 4)[None, :, None]
+    predictions = y.copy()
+    predictions[0, 4:6] += 1.0
+    predictions[0, 6:] += 2.0
+    found = scores(squares(y, predictions), y, steps)
+    assert found == {"last": [1.0], "area": [pytest.approx(1 / 3)], "held_out": [4.0]}
+    predictions[0, 7] = np.nan
+    assert scores(squares(y, predictions), y, steps)["held_out"] == [np.inf]
+
+
+@pytest.mark.parametrize("name", ["tanh", "lstm", "tanh_skip", "lru"])
+def test_frozen_networks_predict_as_the_loop_does(name):
+    network = Network(cell(name), 2, 5, 2)
+    rng = np.random.default_rng(0)
+    W, C = (np.stack(part) for part in zip(*(network.initial_weights(seed) for seed in (0, 1)), strict=True))
+    C[..., network.output_bias] = 0.3
+    x = rng.standard_normal((2, 30, 2))
+    learner = method_learner(network, {**PLAIN, "rule": "readout", "optimizer": "sgd"}, 0.0)
+    loop = run(start(learner.__class__(network, learner.rule, learner.optimizer, backend="plain"), W, C), x)[0]
+    np.testing.assert_allclose(frozen(network, W, C, x), loop, rtol=1e-10, atol=1e-12)
+    assert features(network, W[0], x[0]).shape == (30, network.readout_width - 1)
+
+
+def test_ridge_on_lags_finds_a_filter_and_leaves_unlabelled_bins_out():
+    x = np.random.default_rng(0).standard_normal((400, 1))
+    y = 2.0 * np.concatenate([np.zeros((3, 1)), x[:-3]]) + 1.0
+    y[::7] = np.nan
+    told = ridge(lagged(x), y, slice(0, 300))
+    known = np.isfinite(y[300:, 0])
+    assert np.abs(told[300:][known] - y[300:][known]).max() < 0.02
+
+
+def test_the_diagonal_of_the_jacobian_is_that_of_the_diagnosis():
+    p = problem(cell("gru"), n_bins=12)
+    learner = method_learner(p.network, {**PLAIN, "optimizer": "sgd"}, 0.0)
+    learner = learner.__class__(p.network, rule("immediate"), learner.optimizer, backend="plain")
+    found = diagnostics.diagnose(start(learner, p.W, p.C), p.X, p.Y, rules=[Immediate()])
+    diagonals = diagnostics.jacobian_diagonals(p.network, p.W, p.X)
+    assert diagonals.shape == (12, N)
+    assert p.X.shape[1] == M_IN
+    np.testing.assert_allclose(np.abs(diagonals).mean(axis=1), found.table["d_diagonal_abs_mean"], rtol=1e-10)
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def runs_of(method="immediate + rmsprop", last=(0.1, 0.1, 0.1), before=0.1, frozen_=1.1, **columns):
+    n = len(last)
+    row = {
+        "task": "sine", "cell": "tanh", "n_hidden": 8, "method": method, "rule": method.partition(" ")[0],
+        "optimizer": method.rpartition(" ")[2], "precision": "float64", "drift": True, "decay": None,
+        "rates": "tuned", "rate": 1e-3,
+        "interior": True, "weight_change": 0.1, "us_per_bin": 1.0, "failed": False, "usable": True, "area": 0.5,
+    }  # fmt: skip
+    table = pd.DataFrame([row] * n).assign(seed=range(n), last=last, held_out=last)
+    for window in tables.WINDOWS:
+        table[f"{window}_before"], table[f"{window}_frozen"], table[f"{window}_oracle"] = before, frozen_, np.nan
+    table["held_out_reservoir"], table["held_out_linear"] = 0.3, 0.3
+    return table.assign(**columns)
+
+
+def test_recovery_is_a_ratio_of_means_of_usable_seeds():
+    runs = runs_of(last=(0.1, 0.6, 9.0, 9.0), frozen_=[1.1, 2.1, 1.1, 1.1])
+    runs["failed"], runs["usable"] = [False, False, True, False], [True, True, True, False]
+    row = tables.methods(runs).iloc[0]
+    assert row["recovery_pre_last"] == pytest.approx(100 * (1.0 + 1.5) / (1.0 + 2.0))
+    assert (row["n_seeds"], row["n_failed"], row["n_refused"]) == (4, 1, 1)
+    assert row["last"] == pytest.approx((0.1 + 0.6 + 9.0) / 3)
+    assert row["refused_oracle_last"] == "no oracle in this run"
+    assert row["refused_rtrl_last"] == "no RTRL beside it"
+
+
+def test_recovery_without_a_denominator_is_refused_with_the_reason():
+    row = tables.methods(runs_of(frozen_=[0.12, 0.11, 0.1])).iloc[0]
+    assert np.isnan(row["recovery_pre_last"])
+    assert "reaches zero" in row["refused_pre_last"] or "below" in row["refused_pre_last"]
+    row = tables.methods(runs_of(usable=False)).iloc[0]
+    assert row["refused_pre_last"] == "0 of 3 seeds usable"
+
+
+def test_nothing_is_recovered_where_nothing_changes():
+    row = tables.methods(runs_of(drift=False)).iloc[0]
+    assert row["refused_pre_last"] == "nothing changed"
+
+
+def test_recovery_towards_rtrl_pairs_seeds():
+    runs = pd.concat([runs_of(last=(0.3, 0.3, 0.3)), runs_of("rtrl + rmsprop", last=(0.1, 0.1, 0.1))])
+    row = tables.methods(runs).iloc[0]
+    assert row["recovery_rtrl_last"] == pytest.approx(80.0)
+
+
+def test_gaps_take_the_best_of_each_optimiser():
+    arms = [("trace(0) + sgd", 0.6), ("trace(0.5) + sgd", 0.3), ("trace(0) + adam", 0.1), ("trace(0.5) + adam", 0.9)]
+    row = tables.best_gaps(pd.concat([runs_of(name, last=(e, e, e)) for name, e in arms])).iloc[0]
+    assert (row["adam"], row["sgd"], row["gap"]) == (pytest.approx(100), pytest.approx(80), pytest.approx(20))
+
+
+# ------------------------------------------------------------------------------------------------ verdicts
+
+
+def case(when="a", **keys):
+    return Case(when=when, **{"statistic": "recovery", "task": "sine", "method": "immediate + rmsprop"} | keys)
+
+
+def of_runs(*parts):
+    return {"X": {"runs": pd.concat(parts)}}
+
+
+SPREAD = (0.1, 0.12, 0.14, 0.11, 0.13)  # recoveries 96 to 100 %
+
+
+@pytest.mark.parametrize(
+    ("wanted", "last", "outcome"),
+    [
+        ({"above": 90.0}, SPREAD, "holds"),
+        ({"above": 99.9}, SPREAD, "fails"),
+        ({"above": 98.0}, SPREAD, "open"),
+        ({"below": 99.9}, SPREAD, "holds"),
+        ({"below": 90.0}, SPREAD, "fails"),
+        ({"above": 90.0}, (0.1,), "missing"),
+    ],
+)
+def test_a_case_holds_when_its_whole_interval_does(wanted, last, outcome):
+    judged = judge_case(case(**wanted), claim_of(case(**wanted)), of_runs(runs_of(last=last)))
+    assert judged.outcome == outcome
+    if outcome == "open":
+        assert judged.needs > len(last)
+
+
+@pytest.mark.parametrize(
+    ("shift", "noise", "outcome"), [(0.0, 0.001, "holds"), (0.2, 0.001, "fails"), (0.0, 0.1, "open")]
+)
+def test_equivalence_needs_the_interval_inside_the_margin(shift, noise, outcome):
+    off = noise * np.array([1, -1, 0.5, -0.5, 0.0])
+    runs = of_runs(runs_of(last=tuple(0.2 + shift + off)), runs_of("rtrl + rmsprop", last=(0.2,) * 5))
+    asked = case(statistic="r2_difference", other="rtrl + rmsprop", within=3.0)
+    assert judge_case(asked, claim_of(asked), runs).outcome == outcome
+
+
+def claim_of(*cases, **keys):
+    return Claim(id="c", claim="words", paper="1 %", figure="X", cases=cases, **keys)
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "verdict"),
+    [
+        ((90.0, 95.0), "reproduced"),
+        ((90.0, 99.9), "only under (case 0)"),
+        ((99.9, 90.0), "only under (case 1)"),
+        ((99.9, 99.95), "not reproduced"),
+        ((99.9, 98.0), "not reproduced"),
+        ((98.4,), "inconclusive (needs n ≈"),
+    ],
+)
+def test_verdicts_follow_from_the_cases(thresholds, verdict):
+    cases = [case(f"case {number}", above=above) for number, above in enumerate(thresholds)]
+    row = judge(claim_of(*cases), of_runs(runs_of(last=SPREAD)))
+    assert row.verdict.startswith(verdict)
+    assert "98.0 [" in row.ours
+
+
+def test_a_case_that_was_not_tested_is_none_that_holds():
+    cases = case("here", above=90.0), case("elsewhere", task="lorenz", above=90.0)
+    assert judge(claim_of(*cases), of_runs(runs_of(last=SPREAD))).verdict == "only under (here)"
+
+
+def test_what_was_not_run_is_not_judged():
+    row = judge(claim_of(case(above=1.0)), {})
+    assert row.verdict == "not tested here (figure X has not been run)"
+    row = judge(Claim(id="c", claim="w", paper="1", figure="X", untested="no data"), {})
+    assert row.verdict == "not tested here (no data)"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[[claims]]\nid="a"\nclaim="c"\npaper="p"\nfigure="F1"', "either cases or a reason"),
+        (
+            '[[claims]]\nid="a"\nclaim="c"\npaper="p"\nfigure="F1"\ncases=[{when="w", statistic="recovery"}]',
+            "one of above, below and within",
+        ),
+        (
+            '[[claims]]\nid="a"\nclaim="c"\npaper="p"\nfigure="F1"\ncases=[{when="w", statistic="luck", above=1.0}]',
+            "unknown statistic 'luck'",
+        ),
+        ("claims = 3", "claims"),
+    ],
+)
+def test_a_file_of_claims_that_cannot_be_judged_is_refused(text, message, tmp_path):
+    path = tmp_path / "claims.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        load_claims(path)
+
+
+def test_rows_of_other_code_are_stale_and_text_is_escaped():
+    row = {"figure": "X", "digest": "aa", "verdict": "reproduced", "claim": "<b>a|b</b>", "paper": "", "ours": "1"}
+    row |= {"id": "c", "note": "", "command": "make", "made": "now", "quick": False}
+    fresh, old = marked([row], {"X": "aa"})[0], marked([row], {"X": "bb"})[0]
+    assert (fresh["stale"], old["stale"]) == (False, True)
+    assert "(stale)" in markdown([old])
+    assert "(stale)" not in markdown([fresh])
+    assert "&lt;b>a\\|b&lt;/b>" in markdown([fresh])
+
+
+# ------------------------------------------------------------------------------------------------ one figure
+
+
+TINY = """
+figure = "methods"
+title = "tiny"
+seeds = [0, 1]
+tuning_seeds = [100]
+n_hidden = [6]
+oracle = false
+training = { how = "bptt", updates = 60, window = 20, burn_in = 4, learning_rate = 1e-2 }
+steps = { pretrain = 600, warm = 50, adapt = 300, score = 100, held_out = 100 }
+shared_rates = { rmsprop = 1e-3 }
+tuning = { max_points = 3 }
+tasks = [{ name = "sine", min_ratio = 1.2 }]
+[[methods]]
+rule = "immediate"
+[[methods]]
+rule = "immediate"
+drift = false
+label = "no drift"
+"""
+CLAIMS = """
+[[claims]]
+id = "d0"
+claim = "immediate derivatives <recover>"
+paper = "102 %"
+figure = "methods"
+[[claims.cases]]
+when = "n = 6"
+statistic = "recovery"
+task = "sine"
+method = "immediate + rmsprop"
+above = 0.0
+"""
+
+
+def test_a_tiny_figure_is_run_judged_reused_and_found_stale(call, tmp_path, monkeypatch):
+    kernels, cache = cache_root() / "kernels", tmp_path / "cache"
+    kernels.mkdir(parents=True, exist_ok=True)
+    cache.mkdir()
+    (cache / "kernels").symlink_to(kernels)  # named by their sources: nothing need be compiled twice
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(cache))
+    configs, out = tmp_path / "configs", tmp_path / "out"
+    configs.mkdir()
+    (configs / "methods.toml").write_text(TINY, encoding="utf-8")
+    (configs / "claims.toml").write_text(CLAIMS, encoding="utf-8")
+    arguments = ("reproduce", "methods", "--configs", configs, "--out", out, "--workers", 0, "--json", "-")
+    code, said, told = call(*arguments)
+    assert code == 0, told
+    payload = json.loads(said)
+    assert payload["jobs"]["failed"] == 0
+    row = payload["claims"][0]
+    assert row["verdict"].split(" (")[0] in ("reproduced", "not reproduced", "inconclusive", "not tested here")
+    assert len(row["digest"]) == 12
+
+    runs = pd.read_csv(out / "tables" / "methods_runs.csv")
+    assert set(runs["rates"]) == {"tuned", "shared"}
+    adapted = runs[(runs["method"] == "immediate + rmsprop") & (runs["rates"] == "tuned")]
+    assert (adapted["last"] < adapted["last_frozen"]).all()
+    still = runs[(runs["method"] == "no drift") & (runs["rates"] == "tuned")]
+    assert (still["last"] < still["last_frozen"]).all()
+    page = (out / "claims.html").read_text(encoding="utf-8")
+    assert "&lt;recover&gt;" in page
+    assert "<recover>" not in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    for ending in ("svg", "png", "csv"):
+        assert (out / f"methods_recovery.{ending}").stat().st_size > 200
+
+    assert json.loads(call(*arguments)[1])["jobs"]["executed"] == 0
+    check = ("reproduce", "--check", out / "claims.json", "--configs", configs)
+    assert call(*check)[0] == 0
+    (configs / "claims.toml").write_text(CLAIMS.replace("above = 0.0", "above = 1.0"), encoding="utf-8")
+    code, said, _ = call(*check)
+    assert code == 1
+    assert "stale" in said
+    code, _, told = call("reproduce", "F9", "--configs", configs)
+    assert code == 2
+    assert "unknown figure 'F9'" in told
+
+
+def test_the_digest_of_a_figure_follows_its_config(tmp_path):
+    for name in ("methods", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "methods.toml").write_text(TINY, encoding="utf-8")
+        (tmp_path / name / "claims.toml").write_text(CLAIMS, encoding="utf-8")
+    first, same = (plan(tmp_path / name, quick=False)["methods"].digest for name in ("methods", "other"))
+    (tmp_path / "other" / "methods.toml").write_text(TINY.replace("[0, 1]", "[0, 2]"), encoding="utf-8")
+    assert first == same
+    assert plan(tmp_path / "other", quick=False)["methods"].digest != first
