@@ -1,14 +1,17 @@
 """The paper's figures: configs mean what they say, rates are found, recoveries and verdicts, one tiny figure."""
 
 import json
+import os
+import runpy
 from pathlib import Path
 
+import long_tables
 import numpy as np
 import pandas as pd
 import pytest
 from problems import M_IN, N, problem
 
-from bci_adapt import diagnostics
+from bci_adapt import diagnostics, results
 from bci_adapt.cells.base import Network, cell
 from bci_adapt.credit.base import rule
 from bci_adapt.credit.immediate import Immediate
@@ -16,11 +19,12 @@ from bci_adapt.errors import InputError
 from bci_adapt.jobs.task_adapt import Search
 from bci_adapt.jobs.task_streams import Steps, features, frozen, lagged, method_learner, ridge, scores, squares
 from bci_adapt.online import run, start
-from bci_adapt.paper import planning, tables
+from bci_adapt.paper import planning, stored, tables
 from bci_adapt.paper.claims import Case, Claim, judge, judge_case, load_claims
 from bci_adapt.paper.config import FigureConfig, load
 from bci_adapt.paper.pages import markdown, marked
 from bci_adapt.paper.reproduce import plan
+from bci_adapt.recovery import recovery_oracle
 from bci_adapt.storage import cache_root
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "paper"
@@ -224,6 +228,30 @@ def test_gaps_take_the_best_of_each_optimiser():
     assert (row["adam"], row["sgd"], row["gap"]) == (pytest.approx(100), pytest.approx(80), pytest.approx(20))
 
 
+def test_stored_runs_are_read_newest_first_and_judged(tmp_path, monkeypatch):
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(tmp_path))
+    rows = long_tables.study(n_targets=5, n_seeds=1, metrics=("r2",))
+    folders = [tmp_path / "runs" / name for name in ("demo-00", "demo-11", "demo_other-22")]
+    for age, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        empty = [results.long_table([], kind) for kind in ("curves", "trajectories", "blocks")]
+        results.write_results(folder / "results.nc", rows, *empty, {})
+        os.utime(folder / "results.nc", (1000 + age, 1000 + age))
+    assert stored.newest(["demo", "wrist"]) == [folders[1]]
+    table = stored.read([folders[1]])
+    mine = table[(table["arm"] == "immediate_rmsprop") & (table["cell"] == "gru")].iloc[0]
+    wanted = next(
+        each for each in recovery_oracle(rows)[0]
+        if (each["arm"], each["cell"], each["variable"]) == ("immediate_rmsprop", "gru", "velocity")
+    )  # fmt: skip
+    assert (mine["run"], mine["recovery"]) == ("demo", pytest.approx(wanted["mean"]))
+    assert not table["arm"].str.startswith("canary").any()
+    asked = case(statistic="stored_recovery", run="demo", cell="gru", method="immediate_rmsprop", above=10.0)
+    assert judge(claim_of(asked), {"X": {"stored": table}}).verdict == "reproduced"
+    none = case(statistic="stored_recovery", run="wrist", cell="gru", method="immediate_rmsprop", above=10.0)
+    assert "no stored run 'wrist'" in judge(claim_of(none), {"X": {"stored": table}}).verdict
+
+
 # ------------------------------------------------------------------------------------------------ verdicts
 
 
@@ -422,3 +450,14 @@ def test_the_digest_of_a_figure_follows_its_config(tmp_path):
     (tmp_path / "other" / "methods.toml").write_text(TINY.replace("[0, 1]", "[0, 2]"), encoding="utf-8")
     assert first == same
     assert plan(tmp_path / "other", quick=False)["methods"].digest != first
+
+
+def test_the_pipeline_lays_rules_beside_floor_and_ceiling(capsys):
+    pipeline = runpy.run_path(str(CONFIGS.parents[1] / "pipelines" / "synthetic.py"))
+    made = pipeline["main"].__globals__
+    made["RULES"] = {"readout": {}, "immediate": {}, "window": {"steps": 8}}
+    errors = pipeline["main"]("sine", n_hidden=12, n_before=3000, n_after=1500)
+    assert list(errors) == ["before the change", "frozen", "readout", "immediate", "window"]
+    assert errors["before the change"] < 0.2 * errors["frozen"]
+    assert max(errors["immediate"], errors["window"]) < 0.5 * errors["frozen"]
+    assert "of the target's variance" in capsys.readouterr().out

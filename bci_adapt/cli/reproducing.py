@@ -20,9 +20,10 @@ def reproduce(
     quick: Annotated[
         bool, typer.Option("--quick", help="Tiny networks and few seeds, minutes in all: a check that it works.")
     ] = False,
-    output: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where figures and pages go.")] = Path(
-        "paper"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Where it goes: paper, or paper_quick, when not given."),
+    ] = None,
     configs: Annotated[Path, typer.Option(help="Folder of the figures' configs and of claims.toml.")] = Path(
         "configs/paper"
     ),
@@ -67,9 +68,10 @@ def reproduce(
     for folder in runs or ():
         if not (folder / "results.nc").is_file():
             raise InputError(f"--run {folder}: expected the folder of a finished run, with results.nc in it")
+    target = output or Path("paper_quick" if quick else "paper")
     with progress(quiet) as bar:
         say = teller(bar, "planning")
-        done = run(figures, configs, output, quick=quick, workers=workers, progress=Jobs(bar), say=say, runs=runs or ())
+        done = run(figures, configs, target, quick=quick, workers=workers, progress=Jobs(bar), say=say, runs=runs or ())
     if json_file is not None:
         counts = {"executed": done.outcome.executed, "reused": done.outcome.reused, "failed": len(done.failed)}
         write_json(json_file, {"claims": done.rows, "jobs": counts, "page": str(done.page)})

@@ -12,7 +12,7 @@ from bci_adapt.cells.base import Network, cell
 from bci_adapt.credit.base import rule
 from bci_adapt.diagnostics import jacobian_diagonals
 from bci_adapt.jobs.task_streams import Steps, features, frozen, lagged, ridge, scores, squares, streams
-from bci_adapt.optimizers import Schedule, optimizer
+from bci_adapt.optimizers import Schedule, optimizers
 from bci_adapt.pretraining import Pretraining, pretrain
 from bci_adapt.storage import atomic_path
 from bci_adapt.tasks.base import task as make_task
@@ -50,8 +50,8 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     tested = {"before": (W, C, x_still, y_still), "frozen": (W, C, stored["x"], stored["y"])}
     if parameters["oracle"]:
         # Changed from its first bin on; the bins that are scored lie behind those it is trained on.
-        changed = [part[:, before] for part in streams(task, seeds, steps.total, 0)]
-        oracle = _trained(network, *changed, training, untrained, seeds, task.label_delay)
+        x_other, y_other = (part[:, before] for part in streams(task, seeds, steps.total, 0))
+        oracle = _trained(network, x_other, y_other, training, untrained, seeds, task.label_delay)
         tested["oracle"] = (*oracle, stored["x"], stored["y"])
     for name, (W_of, C_of, x_of, y_of) in tested.items():
         error = squares(y_of, frozen(network, W_of, C_of, x_of))[:, steps.warm :]
@@ -68,7 +68,7 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     diagonals = [jacobian_diagonals(network, W[s], stored["x"][s, recent]) for s in range(len(seeds))]
     stored["lambda_star"] = [float(np.median(np.abs(each))) for each in diagonals]
     with atomic_path(out) as temporary, open(temporary, "wb") as handle:
-        np.savez(handle, **{name: np.asarray(value) for name, value in stored.items()})
+        np.savez(handle, **{name: np.asarray(value) for name, value in stored.items()})  # type: ignore[arg-type]
 
 
 def _trained(network: Network, x, y, training: dict[str, Any], initial, seeds, delay: int):
@@ -93,7 +93,7 @@ def _trained(network: Network, x, y, training: dict[str, Any], initial, seeds, d
     learner = online.Learner(
         network,
         rule(training["rule"], **training["rule_constants"]),
-        optimizer(training["optimizer"], learning_rate=training["learning_rate"], schedule=schedule),
+        optimizers()[training["optimizer"]](learning_rate=training["learning_rate"], schedule=schedule),
     )
     arrives = np.arange(x.shape[1]) + delay
     with np.errstate(over="ignore", invalid="ignore"):

@@ -352,7 +352,7 @@ def _rule_agreement(case: Case, tables: Mapping[str, Frame]) -> Value | str:
     table = tables["architectures"]
     if table.empty:
         return "no pair of optimisers was run"
-    rows = table[(table["task"] == case.task) & (table["rates"] == case.rates)]
+    rows = table[(table["task"] == case.task) & (table["rates"] == case.rates) & np.isfinite(table["low"])]
     if rows.empty:
         return f"no architecture was run on {case.task}"
     came_out = (rows["gap"] > 5) & (rows["low"] > 0)

@@ -28,7 +28,9 @@ def _decays(tables: Tables) -> Any:
     table = tables["methods"]
     if table.empty:
         return
-    shown = table[table["rule"].str.startswith("trace") & ~table["method"].str.contains("rate ")]
+    shown = table[
+        table["rule"].str.startswith("trace") & (table["method"] == table["rule"] + " + " + table["optimizer"])
+    ]
     places = {text: number for number, text in enumerate(dict.fromkeys(_by_decay(shown)["rule"]))}
     columns = list(dict.fromkeys(zip(shown["task"], shown["n_hidden"], strict=True)))
     kinds = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Run:
     entries: list[Entry]
     stored_runs: Sequence[Path] = ()
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return code_digest(self.entries, [self.path, self.path.with_name(CLAIMS)])
 
@@ -129,7 +130,8 @@ def reproduce(
     say("planning")
     jobs = [entry.job for name in asked for entry in planned[name].entries]
     outcome = execute(jobs, workers=workers, progress=progress)
-    complete = {name: run for name, run in planned.items() if run.complete}
+    # Of what was asked for a failed job costs its own rows only.
+    complete = {name: run for name, run in planned.items() if name in asked or run.complete}
     shown, of_figures = [], {}
     for name, run in complete.items():
         say(f"drawing {name}")
