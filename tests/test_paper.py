@@ -321,6 +321,11 @@ def test_a_case_that_was_not_tested_is_none_that_holds():
     assert judge(claim_of(*cases), of_runs(runs_of(last=SPREAD))).verdict == "only under (here)"
 
 
+def test_a_rate_at_the_edge_of_those_tried_is_told():
+    ours = [judge(claim_of(case(above=1.0)), of_runs(runs_of(last=SPREAD, interior=i))).ours for i in (True, False)]
+    assert ["edge" in text for text in ours] == [False, True]
+
+
 def test_what_was_not_run_is_not_judged():
     row = judge(claim_of(case(above=1.0)), {})
     assert row.verdict == "not tested here (figure X has not been run)"

@@ -97,7 +97,9 @@ class Value(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """A case and how it came out: ``holds``, ``fails``, ``open`` or ``missing``; `needs` runs would decide."""
+    """A case and how it came out: ``holds``, ``fails``, ``open`` or ``missing``; `needs` runs would decide. `why`
+    something is missing, or what else the reader must know.
+    """
 
     case: Case
     outcome: str
@@ -184,8 +186,9 @@ def judge_case(case: Case, claim: Claim, tables: Tables) -> Judged:
     if isinstance(found, str):
         return Judged(case, "missing", None, math.nan, found)
     value, sd = found.interval, float(np.std(found.values, ddof=1)) if len(found.values) > 1 else math.nan
+    edge = _at_edge(case, tables[figure])
     if case.within is not None:
-        return _equivalent(case, found, sd)
+        return _equivalent(case, found, sd, edge)
     threshold = case.above if case.above is not None else case.below
     assert threshold is not None
     low, high = (value.low, value.high) if math.isfinite(value.low) else (math.nan, math.nan)
@@ -194,10 +197,19 @@ def judge_case(case: Case, claim: Claim, tables: Tables) -> Judged:
     )
     outcome = "holds" if beyond else "fails" if short else "open"
     needs = days_needed(sd, effect=value.mean - threshold) if outcome == "open" and sd > 0 else math.nan
-    return Judged(case, outcome, value, needs)
+    return Judged(case, outcome, value, needs, edge)
 
 
-def _equivalent(case: Case, found: Value, sd: float) -> Judged:
+def _at_edge(case: Case, tables: Mapping[str, Frame]) -> str:
+    """Which of a case's methods had its best rate at the edge of those tried: its optimum is not known."""
+    if case.rates != "tuned":
+        return ""
+    both = [(name, _rows(case, tables, name)) for name in (case.method, case.other) if name and "runs" in tables]
+    names = [name for name, rows in both if not isinstance(rows, str) and not rows["interior"].astype(bool).all()]
+    return f"best rate at the edge of those tried: {', '.join(names)}" if names else ""
+
+
+def _equivalent(case: Case, found: Value, sd: float, edge: str) -> Judged:
     """TOST: holds when the 90 % interval lies inside ± the margin, fails when it lies wholly outside."""
     assert case.within is not None
     tested = equivalence(found.values, case.within)
@@ -207,7 +219,7 @@ def _equivalent(case: Case, found: Value, sd: float) -> Judged:
     else:
         outside = inner.low > case.within or inner.high < -case.within
         outcome = "fails" if outside else "open"
-    return Judged(case, outcome, inner, days_needed(sd, margin=case.within) if sd > 0 else math.nan)
+    return Judged(case, outcome, inner, days_needed(sd, margin=case.within) if sd > 0 else math.nan, edge)
 
 
 def _words(judged: Judged, unit: str) -> str:
@@ -220,7 +232,8 @@ def _words(judged: Judged, unit: str) -> str:
         text = f"{_number(mean)}{unit} (counted)"
     else:
         text = f"{_number(mean)}{unit} [{_number(low)}, {_number(high)}], n = {n}"
-    return f"{judged.case.when}: {text}; wanted {judged.case.wanted}"
+    edge = f" ({judged.why})" if judged.why else ""
+    return f"{judged.case.when}: {text}; wanted {judged.case.wanted}{edge}"
 
 
 def _number(value: float) -> str:
