@@ -108,7 +108,7 @@ def test_continual(tmp_path, pipelines, capsys):
 
 def test_pipelines_are_short_enough_to_copy(pipelines):
     lengths = {path.name: len(path.read_text().splitlines()) for path in pipelines.glob("*.py")}
-    assert set(lengths) == {"continual.py", "cross_session.py", "fetch_and_prepare.py"}
+    assert {"continual.py", "cross_session.py", "fetch_and_prepare.py", "synthetic.py"} <= set(lengths)
     assert max(lengths.values()) <= 60
 
 
