@@ -17,8 +17,9 @@ from bci_adapt.engine import Job
 from bci_adapt.errors import InputError
 from bci_adapt.experiment import open_source, prepare_sessions, run_experiment
 from bci_adapt.jobs import adapt, pretrain, score
+from bci_adapt.jobs.arrays import session_arrays
 from bci_adapt.optimizers import optimizers
-from bci_adapt.pairs import Pair, choose_pairs, meet, require_source, unscorable
+from bci_adapt.pairs import Pair, choose_pairs, meet, require_source, unscorable, unusable_halves
 from bci_adapt.planning import Builder, Foreign, prepare_job
 from bci_adapt.prepare import prepare
 from bci_adapt.report import judged
@@ -389,6 +390,20 @@ def test_a_target_without_held_out_movement_is_unscorable(tiny, tmp_path):
     unseen["valid"][1500:] = False
     assert "15.0 s of usable velocity labels" in unscorable(unseen, config)
     assert "held" in unscorable(session.isel(time=slice(0, 1400)), config)
+    inside = session_arrays(session, "velocity").in_trial
+    rests = session.copy(deep=True)
+    rests["velocity"][1200:] *= np.where(inside[1200:], 0.2, 1.0)[:, None]
+    rests["velocity"][:1200] *= np.where(inside[:1200], 1.0, 5.0)[:, None]
+    assert "tenth" in unscorable(rests, config, in_trial=True)
+    moves = session.copy(deep=True)
+    moves["velocity"][1200:] *= np.where(inside[1200:], 1.0, 0.0)[:, None]
+    between = np.flatnonzero(~inside[:1200])
+    moves["velocity"][between] = 500.0 * (-1.0) ** np.arange(len(between))[:, None]
+    assert "tenth" in unscorable(moves, config)
+    assert unscorable(moves, config, in_trial=True) == "", "bins between trials are not scored"
+    assert unusable_halves(session, config) == ""
+    masked["velocity_valid"][:1200] = False
+    assert "usable velocity labels" in unusable_halves(masked, config)
     short = load_config(tiny, ["stream_s=100", "min_held_out_s=61"])  # of 120 s half at most are the stream
     assert "60.0 s of usable velocity labels are held out, at least 61 s" in unscorable(session, short)
 
@@ -988,3 +1003,30 @@ def test_one_network_is_carried_through_all_earlier_days(cache, tmp_path, monkey
     assert set(rows["source"]) == {f"{days[0]}+{days[1]}", f"{days[0]}+{days[1]}+{days[2]}"}
     assert done.manifest["unfit"] == []
     assert Pair(("a", "b", "c", "d", "e"), "f").source == "a+3 more+e"
+
+
+def test_a_decoder_of_ones_own_depends_on_the_files_beside_it_that_it_imports(tmp_path):
+    (tmp_path / "mine.py").write_text("import numpy\nfrom helpers.inner import gain\nimport parts\n" + OWN)
+    (tmp_path / "parts.py").write_text("import more\n")
+    (tmp_path / "more.py").write_text("import parts\n")
+    (tmp_path / "unrelated.py").write_text("")
+    (tmp_path / "helpers").mkdir()
+    (tmp_path / "helpers" / "inner.py").write_text("gain = 1.0\n")
+    found = Foreign(tmp_path / "mine.py", "Mine").code()
+    assert found["code"] == tmp_path / "mine.py"
+    assert {path.name for path in found.values()} == {"mine.py", "inner.py", "parts.py", "more.py"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("primary.arm=window4_rmsprob", "primary.arm: unknown arm"),
+        ("primary.against=rsl", "primary.against: unknown arm 'rsl'"),
+        ("primary.cell=lstm", "primary.cell: 'lstm' is not among network.cells"),
+    ],
+)
+def test_a_declared_comparison_names_arms_of_the_run(tiny, setting, message):
+    settings = ["primary.arm=immediate_rmsprop", "primary.against=rls", "primary.cell=tanh", "primary.against_cell="]
+    assert load_config(tiny, settings).primary.cell == "tanh"
+    with pytest.raises(InputError, match=message):
+        load_config(tiny, [*settings, setting])

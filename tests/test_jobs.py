@@ -19,7 +19,7 @@ from bci_adapt.engine import Job
 from bci_adapt.errors import InputError
 from bci_adapt.jobs import adapt, cost, drift, foreign, halve, pretrain
 from bci_adapt.jobs.arrays import load_arrays, permuted_channels, permuted_in_time, session_arrays, shifted_in_time
-from bci_adapt.jobs.labels import intended, shown, smoothed
+from bci_adapt.jobs.labels import bins_of_trials, intended, shown, smoothed
 from bci_adapt.pairs import Pair
 from bci_adapt.planning import Builder, Foreign, Labels
 from bci_adapt.sessions import write_session
@@ -273,6 +273,14 @@ def test_labels_of_a_smaller_share_are_among_those_of_a_larger_one():
         assert np.isnan(found[n:]).all()
     both = shown(y, BIN_S, 0.3, 300.0, 0)
     assert np.array_equal(both[:6000], shown(y, BIN_S, 0.3, None, 0)[:6000], equal_nan=True)
+
+
+def test_bins_of_the_first_trials_are_those_up_to_the_end_of_the_last_of_them():
+    in_trial = np.array([0, 1, 1, 0, 0, 1, 1, 1, 0, 1], bool)
+    trial_end = np.array([3, 3, 3, 3, 8, 8, 8, 8, 8, 10])  # the third trial does not end
+    wanted = {1: 4, 2: 9, 3: 10, 4: 10}
+    assert {n: bins_of_trials(n, in_trial, trial_end) for n in wanted} == wanted
+    assert bins_of_trials(2, None, trial_end) == 10, "a session without trials has no limit"
 
 
 def test_intention_points_at_the_target_as_fast_as_the_hand_moved(bench):

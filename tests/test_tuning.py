@@ -58,6 +58,27 @@ def test_two_parameters_are_searched_one_after_the_other():
     assert found.best == {"rate": 1.0, "penalty": 4.0}
 
 
+def test_the_optimum_without_a_target_is_interior_too():
+    """What a target is run with is chosen without it: its rivals' optimum must not be the edge of what was tried."""
+    near, far = peak(rate=1.0), peak(rate=16.0)
+    found = search(
+        lambda setting, target: (near if target == "a" else far)(setting, target), {"rate": 4.0}, {"rate": 2}
+    )
+    for target, best in (("b", 1.0), ("a", 16.0)):
+        chosen = choose([point for point in found.points if point["target"] != target])
+        assert (chosen.parameters["rate"], chosen.interior) == (best, True)
+    assert len(search(near, {"rate": 4.0}, {"rate": 2}).points) < len(found.points)
+
+
+def test_the_first_parameter_is_searched_again_where_the_others_moved():
+    def ridge(setting, target):
+        rate, ratio = np.log(setting["rate"]), np.log(setting["ratio"])
+        return -((rate + 0.5 * ratio) ** 2) - (ratio - np.log(4.0)) ** 2
+
+    found = search(ridge, {"rate": 1.0, "ratio": 1.0}, {"rate": 2.0, "ratio": 2.0})
+    assert found.best == {"rate": 0.5, "ratio": 4.0}
+
+
 def test_whole_numbers_stay_whole_and_end_at_their_least():
     found = search(lambda setting, target: -setting["n_lags"], {"n_lags": 3}, {"n_lags": 1.5})
     tried = [point["parameters"]["n_lags"] for point in found.points]
