@@ -386,6 +386,33 @@ def _memory_ratio(case: Case, tables: Mapping[str, Frame]) -> Value | str:
     return Value(Interval(ratio, ratio, ratio, 1), np.zeros(0))
 
 
+def _stream_loss(case: Case, tables: Mapping[str, Frame]) -> Value | str:
+    """Prequential loss of `method` on a stream over seeds: nats, or a share of the last value's squared error."""
+    rows = _stream_rows(case, tables, case.method)
+    return rows if isinstance(rows, str) else _of(rows)
+
+
+def _stream_loss_difference(case: Case, tables: Mapping[str, Frame]) -> Value | str:
+    """Prequential loss of `method` less that of `other`, paired by seed."""
+    both = [_stream_rows(case, tables, name) for name in (case.method, case.other)]
+    for each in both:
+        if isinstance(each, str):
+            return each
+    return _of((both[0] - both[1]).dropna())
+
+
+def _stream_rows(case: Case, tables: Mapping[str, Frame], method: str) -> Frame | str:
+    table = tables["streams"]
+    if table.empty:
+        return "no stream was run"
+    keep = (table["task"] == case.task) & (table["cell"] == case.cell) & (table["method"] == method)
+    rows = table[keep & ((table["rates"] == case.rates) | (table["kind"] == "rival"))]  # a rival has one rate
+    if rows.empty:
+        return f"{method} on {case.task} at its {case.rates} rate has not been run"
+    rows = _at_size(rows, case.n_hidden)
+    return rows[~rows["failed"].astype(bool)].set_index("seed")["loss"].astype(float)
+
+
 def _stored_recovery(case: Case, tables: Mapping[str, Frame]) -> Value | str:
     """recovery_oracle in percent of the arm `method` of the stored run `run`."""
     table = tables["stored"]
@@ -417,5 +444,7 @@ STATISTICS: dict[str, Callable[[Case, Mapping[str, Frame]], Value | str]] = {
     "gap": _gap,
     "rule_agreement": _rule_agreement,
     "memory_ratio": _memory_ratio,
+    "stream_loss": _stream_loss,
+    "stream_loss_difference": _stream_loss_difference,
     "stored_recovery": _stored_recovery,
 }

@@ -17,6 +17,7 @@ from bci_adapt.config import Count, Positive, Seeds, Unlike
 from bci_adapt.credit.base import rules
 from bci_adapt.errors import InputError
 from bci_adapt.optimizers import GROUPS, optimizers
+from bci_adapt.streams.base import Stream, stream
 from bci_adapt.tasks.base import Task, task
 
 STAR = "star"  # a trace's decay that is the median |D_ii| of the trained networks
@@ -106,6 +107,40 @@ class TaskSection(_Constants):
         return self.label or self.name
 
 
+class StreamSection(_Constants):
+    """A stream with its constants, learned from the first bin on with labels each of `delays` bins late.
+
+    The `earlier` bins at its beginning choose rates; the `n_bins` that follow are scored, untrained networks again.
+    """
+
+    name: str
+    label: str = ""
+    earlier: Count
+    n_bins: Count
+    delays: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), Unlike] = (0,)
+    n_hidden: Sizes | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> StreamSection:
+        self.made()
+        return self
+
+    def made(self) -> Stream:
+        return stream(self.name, **self.__pydantic_extra__)
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__)
+
+    @property
+    def text(self) -> str:
+        return self.label or self.name
+
+    def late(self, delay: int) -> str:
+        """What it is called with labels so many bins late."""
+        return f"{self.text}, {delay} late" if delay else self.text
+
+
 class MethodSection(_Constants):
     """Ways of learning: every rule with every optimiser listed, and with every value of a constant that is a list.
 
@@ -117,7 +152,7 @@ class MethodSection(_Constants):
     rate : takes the place of the figure's shared rate.
     precision : ``float32`` keeps weights, states, traces and second moments in float32 between bins; the arithmetic
         inside a bin stays float64, so that only what storage loses is seen.
-    tasks, cells, largest : labels of tasks, cells, and the most hidden units, that it is run on.
+    tasks, cells, largest : labels of tasks or streams, cells, and the most hidden units, that it is run on.
     """
 
     rule: str | tuple[str, ...]
@@ -266,6 +301,7 @@ class FigureConfig(_Section):
     tuning: TuningSection = TuningSection()
     shared_rates: dict[str, Positive] = Field(default_factory=dict)
     tasks: tuple[TaskSection, ...] = ()
+    streams: tuple[StreamSection, ...] = ()
     methods: tuple[MethodSection, ...] = ()
     gradients: GradientsSection | None = None
     memory: MemorySection | None = None
@@ -277,7 +313,7 @@ class FigureConfig(_Section):
             cell(name)
         if set(self.seeds) & set(self.tuning_seeds):
             raise ValueError("seeds and tuning_seeds must be disjoint: rates are not chosen on what they are scored on")
-        labels = [each.text for each in self.tasks]
+        labels = [each.text for each in (*self.tasks, *self.streams)]
         names = [method.label for method in self.every_method()]
         for what, given in (("tasks", labels), ("methods", names)):
             if twice := [each for each in dict.fromkeys(given) if given.count(each) > 1]:

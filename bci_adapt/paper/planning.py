@@ -12,8 +12,9 @@ from typing import Any
 from bci_adapt.cells.base import Network, cell
 from bci_adapt.credit.base import rule, rules
 from bci_adapt.engine import Job
-from bci_adapt.paper.config import STAR, FigureConfig, Method, TaskSection
+from bci_adapt.paper.config import STAR, FigureConfig, Method, StreamSection, TaskSection
 from bci_adapt.storage import file_digest
+from bci_adapt.streams.rivals import all_rivals
 from bci_adapt.tasks.base import tasks
 
 FOLDER = "paper"
@@ -28,7 +29,7 @@ _NS_PER_WEIGHT, _NS_PER_MEMORY = 1.2, 0.25  # of one bin: rough, for the order o
 class Entry:
     """A job and what it is about; `method` is empty for what learns nothing."""
 
-    kind: str  # networks, adapt, gradients or memory
+    kind: str  # networks, adapt, gradients, memory, stream or rival
     task: str
     cell: str
     n_hidden: int
@@ -56,7 +57,7 @@ def entries(config: FigureConfig) -> list[Entry]:
                 if config.gradients is not None:
                     job = _gradients(config, section, cell_name, n_hidden, networks)
                     found.append(Entry("gradients", section.text, cell_name, n_hidden, "", job))
-    return found + _memory(config)
+    return found + _streams(config) + _memory(config)
 
 
 def _columns(method: Method) -> dict[str, Any]:
@@ -214,6 +215,83 @@ def _memory(config: FigureConfig) -> list[Entry]:
             )
             found.append(Entry("memory", "", config.cells[0], n_hidden, method.label, job, _columns(method)))
     return found
+
+
+def _streams(config: FigureConfig) -> list[Entry]:
+    found = []
+    for section in config.streams:
+        for delay in section.delays:
+            for cell_name in config.cells:
+                for n_hidden in section.n_hidden or config.n_hidden:
+                    where = section.late(delay), cell_name, n_hidden
+                    for method in config.every_method():
+                        if method.runs_on(section.text, cell_name, n_hidden):
+                            job = _learned(config, section, delay, cell_name, n_hidden, method)
+                            found.append(Entry("stream", *where, method.label, job, _columns(method)))
+                    for name in all_rivals(section.made(), cell_name, n_hidden, delay):
+                        job = _rival(config, section, delay, cell_name, n_hidden, name)
+                        found.append(Entry("rival", *where, name, job, dict.fromkeys(("rule", "optimizer"), "")))
+    return found
+
+
+def _stream_parameters(
+    config: FigureConfig, section: StreamSection, delay: int, cell_name: str, n_hidden: int
+) -> dict[str, Any]:
+    return {
+        "stream": {"name": section.name, "constants": section.constants}, "origin": section.made().origin(),
+        "delay": delay, "earlier": section.earlier, "n_bins": section.n_bins, "cell": cell_name, "n_hidden": n_hidden,
+        "seeds": config.seeds, "tuning_seeds": config.tuning_seeds,
+    }  # fmt: skip
+
+
+def _learned(
+    config: FigureConfig, section: StreamSection, delay: int, cell_name: str, n_hidden: int, method: Method
+) -> Job:
+    loss = section.made().loss
+    parts = cell_name, method.rule, method.optimizer
+    clips = method.optimizer_constants.get("clip", 0.0) > 0.0
+    compiled = Job(
+        kind="compile",
+        function="bci_adapt.jobs.stream_compile:run",
+        stem=f"loop_{'_'.join(parts)}_{loss}{'_clipped' * clips}",
+        folder="results",
+        suffix=".json",
+        parameters=dict(zip(("cell", "rule", "optimizer"), parts, strict=True)) | {"loss": loss, "clips": clips},
+        modules=_modules(cell_name, method.rule),
+        label=f"compile {', '.join(parts)}, {loss}",
+        cost=8.0,
+    )
+    credit, network = rule(method.rule, **method.rule_constants), Network(cell(cell_name), 10, n_hidden, 10)
+    per_bin = _NS_PER_WEIGHT * network.n_parameters * (1 + credit.history)
+    per_bin += _NS_PER_MEMORY * math.prod(credit.memory_shape(network)) * (n_hidden if method.rule == "rtrl" else 1)
+    n_runs = config.tuning.max_points * len(config.tuning_seeds), 2 * len(config.seeds)
+    return Job(
+        kind="stream",
+        function="bci_adapt.jobs.stream_learn:run",
+        stem=f"{section.late(delay)}_{cell_name}_{n_hidden}_{method.label}",
+        folder=FOLDER,
+        suffix=".json",
+        parameters=_stream_parameters(config, section, delay, cell_name, n_hidden)
+        | {"method": method.parameters(), "shared_rate": config.shared_rate(method), **config.tuning.model_dump()},
+        inputs={"kernel": compiled},
+        modules=(*_modules(cell_name, method.rule), type(section.made()).__module__),
+        label=f"{section.late(delay)}, {cell_name} n={n_hidden}: {method.label}",
+        cost=0.3 + 1e-9 * per_bin * (section.earlier * n_runs[0] + section.n_bins * n_runs[1]),
+    )
+
+
+def _rival(config: FigureConfig, section: StreamSection, delay: int, cell_name: str, n_hidden: int, name: str) -> Job:
+    return Job(
+        kind="rival",
+        function="bci_adapt.jobs.stream_learn:rival",
+        stem=f"{section.late(delay)}_{cell_name}_{n_hidden}_{name}",
+        folder=FOLDER,
+        suffix=".json",
+        parameters=_stream_parameters(config, section, delay, cell_name, n_hidden) | {"rival": name},
+        modules=(cell(cell_name).make.__module__, type(section.made()).__module__),
+        label=f"{section.late(delay)}: {name}",
+        cost=0.3 + 1e-4 * section.n_bins * len(config.seeds),
+    )
 
 
 def code_digest(found: Sequence[Entry], files: Sequence[Path]) -> str:

@@ -68,6 +68,7 @@ class Run:
         found["methods"] = tables.methods(found["runs"])
         found["gaps"] = tables.best_gaps(found["runs"]) if not found["runs"].empty else found["runs"]
         found["architectures"] = tables.architectures(found)
+        found["contests"] = tables.contests(found["streams"])
         found["stored"] = stored.read(self.stored_runs)
         return found
 
@@ -209,10 +210,15 @@ def _page_tables(name: str, found: Mapping[str, Frame]) -> dict[str, Frame]:
         caption = "The networks, a row per seed: what they lost, and what they were worth before (a weak denominator?)."
         shown[caption] = found["networks"][_of(found["networks"], _NETWORK)]
     shown["Bytes."] = found["memory"]
+    shown[_CONTESTS] = found["contests"]
     shown["Stored runs: held-out R² and recovery towards the retrained network, in percent."] = found["stored"]
     return {caption: table for caption, table in shown.items() if not table.empty}
 
 
+_CONTESTS = (
+    "Streams, the best first: prequential loss of the whole part that is scored (nats per bin; of time series the mean "
+    "squared error over that of the last value), of its second half, and accuracy. Means over seeds that did not fail."
+)
 _WORDS = (
     "last: the end of the adaptation, predicted before learning; held out: later bins, weights frozen; reservoir: "
     "ridge on the untrained network; linear: ridge on ten lags of the input. n refused: seeds with nothing to recover; "

@@ -42,14 +42,15 @@ class Found(Protocol):
 
 
 def read(entries: Sequence[Found], seeds: Sequence[int]) -> dict[str, Frame]:
-    """Tables of the results that are there: ``runs``, ``networks``, ``rates`` tried, ``gradients``, ``memory``.
+    """Tables of the results that are there: ``runs``, ``networks``, ``rates`` tried, ``gradients``, ``memory``,
+    ``streams``.
 
     ``runs`` has a row per method, kind of rate (``tuned`` or ``shared``) and seed: the errors of the adapted network
     (``last``, ``area``, ``held_out``) beside those of the same network before, frozen and of the oracle
     (``last_before`` …), all in variances of the target. ``usable`` is whether the frozen network lost enough.
     """
     tables: dict[str, list[dict[str, Any]]] = {
-        name: [] for name in ("runs", "networks", "rates", "gradients", "memory")
+        name: [] for name in ("runs", "networks", "rates", "gradients", "memory", "streams")
     }
     beside: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for entry in entries:
@@ -67,6 +68,8 @@ def read(entries: Sequence[Found], seeds: Sequence[int]) -> dict[str, Frame]:
             tables["gradients"] += [where | {"seed": s} | row for s, row in zip(seeds, stored["seeds"], strict=True)]
         elif entry.kind == "memory":
             tables["memory"].append(named | stored)
+        elif entry.kind in ("stream", "rival"):
+            tables["streams"] += _learned(entry, named, stored, seeds)
         else:
             tables["runs"] += _runs(named, stored, beside.get(key, []))
             tables["rates"] += [
@@ -103,6 +106,36 @@ def _runs(named: dict[str, Any], stored: dict[str, Any], networks: list[dict[str
             row |= {f"held_out_{arm}": network[f"{arm}_held_out"] for arm in ("reservoir", "linear")}
             rows.append(row)
     return rows
+
+
+def _learned(entry: Found, named: dict[str, Any], stored: dict[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    rows = []
+    for rates in ("tuned", "shared"):
+        found = stored[rates]
+        for s, seed in enumerate(seeds if found is not None else ()):
+            row = named | {"kind": entry.kind, "rates": rates, "seed": seed, "rate": found["rate"]}
+            row |= {"interior": stored["interior"] if rates == "tuned" else None}
+            row |= {name: found[name][s] for name in ("loss", "late", "accuracy", "failed")}
+            rows.append(row | {"us_per_bin": found["us_per_bin"]})
+    return rows
+
+
+def contests(streams: Frame) -> Frame:
+    """A row per stream, cell, size, contender and kind of rate, best first: mean loss over seeds that did not fail, its
+    standard deviation, loss of the second half, accuracy, and ``n_failed`` beside ``n_seeds``.
+    """
+    rows = []
+    for key, group in streams.groupby([*GROUP, "kind"], sort=False) if not streams.empty else ():
+        fine, first = group[~group["failed"].astype(bool)], group.iloc[0]
+        row = dict(zip((*GROUP, "kind"), key, strict=True)) | {name: first[name] for name in ("rate", "interior")}
+        row |= {"n_seeds": len(group), "n_failed": len(group) - len(fine)}
+        row |= {name: fine[name].mean() for name in ("loss", "late", "accuracy")}
+        rows.append(row | {"loss_sd": fine["loss"].std(ddof=1), "us_per_bin": first["us_per_bin"]})
+    table = pd.DataFrame(rows)
+    if table.empty:
+        return table
+    order = {name: number for number, name in enumerate(dict.fromkeys(table["task"]))}
+    return table.sort_values(["task", "loss"], key=lambda c: c.map(order) if c.name == "task" else c, ignore_index=True)
 
 
 def _mean(values: Sequence[float | None]) -> float:
