@@ -78,6 +78,9 @@ SMALL = {"figure": "X", "title": "x", "tasks": [{"name": "sine"}], "methods": [{
         ({"methods": [{"rule": "immediate", "tasks": ["recall"]}]}, "no task is called 'recall'"),
         ({"methods": [{"rule": "immediate"}] * 2}, "two methods are called 'immediate \\+ rmsprop'"),
         ({"seeds": [0, 1], "tuning_seeds": [1]}, "must be disjoint"),
+        ({"streams": [{"name": "see", "earlier": 1, "n_bins": 9}]}, "did you mean 'sea'"),
+        ({"streams": [{"name": "sea", "earlier": 1, "n_bins": 9, "noisy": 1}]}, "no constant 'noisy'"),
+        ({"streams": [{"name": "sine", "earlier": 1, "n_bins": 9}]}, "unknown stream 'sine'"),
         ({"steps": {"adapt": 100, "score": 200}}, "must not exceed"),
         ({"colour": "red"}, "colour"),
     ],
@@ -89,6 +92,13 @@ def test_a_config_that_makes_no_sense_is_refused(change, message, tmp_path):
     path.write_text(to_toml({**SMALL, **change}), encoding="utf-8")
     with pytest.raises(InputError, match=message):
         load(path)
+
+
+@pytest.mark.parametrize("keys", [{"precision": "float32"}, {"drift": False}, {"rule": "trace", "decay": "star"}])
+def test_what_streams_do_not_know_is_refused(keys):
+    streams = [{"name": "sea", "earlier": 1, "n_bins": 9}]
+    with pytest.raises(ValueError, match="streams know no float32"):
+        FigureConfig.model_validate(SMALL | {"streams": streams, "methods": [{"rule": "immediate"} | keys]})
 
 
 def test_constants_that_are_lists_are_swept_and_named():
@@ -314,6 +324,30 @@ def test_verdicts_follow_from_the_cases(thresholds, verdict):
     row = judge(claim_of(*cases), of_runs(runs_of(last=SPREAD)))
     assert row.verdict.startswith(verdict)
     assert "98.0 [" in row.ours
+
+
+def streamed(method, losses, kind="stream", failed=False):
+    row = {"task": "sea", "cell": "tanh", "n_hidden": 8, "method": method, "kind": kind, "rates": "tuned"}
+    return pd.DataFrame([row | {"seed": s, "loss": v, "failed": failed} for s, v in enumerate(losses)])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "outcome"),
+    [
+        ({"statistic": "stream_loss", "below": 0.6}, "holds"),
+        ({"statistic": "stream_loss", "below": 0.4}, "fails"),
+        ({"statistic": "stream_loss", "below": 0.4, "rates": "shared"}, "missing"),
+        ({"statistic": "stream_loss_difference", "other": "tree", "below": 0.0}, "holds"),
+        ({"statistic": "stream_loss_difference", "other": "tree", "below": -0.2}, "fails"),
+        ({"statistic": "stream_loss_difference", "other": "forest", "below": 0.0}, "missing"),
+        ({"statistic": "stream_loss_difference", "other": "lost", "below": 0.0}, "missing"),
+    ],
+)
+def test_losses_on_a_stream_are_judged_paired_by_seed(wanted, outcome):
+    rows = streamed("immediate + rmsprop", (0.50, 0.51, 0.52)), streamed("tree", (0.60, 0.611, 0.619), "rival")
+    table = pd.concat([*rows, streamed("lost", (9.0, 9.0, 9.0), failed=True)])
+    asked = case(task="sea", **wanted)
+    assert judge_case(asked, claim_of(asked), {"X": {"streams": table}}).outcome == outcome
 
 
 def test_a_case_that_was_not_tested_is_none_that_holds():

@@ -106,6 +106,13 @@ def test_continual(tmp_path, pipelines, capsys):
         pipeline.main(files, pretrain=3)
 
 
+def test_streaming(pipelines, capsys):
+    losses = imported(pipelines / "streaming.py").main("sunspots", n_hidden=8)
+    assert losses["last value"] == 1.0
+    assert losses["linear, recursive least squares"] < losses["seasonal last value"]
+    assert "network, immediate" in capsys.readouterr().out
+
+
 def test_pipelines_are_short_enough_to_copy(pipelines):
     lengths = {path.name: len(path.read_text().splitlines()) for path in pipelines.glob("*.py")}
     assert {"continual.py", "cross_session.py", "fetch_and_prepare.py", "synthetic.py"} <= set(lengths)

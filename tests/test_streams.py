@@ -1,12 +1,17 @@
 """Streams are what they say, rivals are what their fields mean by them, and nobody sees a label before its time."""
 
+import json
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from bci_adapt.errors import InputError
+from bci_adapt.jobs import stream_learn
 from bci_adapt.jobs.stream_learn import network_predictions, rival_predictions
 from bci_adapt.paper.planning import LOOKER
 from bci_adapt.paper.tables import contests
+from bci_adapt.storage import cache_root
 from bci_adapt.streams import base
 from bci_adapt.streams.base import FAILED, MIXED, Made, prequential, running_z, scored, softmax, stream, streams
 from bci_adapt.streams.characters import ALPHABET, encoded, reduced
@@ -66,14 +71,22 @@ def test_no_network_sees_a_label_before_its_time(loss, delay):
     y = np.eye(3)[rng.integers(0, 3, 50)] if loss == "cross_entropy" else rng.standard_normal((50, 3))
     order = np.concatenate([np.arange(cut), np.roll(np.arange(cut, 50), 7)])
     told, after = (
-        network_predictions(loss, [Made(x, each, {})], [0], PARAMETERS | {"delay": delay}, 0.01)[0]
-        for each in (y, y[order])
+        network_predictions(loss, Made(x, each, {}), 0, PARAMETERS | {"delay": delay}, 0.01) for each in (y, y[order])
     )
     known = cut + delay + 1
     assert np.array_equal(told[:known], after[:known])
     assert not np.array_equal(told[known:], after[known:])
     if loss == "cross_entropy":
         np.testing.assert_allclose(told.sum(axis=1), 1.0)
+
+
+def test_a_network_learns_the_same_in_chunks(monkeypatch):
+    x = np.random.default_rng(0).standard_normal((50, 2))
+    told = []
+    for length in (10_000, 7):
+        monkeypatch.setattr(stream_learn, "_CHUNK", length)
+        told.append(network_predictions("squared", Made(x, x[:, :1], {}), 0, PARAMETERS | {"delay": 3}, 0.01))
+    assert np.array_equal(*told)
 
 
 def test_the_alphabet_is_what_its_rule_says():
@@ -95,10 +108,10 @@ def test_sea_concepts_are_thresholds_that_come_in_turn():
 
 
 def test_agrawals_rule_is_replaced():
-    """Rule 0 asks for the age alone: a third of the ages in the middle are refused, and no longer after the change."""
+    """Rule 0 asks for the age alone: all but the middle third of ages are class 1, no longer after the change."""
     rows = list(stream("agrawal", period=400, perturbation=0.0).rows(800, seed=0))
     wrong = [
-        [(label == 0) != (f["age"] < 40 or f["age"] >= 60) for f, label in part] for part in (rows[:400], rows[400:])
+        [(label == 1) != (f["age"] < 40 or f["age"] >= 60) for f, label in part] for part in (rows[:400], rows[400:])
     ]
     assert not any(wrong[0])
     assert sum(wrong[1]) > 40
@@ -235,8 +248,6 @@ def test_softmax_and_running_z():
 
 
 def test_contenders_stand_best_first_and_failures_are_counted():
-    import pandas as pd
-
     row = {"task": "sea", "cell": "tanh", "n_hidden": 4, "kind": "stream", "rates": "tuned", "rate": 0.1}
     row |= {"interior": True, "late": 0.1, "accuracy": 0.9, "us_per_bin": 1.0}
     losses = [("a", 0.5, False), ("a", 0.7, False), ("b", 0.2, False), ("b", np.nan, True)]
@@ -244,3 +255,63 @@ def test_contenders_stand_best_first_and_failures_are_counted():
     assert table["method"].tolist() == ["b", "a"]
     assert table["loss"].tolist() == [0.2, pytest.approx(0.6)]
     assert table[["n_seeds", "n_failed"]].to_numpy().tolist() == [[2, 1], [2, 0]]
+
+
+# ------------------------------------------------------------------------------------------------ one figure
+
+
+TINY = """
+figure = "streams"
+title = "tiny"
+seeds = [0, 1]
+tuning_seeds = [100]
+n_hidden = [4]
+shared_rates = { rmsprop = 1e-3 }
+tuning = { max_points = 3 }
+streams = [{ name = "sunspots", earlier = 60, n_bins = 80, delays = [0, 2] }]
+methods = [{ rule = "immediate" }]
+"""
+CLAIMS = """
+[[claims]]
+id = "lags"
+claim = "networks do better than lags"
+paper = "—"
+figure = "streams"
+[[claims.cases]]
+when = "next year"
+statistic = "stream_loss_difference"
+task = "sunspots"
+method = "immediate + rmsprop"
+other = "linear, recursive least squares"
+below = 0.0
+"""
+
+
+def test_a_tiny_figure_is_run_drawn_and_judged(call, tmp_path, monkeypatch):
+    kernels, cache = cache_root() / "kernels", tmp_path / "cache"
+    kernels.mkdir(parents=True, exist_ok=True)
+    cache.mkdir()
+    (cache / "kernels").symlink_to(kernels)  # named by their sources: nothing need be compiled twice
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(cache))
+    (tmp_path / "streams.toml").write_text(TINY, encoding="utf-8")
+    (tmp_path / "claims.toml").write_text(CLAIMS, encoding="utf-8")
+    out = tmp_path / "out"
+    arguments = ("reproduce", "streams", "--configs", tmp_path, "--out", out, "--workers", 0, "--json", "-")
+    code, said, told = call(*arguments)
+    assert code == 0, told
+    row = json.loads(said)["claims"][0]
+    assert row["verdict"].split(" (")[0] in ("reproduced", "not reproduced", "inconclusive")
+    table = pd.read_csv(out / "tables" / "streams_streams.csv")
+    assert set(table["task"]) == {"sunspots", "sunspots, 2 late"}
+    last = table[table["method"] == "last value"]
+    assert (last["loss"] == 1.0).all()
+    assert len(last) == 4  # two delays, two seeds
+    assert set(table.loc[table["kind"] == "stream", "rates"]) == {"tuned", "shared"}
+    losses = {
+        name: rows.set_index("seed")["loss"] for name, rows in table[table["task"] == "sunspots"].groupby("method")
+    }
+    assert losses["SNARIMAX"][0] == losses["SNARIMAX"][1]
+    reservoir = losses["untrained network, recursive least squares"]
+    assert reservoir[0] != reservoir[1]
+    assert "SNARIMAX" in (out / "claims.html").read_text(encoding="utf-8")
+    assert (out / "streams_loss.svg").stat().st_size > 200

@@ -15,7 +15,7 @@ from bci_adapt.errors import InputError
 def reproduce(
     figures: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FIGURE]...", help="F1 F2a F2b F3 F4a F4b T1 methods delays later, or all."),
+        typer.Argument(metavar="[FIGURE]...", help="F1 F2a F2b F3 F4a F4b T1 methods delays later streams, or all."),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Tiny networks and few seeds, minutes in all: a check that it works.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ from bci_adapt.jobs.task_adapt import Search
 from bci_adapt.jobs.task_streams import features, method_learner
 from bci_adapt.results import json_safe
 from bci_adapt.storage import write_text
-from bci_adapt.streams.base import Made, Rival, Stream, prequential, scored, softmax
+from bci_adapt.streams.base import Made, Rival, Scores, Stream, prequential, scored, softmax
 from bci_adapt.streams.base import stream as make_stream
 from bci_adapt.streams.rivals import all_rivals
+
+_CHUNK = 10_000  # bins that are worked off at a time: labels of many classes take memory
 
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
@@ -83,24 +84,26 @@ def _network(parameters: dict[str, Any], made: Made) -> Network:
     return Network(cell(parameters["cell"]), made.x.shape[1], parameters["n_hidden"], made.y.shape[1])
 
 
-def network_predictions(
-    loss: str, made: Sequence[Made], seeds: Sequence[int], parameters: dict[str, Any], rate: float
-) -> np.ndarray:
-    """What networks, one a seed, predict while they learn (S, n_bins, n_outputs): probabilities where it is classes."""
-    network = _network(parameters, made[0])
+def network_predictions(loss: str, made: Made, seed: int, parameters: dict[str, Any], rate: float) -> np.ndarray:
+    """What an untrained network predicts while it learns (n_bins, n_outputs): of classes, probabilities."""
+    network = _network(parameters, made)
     learner = dataclasses.replace(method_learner(network, parameters["method"], rate), loss=loss)
-    weights = [np.stack(part) for part in zip(*(network.initial_weights(seed) for seed in seeds), strict=True)]
-    x, y = np.stack([each.x for each in made]), np.stack([each.y for each in made])
-    arrives = np.arange(x.shape[1]) + parameters["delay"]
+    state = online.start(learner, *network.initial_weights(seed), seeds=[seed])
+    predictions = np.empty(made.y.shape)
     with np.errstate(over="ignore", invalid="ignore"):
-        told, _ = online.run(online.start(learner, *weights, seeds=seeds), x, y, arrives=arrives, in_place=True)
-        return softmax(told) if loss == "cross_entropy" else told
+        for begin in range(0, len(predictions), _CHUNK):
+            part = slice(begin, begin + _CHUNK)
+            arrives = np.arange(len(made.y[part])) + parameters["delay"]
+            told, state = online.run(state, made.x[part], made.y[part], arrives=arrives, in_place=True)
+            predictions[part] = softmax(told[0]) if loss == "cross_entropy" else told[0]
+    return predictions
 
 
 def _learned(kind: Stream, made: list[Made], seeds: list[int], parameters: dict[str, Any], rate: float):
-    began = time.perf_counter()
-    told = network_predictions(kind.loss, made, seeds, parameters, rate)
-    return _table(kind, made, told, rate, time.perf_counter() - began)
+    began, found = time.perf_counter(), []
+    for each, seed in zip(made, seeds, strict=True):
+        found.append(scored(kind.loss, each.y, network_predictions(kind.loss, each, seed, parameters, rate)))
+    return _table(found, rate, (time.perf_counter() - began) / sum(len(each.y) for each in made))
 
 
 def _found(kind: Stream, parameters: dict[str, Any]) -> Rival:
@@ -112,22 +115,24 @@ def rival_predictions(kind: Stream, made: Made, seed: int, parameters: dict[str,
     found, seen = _found(kind, parameters), {"x": made.x, **made.seen}
     if found.sees == "states":
         network = _network(parameters, made)
-        seen["states"] = features(network, network.initial_weights(seed)[0], made.x)
+        seen["states"] = features(network, network.initial_weights(seed)[0], made.x.astype(float))
     predictor, rows = found.make(value), seen[found.sees]
     with np.errstate(over="ignore", invalid="ignore"):
         return prequential(predictor, rows, made.y, parameters["delay"])
 
 
 def _rivalled(kind: Stream, made: list[Made], seeds: list[int], parameters: dict[str, Any], value: float):
-    began, told = time.perf_counter(), []
     random = kind.seeded or _found(kind, parameters).sees == "states"
-    for each, seed in zip(made, seeds, strict=True):
-        told.append(told[0] if told and not random else rival_predictions(kind, each, seed, parameters, value))
-    seconds = (time.perf_counter() - began) * (1 if random else len(seeds))
-    return _table(kind, made, np.stack(told), value, seconds)
+    distinct = list(zip(made, seeds, strict=True))[: None if random else 1]
+    began, found = time.perf_counter(), []
+    for each, seed in distinct:
+        found.append(scored(kind.loss, each.y, rival_predictions(kind, each, seed, parameters, value)))
+    seconds = time.perf_counter() - began
+    copies = 1 if random else len(seeds)
+    return _table(found * copies, value, seconds / sum(len(each.y) for each, _ in distinct))
 
 
-def _table(kind: Stream, made: list[Made], told: np.ndarray, rate: float, seconds: float) -> dict[str, Any]:
-    found = [dataclasses.asdict(scored(kind.loss, each.y, one)) for each, one in zip(made, told, strict=True)]
-    columns: dict[str, Any] = {name: [row[name] for row in found] for name in found[0]}
-    return columns | {"rate": rate, "us_per_bin": 1e6 * seconds / told[..., 0].size}
+def _table(found: list[Scores], rate: float, s_per_bin: float) -> dict[str, Any]:
+    rows = [dataclasses.asdict(each) for each in found]
+    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
+    return columns | {"rate": rate, "us_per_bin": 1e6 * s_per_bin}

@@ -318,6 +318,10 @@ class FigureConfig(_Section):
         for what, given in (("tasks", labels), ("methods", names)):
             if twice := [each for each in dict.fromkeys(given) if given.count(each) > 1]:
                 raise ValueError(f"two {what} are called {twice[0]!r}; give each a label of its own")
+        for method in self.every_method() if self.streams else ():
+            section = method.section
+            if section.precision != "float64" or not section.drift or STAR in method.rule_constants.values():
+                raise ValueError(f"{method.label}: streams know no float32, no stream without drift, and no λ*")
         for section in self.methods:
             for name in section.tasks or ():
                 if name not in labels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
@@ -247,20 +248,15 @@ def _stream_parameters(
 def _learned(
     config: FigureConfig, section: StreamSection, delay: int, cell_name: str, n_hidden: int, method: Method
 ) -> Job:
-    loss = section.made().loss
-    parts = cell_name, method.rule, method.optimizer
-    clips = method.optimizer_constants.get("clip", 0.0) > 0.0
-    compiled = Job(
-        kind="compile",
-        function="bci_adapt.jobs.stream_compile:run",
-        stem=f"loop_{'_'.join(parts)}_{loss}{'_clipped' * clips}",
-        folder="results",
-        suffix=".json",
-        parameters=dict(zip(("cell", "rule", "optimizer"), parts, strict=True)) | {"loss": loss, "clips": clips},
-        modules=_modules(cell_name, method.rule),
-        label=f"compile {', '.join(parts)}, {loss}",
-        cost=8.0,
-    )
+    compiled = kernel(cell_name, method.rule, method.optimizer, method.optimizer_constants.get("clip", 0.0) > 0.0)
+    if (loss := section.made().loss) != "squared":
+        compiled = dataclasses.replace(
+            compiled,
+            function="bci_adapt.jobs.stream_compile:run",
+            stem=f"{compiled.stem}_{loss}",
+            parameters={**compiled.parameters, "loss": loss},
+            label=f"{compiled.label}, {loss}",
+        )
     credit, network = rule(method.rule, **method.rule_constants), Network(cell(cell_name), 10, n_hidden, 10)
     per_bin = _NS_PER_WEIGHT * network.n_parameters * (1 + credit.history)
     per_bin += _NS_PER_MEMORY * math.prod(credit.memory_shape(network)) * (n_hidden if method.rule == "rtrl" else 1)

@@ -36,7 +36,7 @@ class Characters(Stream):
         codes = encoded()
         if n_bins >= len(codes):
             raise self.too_short(n_bins, len(codes) - 1)
-        marked = np.eye(len(ALPHABET))
+        marked = np.eye(len(ALPHABET), dtype=np.int8)
         return Made(marked[codes[:n_bins]], marked[codes[1 : n_bins + 1]], {})
 
     def rivals(self, delay):

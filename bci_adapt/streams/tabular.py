@@ -32,7 +32,7 @@ class Table(Stream):
     def make(self, n_bins, seed, earlier, delay):
         found = list(self.rows(n_bins, seed))
         x = np.array([list(features.values()) for features, _ in found], float)
-        return Made(running_z(x), np.eye(2)[[int(label) for _, label in found]], {})
+        return Made(running_z(x), np.eye(2, dtype=np.int8)[[int(label) for _, label in found]], {})
 
     def rivals(self, delay):
         return {
