@@ -55,7 +55,8 @@ def rival(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> Non
     """
     kind = make_stream(parameters["stream"]["name"], **parameters["stream"]["constants"])
     tuning, test = _parts(kind, parameters, tuning=True), _parts(kind, parameters, tuning=False)
-    grid, surface = _found(kind, parameters).grid, []
+    grid = list(_found(kind, parameters).grid)
+    surface = []
     for value in grid if len(grid) > 1 else ():
         scores = _rivalled(kind, tuning, parameters["tuning_seeds"], parameters, value)
         error = np.mean(np.where(scores["failed"], np.inf, scores["loss"]))

@@ -394,7 +394,7 @@ def _stream_loss(case: Case, tables: Mapping[str, Frame]) -> Value | str:
 
 def _stream_loss_difference(case: Case, tables: Mapping[str, Frame]) -> Value | str:
     """Prequential loss of `method` less that of `other`, paired by seed."""
-    both = [_stream_rows(case, tables, name) for name in (case.method, case.other)]
+    both: list[Any] = [_stream_rows(case, tables, name) for name in (case.method, case.other)]
     for each in both:
         if isinstance(each, str):
             return each

@@ -112,7 +112,9 @@ def _learned(entry: Found, named: dict[str, Any], stored: dict[str, Any], seeds:
     rows = []
     for rates in ("tuned", "shared"):
         found = stored[rates]
-        for s, seed in enumerate(seeds if found is not None else ()):
+        if found is None:
+            continue
+        for s, seed in enumerate(seeds):
             row = named | {"kind": entry.kind, "rates": rates, "seed": seed, "rate": found["rate"]}
             row |= {"interior": stored["interior"] if rates == "tuned" else None}
             row |= {name: found[name][s] for name in ("loss", "late", "accuracy", "failed")}

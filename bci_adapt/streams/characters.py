@@ -43,7 +43,7 @@ class Characters(Stream):
         K = len(ALPHABET)
         return {"unigram": Rival(lambda _: Counts(K)), "bigram": Rival(lambda _: Counts(K, by_row=True))}
 
-    def origin(self):
+    def origin(self) -> dict[str, str | None]:
         return {"python": ".".join(map(str, sys.version_info[:3]))}  # the text is the interpreter's own
 
 

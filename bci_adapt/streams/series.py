@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -76,6 +76,13 @@ def _before(value: np.ndarray, n_bins: int, lag: int) -> np.ndarray:
     return value[np.maximum(np.arange(n_bins) - lag, 0)]
 
 
+def _bundled(name: str) -> Any:
+    """A table (pandas) that comes with statsmodels."""
+    from importlib import import_module
+
+    return import_module(f"statsmodels.datasets.{name}").load_pandas().data
+
+
 @dataclass(frozen=True)
 class Sunspots(Series):
     """Yearly numbers of sunspots, 1700–2008; a cycle is about eleven years."""
@@ -85,9 +92,7 @@ class Sunspots(Series):
     period: ClassVar[int] = 11
 
     def values(self):
-        from statsmodels.datasets import sunspots
-
-        return sunspots.load_pandas().data["SUNACTIVITY"].to_numpy(float)
+        return _bundled("sunspots")["SUNACTIVITY"].to_numpy(float)
 
 
 @dataclass(frozen=True)
@@ -99,9 +104,7 @@ class CarbonDioxide(Series):
     period: ClassVar[int] = 12
 
     def values(self):
-        from statsmodels.datasets import co2
-
-        return co2.load_pandas().data["co2"].resample("MS").mean().ffill().to_numpy(float)
+        return _bundled("co2")["co2"].resample("MS").mean().ffill().to_numpy(float)
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,4 @@ class ElNino(Series):
     period: ClassVar[int] = 12
 
     def values(self):
-        from statsmodels.datasets import elnino
-
-        return elnino.load_pandas().data.drop(columns="YEAR").to_numpy(float).ravel()
+        return _bundled("elnino").drop(columns="YEAR").to_numpy(float).ravel()
