@@ -48,6 +48,7 @@ def scored(tmp_path, monkeypatch, arms, with_trials=True, spoil=lambda stored: N
     np.savez(tmp_path / "arm.npz", **stored, weight_change=np.array(0.2), diverged=np.array(False), n_labels=77)
     for number, (columns, phases) in enumerate(arms):
         lost = columns.pop("failed", None)
+        columns = {"budget_trials": 8.0, **columns}  # JSON knows no infinity
         whole = {name: value for name, value in row(**columns).items() if name not in ("variable", "phase", "metric")}
         whole = {name: whole[name] for name in whole if name not in ("value", "n_bins", "status", "reason", "n_labels")}
         entries.append({"input": f"arm{number}", "columns": whole, "phases": list(phases)})
