@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,9 +28,9 @@ class Series(Stream):
     packages: ClassVar[tuple[str, ...]] = ("statsmodels", "river")
     period: ClassVar[int]  # steps of a season
 
+    @abstractmethod
     def values(self) -> np.ndarray:
         """The whole series."""
-        raise NotImplementedError
 
     def make(self, n_bins, seed, earlier, delay):
         value, horizon = self.values(), delay + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
@@ -25,9 +26,9 @@ class Table(Stream):
     seeded: ClassVar[bool] = True
     n_features: ClassVar[int]
 
+    @abstractmethod
     def rows(self, n_bins: int, seed: int) -> Any:
         """Pairs of river's (features by name, class)."""
-        raise NotImplementedError
 
     def make(self, n_bins, seed, earlier, delay):
         found = list(self.rows(n_bins, seed))
