@@ -527,18 +527,22 @@ def load_config(path: Path | str, settings: Sequence[str] = (), data: Path | str
     InputError
         naming the file and key: unreadable, not TOML, an unknown key (with the nearest known one), an impossible value.
     """
-    path = Path(path)
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: expected a TOML config, it cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from error
+    raw = read_toml(path)
     for setting in settings:
         _override(raw, setting)
     if data is not None:
         raw["source"] = {"kind": "folder", "path": str(data)}
     return parse_config(raw, str(path))
+
+
+def read_toml(path: Path | str, what: str = "a TOML config") -> dict[str, Any]:
+    """What a TOML file holds; `InputError` naming it and `what` it should be where it cannot be read."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: expected {what}, it cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from error
 
 
 def parse_config(raw: dict[str, Any], origin: str) -> Config:

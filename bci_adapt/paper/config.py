@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import tomllib
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bci_adapt.cells.base import cell
-from bci_adapt.config import Count, Positive, Seeds, Unlike
+from bci_adapt.config import Count, Positive, Seeds, Unlike, read_toml
 from bci_adapt.credit.base import rules
 from bci_adapt.errors import InputError
 from bci_adapt.optimizers import GROUPS, optimizers
@@ -78,63 +78,57 @@ class TrainingSection(_Constants):
         return own | {"rule_constants": dict(self.__pydantic_extra__)}
 
 
-class TaskSection(_Constants):
+class _Variant(_Constants):
+    """A variant by its name, with its constants; `label` is what it is called on the page."""
+
+    name: str
+    label: str = ""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        self.made()
+        return self
+
+    @abstractmethod
+    def made(self) -> Any:
+        """The variant; `InputError` when there is none, or no such constant."""
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__)
+
+    @property
+    def text(self) -> str:
+        return self.label or self.name
+
+
+class TaskSection(_Variant):
     """A task with its constants. Seeds whose frozen error is below `min_ratio` times the error before the change have
     nothing to recover: they are refused and counted. `training` replaces the figure's own.
     """
 
-    name: str
-    label: str = ""
     min_ratio: Positive = 5.0
     training: TrainingSection | None = None
     n_hidden: Sizes | None = None
     cells: tuple[str, ...] | None = None
 
-    @model_validator(mode="after")
-    def _known(self) -> TaskSection:
-        self.made()
-        return self
-
     def made(self) -> Task:
         return task(self.name, **self.__pydantic_extra__)  # type: ignore[arg-type]
 
-    @property
-    def constants(self) -> dict[str, Any]:
-        return dict(self.__pydantic_extra__)
 
-    @property
-    def text(self) -> str:
-        return self.label or self.name
-
-
-class StreamSection(_Constants):
+class StreamSection(_Variant):
     """A stream with its constants, learned from the first bin on with labels each of `delays` bins late.
 
     The `earlier` bins at its beginning choose rates; the `n_bins` that follow are scored, untrained networks again.
     """
 
-    name: str
-    label: str = ""
     earlier: Count
     n_bins: Count
     delays: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), Unlike] = (0,)
     n_hidden: Sizes | None = None
 
-    @model_validator(mode="after")
-    def _known(self) -> StreamSection:
-        self.made()
-        return self
-
     def made(self) -> Stream:
         return stream(self.name, **self.__pydantic_extra__)
-
-    @property
-    def constants(self) -> dict[str, Any]:
-        return dict(self.__pydantic_extra__)
-
-    @property
-    def text(self) -> str:
-        return self.label or self.name
 
     def late(self, delay: int) -> str:
         """What it is called with labels so many bins late."""
@@ -353,12 +347,7 @@ def load(path: Path, quick: bool = False) -> FigureConfig:
 
     Raises `InputError` naming the file and the key.
     """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: expected the config of a figure, it cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from error
+    raw = read_toml(path, "the config of a figure")
     smaller = raw.pop("quick", {})
     if quick:
         raw = merged(raw, smaller)
