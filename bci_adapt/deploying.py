@@ -17,7 +17,7 @@ from bci_adapt.errors import InputError
 from bci_adapt.jobs.arrays import described, session_arrays
 from bci_adapt.metrics import r2
 from bci_adapt.nwb import clean
-from bci_adapt.sessions import kinematic_names, start_of
+from bci_adapt.sessions import kinematic_names, require_one_meaning, start_of
 
 BIN_S = 0.05
 
@@ -92,28 +92,16 @@ def pretrain(
 
 def _require_one_kind(sessions: Sequence[xr.Dataset], names: Sequence[str]) -> None:
     """`InputError` unless sessions are in order of their dates, and their bins, targets, axes and units are alike."""
-
-    def kind(session: xr.Dataset) -> list[Any]:
-        of = [session[name] for name in names]
-        return [(each.attrs.get("units", ""), each[str(each.dims[1])].values.tolist()) for each in of]
-
+    for name in names:
+        require_one_meaning(name, sessions)
     first, latest = sessions[0], None
     for session in sessions:
         where = clean(session.attrs["session_id"])
-        for name in names:
-            if name not in (known := kinematic_names(session)):
-                raise InputError(
-                    f"{where}: expected target {name!r}, it holds {', '.join(map(clean, known)) or 'none'}"
-                )
-        if session["counts"].attrs["units"] != "count":
-            raise InputError(f"{where}: holds the power of a band; counts of spikes are needed")
         if bin_ticks(float(session.attrs["bin_s"])) != bin_ticks(float(first.attrs["bin_s"])):
             raise InputError(
                 f"{where}: is prepared in bins of {session.attrs['bin_s']:g} s, the first session in bins of "
                 f"{first.attrs['bin_s']:g} s: prepare it again, or say --bin"
             )
-        if kind(session) != kind(first):
-            raise InputError(f"{where}: units or axes of {', '.join(names)} are not those of the first session")
         start = start_of(session)
         if start is not None and latest is not None and start < latest:
             raise InputError(f"{where}: was recorded before the session given ahead of it: give the earliest first")

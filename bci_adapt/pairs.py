@@ -172,11 +172,11 @@ def meet(config: Config, sources: Sequence[str], targets: Sequence[str], session
     """
     from bci_adapt.channels import common, policy_of, under
     from bci_adapt.qc import flagged_channels, qc
-    from bci_adapt.sessions import require_one_subject
+    from bci_adapt.sessions import require_one_meaning, require_one_subject
 
     ids = [*sources, *targets]
     for variable in config.variables:
-        _require_one_meaning(variable, [sessions[name] for name in ids])
+        require_one_meaning(variable, [sessions[name] for name in ids])
     section, last = config.channels, sessions[sources[-1]]
     policy = section.policy or policy_of(last)
     require_one_subject([sessions[name] for name in ids])
@@ -186,25 +186,6 @@ def meet(config: Config, sources: Sequence[str], targets: Sequence[str], session
     if len(names) < 2:
         raise InputError(f"{sources[-1]}: channels.remove takes out {len(removed)} channels and leaves {len(names)}")
     return Channels(names, policy, removed, section.remove)
-
-
-def _require_one_meaning(variable: str, sessions: Sequence[Any]) -> None:
-    """Raise `InputError` unless all sessions hold `variable`, with the same axes in the same unit, and counts."""
-    from bci_adapt.sessions import labels_of
-
-    meanings: dict[tuple[tuple[str, ...], str], str] = {}
-    for session in sessions:
-        labels_of(session, variable)
-        axes = tuple(map(str, session[session[variable].dims[1]].values))
-        meanings.setdefault((axes, str(session[variable].attrs["units"])), str(session.attrs["session_id"]))
-        if session["counts"].attrs["units"] != "count":
-            raise InputError(
-                f"{session.attrs['session_id']}: holds the power of a band ({session['counts'].attrs['units']}); the "
-                "decoders take the square root of counts, so that its scale would decide the score: not run"
-            )
-    if len(meanings) > 1:
-        listed = "; ".join(f"{name}: {', '.join(axes)} in {unit!r}" for (axes, unit), name in meanings.items())
-        raise InputError(f"{variable} does not mean the same in these sessions ({listed}): axes and unit must agree")
 
 
 def met(sources: Sequence[str], found: Channels, sessions: Mapping[str, Any], targets: Sequence[str]) -> dict[str, Any]:

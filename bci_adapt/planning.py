@@ -113,6 +113,22 @@ def prepare_job(config: Config, recording: Path, provenance: Mapping[str, str]) 
     )
 
 
+def kernel(cell: str, rule: str, optimizer: str, clips: bool = False, loss: str = "squared") -> Job:
+    """The job that compiles one loop. Constants do not change it, but for gradients that are clipped."""
+    other = f"_{loss}" if loss != "squared" else ""
+    return Job(
+        kind="compile",
+        function="bci_adapt.jobs.compile:run",
+        stem=f"loop_{cell}_{rule}_{optimizer}{'_clipped' * clips}{other}",
+        folder="results",
+        suffix=".json",
+        parameters={"cell": cell, "rule": rule, "optimizer": optimizer, "clips": clips, "loss": loss},
+        modules=(*_cell_modules(cell), *_rule_modules(rule)),
+        label=f"compile {cell}, {rule}, {optimizer}{other.replace('_', ' ')}",
+        cost=6.0,
+    )
+
+
 @dataclass
 class _Scored:
     """What is run on one pair: a list of (adapt job, columns, phases)."""
@@ -243,18 +259,8 @@ class Builder:
         return 3e-5 * (self._n_weights(target, arm.cell) * (1 + credit.history) + carried) * scale * taught
 
     def kernel(self, cell: str, rule: str, optimizer: str, clips: bool = False) -> Job:
-        """The job that compiles one loop. Constants do not change it, but for gradients that are clipped."""
-        job = Job(
-            kind="compile",
-            function="bci_adapt.jobs.compile:run",
-            stem=f"loop_{cell}_{rule}_{optimizer}{'_clipped' * clips}",
-            folder="results",
-            suffix=".json",
-            parameters={"cell": cell, "rule": rule, "optimizer": optimizer, "clips": clips},
-            modules=(*_cell_modules(cell), *_rule_modules(rule)),
-            label=f"compile {cell}, {rule}, {optimizer}",
-            cost=6.0,
-        )
+        """The job that compiles one loop (`kernel`)."""
+        job = kernel(cell, rule, optimizer, clips)
         return self.known.setdefault(job.key, job)
 
     def _decoder_inputs(self, arm: Arm, pair: Pair, seed: int) -> tuple[dict[str, Job], set[str]]:

@@ -304,6 +304,23 @@ def require_one_subject(sessions: Sequence[xr.Dataset]) -> None:
         raise InputError(f"sessions of several subjects cannot be matched: {listed}; their electrodes are not the same")
 
 
+def require_one_meaning(variable: str, sessions: Sequence[xr.Dataset]) -> None:
+    """Raise `InputError` unless all sessions hold `variable`, with the same axes in the same unit, and counts."""
+    meanings: dict[tuple[tuple[str, ...], str], str] = {}
+    for session in sessions:
+        labels_of(session, variable)
+        axes = tuple(map(str, session[session[variable].dims[1]].values))
+        meanings.setdefault((axes, str(session[variable].attrs["units"])), str(session.attrs["session_id"]))
+        if session["counts"].attrs["units"] != "count":
+            raise InputError(
+                f"{session.attrs['session_id']}: holds the power of a band ({session['counts'].attrs['units']}); the "
+                "decoders take the square root of counts, so that its scale would decide the score: not run"
+            )
+    if len(meanings) > 1:
+        listed = "; ".join(f"{name}: {', '.join(axes)} in {unit!r}" for (axes, unit), name in meanings.items())
+        raise InputError(f"{variable} does not mean the same in these sessions ({listed}): axes and unit must agree")
+
+
 def concat(sessions: Sequence[xr.Dataset]) -> xr.Dataset:
     """Put sessions of the same channels, axes and bins behind one another along time, oldest first.
 

@@ -209,7 +209,7 @@ def test_a_saved_decoder_is_read_in_another_place_and_process(days, decoder, tmp
         (["pretrain", "mon.nwb", "--target", "speed"], "expected target 'speed', it holds"),
         (["pretrain", "mon.nwb", "--bin", "0"], "bin_s"),
         (["pretrain", "mon.nwb", "wide.nc"], "prepared in bins of 0.1 s"),
-        (["pretrain", "mon.nwb", "metres.nc"], "units or axes of velocity"),
+        (["pretrain", "mon.nwb", "metres.nc"], "velocity does not mean the same in these sessions"),
         (["pretrain", "mon.nwb", "rates.nwb", "--missing", "most"], "rule for missing channels"),
         (["pretrain", "mon.nwb", "-o", "mon.nwb"], "must end in .npz"),
         (["adapt", "decoder.npz", "late.nwb", "-o", "out.nc"], "must end in .npz"),

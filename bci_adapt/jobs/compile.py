@@ -1,4 +1,4 @@
-"""Job: compile the loop of one cell, rule and optimiser, so that two workers never compile the same one at once."""
+"""Job: compile the loop of a cell, rule, optimiser and loss, so that two workers never compile the same one at once."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ from bci_adapt.storage import write_text
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     """Run a tiny network for two bins; the compiled loop stays in the cache folder, `out` says that it is there."""
-    network = Network(cell(parameters["cell"]), 2, 2, 1)
-    clip = 1.0 if parameters["clips"] else 0.0
-    learner = online.Learner(network, rule(parameters["rule"]), optimizer(parameters["optimizer"], clip=clip))
-    online.run(online.start(learner, *network.initial_weights(0)), np.zeros((2, 2)), np.zeros((2, 1)))
+    network = Network(cell(parameters["cell"]), 2, 2, 2)
+    moves = optimizer(parameters["optimizer"], clip=1.0 if parameters["clips"] else 0.0)
+    learner = online.Learner(network, rule(parameters["rule"]), moves, loss=parameters["loss"])
+    online.run(online.start(learner, *network.initial_weights(0)), np.zeros((2, 2)), np.full((2, 2), 0.5))
     write_text(out, json.dumps(parameters | {"sources": sources_digest()}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from bci_adapt.cells.base import Network, cell
 from bci_adapt.credit.base import rule, rules
 from bci_adapt.engine import Job
 from bci_adapt.paper.config import STAR, FigureConfig, Method, StreamSection, TaskSection
+from bci_adapt.planning import kernel
 from bci_adapt.storage import file_digest
 from bci_adapt.streams.rivals import all_rivals
 from bci_adapt.tasks.base import tasks
@@ -67,21 +67,6 @@ def _columns(method: Method) -> dict[str, Any]:
         "rule": method.rule_text, "optimizer": method.optimizer_text, "precision": method.section.precision,
         "drift": method.section.drift, "decay": None if decay == STAR else decay,
     }  # fmt: skip
-
-
-def kernel(cell_name: str, rule_name: str, optimizer_name: str, clips: bool = False) -> Job:
-    """The job that compiles one loop, so that two workers never compile the same one at once."""
-    return Job(
-        kind="compile",
-        function="bci_adapt.jobs.compile:run",
-        stem=f"loop_{cell_name}_{rule_name}_{optimizer_name}{'_clipped' * clips}",
-        folder="results",
-        suffix=".json",
-        parameters={"cell": cell_name, "rule": rule_name, "optimizer": optimizer_name, "clips": clips},
-        modules=_modules(cell_name, rule_name),
-        label=f"compile {cell_name}, {rule_name}, {optimizer_name}",
-        cost=8.0,
-    )
 
 
 def _modules(cell_name: str, rule_name: str, *more: str) -> tuple[str, ...]:
@@ -248,15 +233,8 @@ def _stream_parameters(
 def _learned(
     config: FigureConfig, section: StreamSection, delay: int, cell_name: str, n_hidden: int, method: Method
 ) -> Job:
-    compiled = kernel(cell_name, method.rule, method.optimizer, method.optimizer_constants.get("clip", 0.0) > 0.0)
-    if (loss := section.made().loss) != "squared":
-        compiled = dataclasses.replace(
-            compiled,
-            function="bci_adapt.jobs.stream_compile:run",
-            stem=f"{compiled.stem}_{loss}",
-            parameters={**compiled.parameters, "loss": loss},
-            label=f"{compiled.label}, {loss}",
-        )
+    clips = method.optimizer_constants.get("clip", 0.0) > 0.0
+    compiled = kernel(cell_name, method.rule, method.optimizer, clips, section.made().loss)
     credit, network = rule(method.rule, **method.rule_constants), Network(cell(cell_name), 10, n_hidden, 10)
     per_bin = _NS_PER_WEIGHT * network.n_parameters * (1 + credit.history)
     per_bin += _NS_PER_MEMORY * math.prod(credit.memory_shape(network)) * (n_hidden if method.rule == "rtrl" else 1)
