@@ -51,6 +51,7 @@ from bci_adapt.credit.base import CreditRule, rule
 from bci_adapt.decoders import recommended
 from bci_adapt.online import Learner, run, start
 from bci_adapt.optimizers import RMSprop
+from bci_adapt.threads import one_thread
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -156,7 +157,6 @@ def learning(quick: bool = False, say: Say = lambda text: None) -> list[dict[str
     """
     # The library behind np.dot in compiled code is scipy's, and a limit holds only for what is loaded by then.
     import scipy.linalg  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    from threadpoolctl import threadpool_limits
 
     plan = _plan(quick)
     kinds = (
@@ -172,7 +172,7 @@ def learning(quick: bool = False, say: Say = lambda text: None) -> list[dict[str
     done = 0
     say("compiling")
     _compile([case for kind, _ in kinds for case in getattr(plan, kind)])
-    with threadpool_limits(1), _one_torch_thread(), _rivals() as rivals:
+    with one_thread(), _rivals() as rivals:
         for kind, measure in kinds:
             for case in getattr(plan, kind):
                 done += 1
@@ -380,18 +380,6 @@ def _one_jax_thread() -> None:
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": "1",
     }
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def require_same(name: str, ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -644,8 +632,6 @@ def _memory(case: Case, plan: Plan, rivals: Rivals) -> list[dict[str, Any]]:
 
 def measure_memory(case: Case, n_bins: int) -> dict[str, int]:
     """In a process of its own: bytes of the arrays that stay, growth of the resident set, and tracemalloc's peak."""
-    from threadpoolctl import threadpool_limits
-
     load(Case(case.cell, 8, 4, case.rule))  # and everything that comes with it
     learner, network, rng = case.learner, case.network, np.random.default_rng(0)
     W = rng.standard_normal((network.n_hidden, network.row_width))  # initial_weights would leave freed memory behind
@@ -657,7 +643,7 @@ def measure_memory(case: Case, n_bins: int) -> dict[str, int]:
         return run(start(learner, W, C), X[:n_bins], Y[:n_bins], in_place=True)
 
     forget_peak()
-    with threadpool_limits(1):
+    with one_thread():
         before, _ = resident()
         _, state = go(n_bins)
         growth = resident()[1] - before

@@ -36,6 +36,7 @@ from typing import Any, Protocol
 
 from bci_adapt.errors import InputError
 from bci_adapt.storage import atomic_path, cache_root, file_digest
+from bci_adapt.threads import one_thread
 
 # Libraries whose release can change a number; their installed versions enter every key.
 NUMERICAL_LIBRARIES = (
@@ -476,7 +477,7 @@ def _perform(
                 )
             module, _, name = function.partition(":")
             call = getattr(importlib.import_module(module), name)
-            with _one_thread(), atomic_path(target) as temporary:
+            with one_thread(), atomic_path(target) as temporary:
                 (temporary.parent / _OWNER).write_text(json.dumps([socket.gethostname(), os.getpid()]))
                 call(parameters, {key: Path(value) for key, value in inputs.items()}, temporary)
         return _Report(time.perf_counter() - started)
@@ -498,23 +499,6 @@ def _environment(**variables: str) -> Iterator[None]:
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
         os.environ.update(before)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Limit the libraries that were loaded before the environment said so."""
-    from threadpoolctl import threadpool_limits
-
-    torch = sys.modules.get("torch")
-    n_threads = torch.get_num_threads() if torch else 0
-    with threadpool_limits(1):
-        if torch:
-            torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            if torch:
-                torch.set_num_threads(n_threads)
 
 
 def _cpu_count() -> int:

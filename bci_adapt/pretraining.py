@@ -13,6 +13,7 @@ import numpy as np
 
 from bci_adapt.cells.base import Network
 from bci_adapt.errors import InputError
+from bci_adapt.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -95,29 +96,30 @@ def pretrain(
     optimizer = torch.optim.Adam([W, C], lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.n_updates)
     span = torch.arange(settings.window_bins)
-    for _ in range(settings.n_updates):
-        if settings.recency == 1.0:
-            drawn = torch.randint(len(starts), (settings.batch,), generator=generator)
-        else:
-            at = torch.rand(settings.batch, generator=generator, dtype=torch.float64)
-            drawn = torch.searchsorted(share, at * share[-1], right=True)
-        chosen = starts[drawn]
-        index = chosen[None, :] + span[:, None]
-        x, y, w = inputs[index], targets[index], weights[index].clone()
-        w[: settings.burn_in_bins] = 0.0
-        shape = (1, settings.batch, network.n_inputs)
-        x = x * (1.0 + settings.gain_jitter * torch.randn(shape, generator=generator))
-        x = x + settings.offset_jitter * torch.randn(shape, generator=generator)
-        if settings.input_dropout > 0.0:
-            kept = torch.rand(x.shape, generator=generator) >= settings.input_dropout
-            x = x * kept / (1.0 - settings.input_dropout)
-        prediction = unroll(network, W, C, x)
-        loss = (w * (prediction - y) ** 2).sum() / w.sum().clamp(min=1.0)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([W, C], settings.clip)
-        optimizer.step()
-        schedule.step()
+    with one_thread():
+        for _ in range(settings.n_updates):
+            if settings.recency == 1.0:
+                drawn = torch.randint(len(starts), (settings.batch,), generator=generator)
+            else:
+                at = torch.rand(settings.batch, generator=generator, dtype=torch.float64)
+                drawn = torch.searchsorted(share, at * share[-1], right=True)
+            chosen = starts[drawn]
+            index = chosen[None, :] + span[:, None]
+            x, y, w = inputs[index], targets[index], weights[index].clone()
+            w[: settings.burn_in_bins] = 0.0
+            shape = (1, settings.batch, network.n_inputs)
+            x = x * (1.0 + settings.gain_jitter * torch.randn(shape, generator=generator))
+            x = x + settings.offset_jitter * torch.randn(shape, generator=generator)
+            if settings.input_dropout > 0.0:
+                kept = torch.rand(x.shape, generator=generator) >= settings.input_dropout
+                x = x * kept / (1.0 - settings.input_dropout)
+            prediction = unroll(network, W, C, x)
+            loss = (w * (prediction - y) ** 2).sum() / w.sum().clamp(min=1.0)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([W, C], settings.clip)
+            optimizer.step()
+            schedule.step()
     return W.detach().double().numpy(), C.detach().double().numpy()
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
+from bci_adapt import pretraining
 from bci_adapt.cells.base import Network, cells
 from bci_adapt.errors import InputError
 from bci_adapt.pretraining import Pretraining, _windows, pretrain, unroll
@@ -74,6 +76,30 @@ def test_windows_cross_no_reset_and_use_no_missing_label():
     unseen = np.zeros(400, bool)
     with pytest.raises(InputError, match="labels"):
         pretrain(network, [X], [Y], [weight], [unseen], [reset], 0, SETTINGS)
+
+
+def test_training_takes_one_thread_and_gives_the_others_back(monkeypatch):
+    """Threads that wait for one another over small products cost several times what they save."""
+
+    def threads():
+        return [each["num_threads"] for each in threadpool_info()] + [torch.get_num_threads()]
+
+    seen = []
+
+    def watched(*arguments):
+        seen.extend(threads())
+        return unroll(*arguments)
+
+    monkeypatch.setattr(pretraining, "unroll", watched)
+    own = torch.get_num_threads()
+    torch.set_num_threads(2)
+    before, x = threads(), np.random.default_rng(0).standard_normal((100, 3))
+    flags = np.ones(100, bool)
+    pretrain(Network(cells()["tanh"], 3, 4, 1), [x], [x[:, :1]], [np.ones((100, 1))], [flags], [~flags], 0,
+             Pretraining(n_updates=1))  # fmt: skip
+    assert set(seen) == {1}
+    assert threads() == before
+    torch.set_num_threads(own)
 
 
 def test_fine_tuning_starts_from_the_given_weights():
