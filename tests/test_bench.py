@@ -121,10 +121,3 @@ def test_without_jax_its_figures_are_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with bench._rivals() as rivals:
         assert rivals.jax is None
-
-
-def test_torch_threads_are_restored():
-    before = torch.get_num_threads()
-    with bench._one_torch_thread():
-        assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == before
