@@ -392,11 +392,12 @@ def test_a_file_of_claims_that_cannot_be_judged_is_refused(text, message, tmp_pa
 def test_rows_of_other_code_are_stale_and_text_is_escaped():
     row = {"figure": "X", "digest": "aa", "verdict": "reproduced", "claim": "<b>a|b</b>", "paper": "", "ours": "1"}
     row |= {"id": "c", "note": "", "command": "make", "made": "now", "quick": False}
+    row["cases"] = [{"when": "<i>", "found": "1 | 2", "outcome": "holds"}]
     fresh, old = marked([row], {"X": "aa"})[0], marked([row], {"X": "bb"})[0]
     assert (fresh["stale"], old["stale"]) == (False, True)
     assert "(stale)" in markdown([old])
     assert "(stale)" not in markdown([fresh])
-    assert "&lt;b>a\\|b&lt;/b>" in markdown([fresh])
+    assert "| &lt;b>a\\|b&lt;/b> | &lt;i> | 1 \\| 2 | holds |" in markdown([fresh])
 
 
 # ------------------------------------------------------------------------------------------------ one figure

@@ -109,7 +109,7 @@ class Judged(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One line of the page."""
+    """One line of the page; `ours` says in words what `cases` holds in numbers."""
 
     id: str
     claim: str
@@ -118,6 +118,7 @@ class Row(NamedTuple):
     verdict: str
     figure: str
     note: str
+    cases: tuple[dict[str, Any], ...] = ()
 
 
 def load_claims(path: Path) -> tuple[Claim, ...]:
@@ -143,8 +144,22 @@ def judge(claim: Claim, tables: Tables, quick: bool = False) -> Row:
         return Row(*about, "—", f"{UNTESTED} ({claim.untested})", claim.figure, claim.note)
     cases = [_smaller(case) for case in claim.cases] if quick else claim.cases
     found = [judge_case(case, claim, tables) for case in cases]
-    ours = "; ".join(_words(each, claim.unit) for each in found)
-    return Row(*about, ours, verdict(found), claim.figure, claim.note)
+    ours = "; ".join(f"{each.case.when}: {_words(each, claim.unit)}" for each in found)
+    return Row(
+        *about, ours, verdict(found), claim.figure, claim.note, tuple(_plain(each, claim.unit) for each in found)
+    )
+
+
+def _plain(judged: Judged, unit: str) -> dict[str, Any]:
+    """A judged case as JSON holds it: null where there is no number."""
+    case = judged.case
+    numbers = dict(zip(("mean", "low", "high", "n"), judged.value or (math.nan,) * 4, strict=True))
+    numbers = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    thresholds = {"above": case.above, "below": case.below, "within": case.within}
+    return {
+        "when": case.when, "found": _words(judged, unit), "outcome": judged.outcome, "why": judged.why, "unit": unit,
+        "wanted": case.wanted, **thresholds, **numbers,
+    }  # fmt: skip
 
 
 def _smaller(case: Case) -> Case:
@@ -224,7 +239,7 @@ def _equivalent(case: Case, found: Value, sd: float, edge: str) -> Judged:
 
 def _words(judged: Judged, unit: str) -> str:
     if judged.value is None:
-        return f"{judged.case.when}: — ({judged.why})"
+        return f"— ({judged.why})"
     mean, low, high, n = judged.value
     if not math.isfinite(low):
         text = f"{_number(mean)}{unit}"
@@ -233,7 +248,7 @@ def _words(judged: Judged, unit: str) -> str:
     else:
         text = f"{_number(mean)}{unit} [{_number(low)}, {_number(high)}], n = {n}"
     edge = f" ({judged.why})" if judged.why else ""
-    return f"{judged.case.when}: {text}; wanted {judged.case.wanted}{edge}"
+    return f"{text}; wanted {judged.case.wanted}{edge}"
 
 
 def _number(value: float) -> str:

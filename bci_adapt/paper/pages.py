@@ -19,7 +19,8 @@ from bci_adapt.results import number
 from bci_adapt.storage import write_text
 
 STALE = "stale"
-_KEYS = {"id", "claim", "paper", "ours", "verdict", "figure", "note", "command", "digest", "made", "quick"}
+_KEYS = {"id", "claim", "paper", "ours", "cases", "verdict", "figure", "note", "command", "digest", "made", "quick"}
+_OUTCOMES = {"holds": "holds", "fails": "does not hold", "open": "open", "missing": "not tested"}
 _LONGEST = 120  # rows of a table that are shown on the page; all are in its CSV
 
 
@@ -80,39 +81,55 @@ _QUICK = (
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a Markdown table."""
+    """The rows as two Markdown tables: the claims, and every condition under which they were tested."""
     lines = ["# The paper, claim by claim", ""]
     if any(row["quick"] for row in rows):
         lines += [f"**{_QUICK}**", ""]
-    lines += ["| claim | the paper | ours | verdict | made by |", "| --- | --- | --- | --- | --- |"]
+    lines += _lines("claim", "the paper", "ours, in the paper's case", "verdict", "made by")
     for row in rows:
         made = f"`{row['command']}`, code {row['digest']}, {row['made']}" if row["digest"] else "—"
         state = f"**{row['verdict']}**" + (" *(stale)*" if row.get(STALE) else "")
-        ours = row["ours"] + (f" *{row['note']}*" if row["note"] else "")
-        lines.append(
-            "| " + " | ".join(_escaped(text) for text in (row["claim"], row["paper"], ours, state, made)) + " |"
-        )
+        lines.append(_line(row["claim"], row["paper"], _ours(row), state, made))
+    lines += ["", "## Every condition", ""]
+    lines += _lines("claim", "condition", "found [95 %; of equivalence 90 %]", "")
+    for row in rows:
+        lines += [_line(row["claim"], case["when"], case["found"], _OUTCOMES[case["outcome"]]) for case in row["cases"]]
     return "\n".join(lines) + "\n"
 
 
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+def _lines(*titles: str) -> list[str]:
+    return [_line(*titles), _line(*("---" for _ in titles))]
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ") for text in cells) + " |"
+
+
+def _ours(row: Mapping[str, Any]) -> str:
+    """What was found in the first case, the paper's own."""
+    text = row["cases"][0]["found"] if row["cases"] else "—"
+    return text + (f" — {row['note']}" if row["note"] else "")
 
 
 def _claims(rows: Sequence[Mapping[str, Any]]) -> Section:
-    body = []
+    body, cases = [], []
     for row in rows:
         verdict = str(row["verdict"])
         kind = "bad" if verdict.startswith(NOT) else "strong" if verdict.startswith(REPRODUCED) else ""
         stale = " (stale: the code has changed)" if row.get(STALE) else ""
-        ours = row["ours"] + (f" — {row['note']}" if row["note"] else "")
         made = f"{row['command']} · code {row['digest']} · {row['made']}" if row["digest"] else "—"
-        body.append([row["claim"], row["paper"], ours, Cell(verdict + stale, kind), row["figure"], Cell(made, "note")])
-    columns = [Column(title) for title in ("claim", "the paper", "ours", "verdict", "figure")] + [
+        shown = Cell(verdict + stale, kind)
+        body.append([row["claim"], row["paper"], _ours(row), shown, row["figure"], Cell(made, "note")])
+        for case in row["cases"]:
+            kind = {"holds": "strong", "fails": "bad"}.get(case["outcome"], "")
+            cases.append([row["claim"], case["when"], case["found"], Cell(_OUTCOMES[case["outcome"]], kind)])
+    columns = [Column(title) for title in ("claim", "the paper", "ours, in the paper's case", "verdict", "figure")] + [
         Column("made by", "note")
     ]
     table = Table("Thresholds and directions stand in configs/paper/claims.toml.", columns, body)
-    return Section("claims", "Claims and verdicts", [table])
+    titles = [Column(title) for title in ("claim", "condition", "found [95 %; of equivalence 90 %]", "")]
+    every = Table("Every condition under which a claim was tested; the first of each is the paper's.", titles, cases)
+    return Section("claims", "Claims and verdicts", [table, every])
 
 
 def _table(caption: str, table: Frame) -> Table | None:
