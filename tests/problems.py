@@ -109,3 +109,17 @@ def dense(cell):
 
 PAIRS = [(cell, name) for cell in cells().values() for name, rule in RULES.items() if defined(cell, rule)]
 PAIR_NAMES = [f"{cell.name}-{name}" for cell, name in PAIRS]
+
+
+SMALL_FIGURE = """
+title = "tiny"
+seeds = [0, 1]
+tuning_seeds = [100]
+n_hidden = [6]
+oracle = false
+training = { how = "bptt", updates = 60, window = 20, burn_in = 4, learning_rate = 1e-2 }
+steps = { pretrain = 600, warm = 50, adapt = 300, score = 100, held_out = 100 }
+shared_rates = { sgd = 1e-2, rmsprop = 1e-3, adam = 1e-3 }
+tuning = { max_points = 3 }
+tasks = [{ name = "sine", min_ratio = 1.2 }]
+"""  # of the paper's: all that its config says, without name and methods

@@ -11,6 +11,7 @@ import pytest
 from archive_server import DANDISET, serving
 from ipykernel.kernelspec import write_kernel_spec
 from nbclient import NotebookClient
+from problems import SMALL_FIGURE
 
 from bci_adapt.sources.simulated import Simulated
 from bci_adapt.storage import cache_root
@@ -51,18 +52,6 @@ TINY = {  # parameters of each notebook under which it runs in seconds, and the 
     ),
 }
 
-PAPER = """
-title = "tiny"
-seeds = [0, 1]
-tuning_seeds = [100]
-n_hidden = [6]
-oracle = false
-training = { how = "bptt", updates = 60, window = 20, burn_in = 4, learning_rate = 1e-2 }
-steps = { pretrain = 600, warm = 50, adapt = 300, score = 100, held_out = 100 }
-shared_rates = { sgd = 1e-2, rmsprop = 1e-3, adam = 1e-3 }
-tuning = { max_points = 3 }
-tasks = [{ name = "sine", min_ratio = 1.2 }]
-"""
 PAPER_FIGURES = {
     "F1": 'methods = [{ rule = "trace", decay = [0.0, 0.95], optimizer = "sgd" }]',
     "F2b": 'gradients = { rules = ["immediate"], exact_up_to = 0, n_bins = 20, every = 10 }',
@@ -92,7 +81,7 @@ def paper_configs(tmp_path):
     folder = tmp_path / "paper"
     folder.mkdir()
     for name, own in PAPER_FIGURES.items():
-        (folder / f"{name}.toml").write_text(f'figure = "{name}"\n{PAPER}\n{own}\n', encoding="utf-8")
+        (folder / f"{name}.toml").write_text(f'figure = "{name}"\n{SMALL_FIGURE}\n{own}\n', encoding="utf-8")
     (folder / "claims.toml").write_text(PAPER_CLAIMS, encoding="utf-8")
     return folder
 

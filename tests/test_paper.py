@@ -9,7 +9,7 @@ import long_tables
 import numpy as np
 import pandas as pd
 import pytest
-from problems import M_IN, N, problem
+from problems import M_IN, SMALL_FIGURE, N, problem
 
 from bci_adapt import diagnostics, results
 from bci_adapt.cells.base import Network, cell
@@ -403,18 +403,9 @@ def test_rows_of_other_code_are_stale_and_text_is_escaped():
 # ------------------------------------------------------------------------------------------------ one figure
 
 
-TINY = """
+TINY = f"""
 figure = "methods"
-title = "tiny"
-seeds = [0, 1]
-tuning_seeds = [100]
-n_hidden = [6]
-oracle = false
-training = { how = "bptt", updates = 60, window = 20, burn_in = 4, learning_rate = 1e-2 }
-steps = { pretrain = 600, warm = 50, adapt = 300, score = 100, held_out = 100 }
-shared_rates = { rmsprop = 1e-3 }
-tuning = { max_points = 3 }
-tasks = [{ name = "sine", min_ratio = 1.2 }]
+{SMALL_FIGURE}
 [[methods]]
 rule = "immediate"
 [[methods]]
