@@ -269,8 +269,8 @@ def days_figure(points: Frame, labels: Frame, variable: str, ceiling: float | No
     """Held-out R² day by day with more and more labels, and R² against labels beside it.
 
     `points` has the columns series, order, date, mean: one line per series, in `order`, the bounds (no label at all,
-    retrained) drawn apart from what lies between. `labels` has the columns words, arm, cell, value, label, mean, low,
-    high: one line per decoder over budgets at equal distances. `ceiling` (R²) is dotted.
+    retrained) drawn apart from what lies between. `labels` has the columns arm, cell, value, mean, low, high: one line
+    per decoder over budgets at equal distances. `ceiling` (R²) is dotted.
     """
     points, labels = points[np.isfinite(points["mean"])], labels[np.isfinite(labels["mean"])]
     if points.empty or labels.empty:
@@ -290,18 +290,18 @@ def days_figure(points: Frame, labels: Frame, variable: str, ceiling: float | No
         left.set_ylabel(f"held-out {variable} R²")
         ticks = labels.sort_values("value").drop_duplicates("value")
         places = {value: place for place, value in enumerate(ticks["value"])}
-        for n, (words, each) in enumerate(labels.groupby("words", sort=False)):
+        for n, ((arm, cell), each) in enumerate(labels.groupby(["arm", "cell"], sort=False)):
             each, colour = each.sort_values("value"), (INK, GREY)[n % 2]
             x = each["value"].map(places) + 0.06 * n
             right.vlines(x, each["low"].clip(lower=FLOOR_R2), each["high"], color=colour, linewidth=1.1, alpha=0.6)
             right.plot(x, each["mean"].clip(lower=FLOOR_R2), "-", marker="os"[n % 2], color=colour, markersize=4.2)
             right.annotate(
-                plain(str(words)), (x.iloc[-1], each["mean"].iloc[-1]), (0, 6), textcoords="offset points",
-                ha="right", fontsize=7, color=colour,
+                plain(f"{arm_label(arm)} ({cell_label(cell)})"), (x.iloc[-1], each["mean"].iloc[-1]), (0, 6),
+                textcoords="offset points", ha="right", fontsize=7, color=colour,
             )  # fmt: skip
         if finite(ceiling):
             right.axhline(ceiling, color=INK, linewidth=0.9, linestyle=":")
-        right.set_xticks(range(len(places)), [plain(label) for label in ticks["label"]])
+        right.set_xticks(range(len(places)), [f"{value:g}" for value in places])
         right.set_xlabel("seconds of labels")
         for axis in (left, right):
             axis.axhline(0, color=MUTED, linewidth=0.8)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -77,6 +77,53 @@ def sweep(
                 entry = {"arm": arm, "cell": cell, "variable": variable, "phase": name, "value": float(value)}
                 points.append(entry | _over_days(own[own[column] == value], seed))
     return points
+
+
+class Life(NamedTuple):
+    """A decoder on the days of a run: `points` (series, order, date, mean) with no labels, some and all of them and its
+    bounds; `labels`, its scores and those of the best linear decoder against seconds of labels; `ceiling`, R² or None.
+    """
+
+    arm: str
+    cell: str
+    points: Frame
+    labels: Frame
+    ceiling: float | None
+
+
+def life(rows: Frame, variable: str = "velocity", shown_s: Sequence[float] = (30.0, 120.0)) -> Life | None:
+    """Held-out R² by target day of the first network that was swept over budgets, those of `shown_s` that there are.
+
+    None where none was, or where all targets are of one day.
+    """
+    swept = sweep(rows, "budget", variable, "held_out")
+    arm, cell = next(((point["arm"], point["cell"]) for point in swept if point["cell"]), ("", ""))
+    scored = _scored(rows, variable, "r2", "held_out")
+    budgets = sorted({point["value"] for point in swept if (point["arm"], point["cell"]) == (arm, cell)})
+    shown = [budget for budget in budgets if budget in shown_s] or budgets[1:-1][:2]
+    usual, of_budget = scored["study"] == "", scored["study"] == "budget"
+    lines = [("frozen", "frozen", usual), ("no labels", "normaliser", usual)]
+    lines += [(f"{value:g} s of labels", arm, of_budget & (scored["budget_s"] == value)) for value in shown]
+    lines += [
+        ("all labels", arm, usual),
+        ("retrained on the day", ORACLES["network"], usual),
+        ("retrained, earlier days too", JOINT["network"], usual),
+    ]
+    kept = [(order, name, scored[keep & (scored["arm"] == other)]) for order, (name, other, keep) in enumerate(lines)]
+    canary = _scored(rows.assign(control=""), variable, "r2", "held_out")
+    canary = canary[(rows["control"] == "time").loc[canary.index] & (canary["study"] == "")]
+    kept.append((len(lines), "shuffled neurons", canary[canary["arm"].str.endswith(f":{arm}")]))
+    records = [
+        {"series": name, "order": order, "date": date or target, "mean": each["value"].mean()}
+        for order, name, own in kept
+        for (target, date), each in own[own["cell"] == cell].groupby(["target", "target_date"], sort=False)
+    ]
+    points = pd.DataFrame(records, columns=["series", "order", "date", "mean"])
+    if not arm or len(set(points["date"])) < 2:
+        return None
+    labels = pd.DataFrame([p for p in swept if not p["cell"] or (p["arm"], p["cell"]) == (arm, cell)])
+    ceilings = {entry["cell"]: entry["ceiling_r2"] for entry in time_to_ceiling(rows, variable)}
+    return Life(arm, cell, points, labels, ceilings.get(cell))
 
 
 def time_to_ceiling(

@@ -184,48 +184,16 @@ def swept_words(study: str, value: float) -> str:
 
 def _days_picture(run: Run, variable: str) -> Any:
     """The decoder that was swept over budgets, day by day: no labels, some, all, and its bounds."""
-    rows = run.rows[(run.rows["variable"] == variable) & (run.rows["metric"] == "r2")]
-    rows = rows[(rows["phase"] == "held_out") & (rows["status"] == "ok")]
-    swept = [point for point in studies.sweep(run.rows, "budget", variable, "held_out") if point["cell"]]
-    if not swept:
+    found = studies.life(run.rows, variable)
+    if found is None:
         return None
-    arm, cell = swept[0]["arm"], swept[0]["cell"]
-    lines = [("frozen", "frozen", rows["study"] == ""), ("no labels", "normaliser", rows["study"] == "")]
-    budgets = sorted({point["value"] for point in swept if (point["arm"], point["cell"]) == (arm, cell)})
-    shown = [budget for budget in budgets if budget in (30.0, 120.0)] or budgets[1:-1][:2]
-    lines += [
-        (f"{budget:g} s of labels", arm, (rows["study"] == "budget") & (rows["budget_s"] == budget)) for budget in shown
-    ]
-    lines += [
-        (name, other, rows["study"] == "")
-        for name, other in (
-            ("all labels", arm),
-            ("retrained on the day", "network_oracle"),
-            ("retrained, earlier days too", "joint_oracle"),
-            ("shuffled neurons", f"{results.CANARY}{arm}"),
-        )
-    ]
-    records = []
-    for order, (series, name, keep) in enumerate(lines):
-        own = rows[keep & (rows["arm"] == name) & (rows["cell"] == cell)]
-        for (target, date), each in own.groupby(["target", "target_date"], sort=False):
-            records.append({"series": series, "order": order, "date": date or target, "mean": each["value"].mean()})
-    points = pd.DataFrame(records, columns=["series", "order", "date", "mean"])
-    if len(set(points["date"])) < 2:
-        return None
-    kept = [each for each in swept if (each["arm"], each["cell"]) == (arm, cell)]
-    kept += [each for each in studies.sweep(run.rows, "budget", variable, "held_out") if not each["cell"]]
-    labels = pd.DataFrame(kept).assign(
-        label=[seconds(point["value"]) for point in kept],
-        words=[f"{arm_label(point['arm'])} ({cell_label(point['cell'])})" for point in kept],
-    )
-    ceilings = {entry["cell"]: entry["ceiling_r2"] for entry in studies.time_to_ceiling(run.rows, variable)}
     return run.album.picture(
         f"{variable}-days",
-        figures_study.days_figure(points, labels, variable, ceilings.get(cell)),
+        figures_study.days_figure(found.points, found.labels, variable, found.ceiling),
         f"held-out {variable} R² by day and by labels",
-        f"{arm_label(arm)} ({cell_label(cell)}) day by day, with no labels, some and all of them, between the frozen "
-        f"decoder and the retrained ones; beside it the mean over days against seconds of labels; {run.tuned_words}.",
+        f"{arm_label(found.arm)} ({cell_label(found.cell)}) day by day, with no labels, some and all of them, between "
+        "the frozen decoder and the retrained ones; beside it the mean over days against seconds of labels; "
+        f"{run.tuned_words}.",
     )
 
 
