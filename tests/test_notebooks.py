@@ -50,6 +50,19 @@ TINY = {  # parameters of each notebook under which it runs in seconds, and the 
         {"FOLDER": None, "FIGURES": ("F1", "F2b", "F3", "methods", "delays"), "WORKERS": 0},
         7,
     ),
+    "04_ninety_two_days.ipynb": (
+        {
+            "FOLDER": None,
+            "SIM_DAYS": (0, 30, 92),
+            "SIM_DURATION_S": 100.0,
+            "SIM_UNITS": 12,
+            "N_HIDDEN": 6,
+            "N_UPDATES": 20,
+            "BUDGETS_S": (0.0, 20.0),
+            "WORKERS": 0,
+        },
+        2,
+    ),
 }
 
 PAPER_FIGURES = {
