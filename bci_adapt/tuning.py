@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,12 +75,13 @@ class Search:
         return [value for way in ways if (value := self._step(name, at, way)) not in tried]
 
     def _step(self, name: str, value: Any, way: int) -> Any:
-        new = value * self.arm.grid[name] ** way
+        factor, began = self.arm.grid[name], self.arm.value(name)
         if isinstance(value, int):
-            new = round(new)
+            new = round(value * factor**way)
             new = max(_LEAST[name], new if new != value else value + way)
             return min(new, self.most.get(name, new))
-        return float(f"{new:.3g}")
+        steps = round(math.log(value / began) / math.log(factor)) + way  # from the start: roundings do not add up
+        return float(f"{began * factor**steps:.3g}")
 
 
 def _days(points: list[dict[str, Any]]) -> list[str]:

@@ -51,6 +51,13 @@ def test_a_search_ends_at_its_budget_and_says_that_the_optimum_lies_at_the_edge(
     assert (chosen.n_points, chosen.parameters["rate"], chosen.interior) == (5, 8.0, False)
 
 
+def test_steps_of_a_search_do_not_add_up_their_roundings():
+    found = search(peak(rate=1.0), {"rate": 1e-2}, {"rate": 10**0.5})
+    tried = sorted({point["parameters"]["rate"] for point in found.points})
+    assert tried == [0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0, 3.16][: len(tried)]
+    assert found.best == {"rate": 1.0}
+
+
 def test_two_parameters_are_searched_one_after_the_other():
     found = search(peak(rate=1.0, penalty=4.0), {"rate": 4.0, "penalty": 1.0}, {"rate": 2.0, "penalty": 2.0})
     assert choose(found.points).parameters == {"rate": 1.0, "penalty": 4.0}
