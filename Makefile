@@ -25,6 +25,7 @@ test: venv
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+	-@$(BIN)/bci-adapt reproduce --check docs/claims.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -22,7 +22,7 @@ from bci_adapt.online import run, start
 from bci_adapt.paper import planning, stored, tables
 from bci_adapt.paper.claims import Case, Claim, judge, judge_case, load_claims
 from bci_adapt.paper.config import FigureConfig, load
-from bci_adapt.paper.pages import markdown, marked
+from bci_adapt.paper.pages import markdown, marked, read_claims
 from bci_adapt.paper.reproduce import plan
 from bci_adapt.recovery import recovery_oracle
 from bci_adapt.storage import cache_root
@@ -398,6 +398,17 @@ def test_rows_of_other_code_are_stale_and_text_is_escaped():
     assert "(stale)" in markdown([old])
     assert "(stale)" not in markdown([fresh])
     assert "| &lt;b>a\\|b&lt;/b> | &lt;i> | 1 \\| 2 | holds |" in markdown([fresh])
+
+
+def test_the_committed_page_is_of_a_full_run_and_nobody_wrote_into_it():
+    docs = CONFIGS.parents[1] / "docs"
+    rows = read_claims(docs / "claims.json")
+    assert (docs / "claims.md").read_text(encoding="utf-8") == markdown(rows)
+    claims = load_claims(CONFIGS / "claims.toml")
+    assert [row["id"] for row in rows] == [claim.id for claim in claims]
+    assert not any(row["quick"] for row in rows)
+    for row in rows:  # whatever has a number says what made it
+        assert not any(case["mean"] is not None for case in row["cases"]) or (row["command"] and row["digest"])
 
 
 # ------------------------------------------------------------------------------------------------ one figure
