@@ -217,7 +217,7 @@ class TestEveryCell:
 
     def test_uoro_averaged_over_all_signs_is_rtrl(self, cell):
         slots = len(cell.slots)
-        p = problem(cell, n_bins=12 // max(2, slots), n=2 if slots == 1 else 1)
+        p = problem(cell, n_bins=10 // max(2, slots), n=2 if slots == 1 else 1)
         assert close([mean_of_uoro(p)], [bptt(p)[0]], 1e-10)
 
     def test_random_feedback_takes_the_place_of_the_readout(self, cell):
