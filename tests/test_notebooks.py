@@ -186,7 +186,7 @@ def test_a_notebook_runs(path, alone, paper_configs):
     figures = [pixels(output.data["image/png"]) for output in outputs if "image/png" in output.get("data", {})]
     assert len(figures) == TINY[path.name][1]
     assert all(figure.shape[1] > 1500 and np.unique(figure).size > 50 for figure in figures)  # wide, and not blank
-    assert "# ⚠ S" in said(outputs)  # simulated, or small: nothing that is shown is a finding
+    assert ("# ⚠ SMALL" if own else "SIMULATED") in said(outputs)  # nothing that is shown is a finding
 
 
 def test_the_first_notebook_on_an_archive(alone, tmp_path, monkeypatch):
