@@ -126,8 +126,9 @@ def tried(error, first=1.0, factor=10.0, max_points=7):
 @pytest.mark.parametrize(
     ("error", "best", "interior", "n_points"),
     [
-        (lambda r: abs(np.log10(r)), 1.0, True, 3),
-        (lambda r: abs(np.log10(r) + 3), 1e-3, True, 6),
+        (lambda r: abs(np.log10(r)), 1.0, True, 5),
+        (lambda r: abs(np.log10(r) + 3), 1e-3, True, 7),
+        (lambda r: 1.5 if r == 1.0 else abs(np.log10(r) + 3), 1e-3, True, 7),
         (lambda r: abs(np.log10(r) - 1), 10.0, True, 4),
         (lambda r: np.inf if r > 0.05 else 1.0 + r, 1e-5, False, 7),
         (lambda r: np.inf, None, False, 7),

@@ -17,6 +17,7 @@ from bci_adapt.storage import write_text
 
 _BLOCK = 100  # bins a point of a learning curve is the mean of
 _SMALLEST_RATE, _LARGEST_RATE = 1e-8, 1e2
+_WORSE = 2  # rates that must be tried on either side of the best
 
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
@@ -24,8 +25,8 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
 
     Parameters: `cell`, `n_hidden`, `steps`, `label_delay`, `n_seeds` (the first replicas; the others are for tuning),
     `method`, `shared_rate`, `factor` between the rates tried and `max_points` of them; 0 leaves the tuning out. The
-    rate chosen has the smallest held-out error, averaged over the tuning seeds; tried are three around the shared rate,
-    then on past an end while the best lies there. Input `networks` is what a task_pretrain job wrote.
+    rate chosen has the smallest held-out error, averaged over the tuning seeds, among those that `Search` tries.
+    Input `networks` is what a task_pretrain job wrote.
 
     Writes JSON: ``surface`` of the rates tried; ``tuned`` and ``shared``: ``rate``, per seed the errors of
     `task_streams.scores`, ``failed``, ``weight_change``, ``curve``; ``interior``; ``decay`` used; ``us_per_bin``.
@@ -55,7 +56,11 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
 
 
 class Search:
-    """Rates around a first one, a factor apart, on past an end while the best lies there and points are left."""
+    """Rates around a first one, a factor apart, until the best has two worse ones on either side or points are spent.
+
+    One worse neighbour is not enough: errors over rates have local minima, where a rule that diverges at the rate below
+    a large one happens to survive the large one.
+    """
 
     def __init__(self, first: float, factor: float, max_points: int):
         self.factor, self.max_points = factor, max_points
@@ -63,19 +68,17 @@ class Search:
         self.waiting = [first / factor, first, first * factor][: max_points or 0]
 
     def wanted(self) -> float | None:
-        """The next rate to try; None when the best lies inside or the budget is spent."""
+        """The next rate to try; None when the search is over."""
         if self.waiting:
             return self.waiting.pop(0)
         if len(self.scores) >= self.max_points:
             return None
         tried = sorted(self.scores)
         # Where every rate failed the smallest is the best guess.
-        best = min(tried, key=lambda rate: self.scores[rate])
-        if best == tried[0] and tried[0] / self.factor >= _SMALLEST_RATE:
-            return tried[0] / self.factor
-        if best == tried[-1] and tried[-1] * self.factor <= _LARGEST_RATE:
-            return tried[-1] * self.factor
-        return None
+        at = min(range(len(tried)), key=lambda i: self.scores[tried[i]])
+        sides = [(at, tried[0] / self.factor), (len(tried) - 1 - at, tried[-1] * self.factor)]
+        open_ = [(n, rate) for n, rate in sides if n < _WORSE and _SMALLEST_RATE <= rate <= _LARGEST_RATE]
+        return min(open_)[1] if open_ else None
 
     def score(self, rate: float, error: float) -> None:
         self.scores[rate] = error

@@ -258,7 +258,7 @@ class TuningSection(_Section):
     """The search for a rate of its own: rates a `factor` apart, at most `max_points` for every method; 0 for none."""
 
     factor: Annotated[float, Field(gt=1)] = 10**0.5
-    max_points: Annotated[int, Field(ge=0)] = 7
+    max_points: Annotated[int, Field(ge=0)] = 9
 
 
 class GradientsSection(_Section):
