@@ -20,7 +20,9 @@ from long_tables import blocks, curves, manifest, row, study, swept, trajectorie
 from bci_adapt import figures, figures_study
 from bci_adapt.errors import InputError
 from bci_adapt.report import plain_words, render_comparison, render_report
-from bci_adapt.results import long_table, summarise, write_results
+from bci_adapt.report.markdown import line
+from bci_adapt.results import long_table, read_results, score_text, summarise, write_results
+from bci_adapt.storage import file_digest
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "path", "use", "rect"}
 
@@ -243,6 +245,29 @@ def test_page_is_whole_and_stands_alone(run):
     assert "this setting leaks" not in text
     assert source.count("<svg") == 7
     assert render_report(folder).read_text() == source, "the same run gives the same bytes"
+
+
+def test_tables_are_written_as_markdown_beside_the_page(run):
+    folder, _ = run
+    text = (folder / "tables.md").read_text(encoding="utf-8")
+    tables = [part.splitlines() for part in re.split(r"\n\n", text) if part.startswith("|")]
+    for table in tables:
+        assert len({re.sub(r"\\\\[|]", "", line).count("|") for line in table}) == 1, "all rows of one width"
+        assert set(table[1]) <= set("| -")
+    assert "## Velocity, held out" in text
+    assert "## Velocity, online" in text
+    stored = read_results(folder / "results.nc")
+    names = "rls", "", "velocity", "held_out", "r2"
+    summary = summarise(stored.rows, blocks=stored.blocks)
+    entry = next(e for e in summary if (e["arm"], e["cell"], e["variable"], e["phase"], e["metric"]) == names)
+    held_out = text.partition("## Velocity, held out")[2].splitlines()
+    shown = next(line for line in held_out if line.startswith("| recursive least squares"))
+    assert shown.split("|")[-2].strip() == score_text(entry), "the linear column is the last"
+    assert file_digest(folder / "results.nc") in text
+
+
+def test_markdown_keeps_text_in_its_cell():
+    assert line("a|b", "<b>&", "two\nlines") == "| a\\|b | &lt;b>&amp; | two lines |"
 
 
 def test_figures_are_offered_as_svg_and_csv_inside_and_beside(run):

@@ -15,6 +15,8 @@ from bci_adapt.paper.drawing import Figures
 from bci_adapt.paper.tables import Frame
 from bci_adapt.report.album import Album
 from bci_adapt.report.blocks import Cell, Column, Page, Section, Table, Text, blocks_of, render_page
+from bci_adapt.report.markdown import head as markdown_head
+from bci_adapt.report.markdown import line as markdown_line
 from bci_adapt.results import number
 from bci_adapt.storage import write_text
 
@@ -85,24 +87,17 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = ["# The paper, claim by claim", ""]
     if any(row["quick"] for row in rows):
         lines += [f"**{_QUICK}**", ""]
-    lines += _lines("claim", "the paper", "ours, in the paper's case", "verdict", "made by")
+    lines += markdown_head("claim", "the paper", "ours, in the paper's case", "verdict", "made by")
     for row in rows:
         made = f"`{row['command']}`, code {row['digest']}, {row['made']}" if row["digest"] else "—"
         state = f"**{row['verdict']}**" + (" *(stale)*" if row.get(STALE) else "")
-        lines.append(_line(row["claim"], row["paper"], _ours(row), state, made))
+        lines.append(markdown_line(row["claim"], row["paper"], _ours(row), state, made))
     lines += ["", "## Every condition", ""]
-    lines += _lines("claim", "condition", "found [95 %; of equivalence 90 %]", "")
+    lines += markdown_head("claim", "condition", "found [95 %; of equivalence 90 %]", "")
     for row in rows:
-        lines += [_line(row["claim"], case["when"], case["found"], _OUTCOMES[case["outcome"]]) for case in row["cases"]]
+        for case in row["cases"]:
+            lines.append(markdown_line(row["claim"], case["when"], case["found"], _OUTCOMES[case["outcome"]]))
     return "\n".join(lines) + "\n"
-
-
-def _lines(*titles: str) -> list[str]:
-    return [_line(*titles), _line(*("---" for _ in titles))]
-
-
-def _line(*cells: str) -> str:
-    return "| " + " | ".join(text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ") for text in cells) + " |"
 
 
 def _ours(row: Mapping[str, Any]) -> str:

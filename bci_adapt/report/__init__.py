@@ -13,48 +13,50 @@ from bci_adapt.recovery import coded
 from bci_adapt.report import judged, questions, sections
 from bci_adapt.report.blocks import Page, render_page
 from bci_adapt.report.compare import compare_page
+from bci_adapt.report.markdown import tables_markdown
 from bci_adapt.report.run import Run
 from bci_adapt.report.words import plain_words
 from bci_adapt.storage import file_digest, write_text
 
 __all__ = ["plain_words", "read_manifest", "read_run", "render_comparison", "render_report"]
-MANIFEST, RESULTS, REPORT = "manifest.json", "results.nc", "report.html"
+MANIFEST, RESULTS, REPORT, TABLES = "manifest.json", "results.nc", "report.html", "tables.md"
 
 
 def render_report(run_folder: Path) -> Path:
     """Write ``report.html`` into `run_folder` from its ``manifest.json`` and ``results.nc``; return its path.
 
     The file asks nothing of the network and needs no script to be read. Its figures and their numbers are written into
-    ``figures/`` beside it too. Raises `InputError` naming the file that is missing or unreadable.
+    ``figures/`` beside it too, and its tables as Markdown into ``tables.md``. Raises `InputError` naming
+    the file that is missing or unreadable.
     """
     run = read_run(run_folder)
-    text = render_page(
-        Page(
-            "Cross-session decoding report",
-            str(run.manifest.get("name", "run")),
-            sections.asked_words(run),
-            sections.facts(run),
-            sections.banners(run),
-            [
-                sections.asked(run),
-                sections.verdict(run),
-                judged.data(run),
-                sections.scores(run),
-                judged.recovery(run),
-                judged.comparisons(run),
-                questions.controls(run),
-                questions.labels(run),
-                questions.forgetting(run),
-                questions.tuning(run),
-                sections.pairs(run),
-                sections.cost(run),
-                sections.again(run),
-            ],
-        )
+    page = Page(
+        "Cross-session decoding report",
+        str(run.manifest.get("name", "run")),
+        sections.asked_words(run),
+        sections.facts(run),
+        sections.banners(run),
+        [
+            sections.asked(run),
+            sections.verdict(run),
+            judged.data(run),
+            sections.scores(run),
+            judged.recovery(run),
+            judged.comparisons(run),
+            questions.controls(run),
+            questions.labels(run),
+            questions.forgetting(run),
+            questions.tuning(run),
+            sections.pairs(run),
+            sections.cost(run),
+            sections.again(run),
+        ],
     )
+    text = render_page(page)
     run.album.write(Path(run_folder))
     target = Path(run_folder) / REPORT
     write_text(target, text)
+    write_text(Path(run_folder) / TABLES, tables_markdown(run, page))
     return target
 
 
