@@ -353,8 +353,13 @@ def _whole_sweep(rows: Frame, study: str, arm: str, cell: str) -> Frame:
     own, usual = rows[rows["study"] == study], rows[rows["study"] == ""]
     runs = [_pairs(each) + "\n" + each["seed"].astype(str) + "\n" + each["phase"].astype(str) for each in (own, usual)]
     usual = usual[runs[1].isin(runs[0])]
-    if study == "budget" and len(usual):  # the whole stream, which is shorter where the session is
-        usual = usual.assign(budget_s=usual["budget_s"].max())
+    if study == "budget" and len(usual):
+        # A stream is at most half of a session: all of a short one's labels count with all of the others'.
+        longest = usual["budget_s"].max()
+        whole = usual.groupby("target", observed=True)["budget_s"].max()
+        everything = own["budget_s"] >= own["target"].map(whole).astype(float)
+        own = own.assign(budget_s=own["budget_s"].mask(everything, longest))
+        usual = usual.assign(budget_s=longest)
     return pd.concat([own, usual[~usual[column].isin(own[column])]])
 
 

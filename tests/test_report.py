@@ -484,6 +484,7 @@ def whole(tmp_path_factory) -> tuple[Path, Page]:
     rows = pd.concat([rows, swept(5)], ignore_index=True)
     rows = rows.drop_duplicates(["source", "target", "arm", "cell", "seed", "study", "phase", "metric", *SWEPT])
     carried = rows[(rows["arm"] == "readout") & (rows["study"] == "") & (rows["phase"] == "held_out")]
+    carried = carried[(carried["source"] == "day-00") & (carried["seed"] == 0)]
     rows = pd.concat([rows, carried.assign(study="continual", value=carried["value"] + 0.05)], ignore_index=True)
     pairs = rows[["source", "target"]].drop_duplicates().itertuples(index=False)
     about = manifest(
@@ -523,6 +524,15 @@ def whole(tmp_path_factory) -> tuple[Path, Page]:
 
 
 SWEPT = ("delay_s", "label_fraction", "budget_s", "rate", "variable")
+
+
+def test_days_in_a_row_stand_beside_the_same_pairs_and_seeds_anew(whole):
+    folder, _ = whole
+    text = (folder / "tables.md").read_text(encoding="utf-8").partition("### Day by day")[2].partition("Carried on,")[0]
+    days = [each.split("|")[2:5] for each in text.splitlines() if each.startswith("| readout only")]
+    assert len(days) >= 4
+    for _, carried, anew in days:
+        assert float(carried) - float(anew) == pytest.approx(0.05, abs=0.011)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,18 @@ def test_time_to_the_ceiling_is_one_of_the_budgets_or_not_reached(levels, ceilin
     assert entry["n_targets"] == 2
 
 
+def test_all_labels_of_a_short_session_count_with_all_of_the_others():
+    full = {"t0": 600.0, "t1": 518.5}
+    records = [row(arm="readout", target=day, value=0.4, budget_s=all_s) for day, all_s in full.items()]
+    for day, all_s in full.items():
+        for budget, value in ((0.0, 0.1), (30.0, 0.2), (all_s, 0.4)):
+            records.append(row(arm="readout", target=day, value=value, study="budget", budget_s=budget))
+    points = studies.sweep(long_table(records), "budget", phase="held_out")
+    assert [(p["value"], p["mean"], p["n_targets"]) for p in points] == [
+        (0.0, pytest.approx(0.1), 2), (30.0, pytest.approx(0.2), 2), (600.0, pytest.approx(0.4), 2),
+    ]  # fmt: skip
+
+
 def test_without_a_ceiling_there_is_no_time_to_it():
     assert studies.time_to_ceiling(budget_rows({0: 0.1, 30: 0.2})) == []
 

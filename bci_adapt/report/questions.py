@@ -278,11 +278,11 @@ def _back_table(run: Run, entries: list[dict[str, Any]]) -> Table:
 
 
 def _days_in_a_row(run: Run, variable: str) -> Frame:
-    """Means over pairs and seeds by day: columns cell, arm, day, continual, mean."""
+    """Scores by day, on the pairs and seeds of both: columns cell, arm, day, continual, mean."""
     keep = (run.rows["variable"] == variable) & (run.rows["phase"] == "held_out") & (run.rows["metric"] == "r2")
     keep &= (run.rows["status"] == "ok") & (run.rows["control"] == "") & run.rows["study"].isin(["", "continual"])
     rows = run.rows[keep].assign(continual=run.rows["study"] == "continual")
-    carried = rows.loc[rows["continual"], ["target", "arm", "cell"]].drop_duplicates()
+    carried = rows.loc[rows["continual"], ["source", "target", "arm", "cell", "seed"]].drop_duplicates()
     rows = rows.merge(carried)
     rows["day"] = np.where(rows["target_date"] == "", rows["target"], rows["target_date"])
     means = rows.groupby(["cell", "arm", "day", "continual"], as_index=False)["value"].mean()
