@@ -115,7 +115,7 @@ def test_constants_that_are_lists_are_swept_and_named():
 # ------------------------------------------------------------------------------------------------ jobs
 
 
-def tried(error, first=1.0, factor=10.0, max_points=7):
+def tried(error, first=1.0, factor=10**0.5, max_points=9):
     search, seen = Search(first, factor, max_points), []
     while (rate := search.wanted()) is not None:
         seen.append(rate)
@@ -126,18 +126,30 @@ def tried(error, first=1.0, factor=10.0, max_points=7):
 @pytest.mark.parametrize(
     ("error", "best", "interior", "n_points"),
     [
-        (lambda r: abs(np.log10(r)), 1.0, True, 5),
-        (lambda r: abs(np.log10(r) + 3), 1e-3, True, 7),
-        (lambda r: 1.5 if r == 1.0 else abs(np.log10(r) + 3), 1e-3, True, 7),
-        (lambda r: abs(np.log10(r) - 1), 10.0, True, 4),
-        (lambda r: np.inf if r > 0.05 else 1.0 + r, 1e-5, False, 7),
-        (lambda r: np.inf, None, False, 7),
+        (lambda r: abs(np.log10(r)), 1.0, True, 6),
+        (lambda r: abs(np.log10(r) + 3), 1e-3, True, 8),
+        (lambda r: abs(np.log10(r) + 5.4), 10**-5.5, True, 9),
+        (lambda r: abs(np.log10(r) - 1), 10.0, True, 7),
+        (lambda r: 0.5 if r == 1.0 else abs(np.log10(r) + 2), 1e-2, True, 7),
+        (lambda r: np.inf if r > 0.05 else 1.0 + r, 1e-7, False, 9),
+        (lambda r: np.inf, None, False, 9),
     ],
 )
-def test_the_search_goes_on_past_an_end_until_the_best_lies_inside(error, best, interior, n_points):
+def test_the_search_finds_the_best_of_four_decades_and_looks_at_its_neighbours(error, best, interior, n_points):
     search, seen = tried(error)
     assert search.best == (None if best is None else pytest.approx(best))
     assert (search.interior, len(seen)) == (interior, n_points)
+    assert len(set(seen)) == n_points
+    assert min(seen) >= 1e-8 * 0.999
+
+
+def test_the_search_has_neighbours_a_factor_apart_around_its_best():
+    for where in np.linspace(-4.0, 1.0, 21):
+        search, seen = tried(lambda r, where=where: abs(np.log10(r) - where), factor=10**0.5)
+        steps = {round(2 * np.log10(rate)) for rate in seen}
+        at = round(2 * np.log10(search.best))
+        assert abs(np.log10(search.best) - where) <= 0.25 + 1e-9
+        assert {at - 1, at + 1} <= steps
 
 
 def test_scores_are_errors_over_the_targets_variance():

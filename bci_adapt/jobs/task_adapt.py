@@ -17,7 +17,7 @@ from bci_adapt.storage import write_text
 
 _BLOCK = 100  # bins a point of a learning curve is the mean of
 _SMALLEST_RATE, _LARGEST_RATE = 1e-8, 1e2
-_WORSE = 2  # rates that must be tried on either side of the best
+_COARSE = (0, -2, 2, -4)  # factors from the first rate, in the order in which they are tried
 
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
@@ -56,29 +56,39 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
 
 
 class Search:
-    """Rates around a first one, a factor apart, until the best has two worse ones on either side or points are spent.
+    """Rates around a first one: a coarse net, then a fine one around the best of it.
 
-    One worse neighbour is not enough: errors over rates have local minima, where a rule that diverges at the rate below
-    a large one happens to survive the large one.
+    Errors over rates have local minima: where learning is too fast to help, one rate may do less harm than its
+    neighbours. So rates two factors apart are tried first, from four below `first` to two above, and on past an end
+    while the best lies there; then those a factor apart, until the best has two worse ones on either side.
     """
 
     def __init__(self, first: float, factor: float, max_points: int):
-        self.factor, self.max_points = factor, max_points
+        self.first, self.factor, self.max_points = first, factor, max_points
         self.scores: dict[float, float] = {}
-        self.waiting = [first / factor, first, first * factor][: max_points or 0]
+        self.places: dict[int, float] = {}  # rates by factors from the first one
 
     def wanted(self) -> float | None:
         """The next rate to try; None when the search is over."""
-        if self.waiting:
-            return self.waiting.pop(0)
-        if len(self.scores) >= self.max_points:
+        if len(self.places) >= self.max_points:
             return None
-        tried = sorted(self.scores)
+        place = next((place for place in self._next() if place not in self.places and self._within(place)), None)
+        return None if place is None else self.places.setdefault(place, self._rate(place))
+
+    def _next(self) -> list[int]:
+        if missing := [place for place in _COARSE if place not in self.places and self._within(place)]:
+            return missing
+        tried = sorted(self.places)
         # Where every rate failed the smallest is the best guess.
-        at = min(range(len(tried)), key=lambda i: self.scores[tried[i]])
-        sides = [(at, tried[0] / self.factor), (len(tried) - 1 - at, tried[-1] * self.factor)]
-        open_ = [(n, rate) for n, rate in sides if n < _WORSE and _SMALLEST_RATE <= rate <= _LARGEST_RATE]
-        return min(open_)[1] if open_ else None
+        at = min(tried, key=lambda place: self.scores[self.places[place]])
+        beyond = [at - 2] * (at == tried[0]) + [at + 2] * (at == tried[-1])
+        return [*beyond, at - 1, at + 1, at - 2, at + 2]
+
+    def _rate(self, place: int) -> float:
+        return self.first * self.factor**place
+
+    def _within(self, place: int) -> bool:
+        return 0.999 * _SMALLEST_RATE <= self._rate(place) <= 1.001 * _LARGEST_RATE
 
     def score(self, rate: float, error: float) -> None:
         self.scores[rate] = error
