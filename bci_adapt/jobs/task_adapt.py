@@ -59,8 +59,9 @@ class Search:
     """Rates around a first one: a coarse net, then a fine one around the best of it.
 
     Errors over rates have local minima: where learning is too fast to help, one rate may do less harm than its
-    neighbours. So rates two factors apart are tried first, from four below `first` to two above, and on past an end
-    while the best lies there; then those a factor apart, until the best has two worse ones on either side.
+    neighbours. So rates two factors apart are tried first, from four factors below `first` to two above it, and on past
+    an end while the best lies there; then those a factor apart, until the best has two worse ones on either side or
+    `max_points` are tried.
     """
 
     def __init__(self, first: float, factor: float, max_points: int):
