@@ -20,7 +20,8 @@ from long_tables import blocks, curves, manifest, row, study, swept, trajectorie
 from bci_adapt import figures, figures_study
 from bci_adapt.errors import InputError
 from bci_adapt.report import plain_words, render_comparison, render_report
-from bci_adapt.report.markdown import line
+from bci_adapt.report.blocks import Cell, Column, Table
+from bci_adapt.report.markdown import _table, line
 from bci_adapt.results import long_table, read_results, score_text, summarise, write_results
 from bci_adapt.storage import file_digest
 
@@ -268,6 +269,12 @@ def test_tables_are_written_as_markdown_beside_the_page(run):
 
 def test_markdown_keeps_text_in_its_cell():
     assert line("a|b", "<b>&", "two\nlines") == "| a\\|b | &lt;b>&amp; | two lines |"
+
+
+def test_markdown_marks_what_the_page_marks():
+    rows = [[Cell("+0.05", "strong"), Cell("leaks", "bad"), Cell("fine", "note"), "plain", Cell("", "strong")]]
+    *_, row, _ = _table(Table("", [Column(str(i)) for i in range(5)], rows))
+    assert row == "| **+0.05** | **leaks** | fine | plain |  |"
 
 
 def test_figures_are_offered_as_svg_and_csv_inside_and_beside(run):

@@ -29,6 +29,12 @@ def _plain(cell: object) -> str:
     return " ".join(text.split())
 
 
+def _marked(cell: object) -> str:
+    """A cell that stands out on the page stands out here."""
+    text = str(cell)
+    return f"**{text}**" if text and getattr(cell, "kind", "") in ("strong", "bad") else text
+
+
 def tables_markdown(run: Run, page: Page) -> str:
     """Scores of every arm, cells side by side, then the tables of the sections `KEPT` of `page`, without figures."""
     lines = [f"# {_plain(page.title)}", "", _plain(page.lead), ""]
@@ -84,4 +90,5 @@ def _table(table: Table) -> Sequence[str]:
     if len(table.rows) > _LONGEST:
         return [f"({len(table.rows)} rows, in report.html.)", ""]
     caption = [_plain(table.caption), ""] if table.caption else []
-    return [*caption, *head(*(column.title for column in table.columns)), *(line(*row) for row in table.rows), ""]
+    body = [line(*map(_marked, row)) for row in table.rows]
+    return [*caption, *head(*(column.title for column in table.columns)), *body, ""]
