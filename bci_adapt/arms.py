@@ -165,6 +165,7 @@ def _adapting(config: Config, cell: str, name: str, section: ArmSection, fit: Ma
         "optimizer": section.optimizer,
         "optimizer_constants": section.optimizer_constants or None,
         "take_turns": section.take_turns,
+        "learn_every": section.learn_every,
         "learning_rate": rate,
         "group_rates": None,
         "average": section.average,

@@ -268,8 +268,9 @@ class ArmSection(_Section):
 
     `learning_rate` is the config's own where none is given, or the tuned one. `learns` names the weight groups that
     learn, all when absent; `weights` at random leave out the pretraining. With `take_turns` each label teaches one of
-    the ``network.n_members``. `supervision` is by the true movement, by the intention (trials must carry their target)
-    or by the decoder's own smoothed predictions (pseudo).
+    the ``network.n_members``; with `learn_every` only every so-many-th label teaches at all. `supervision` is by the
+    true movement, by the intention (trials must carry their target) or by the decoder's own smoothed predictions
+    (pseudo).
 
     Beside the keys below it takes every constant that its rule or its optimiser declares: ``steps`` of ``window``,
     ``beta2`` of ``rmsprop``.
@@ -287,6 +288,7 @@ class ArmSection(_Section):
     learns: Annotated[tuple[str, ...], Field(min_length=1), Unlike] | None = None
     weights: Literal["pretrained", "random"] = "pretrained"
     take_turns: bool = False
+    learn_every: Count = 1
     cells: Cells | None = None
     seeds: Seeds | None = None
 
@@ -482,10 +484,11 @@ def arm_name(arm: ArmSection) -> str:
     from bci_adapt.results import ARMS
 
     special = _SPECIAL.get((arm.rule_text, arm.optimizer_text, arm.supervision, arm.learns, arm.weights))
-    if special and arm.normaliser == "causal" and arm.average is None and not arm.take_turns:
+    if special and arm.normaliser == "causal" and arm.average is None and not arm.take_turns and arm.learn_every == 1:
         return special
     plain = arm.supervision == "true" and arm.learns is None and arm.weights == "pretrained"
     parts = [arm.rule_text, arm.optimizer_text, *(["ema"] if arm.average else []), *(["turns"] * arm.take_turns)]
+    parts += [f"every{arm.learn_every}"] if arm.learn_every > 1 else []
     key = "_".join(parts) + ("_fixed" if arm.normaliser == "fixed" else "")
     if plain and key in ARMS:
         return key
@@ -495,6 +498,7 @@ def arm_name(arm: ArmSection) -> str:
         *([f"{' and '.join(arm.learns)} only"] if arm.learns else []),
         *(["fixed normaliser"] if arm.normaliser == "fixed" else []),
         *(["in turns"] if arm.take_turns else []),
+        *([f"every {arm.learn_every} labels"] if arm.learn_every > 1 else []),
         *([f"{arm.supervision} labels"] if arm.supervision != "true" else []),
         *(["random weights"] if arm.weights == "random" else []),
     ]

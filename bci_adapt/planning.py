@@ -255,7 +255,7 @@ class Builder:
 
         credit = rule(arm.adapt["rule"], **(arm.adapt["rule_constants"] or {}))
         carried = math.prod(credit.memory_shape(self._network(target, arm.cell)))
-        taught = 1 if arm.adapt["take_turns"] else members
+        taught = (1 if arm.adapt["take_turns"] else members) / arm.adapt["learn_every"]
         return 3e-5 * (self._n_weights(target, arm.cell) * (1 + credit.history) + carried) * scale * taught
 
     def kernel(self, cell: str, rule: str, optimizer: str, clips: bool = False) -> Job:

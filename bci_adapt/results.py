@@ -113,6 +113,7 @@ ARMS = {  # known arms in order of presentation, with the words a reader sees; a
     "window4_rmsprop": "4 steps of history + RMSprop",
     "window4_rmsprop_ema": "4 steps of history + RMSprop + EMA",
     "window4_rmsprop_ema_turns": "4 steps of history + RMSprop + EMA, in turns",
+    "window4_rmsprop_ema_turns_every2": "4 steps of history + RMSprop + EMA, in turns, every second label",
     "window8_rmsprop": "8 steps of history + RMSprop",
     "trace(0.5)_rmsprop": "trace 0.5 + RMSprop",
     "snap1_rmsprop": "SnAp-1 + RMSprop",

@@ -32,7 +32,7 @@ DECODERS = {
     "rnn_window": OnlineDecoder(cell="gru", rule="window", rule_constants={"steps": 3}, average=None, **SMALL),
     "rnn_rtrl": OnlineDecoder(cell="gru", rule="rtrl", **SMALL),
     "rnn_members": OnlineDecoder(cell="gru", n_members=3, **SMALL),
-    "rnn_turns": OnlineDecoder(cell="gru", n_members=3, take_turns=True, **SMALL),
+    "rnn_turns": OnlineDecoder(cell="gru", n_members=3, take_turns=True, learn_every=2, **SMALL),
     "rnn_stacked": StackedDecoder(n_lags=3, memory_s=20.0, update_every_s=0.25, prior_s=5.0, cell="gru", **SMALL),
     "wiener": WienerDecoder(n_lags=3),
     "rls": RLSDecoder(n_lags=3, memory_s=20.0, label_delay_s=0.2, update_every_s=0.25),
@@ -218,14 +218,18 @@ def test_parameters_set_between_sessions_take_effect_or_are_refused(tmp_path):
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.2])
 @pytest.mark.parametrize(
-    ("rule", "n_members", "take_turns"),
-    [("immediate", 1, False), ("window", 1, False), ("rtrl", 1, False), ("immediate", 2, False), ("window", 2, True)],
+    ("rule", "n_members", "take_turns", "learn_every"),
+    [
+        *(("immediate", 1, False, 1), ("window", 1, False, 1), ("rtrl", 1, False, 1), ("immediate", 2, False, 1)),
+        *(("window", 2, True, 1), ("window", 2, True, 2), ("immediate", 1, False, 3)),
+    ],
 )
-def test_steps_of_a_live_session_equal_adapt(delay_s, rule, n_members, take_turns, tmp_path):
+def test_steps_of_a_live_session_equal_adapt(delay_s, rule, n_members, take_turns, learn_every, tmp_path):
     """In a live session the label handed over with a bin is that of the bin `delay` ago."""
     X, y, _ = recording(seed=7, gap=False)
     y[40:50] = np.nan
     constants = SMALL | {"label_delay_s": delay_s, "n_members": n_members, "take_turns": take_turns}
+    constants |= {"learn_every": learn_every}
     base = OnlineDecoder(cell="gru", rule=rule, **constants).fit(X, y)
     decoder, delay = copy_of(base, tmp_path), delay_bins(delay_s, 0.05)
     expected = base.adapt(X, y)
@@ -584,6 +588,23 @@ class TestEnsemble:
         np.testing.assert_allclose(ensemble.adapt(X2, y2, reset2), expected, rtol=1e-12, atol=1e-12)
         other = np.mean([each.fit(X, y, reset).adapt(X2, y2, reset2) for each in alone], axis=0)
         assert not np.allclose(other, expected), "every label for every member is something else"
+
+    @pytest.mark.parametrize("n_members", [1, 2])
+    def test_labels_between_those_that_are_learned_from_teach_nobody(self, n_members):
+        X, y, reset = recording()
+        X2, y2, reset2 = recording(seed=1)
+        fitted = SMALL | {"warm_up_s": 0.0, "n_members": n_members}
+        every, third = (OnlineDecoder(**fitted, learn_every=each).fit(X, y, reset) for each in (1, 3))
+        some = np.where((np.arange(len(y2)) % 3 == 0)[:, None], y2, np.nan)
+        np.testing.assert_array_equal(third.adapt(X2, y2, reset2), every.adapt(X2, some, reset2))
+        assert 0.0 < third.weight_change_ < OnlineDecoder(**fitted).fit(X, y, reset).partial_fit(X2, y2).weight_change_
+        # In turns: of every third label, the first teaches member 0, the second member 1.
+        turns = OnlineDecoder(**fitted, learn_every=3, take_turns=True).fit(X, y, reset)
+        assert turns._learns(np.arange(9)).tolist() == [
+            [t % 3 == 0 and t // 3 % n_members == member for t in range(9)] for member in range(n_members)
+        ]
+        with pytest.raises(InputError, match="learn_every must be at least 1, got 0"):
+            turns.set_params(learn_every=0).partial_fit(X2, y2, reset2)
 
     def test_is_the_mean_of_decoders_of_its_seeds(self, tmp_path):
         X, y, reset = recording()

@@ -11,6 +11,7 @@ from bci_adapt.backends import loop as kernel
 from bci_adapt.credit.base import rule
 from bci_adapt.decoders.base import Bins, arrival_bins, delay_bins
 from bci_adapt.decoders.pretrained import PretrainedDecoder
+from bci_adapt.errors import InputError
 from bci_adapt.online import Learner, State, handed_over, run, start
 from bci_adapt.optimizers import optimizer
 
@@ -29,6 +30,8 @@ class OnlineDecoder(PretrainedDecoder):
         first, so that one member is the plain decoder.
     take_turns : each label teaches one of the members, in turn, so that an ensemble learns at the cost of one network;
         every member then sees every n_members-th label, at a rate that should be so much larger.
+    learn_every : only every so-many-th bin's label is learned from. Movement is smooth: labels of neighbouring bins say
+        much the same, and learning is what a bin costs most.
     rule, optimizer, learning_rate : how it adapts.
     rule_constants, optimizer_constants : their other constants by name (``{"steps": 4}`` of ``window``), None for none.
     learns : weight groups that learn (`bci_adapt.optimizers.GROUPS`: ``("output_bias",)``); all when None.
@@ -61,6 +64,7 @@ class OnlineDecoder(PretrainedDecoder):
         n_hidden: int = 64,
         n_members: int = 1,
         take_turns: bool = False,
+        learn_every: int = 1,
         rule: str = "immediate",
         optimizer: str = "rmsprop",
         learning_rate: float = 3e-4,
@@ -91,6 +95,7 @@ class OnlineDecoder(PretrainedDecoder):
         self.n_hidden = n_hidden
         self.n_members = n_members
         self.take_turns = take_turns
+        self.learn_every = learn_every
         self.rule = rule
         self.optimizer = optimizer
         self.learning_rate = learning_rate
@@ -184,13 +189,21 @@ class OnlineDecoder(PretrainedDecoder):
         return self
 
     def _taught(self, weight: np.ndarray) -> np.ndarray:
-        """Weights of labels (n_bins, n_outputs), or (n_members, n_bins, n_outputs) where members take turns: the label
-        of bin t, counted since the decoder was fitted, is that of member t mod n_members.
-        """
-        if not self.take_turns or self.n_members == 1:
+        """Weights of labels (n_bins, n_outputs), or (n_members, n_bins, n_outputs) where not all teach every member."""
+        if self.learn_every < 1:
+            raise InputError(f"learn_every must be at least 1, got {self.learn_every}")
+        if self.learn_every == 1 and not (self.take_turns and self.n_members > 1):
             return weight
-        bins = self.state_.counter(kernel.BIN)[0] + np.arange(len(weight))
-        return np.where((bins % self.n_members == np.arange(self.n_members)[:, None])[..., None], weight, 0.0)
+        learns = self._learns(self.state_.counter(kernel.BIN)[0] + np.arange(len(weight)))
+        return np.where(learns[..., None], weight, 0.0)
+
+    def _learns(self, bins: np.ndarray) -> np.ndarray:
+        """Which members (n_members, n_bins) learn from the labels of these bins, counted since the decoder was fitted:
+        all of them from every `learn_every`-th, or one, the next from the next of these.
+        """
+        turns, between = np.divmod(bins, self.learn_every)
+        own = turns % self.n_members == np.arange(self.n_members)[:, None]
+        return (between == 0) & (own if self.take_turns else np.ones_like(own))
 
     def step(self, x, y=None) -> np.ndarray:
         """Predict one bin, (n_channels,) → (n_outputs,), then learn.
@@ -216,6 +229,5 @@ class OnlineDecoder(PretrainedDecoder):
             known = np.isfinite(y)
             arrays["ring_label"][:, slot] = np.where(known, (y - self.label_mean_) / self.label_scale_, 0.0)
             arrays["ring_weight"][:, slot] = known
-            if self.take_turns:
-                own_bin = counters[kernel.BIN] - delay
-                arrays["ring_weight"][np.arange(self.n_members) != own_bin % self.n_members, slot] = 0.0
+            own_bin = np.array([counters[kernel.BIN] - delay])
+            arrays["ring_weight"][~self._learns(own_bin)[:, 0], slot] = 0.0
