@@ -26,6 +26,7 @@ from bci_adapt.paper.pages import markdown, marked, read_claims
 from bci_adapt.paper.reproduce import plan
 from bci_adapt.recovery import recovery_oracle
 from bci_adapt.storage import cache_root
+from bci_adapt.streams.base import installed
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "paper"
 FIGURES = sorted(path.stem for path in CONFIGS.glob("*.toml") if path.name != "claims.toml")
@@ -45,6 +46,15 @@ def test_every_shipped_figure_can_be_planned(name, quick):
     assert len(set(keys)) == len(keys)
     for entry in found:  # exact RTRL is affordable up to 64 units only
         assert not (entry.kind == "adapt" and entry.columns["rule"] == "rtrl" and entry.n_hidden > 64)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_every_shipped_stream_is_as_long_as_is_asked_for(quick):
+    for section in load(CONFIGS / "streams.toml", quick).streams:
+        stream = section.made()
+        if all(map(installed, stream.packages)):
+            made = stream.stream(section.earlier + section.n_bins, earlier=section.earlier)
+            assert len(made.x) == section.earlier + section.n_bins
 
 
 def test_every_case_of_a_claim_asks_for_something_that_is_run():
