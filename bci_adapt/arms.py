@@ -23,7 +23,7 @@ READOUT_RATIO = "readout_ratio"  # of a grid: the readout's learning rate over t
 # Keys of [network] that are parameters of every network's decoder.
 _TRAINING = (
     *("n_members", "n_updates", "added_updates", "pretrain_rate", "added_rate", "input_dropout", "gain_jitter"),
-    *("offset_jitter", "batch", "window_bins", "recency", "rest_weight"),
+    *("offset_jitter", "batch", "window_bins", "recency"),
 )
 
 

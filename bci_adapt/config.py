@@ -156,8 +156,7 @@ class NetworkSection(_Section):
 
     With `carried` a network is trained on the first source day and goes on for `added_updates` steps over all days so
     far with each further one; joint retraining then goes on with the target's stream as one more day. `n_members`
-    networks predict by their mean, in every arm. The rest is of every training (`bci_adapt.pretraining.Pretraining`);
-    labels outside trials count for `rest_weight` there, where a session has trials.
+    networks predict by their mean, in every arm. The rest is of every training (`bci_adapt.pretraining.Pretraining`).
     """
 
     cells: Cells = ("tanh", "gru")
@@ -179,7 +178,6 @@ class NetworkSection(_Section):
     batch: Count = 16
     window_bins: Annotated[int, Field(ge=20)] = 80
     recency: Annotated[float, Field(gt=0, le=1)] = 1.0
-    rest_weight: Annotated[float, Field(gt=0, le=1)] = 1.0
     warm_up_s: NotNegative = 60.0
 
 

@@ -83,12 +83,7 @@ def pretrain(
         say(f"{n_days} of {len(given)}: training on {latest.session_id}")
         train = decoder.fit if n_days == 1 else decoder.extend
         try:
-            train(
-                [day.X for day in so_far],
-                [day.y for day in so_far],
-                [day.reset for day in so_far],
-                in_trial=[day.in_trial for day in so_far],
-            )
+            train([day.X for day in so_far], [day.y for day in so_far], [day.reset for day in so_far])
         except InputError as error:
             raise InputError(f"{latest.session_id}: {error}") from error
     decoder.about_ = described(matched[-1], names) | {"sessions": [day.session_id for day in given]}

@@ -1,7 +1,5 @@
 """Every decoder through the same properties, and each against an independent computation of itself."""
 
-import copy
-
 import numpy as np
 import pytest
 from scipy.signal import lfilter
@@ -470,48 +468,6 @@ class TestPretraining:
         other = OnlineDecoder(**BASE, **constants, pretrain_rate=1e-2).fit(*self.days(0, 1))
         settings = Pretraining(n_updates=20, learning_rate=1e-2, **constants)
         assert np.array_equal(other.W_, self.by_hand(self.days(0, 1), 0, settings)[0])
-
-    def test_bins_outside_trials_count_for_less(self):
-        """The loss weighs them by `rest_weight`; a session without trials, or a weight of one, is as it was."""
-        X, y, reset = self.days(0, 1)
-        inside = [np.arange(len(X[0])) % 40 < 25, None]
-        plain = OnlineDecoder(**BASE).fit(X, y, reset)
-        less = OnlineDecoder(**BASE, rest_weight=0.25).fit(X, y, reset, in_trial=inside)
-        for same_as_plain in (
-            OnlineDecoder(**BASE, rest_weight=0.25).fit(X, y, reset),
-            OnlineDecoder(**BASE, rest_weight=0.25).fit(X, y, reset, in_trial=[None, np.ones(len(X[1]), bool)]),
-            OnlineDecoder(**BASE).fit(X, y, reset, in_trial=inside),
-        ):
-            assert np.array_equal(same_as_plain.W_, plain.W_)
-        seen = [np.isfinite(each).all(axis=1) for each in X]
-        x = []
-        for each, kept in zip(X, seen, strict=True):
-            root = np.sqrt(np.nan_to_num(each))
-            x.append(np.where(kept[:, None], Normaliser.fit(root, kept).apply(root, kept)[0], 0.0))
-        targets = [(np.nan_to_num(each) - less.label_mean_) / less.label_scale_ for each in y]
-        weight = [np.isfinite(each).astype(float) for each in y]
-        weight[0] *= np.where(inside[0], 1.0, 0.25)[:, None]
-        network = Network(cell("gru"), 5, 6, 2)
-        W, C = pretrain(network, x, targets, weight, seen, reset, 0, Pretraining(n_updates=20))
-        assert np.array_equal(less.W_, W)
-        assert np.array_equal(less.C_, C)
-        assert not np.array_equal(less.W_, plain.W_)
-        for key in ("label_mean_", "label_scale_", "warm_Y_"):
-            np.testing.assert_array_equal(getattr(less, key), getattr(plain, key))
-        further = [copy.deepcopy(less).extend(X, y, reset, in_trial=each) for each in (inside, None)]
-        assert not np.array_equal(further[0].W_, further[1].W_)  # `extend` is told as well
-
-    @pytest.mark.parametrize(
-        ("rest_weight", "inside", "words"),
-        [
-            (0.0, None, "rest_weight must be positive"),
-            (0.5, [None], "one array for each of 2 sessions"),
-            (0.5, [None, np.ones(3, bool)], r"in_trial: expected \(\d+,\) true/false, got \(3,\)"),
-        ],
-    )
-    def test_trials_that_do_not_fit_are_refused(self, rest_weight, inside, words):
-        with pytest.raises(InputError, match=words):
-            OnlineDecoder(**BASE, rest_weight=rest_weight).fit(*self.days(0, 1), in_trial=inside)
 
     def test_extending_goes_on_from_the_weights_over_all_sessions(self, tmp_path):
         base = OnlineDecoder(**BASE, added_updates=7, added_rate=1e-3).fit(*self.days(0))

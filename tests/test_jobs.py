@@ -543,14 +543,6 @@ def test_a_decoder_of_the_days_before_is_extended(bench, tmp_path):
         for key, expected in by_hand._fitted_arrays().items():
             np.testing.assert_array_equal(found._fitted_arrays()[key], expected)
     assert found.about_["sessions"] == ["source", "between", "target"]
-    # Bins outside trials count for less where the constants say so.
-    rested = constants | {"rest_weight": 0.25}
-    pretrain.run(parameters | {"constants": rested}, {"session0": inputs["session0"]}, tmp_path / "rested.npz")
-    assert days[0].in_trial is not None
-    assert not days[0].in_trial.all()
-    by_hand = OnlineDecoder(**rested).fit(days[0].X, days[0].y, days[0].reset, in_trial=days[0].in_trial)
-    assert np.array_equal(Decoder.load(tmp_path / "rested.npz").W_, by_hand.W_)
-    assert not np.array_equal(by_hand.W_, Decoder.load(tmp_path / "1.npz").W_)
     # Constants of the job replace the stored ones; a stream is what it is without a decoder before.
     other = parameters | {"constants": constants | {"added_updates": 0}, "n_streams": 1, "stream_s": N_STREAM * BIN_S}
     pretrain.run(

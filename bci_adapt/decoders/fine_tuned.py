@@ -48,7 +48,6 @@ class FineTunedDecoder(PretrainedDecoder):
         batch: int = 16,
         window_bins: int = 80,
         recency: float = 1.0,
-        rest_weight: float = 1.0,
         tune_updates: int = 200,
         tune_rate: float = 1e-3,
         seed: int = 0,
@@ -69,7 +68,6 @@ class FineTunedDecoder(PretrainedDecoder):
         self.batch = batch
         self.window_bins = window_bins
         self.recency = recency
-        self.rest_weight = rest_weight
         self.tune_updates = tune_updates
         self.tune_rate = tune_rate
         self.seed = seed

@@ -48,7 +48,6 @@ class OnlineDecoder(PretrainedDecoder):
     added_updates, added_rate : the same for each day that `extend` adds.
     input_dropout, gain_jitter, offset_jitter, batch, window_bins, recency : of every training
         (`bci_adapt.pretraining.Pretraining`).
-    rest_weight : of bins outside trials in the loss of a training, where `fit` is told which they are.
     seed : of initial weights, training windows and jitter.
     """
 
@@ -88,7 +87,6 @@ class OnlineDecoder(PretrainedDecoder):
         batch: int = 16,
         window_bins: int = 80,
         recency: float = 1.0,
-        rest_weight: float = 1.0,
         seed: int = 0,
     ):
         self.cell = cell
@@ -119,7 +117,6 @@ class OnlineDecoder(PretrainedDecoder):
         self.batch = batch
         self.window_bins = window_bins
         self.recency = recency
-        self.rest_weight = rest_weight
         self.seed = seed
 
     def _learner(self, learning_rate: float | None = None) -> Learner:

@@ -49,7 +49,6 @@ class PretrainedDecoder(Decoder):
     batch: int
     window_bins: int
     recency: float
-    rest_weight: float
     seed: int
     pretrained: bool = True
     state_: State
@@ -82,14 +81,8 @@ class PretrainedDecoder(Decoder):
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def fit(self, X, y, reset=None, in_trial=None) -> Self:
+    def fit(self, X, y, reset=None) -> Self:
         """Pretrain on one or several sessions, each normalised by its own statistics (see `Decoder` for shapes).
-
-        Parameters
-        ----------
-        in_trial : (n_bins,) booleans, as many arrays as sessions, or None where a session has no trials: bins outside
-            count for `rest_weight` in the loss. Between trials an animal does what it likes, and half of a recording
-            may be that.
 
         Raises
         ------
@@ -98,9 +91,9 @@ class PretrainedDecoder(Decoder):
         """
         if self.n_members < 1:
             raise InputError(f"n_members must be at least 1, got {self.n_members}")
-        return self._trained(self._weighted(self.training_doors(X, y, reset), in_trial), extends=False)
+        return self._trained(self.training_doors(X, y, reset), extends=False)
 
-    def extend(self, X, y, reset=None, in_trial=None) -> Self:
+    def extend(self, X, y, reset=None) -> Self:
         """Go on pretraining when a day is added: `added_updates` gradient steps over all sessions – X and y are lists
         of those so far and the new one, in order – from the weights of the last training; what was learned online is
         left out. An optimiser of its own decays from `added_rate`; statistics are then those of the last session.
@@ -109,24 +102,7 @@ class PretrainedDecoder(Decoder):
         changes no prediction.
         """
         self.require_fitted()
-        return self._trained(self._weighted(self.training_doors(X, y, reset, anew=False), in_trial), extends=True)
-
-    def _weighted(self, doors: list[Bins], in_trial) -> list[Bins]:
-        """The doors with labels outside trials at `rest_weight`."""
-        if not (np.isfinite(self.rest_weight) and self.rest_weight > 0.0):
-            raise InputError(f"rest_weight must be positive, got {self.rest_weight}")
-        if in_trial is None or self.rest_weight == 1.0:
-            return doors
-        inside = [in_trial] if isinstance(in_trial, np.ndarray) else list(in_trial)
-        if len(inside) != len(doors):
-            raise InputError(f"in_trial: expected one array for each of {len(doors)} sessions, got {len(inside)}")
-        weighted = []
-        for bins, flags in zip(doors, inside, strict=True):
-            if flags is not None and np.shape(flags) != (len(bins.X),):
-                raise InputError(f"in_trial: expected ({len(bins.X)},) true/false, got {np.shape(flags)}")
-            share = 1.0 if flags is None else np.where(np.asarray(flags, bool), 1.0, self.rest_weight)[:, None]
-            weighted.append(bins._replace(weight=bins.weight * share))
-        return weighted
+        return self._trained(self.training_doors(X, y, reset, anew=False), extends=True)
 
     def _trained(self, doors: list[Bins], extends: bool) -> Self:
         features = [np.sqrt(bins.X) for bins in doors]

@@ -72,12 +72,12 @@ class StackedDecoder(OnlineDecoder):
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def fit(self, X, y, reset=None, in_trial=None) -> Self:
-        super().fit(X, y, reset, in_trial)
+    def fit(self, X, y, reset=None) -> Self:
+        super().fit(X, y, reset)
         return self._joined_by(RLSDecoder(**self._linear_parameters()).fit(X, y, reset))
 
-    def extend(self, X, y, reset=None, in_trial=None) -> Self:
-        super().extend(X, y, reset, in_trial)
+    def extend(self, X, y, reset=None) -> Self:
+        super().extend(X, y, reset)
         return self._joined_by(RLSDecoder(**self._linear_parameters()).fit(X, y, reset))
 
     def _joined_by(self, linear: RLSDecoder) -> Self:

@@ -19,22 +19,20 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     """
     names = [f"session{i}" for i in range(len(inputs) - ("before" in inputs))]
     whole = len(names) - parameters["n_streams"]
-    Xs, ys, resets, inside, told = [], [], [], [], []
+    Xs, ys, resets, told = [], [], [], []
     for i, name in enumerate(names):
         arrays = job_arrays(parameters, inputs[name])
         n_bins = arrays.n_stream(None if i < whole else parameters["stream_s"])
         Xs.append(arrays.X[:n_bins])
         ys.append(arrays.y[:n_bins])
         resets.append(arrays.reset[:n_bins])
-        inside.append(None if arrays.in_trial is None else arrays.in_trial[:n_bins])
         told.append(arrays.session_id)
     constants = parameters["constants"]
-    trials = {"in_trial": inside} if "rest_weight" in constants else {}
     try:
         if "before" in inputs:
-            decoder = Decoder.load(inputs["before"]).set_params(**constants).extend(Xs, ys, resets, **trials)
+            decoder = Decoder.load(inputs["before"]).set_params(**constants).extend(Xs, ys, resets)
         else:
-            decoder = decoder_class(parameters["decoder"])(**constants).fit(Xs, ys, resets, **trials)
+            decoder = decoder_class(parameters["decoder"])(**constants).fit(Xs, ys, resets)
     except InputError as error:
         raise InputError(f"{parameters['decoder']} on {', '.join(told)}: {error}") from error
     with open_session(inputs[names[-1]]) as session:
