@@ -12,7 +12,8 @@ else the machine does meets all of them alike. Rows are of six kinds:
 - ``rules``: the other rules beside the floor of ``immediate``, for orientation.
 - ``latency``: one bin per call; percentiles in µs. Floor: the same bin inside a long call of `run`.
 - ``deployed``: one bin per call of the recommended decoder's ``step``, with its label. Floor: a call that does nothing,
-  timed the same way (``empty_p50_us`` …): the clock and the loop.
+  timed the same way (``empty_p50_us`` …): the clock and the loop. Beside it the multiplications of a bin, and of one
+  gradient step of BPTT fine-tuning of the same networks (`bci_adapt.arithmetic`).
 - ``memory``: words per parameter (RTRL: per unit and parameter) of the arrays that stay, and of the growth of the
   resident set while `start` and `run` first work, in a process of its own. That growth holds more than the arrays: the
   stream and its converted copy, scratch, what the linear algebra library packs its operands into, and pages of code
@@ -46,6 +47,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bci_adapt import arithmetic
 from bci_adapt.cells.base import Network, cell
 from bci_adapt.credit.base import CreditRule, rule
 from bci_adapt.decoders import recommended
@@ -604,7 +606,14 @@ def _deployed(case: Case, plan: Plan, rivals: Rivals) -> list[dict[str, Any]]:
         for p in (50, 95, 99)
     }
     speeds = {"steps_per_s": 1e6 / percentiles["p50_us"], "floor_steps_per_s": 1e6 / percentiles["empty_p50_us"]}
-    figures = {"call": "recommended().step", **percentiles, "bins": len(us)}
+    network, constants = case.network, {"n_members": decoder.n_members, "take_turns": decoder.take_turns}
+    counted = {
+        "multiplications": arithmetic.online(
+            network, case.rule, averages=decoder.average is not None, learn_every=decoder.learn_every, **constants
+        ),
+        "fine_tuning_multiplications": arithmetic.fine_tuning(network, n_members=decoder.n_members),
+    }
+    figures = {"call": "recommended().step", **percentiles, **counted, "bins": len(us)}
     return [_row("deployed", case, peak, **speeds, **figures)]
 
 
@@ -751,10 +760,12 @@ def _latency_table(kind: str, rows: list[dict[str, Any]]) -> Table:
 
 def _empty_table(kind: str, rows: list[dict[str, Any]]) -> Table:
     columns = "p50", "p95", "p99"
-    table = _table(kind, ("cell", "rule", "n", "inputs", *columns, *(f"empty {p}" for p in columns), "calls"))
+    empty = (f"empty {p}" for p in columns)
+    table = _table(kind, ("cell", "rule", "n", "inputs", *columns, *empty, "M mult.", "per BPTT step"))
     for row in rows:
         times = [f"{row[f'{p}_us']:,.0f}" for p in columns] + [f"{row[f'empty_{p}_us']:,.2f}" for p in columns]
-        table.add_row(row["cell"], row["rule"], str(row["n"]), str(row["m"]), *times, str(row["bins"]))
+        counted = [f"{row[key] / 1e6:,.2f}" for key in ("multiplications", "fine_tuning_multiplications")]
+        table.add_row(row["cell"], row["rule"], str(row["n"]), str(row["m"]), *times, *counted)
     return table
 
 

@@ -60,6 +60,7 @@ def test_percentiles_are_in_order(rows):
         assert row["p50_us"] <= row["p95_us"] <= row["p99_us"]
         assert row["bins"] >= 50
     assert latencies[-1]["empty_p50_us"] <= latencies[-1]["empty_p99_us"] < latencies[-1]["p50_us"]
+    assert 0 < latencies[-1]["multiplications"] < latencies[-1]["fine_tuning_multiplications"]
 
 
 def test_the_deployed_case_is_the_recommended_decoder():
