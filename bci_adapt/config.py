@@ -242,7 +242,7 @@ class TuningSection(_Section):
     not – values for a target never come from a pair with that target.
 
     `seeds` of the networks; at most `max_points` values of each parameter are tried, the same for every method, and no
-    network is trained for more than `max_updates` steps, or fine-tuned for more than a quarter of them: an optimum
+    network is trained for more than `max_updates` steps, or fine-tuned for more than `max_tune_updates`: an optimum
     there is reported as one at the edge.
     """
 
@@ -250,6 +250,7 @@ class TuningSection(_Section):
     seeds: Seeds = (0,)
     max_points: Annotated[int, Field(ge=3)] = 7
     max_updates: Count = 3200
+    max_tune_updates: Count = 800
 
 
 class PrimarySection(_Section):

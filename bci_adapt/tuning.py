@@ -122,7 +122,7 @@ def tune(
     for name in dict.fromkeys(name for pair in usable for name in pair.sources):
         require_source(prepared.sessions[name], config)
     builders = prepared.builders(config, {}, None)
-    most = {"tune_updates": section.max_updates // 4}
+    most = {"tune_updates": section.max_tune_updates}
     most |= dict.fromkeys(("n_updates", "added_updates"), section.max_updates)
     searches = [
         Search(

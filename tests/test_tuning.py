@@ -14,9 +14,9 @@ from bci_adapt.tuned import choose, read_tuned
 from bci_adapt.tuning import Search, tune, write_tuned
 
 
-def search(surface, start, grid, max_points=7, targets=("a", "b")):
+def search(surface, start, grid, max_points=7, targets=("a", "b"), most=None):
     """Run a search over a planted surface: a function of the setting and the target."""
-    found = Search(Arm("arm", "", "wiener", "source", start, grid=grid), max_points)
+    found = Search(Arm("arm", "", "wiener", "source", start, grid=grid), max_points, most or {})
     rounds = 0
     while wanted := found.wanted():
         rounds += 1
@@ -49,6 +49,14 @@ def test_a_search_ends_at_its_budget_and_says_that_the_optimum_lies_at_the_edge(
     found = search(lambda setting, target: setting["rate"], {"rate": 1.0}, {"rate": 2.0}, max_points=5)
     chosen = choose(found.points)
     assert (chosen.n_points, chosen.parameters["rate"], chosen.interior) == (5, 8.0, False)
+
+
+@pytest.mark.parametrize(("most", "interior"), [(1600, False), (6400, True)])
+def test_a_search_tries_no_more_steps_than_the_most_and_says_that_its_optimum_lies_there(most, interior):
+    found = search(peak(n_updates=3000), {"n_updates": 400}, {"n_updates": 2.0}, most={"n_updates": most})
+    chosen = choose(found.points)
+    assert max(point["parameters"]["n_updates"] for point in found.points) == most
+    assert (chosen.parameters["n_updates"], chosen.interior) == (min(most, 3200), interior)
 
 
 def test_steps_of_a_search_do_not_add_up_their_roundings():
