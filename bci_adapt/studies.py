@@ -57,14 +57,6 @@ DECLARED = (
     ("rls", "ridge_oracle"),
     ("rls", "joint_ridge"),
 )
-# The recommended decoder against its bounds, its rivals, and itself without one of its parts.
-RECOMMENDED = "window4_rmsprop_ema_turns"
-WITHOUT_A_PART = (
-    *("window4_rmsprop_ema_turns_every2", "window2 + RMSprop + EMA, in turns", "immediate + RMSprop + EMA, in turns"),
-    *("window4_rmsprop_ema", "window4 + RMSprop, in turns", "window4 + RMSprop + EMA, fixed normaliser, in turns"),
-)
-BOUNDS = ("normaliser", "fine_tuned", "network_oracle", "joint_oracle")
-LINEAR = ("rls", "ridge_oracle")
 ADAPTED = ("normaliser", "immediate_rmsprop", "aligned", "rls")  # whose recovery is set beside drift
 
 
@@ -332,11 +324,6 @@ def _declared(rows: Frame) -> Iterator[tuple[Arm, Arm]]:
     asked = [((first, cell), (second, cell)) for cell in cells for first, second in DECLARED]
     asked += [(("immediate_rmsprop", one), ("immediate_rmsprop", other)) for other, one in pairwise(networks)]
     asked += [(("immediate_rmsprop", cell), ("rls", "")) for cell in networks]
-    for cell in networks:
-        if (own := (RECOMMENDED, cell)) in held:
-            asked += [(own, (other, "")) for other in LINEAR]
-            asked += [(own, (other, cell)) for other in (*BOUNDS, *WITHOUT_A_PART)]
-            asked += [(("normaliser", cell), (other, "")) for other in LINEAR]
     return (pair for pair in asked if held.issuperset(pair))
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 from long_tables import blocks, row, study, swept
 
 from bci_adapt import studies
-from bci_adapt.config import arm_name, load_config
 from bci_adapt.results import STUDIES, long_table
 from bci_adapt.statistics import holm
 
@@ -128,24 +125,6 @@ def test_comparisons_are_declared_adjusted_and_turn_with_the_data(rows):
     mirrored = studies.comparisons(rows, primary[::-1])[0]
     assert mirrored["mean"] == pytest.approx(-first["mean"])
     assert (mirrored["g_low"], mirrored["g_high"]) == pytest.approx((-first["g_high"], -first["g_low"]))
-
-
-def test_the_recommended_decoder_is_compared_with_rivals_and_with_itself_without_a_part(rows):
-    asked = {(each["first"], each["second"]) for each in studies.comparisons(rows)}
-    assert not any(studies.RECOMMENDED in pair for pair in asked), "where it was not run, nothing is added"
-    assert ("normaliser", "rls") not in asked
-    names = {"immediate_sgd": studies.RECOMMENDED, "readout": "window4_rmsprop_ema"}
-    renamed = rows.assign(arm=rows["arm"].replace(names))
-    found = {(each["first"], each["second"], each["second_cell"]) for each in studies.comparisons(renamed)}
-    own = {pair for pair in found if pair[0] == studies.RECOMMENDED}
-    assert {(studies.RECOMMENDED, "rls", ""), (studies.RECOMMENDED, "normaliser", "gru")} < own
-    assert (studies.RECOMMENDED, "window4_rmsprop_ema", "gru") in own
-    assert ("normaliser", "rls", "") in found
-
-
-def test_names_of_the_recommended_decoder_and_its_variations_are_those_of_its_config():
-    config = load_config(Path(__file__).parents[1] / "configs" / "wrist_recommended.toml")
-    assert {arm_name(arm) for arm in config.arms} == {studies.RECOMMENDED, *studies.WITHOUT_A_PART}
 
 
 def test_one_day_gives_comparisons_without_verdicts():

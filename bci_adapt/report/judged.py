@@ -14,6 +14,7 @@ from bci_adapt.recovery import Frame, paired, recovery_joint, recovery_oracle
 from bci_adapt.report.blocks import Cell, Column, Fold, Section, Table, Text, blocks_of, numbers, words
 from bci_adapt.report.run import Run, figure_text, plural, probability, signed
 from bci_adapt.results import arm_label, cell_label, number
+from bci_adapt.statistics import holm
 
 RECOVERY = {  # what the named definitions are
     "recovery_oracle": "100 (adapted − frozen) / (retrained − frozen): the ceiling is the same architecture "
@@ -99,6 +100,9 @@ def comparisons(run: Run) -> Section:
             absent = f"The primary comparison, {_against(*primary)}, has no scores in this run."
             declared = [Text(absent, kind="none")]
         of_variable = [*declared, _comparison_table(found)]
+        if own := recommended(run.rows, variable, run.stored.blocks):
+            words = "The recommended decoder against rivals, bounds and itself without one of its parts, one family:"
+            of_variable += [Text(words), _comparison_table(own)]
         blocks += of_variable if first else [Fold(f"The same for {variable}", of_variable)]
     if blocks:
         blocks.append(
@@ -112,6 +116,37 @@ def comparisons(run: Run) -> Section:
             )
         )
     return Section("comparisons", "Comparisons", blocks_of(blocks), "No two arms share a scored target day.")
+
+
+# The recommended decoder, itself without one of its parts, its bounds, and the linear decoders that it must beat.
+RECOMMENDED = "window4_rmsprop_ema_turns"
+WITHOUT_A_PART = (
+    *("window4_rmsprop_ema_turns_every2", "window2 + RMSprop + EMA, in turns", "immediate + RMSprop + EMA, in turns"),
+    *("window4_rmsprop_ema", "window4 + RMSprop, in turns", "window4 + RMSprop + EMA, fixed normaliser, in turns"),
+)
+BOUNDS = ("normaliser", "fine_tuned", "network_oracle", "joint_oracle")
+LINEAR = ("rls", "ridge_oracle")
+
+
+def recommended(rows: Frame, variable: str, blocks: Frame | None = None) -> list[dict[str, Any]]:
+    """Comparisons of the recommended decoder, where it was run, as `studies.comparisons` has them: a family of their
+    own, with Holm's correction over them.
+    """
+    held = list(rows[["arm", "cell"]].drop_duplicates().itertuples(index=False, name=None))
+    pairs: list[tuple[studies.Arm, studies.Arm]] = []
+    for cell in [cell for arm, cell in held if arm == RECOMMENDED and cell]:
+        own, bare = (RECOMMENDED, cell), ("normaliser", cell)
+        pairs += [(own, (other, "")) for other in LINEAR]
+        pairs += [(own, (other, cell)) for other in (*BOUNDS, *WITHOUT_A_PART)]
+        pairs += [(bare, (other, "")) for other in LINEAR]
+    entries = []
+    for pair in (pair for pair in pairs if set(pair) <= set(held)):
+        both = rows[[each in pair for each in zip(rows["arm"], rows["cell"], strict=True)]]
+        found = studies.comparisons(both, pair, variable, blocks=blocks)
+        entries += [entry | {"primary": False} for entry in found[:1] if entry["primary"]]
+    for entry, adjusted in zip(entries, holm([entry["p_sign_flip"] for entry in entries]), strict=True):
+        entry["p_holm"] = float(adjusted)
+    return entries
 
 
 def _primary(run: Run) -> tuple[studies.Arm, studies.Arm] | None:
