@@ -27,6 +27,16 @@ def test_it_is_compared_where_it_was_run_and_only_there(rows):
     assert [each["p_holm"] for each in entries] == pytest.approx(holm([each["p_sign_flip"] for each in entries]))
 
 
+def test_the_primary_comparison_is_not_tested_twice(rows):
+    renamed = rows.assign(arm=rows["arm"].replace({"immediate_sgd": judged.RECOMMENDED}))
+    primary = (judged.RECOMMENDED, "gru"), ("rls", "")
+    every = judged.recommended(renamed, "velocity")
+    others = judged.recommended(renamed, "velocity", primary=primary)
+    pairs = [((each["first"], each["first_cell"]), (each["second"], each["second_cell"])) for each in others]
+    assert len(others) == len(every) - 1
+    assert primary not in pairs
+
+
 def test_its_comparisons_are_those_of_the_whole_table(rows):
     pair = ("immediate_sgd", "gru"), ("rls", "")
     renamed = rows.assign(arm=rows["arm"].replace({"immediate_sgd": judged.RECOMMENDED}))

@@ -100,17 +100,16 @@ def comparisons(run: Run) -> Section:
             absent = f"The primary comparison, {_against(*primary)}, has no scores in this run."
             declared = [Text(absent, kind="none")]
         of_variable = [*declared, _comparison_table(found)]
-        if own := recommended(run.rows, variable, run.stored.blocks):
-            words = "The recommended decoder against rivals, bounds and itself without one of its parts, one family:"
-            of_variable += [Text(words), _comparison_table(own)]
+        if own := recommended(run.rows, variable, run.stored.blocks, primary if first else None):
+            heading = "The recommended decoder against rivals, bounds and itself without one of its parts, one family:"
+            of_variable += [Text(heading), _comparison_table(own)]
         blocks += of_variable if first else [Fold(f"The same for {variable}", of_variable)]
     if blocks:
         blocks.append(
             Text(
                 "Days are the units: scores of one day are averaged first. Sign-flip and Wilcoxon tests are exact. The "
-                "primary comparison is tested by itself; Holm's correction is over all others. g is Hedges' of "
-                "the daily "
-                "differences. Equivalence is two one-sided tests; inconclusive means that neither a difference nor "
+                "primary comparison is tested by itself; Holm's correction is over all others of a table. g is "
+                "Hedges' of the daily differences. Equivalence is two one-sided tests; inconclusive means that neither a difference nor "
                 "equivalence could be shown. With n days no exact p can fall below 2 to the power of 1 − n.",
                 kind="fine",
             )
@@ -128,9 +127,11 @@ BOUNDS = ("normaliser", "fine_tuned", "network_oracle", "joint_oracle")
 LINEAR = ("rls", "ridge_oracle")
 
 
-def recommended(rows: Frame, variable: str, blocks: Frame | None = None) -> list[dict[str, Any]]:
+def recommended(
+    rows: Frame, variable: str, blocks: Frame | None = None, primary: tuple[studies.Arm, studies.Arm] | None = None
+) -> list[dict[str, Any]]:
     """Comparisons of the recommended decoder, where it was run, as `studies.comparisons` has them: a family of their
-    own, with Holm's correction over them.
+    own, with Holm's correction over them. The `primary` one is tested by itself and is not among them.
     """
     held = list(rows[["arm", "cell"]].drop_duplicates().itertuples(index=False, name=None))
     pairs: list[tuple[studies.Arm, studies.Arm]] = []
@@ -140,7 +141,7 @@ def recommended(rows: Frame, variable: str, blocks: Frame | None = None) -> list
         pairs += [(own, (other, cell)) for other in (*BOUNDS, *WITHOUT_A_PART)]
         pairs += [(bare, (other, "")) for other in LINEAR]
     entries = []
-    for pair in (pair for pair in pairs if set(pair) <= set(held)):
+    for pair in (pair for pair in pairs if set(pair) <= set(held) and pair != primary):
         both = rows[[each in pair for each in zip(rows["arm"], rows["cell"], strict=True)]]
         found = studies.comparisons(both, pair, variable, blocks=blocks)
         entries += [entry | {"primary": False} for entry in found[:1] if entry["primary"]]
