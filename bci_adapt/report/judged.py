@@ -109,7 +109,8 @@ def comparisons(run: Run) -> Section:
             Text(
                 "Days are the units: scores of one day are averaged first. Sign-flip and Wilcoxon tests are exact. The "
                 "primary comparison is tested by itself; Holm's correction is over all others of a table. g is "
-                "Hedges' of the daily differences. Equivalence is two one-sided tests; inconclusive means that neither a difference nor "
+                "Hedges' of the daily differences. Equivalence is two one-sided tests; inconclusive means that "
+                "neither a difference nor "
                 "equivalence could be shown. With n days no exact p can fall below 2 to the power of 1 − n.",
                 kind="fine",
             )
