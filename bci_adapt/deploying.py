@@ -16,8 +16,8 @@ from bci_adapt.decoders.base import Decoder
 from bci_adapt.errors import InputError
 from bci_adapt.jobs.arrays import described, session_arrays
 from bci_adapt.metrics import r2
-from bci_adapt.nwb import clean
 from bci_adapt.sessions import kinematic_names, require_one_meaning, start_of
+from bci_adapt.text import clean
 
 BIN_S = 0.05
 

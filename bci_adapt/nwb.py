@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from bci_adapt.binning import LARGEST_S
 from bci_adapt.errors import InputError
+from bci_adapt.text import clean
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -52,17 +53,8 @@ MATLAB_VARIABLES = ("chan_names", "cursor_pos", "spikes", "t")
 """What a MATLAB file must hold to be read: the variables of the Indy and Loco recordings (layout ``indy``)."""
 _MATLAB_NAME = re.compile(r"([A-Za-z]+)_(\d{8}_\d+)")
 _READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError, MemoryError)
-_HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+")
 _COUNTS = re.compile(r"threshold.?crossing|spike.?count|binned|^counts?$", re.IGNORECASE)
 _VOLTAGE = {"ElectricalSeries", "SpikeEventSeries"}
-
-
-def clean(value: Any, limit: int = 2000) -> str:
-    """Return text from a file as one line that is safe to print: no control or direction characters, not too long."""
-    if isinstance(value, bytes):
-        value = value[: 20 * limit].decode("utf-8", errors="replace")
-    text = " ".join(_HIDDEN.sub(" ", str(value)[: 20 * limit]).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 class NwbFile:

@@ -14,8 +14,8 @@ from bci_adapt import __version__, arrays, channels
 from bci_adapt.binning import bin_ticks
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.errors import InputError
-from bci_adapt.nwb import clean
 from bci_adapt.storage import atomic_path, file_digest
+from bci_adapt.text import clean
 
 
 def predict(decoder_file: Path, session_file: Path, missing: str = "refuse") -> tuple[xr.Dataset, list[str]]:

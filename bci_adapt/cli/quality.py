@@ -124,8 +124,8 @@ def _table(title: str | None, *columns: str, right: tuple[str, ...] = ()) -> Tab
 def _show(report: QcReport, path: Path) -> None:
     from rich.text import Text
 
-    from bci_adapt.nwb import clean
     from bci_adapt.qc import NOT_APPLICABLE, flagged_channels
+    from bci_adapt.text import clean
 
     about = report.session
     out.print()
@@ -174,7 +174,7 @@ def _show(report: QcReport, path: Path) -> None:
 
 
 def _behaviour(report: QcReport) -> list[str]:
-    from bci_adapt.nwb import clean
+    from bci_adapt.text import clean
 
     behaviour, lines = report.behaviour, []
     if "speed" in behaviour:
@@ -197,8 +197,8 @@ def _behaviour(report: QcReport) -> list[str]:
 def _overview(reports: list[QcReport]) -> Table:
     from rich.text import Text
 
-    from bci_adapt.nwb import clean
     from bci_adapt.qc import flagged_channels
+    from bci_adapt.text import clean
 
     right = ("min", "channels", "flagged", "best lag")
     table = _table(

@@ -10,7 +10,8 @@ from bci_adapt import binning
 from bci_adapt.layouts.base import Layout
 from bci_adapt.layouts.reading import Kinematics, grid_of_samples, read_spikes, session
 from bci_adapt.layouts.tables import Channels
-from bci_adapt.nwb import MATLAB, Description, NwbFile, clean
+from bci_adapt.nwb import MATLAB, Description, NwbFile
+from bci_adapt.text import clean
 
 FINGER = ("z", "-x", "-y")
 ORIENTATION = ("azimuth", "elevation", "roll")

@@ -32,8 +32,8 @@ from bci_adapt.download import (
 )
 from bci_adapt.errors import InputError
 from bci_adapt.lock import DRAFT, ETAG, NAME, SHA256, Asset, Lock, check_version, read_lock, update_lock
-from bci_adapt.nwb import clean
 from bci_adapt.sources.base import Source, sessions_of
+from bci_adapt.text import clean
 
 if TYPE_CHECKING:
     import pandas as pd
