@@ -13,7 +13,7 @@ else the machine does meets all of them alike. Rows are of six kinds:
 - ``latency``: one bin per call; percentiles in µs. Floor: the same bin inside a long call of `run`.
 - ``deployed``: one bin per call of the recommended decoder's ``step``, with its label. Floor: a call that does nothing,
   timed the same way (``empty_p50_us`` …): the clock and the loop. Beside it the multiplications of a bin, and of one
-  gradient step of BPTT fine-tuning of the same networks (`bci_adapt.arithmetic`).
+  gradient step of BPTT fine-tuning of the same networks (`bci_adapt.learning.arithmetic`).
 - ``memory``: words per parameter (RTRL: per unit and parameter) of the arrays that stay, and of the growth of the
   resident set while `start` and `run` first work, in a process of its own. That growth holds more than the arrays: the
   stream and its converted copy, scratch, what the linear algebra library packs its operands into, and pages of code
@@ -47,12 +47,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bci_adapt import arithmetic
-from bci_adapt.cells.base import Network, cell
-from bci_adapt.credit.base import CreditRule, rule
 from bci_adapt.decoders import recommended
-from bci_adapt.online import Learner, run, start
-from bci_adapt.optimizers import RMSprop
+from bci_adapt.learning import arithmetic
+from bci_adapt.learning.cells.base import Network, cell
+from bci_adapt.learning.credit.base import CreditRule, rule
+from bci_adapt.learning.online import Learner, run, start
+from bci_adapt.learning.optimizers import RMSprop
 from bci_adapt.threads import one_thread
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from bci_adapt.errors import InputError
 from bci_adapt.quality import Thresholds
 
 if TYPE_CHECKING:
-    from bci_adapt.credit.base import CreditRule
-    from bci_adapt.optimizers import Optimizer
+    from bci_adapt.learning.credit.base import CreditRule
+    from bci_adapt.learning.optimizers import Optimizer
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -156,7 +156,7 @@ class NetworkSection(_Section):
 
     With `carried` a network is trained on the first source day and goes on for `added_updates` steps over all days so
     far with each further one; joint retraining then goes on with the target's stream as one more day. `n_members`
-    networks predict by their mean, in every arm. The rest is of every training (`bci_adapt.pretraining.Pretraining`).
+    networks predict by their mean, in every arm. The rest is of every training (`bci_adapt.learning.bptt.Pretraining`).
     """
 
     cells: Cells = ("tanh", "gru")
@@ -307,7 +307,7 @@ class ArmSection(_Section):
                 raise ValueError(f"{key} must be finite, got {value!r}")
         self.rule_type(**self.rule_constants)
         self.optimizer_type(**self.optimizer_constants)
-        from bci_adapt.optimizers import GROUPS
+        from bci_adapt.learning.optimizers import GROUPS
 
         for group in self.learns or ():
             if group not in GROUPS:
@@ -316,13 +316,13 @@ class ArmSection(_Section):
 
     @property
     def rule_type(self) -> type[CreditRule]:
-        from bci_adapt.credit.base import rules
+        from bci_adapt.learning.credit.base import rules
 
         return _known(self.rule, rules(), "rule")
 
     @property
     def optimizer_type(self) -> type[Optimizer]:
-        from bci_adapt.optimizers import optimizers
+        from bci_adapt.learning.optimizers import optimizers
 
         return _known(self.optimizer, optimizers(), "optimizer")
 
@@ -442,7 +442,7 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _known_variants(self) -> Config:
-        from bci_adapt.cells.base import Network, cell
+        from bci_adapt.learning.cells.base import Network, cell
 
         for name in self.network.cells:
             cell(name)

@@ -22,7 +22,7 @@ from bci_adapt.pairs import Pair
 from bci_adapt.tuned import Tuned
 
 if TYPE_CHECKING:
-    from bci_adapt.cells.base import Network
+    from bci_adapt.learning.cells.base import Network
 
 # What a pair without drift is run with: the drift of a pair is judged beside it.
 _WITHOUT_DRIFT = ("frozen", "normaliser", "network_oracle", "ridge_oracle")
@@ -232,7 +232,7 @@ class Builder:
         return self.known.setdefault(job.key, job)
 
     def _network(self, session_id: str, cell_name: str) -> Network:
-        from bci_adapt.cells.base import Network, cell
+        from bci_adapt.learning.cells.base import Network, cell
 
         return Network(cell(cell_name), self.about[session_id]["n_channels"], self.config.network.n_hidden, 1)
 
@@ -251,7 +251,7 @@ class Builder:
             return (8.0 if arm.name == "rls" else 2.0 if arm.learns else 0.3) * scale
         if not arm.learns:
             return 0.2
-        from bci_adapt.credit.base import rule
+        from bci_adapt.learning.credit.base import rule
 
         credit = rule(arm.adapt["rule"], **(arm.adapt["rule_constants"] or {}))
         carried = math.prod(credit.memory_shape(self._network(target, arm.cell)))
@@ -585,13 +585,13 @@ def _modules(decoder: str) -> tuple[str, ...]:
 
 
 def _cell_modules(name: str) -> tuple[str, ...]:
-    from bci_adapt.cells.base import cell
+    from bci_adapt.learning.cells.base import cell
 
     return (cell(name).make.__module__,)
 
 
 def _rule_modules(name: str) -> tuple[str, ...]:
-    from bci_adapt.credit.base import rules
+    from bci_adapt.learning.credit.base import rules
 
     return (rules()[name].__module__,)
 

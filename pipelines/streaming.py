@@ -9,11 +9,11 @@ import sys
 
 import numpy as np
 
-from bci_adapt.cells.base import Network, cell
-from bci_adapt.credit.base import rule
 from bci_adapt.errors import InputError
-from bci_adapt.online import Learner, run, start
-from bci_adapt.optimizers import optimizer
+from bci_adapt.learning.cells.base import Network, cell
+from bci_adapt.learning.credit.base import rule
+from bci_adapt.learning.online import Learner, run, start
+from bci_adapt.learning.optimizers import optimizer
 from bci_adapt.streams.base import prequential, scored, softmax
 from bci_adapt.streams.base import stream as make_stream
 

@@ -9,11 +9,11 @@ import sys
 
 import numpy as np
 
-from bci_adapt.cells.base import Network, cell
-from bci_adapt.credit.base import rule
 from bci_adapt.errors import InputError
-from bci_adapt.online import Learner, handed_over, run, start
-from bci_adapt.optimizers import Schedule, optimizer
+from bci_adapt.learning.cells.base import Network, cell
+from bci_adapt.learning.credit.base import rule
+from bci_adapt.learning.online import Learner, handed_over, run, start
+from bci_adapt.learning.optimizers import Schedule, optimizer
 from bci_adapt.tasks.base import task as make_task
 
 RULES = {"readout": {}, "immediate": {}, "trace": {"decay": 0.95}, "snap1": {}, "window": {"steps": 16}, "rtrl": {}}

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from bci_adapt.cells.base import Network
+from bci_adapt.learning.cells.base import Network
 
 
 def forward(network: Network, W, C, X, start, reset_at=()):

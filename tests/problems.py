@@ -5,20 +5,20 @@ from typing import ClassVar
 
 import numpy as np
 
-from bci_adapt.cells.base import Network, cells
-from bci_adapt.credit.eprop import EProp
-from bci_adapt.credit.immediate import Immediate
-from bci_adapt.credit.readout import Readout
-from bci_adapt.credit.rflo import RFLO
-from bci_adapt.credit.rtrl import RTRL
-from bci_adapt.credit.snap1 import SnAp1
-from bci_adapt.credit.sparse_rtrl import SparseRTRL
-from bci_adapt.credit.trace import Trace
-from bci_adapt.credit.uoro import UORO
-from bci_adapt.credit.window import Window
 from bci_adapt.errors import InputError
-from bci_adapt.online import Learner, run, start
-from bci_adapt.optimizers import Optimizer
+from bci_adapt.learning.cells.base import Network, cells
+from bci_adapt.learning.credit.eprop import EProp
+from bci_adapt.learning.credit.immediate import Immediate
+from bci_adapt.learning.credit.readout import Readout
+from bci_adapt.learning.credit.rflo import RFLO
+from bci_adapt.learning.credit.rtrl import RTRL
+from bci_adapt.learning.credit.snap1 import SnAp1
+from bci_adapt.learning.credit.sparse_rtrl import SparseRTRL
+from bci_adapt.learning.credit.trace import Trace
+from bci_adapt.learning.credit.uoro import UORO
+from bci_adapt.learning.credit.window import Window
+from bci_adapt.learning.online import Learner, run, start
+from bci_adapt.learning.optimizers import Optimizer
 
 T, M_IN, N, M_OUT = 8, 3, 4, 2
 RULES = {

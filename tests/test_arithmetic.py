@@ -2,10 +2,10 @@
 
 import pytest
 
-from bci_adapt import arithmetic
-from bci_adapt.cells.base import Network, cell
-from bci_adapt.credit.base import rule
 from bci_adapt.errors import InputError
+from bci_adapt.learning import arithmetic
+from bci_adapt.learning.cells.base import Network, cell
+from bci_adapt.learning.credit.base import rule
 
 GRU = Network(cell("gru"), n_inputs=96, n_hidden=128, n_outputs=4)
 RECURRENT = 128 * (3 * (96 + 1 + 128) + 1)  # the candidate's state has a bias of its own

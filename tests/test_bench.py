@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 
 from bci_adapt import bench
-from bci_adapt.credit.base import rule
 from bci_adapt.decoders import recommended
+from bci_adapt.learning.credit.base import rule
 
 KEYS = {
     "bench", "cell", "rule", "optimizer", "n", "m", "dtype", "backend", "steps_per_s", "floor_steps_per_s", "ratio",

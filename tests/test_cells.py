@@ -9,9 +9,9 @@ import torch
 from problems import M_IN, N, learner, problem
 from scipy.signal import cont2discrete
 
-from bci_adapt.cells.base import Gate, Network, cells
-from bci_adapt.credit.readout import Readout
-from bci_adapt.online import run, start
+from bci_adapt.learning.cells.base import Gate, Network, cells
+from bci_adapt.learning.credit.readout import Readout
+from bci_adapt.learning.online import run, start
 
 every_cell = pytest.mark.parametrize("cell", cells().values(), ids=lambda cell: cell.name)
 

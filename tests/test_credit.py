@@ -25,22 +25,22 @@ from problems import (
     problem,
 )  # fmt: skip
 
-from bci_adapt.backends import compiled
-from bci_adapt.cells.base import cells
-from bci_adapt.credit import base as credit
-from bci_adapt.credit.base import rules
-from bci_adapt.credit.eprop import EProp
-from bci_adapt.credit.immediate import Immediate
-from bci_adapt.credit.readout import Readout
-from bci_adapt.credit.rflo import RFLO
-from bci_adapt.credit.rtrl import RTRL
-from bci_adapt.credit.snap1 import SnAp1
-from bci_adapt.credit.sparse_rtrl import SparseRTRL
-from bci_adapt.credit.trace import Trace
-from bci_adapt.credit.uoro import UORO
-from bci_adapt.credit.window import Window
 from bci_adapt.errors import InputError
-from bci_adapt.online import run, start
+from bci_adapt.learning.backends import compiled
+from bci_adapt.learning.cells.base import cells
+from bci_adapt.learning.credit import base as credit
+from bci_adapt.learning.credit.base import rules
+from bci_adapt.learning.credit.eprop import EProp
+from bci_adapt.learning.credit.immediate import Immediate
+from bci_adapt.learning.credit.readout import Readout
+from bci_adapt.learning.credit.rflo import RFLO
+from bci_adapt.learning.credit.rtrl import RTRL
+from bci_adapt.learning.credit.snap1 import SnAp1
+from bci_adapt.learning.credit.sparse_rtrl import SparseRTRL
+from bci_adapt.learning.credit.trace import Trace
+from bci_adapt.learning.credit.uoro import UORO
+from bci_adapt.learning.credit.window import Window
+from bci_adapt.learning.online import run, start
 
 every_cell = pytest.mark.parametrize("cell", cells().values(), ids=lambda cell: cell.name)
 
@@ -396,13 +396,13 @@ TERMS = [
 @pytest.mark.parametrize(("identity", "cell", "file", "old", "new"), TERMS)
 def test_every_identity_notices_a_dropped_term(monkeypatch, identity, cell, file, old, new):
     assert holds(identity, cell)
-    changed = mutant(importlib.import_module(f"bci_adapt.credit.{file}"), old, new)
+    changed = mutant(importlib.import_module(f"bci_adapt.learning.credit.{file}"), old, new)
     if file == "base":
         monkeypatch.setattr(compiled, "make_tools", changed.make_tools)
         assert not holds(identity, cell)
         return
     if file == "own":
-        shipped = importlib.import_module("bci_adapt.credit.own")
+        shipped = importlib.import_module("bci_adapt.learning.credit.own")
         monkeypatch.setattr(shipped.OwnTrace, "make", changed.OwnTrace.make)
         assert not holds(identity, cell)
         return

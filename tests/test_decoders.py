@@ -8,7 +8,6 @@ from sklearn.decomposition import FactorAnalysis
 from sklearn.linear_model import Ridge
 
 from bci_adapt.catalog import variants
-from bci_adapt.cells.base import Network, cell
 from bci_adapt.decoders.aligned import AlignedDecoder, encoder, factors, rotation
 from bci_adapt.decoders.base import Decoder, delay_bins
 from bci_adapt.decoders.fine_tuned import FineTunedDecoder
@@ -21,8 +20,9 @@ from bci_adapt.decoders.stacked import StackedDecoder
 from bci_adapt.decoders.wiener import WienerDecoder
 from bci_adapt.errors import InputError
 from bci_adapt.jobs.arrays import permuted_in_time
-from bci_adapt.normaliser import FLOOR, Normaliser
-from bci_adapt.pretraining import Pretraining, pretrain
+from bci_adapt.learning.bptt import Pretraining, pretrain
+from bci_adapt.learning.cells.base import Network, cell
+from bci_adapt.learning.normaliser import FLOOR, Normaliser
 
 SMALL = {"n_hidden": 6, "n_updates": 30, "label_delay_s": 0.2, "warm_up_s": 5.0, "learning_rate": 1e-2}
 DECODERS = {

@@ -8,19 +8,19 @@ import pytest
 import torch
 from problems import M_IN, M_OUT, RULES, N, T, defined, dense, gradients, learner, problem
 
-from bci_adapt import diagnostics
-from bci_adapt.backends.torch import ModuleNetwork, module_of
-from bci_adapt.cells.base import Network, cells
-from bci_adapt.credit.immediate import Immediate
-from bci_adapt.credit.readout import Readout
-from bci_adapt.credit.rtrl import RTRL
-from bci_adapt.credit.snap1 import SnAp1
-from bci_adapt.credit.trace import Trace
-from bci_adapt.credit.window import Window
-from bci_adapt.diagnostics import diagnose, summary
 from bci_adapt.errors import InputError
-from bci_adapt.online import Learner, run, start
-from bci_adapt.optimizers import LARS, SGD, Adam, Momentum, RMSprop, Schedule
+from bci_adapt.learning import diagnostics
+from bci_adapt.learning.backends.torch import ModuleNetwork, module_of
+from bci_adapt.learning.cells.base import Network, cells
+from bci_adapt.learning.credit.immediate import Immediate
+from bci_adapt.learning.credit.readout import Readout
+from bci_adapt.learning.credit.rtrl import RTRL
+from bci_adapt.learning.credit.snap1 import SnAp1
+from bci_adapt.learning.credit.trace import Trace
+from bci_adapt.learning.credit.window import Window
+from bci_adapt.learning.diagnostics import diagnose, summary
+from bci_adapt.learning.online import Learner, run, start
+from bci_adapt.learning.optimizers import LARS, SGD, Adam, Momentum, RMSprop, Schedule
 
 every_cell = pytest.mark.parametrize("cell", cells().values(), ids=lambda cell: cell.name)
 BINS = 40

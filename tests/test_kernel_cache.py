@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from bci_adapt.backends import compiled
-from bci_adapt.cells.base import Network, cell, cells
-from bci_adapt.credit.base import rule
-from bci_adapt.online import Learner, run, start
-from bci_adapt.optimizers import RMSprop
+from bci_adapt.learning.backends import compiled
+from bci_adapt.learning.cells.base import Network, cell, cells
+from bci_adapt.learning.credit.base import rule
+from bci_adapt.learning.online import Learner, run, start
+from bci_adapt.learning.optimizers import RMSprop
 
 SCRIPT = """
 import json, sys

@@ -6,15 +6,26 @@ import pytest
 import torch
 from problems import M_IN, M_OUT, PAIR_NAMES, PAIRS, RULES, N, T, learner, problem
 
-from bci_adapt.backends import loop as kernel
-from bci_adapt.cells.base import cells
-from bci_adapt.credit.immediate import Immediate
-from bci_adapt.credit.readout import Readout
-from bci_adapt.credit.trace import Trace
-from bci_adapt.credit.window import Window
 from bci_adapt.errors import InputError
-from bci_adapt.online import load_state, run, save_state, start
-from bci_adapt.optimizers import LARS, SGD, Adafactor, AdaGrad, Adam, GroupRMSprop, Momentum, RMSprop, Schedule, Sign
+from bci_adapt.learning.backends import loop as kernel
+from bci_adapt.learning.cells.base import cells
+from bci_adapt.learning.credit.immediate import Immediate
+from bci_adapt.learning.credit.readout import Readout
+from bci_adapt.learning.credit.trace import Trace
+from bci_adapt.learning.credit.window import Window
+from bci_adapt.learning.online import load_state, run, save_state, start
+from bci_adapt.learning.optimizers import (
+    LARS,
+    SGD,
+    Adafactor,
+    AdaGrad,
+    Adam,
+    GroupRMSprop,
+    Momentum,
+    RMSprop,
+    Schedule,
+    Sign,
+)
 
 
 @pytest.mark.parametrize("cell", cells().values(), ids=lambda cell: cell.name)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from problems import gradients, learner, problem
 
-from bci_adapt.cells.base import cells
-from bci_adapt.credit.immediate import Immediate
 from bci_adapt.errors import InputError
-from bci_adapt.online import run, start
-from bci_adapt.optimizers import (
+from bci_adapt.learning.cells.base import cells
+from bci_adapt.learning.credit.immediate import Immediate
+from bci_adapt.learning.online import run, start
+from bci_adapt.learning.optimizers import (
     GROUPS,
     LARS,
     SGD,

@@ -11,14 +11,15 @@ import pandas as pd
 import pytest
 from problems import M_IN, SMALL_FIGURE, N, problem
 
-from bci_adapt import diagnostics, results
-from bci_adapt.cells.base import Network, cell
-from bci_adapt.credit.base import rule
-from bci_adapt.credit.immediate import Immediate
+from bci_adapt import results
 from bci_adapt.errors import InputError
 from bci_adapt.jobs.task_adapt import Search
 from bci_adapt.jobs.task_streams import Steps, features, frozen, lagged, method_learner, ridge, scores, squares
-from bci_adapt.online import run, start
+from bci_adapt.learning import diagnostics
+from bci_adapt.learning.cells.base import Network, cell
+from bci_adapt.learning.credit.base import rule
+from bci_adapt.learning.credit.immediate import Immediate
+from bci_adapt.learning.online import run, start
 from bci_adapt.paper import planning, stored, tables
 from bci_adapt.paper.claims import Case, Claim, judge, judge_case, load_claims
 from bci_adapt.paper.config import FigureConfig, load

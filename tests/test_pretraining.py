@@ -8,10 +8,10 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from bci_adapt import pretraining
-from bci_adapt.cells.base import Network, cells
 from bci_adapt.errors import InputError
-from bci_adapt.pretraining import Pretraining, _windows, pretrain, unroll
+from bci_adapt.learning import bptt as pretraining
+from bci_adapt.learning.bptt import Pretraining, _windows, pretrain, unroll
+from bci_adapt.learning.cells.base import Network, cells
 
 
 @pytest.mark.parametrize("cell", cells().values(), ids=lambda cell: cell.name)

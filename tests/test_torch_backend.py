@@ -9,21 +9,21 @@ import torch
 from problems import M_IN, M_OUT, PAIR_NAMES, PAIRS, RULES, defined, learner, problem
 from torch import nn
 
-from bci_adapt.backends import torch as backend
-from bci_adapt.backends.torch import ModuleNetwork, module_of
-from bci_adapt.cells.base import cells
-from bci_adapt.credit.base import rules
-from bci_adapt.credit.immediate import Immediate
-from bci_adapt.credit.readout import Readout
-from bci_adapt.credit.rtrl import RTRL
-from bci_adapt.credit.snap1 import SnAp1
-from bci_adapt.credit.sparse_rtrl import SparseRTRL
-from bci_adapt.credit.trace import Trace
-from bci_adapt.credit.uoro import UORO
-from bci_adapt.credit.window import Window
 from bci_adapt.errors import InputError
-from bci_adapt.online import Learner, State, load_state, run, save_state, start
-from bci_adapt.optimizers import SGD, Adafactor, Adam, GroupRMSprop, RMSprop, Schedule, optimizers
+from bci_adapt.learning.backends import torch as backend
+from bci_adapt.learning.backends.torch import ModuleNetwork, module_of
+from bci_adapt.learning.cells.base import cells
+from bci_adapt.learning.credit.base import rules
+from bci_adapt.learning.credit.immediate import Immediate
+from bci_adapt.learning.credit.readout import Readout
+from bci_adapt.learning.credit.rtrl import RTRL
+from bci_adapt.learning.credit.snap1 import SnAp1
+from bci_adapt.learning.credit.sparse_rtrl import SparseRTRL
+from bci_adapt.learning.credit.trace import Trace
+from bci_adapt.learning.credit.uoro import UORO
+from bci_adapt.learning.credit.window import Window
+from bci_adapt.learning.online import Learner, State, load_state, run, save_state, start
+from bci_adapt.learning.optimizers import SGD, Adafactor, Adam, GroupRMSprop, RMSprop, Schedule, optimizers
 
 BINS, UNITS = 12, 3
 

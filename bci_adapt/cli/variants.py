@@ -46,15 +46,15 @@ def list_variants(
 def _variants(what: str) -> dict[str, str]:
     """Name → one line about it."""
     if what == "cells":
-        from bci_adapt.cells.base import cells
+        from bci_adapt.learning.cells.base import cells
 
         return {name: cell.description for name, cell in cells().items()}
     if what == "rules":
-        from bci_adapt.credit.base import rules
+        from bci_adapt.learning.credit.base import rules
 
         return {name: rule.description for name, rule in rules().items()}
     if what == "optimizers":
-        from bci_adapt.optimizers import optimizers
+        from bci_adapt.learning.optimizers import optimizers
 
         return {name: optimizer.description for name, optimizer in optimizers().items()}
     if what == "decoders":

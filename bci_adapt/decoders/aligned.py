@@ -9,7 +9,7 @@ import numpy as np
 
 from bci_adapt.decoders.lags import LaggedDecoder, ridge
 from bci_adapt.errors import InputError
-from bci_adapt.normaliser import FLOOR
+from bci_adapt.learning.normaliser import FLOOR
 
 # A channel whose loadings are shorter than this (counts have unit variance) says nothing about the rotation; its row
 # would match a row of zeros perfectly.

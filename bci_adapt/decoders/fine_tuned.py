@@ -9,7 +9,7 @@ import numpy as np
 
 from bci_adapt.decoders.base import arrival_bins, delay_bins
 from bci_adapt.decoders.pretrained import PretrainedDecoder, trained
-from bci_adapt.online import run, start
+from bci_adapt.learning.online import run, start
 
 
 class FineTunedDecoder(PretrainedDecoder):

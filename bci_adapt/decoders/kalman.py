@@ -10,7 +10,7 @@ from scipy.linalg import get_lapack_funcs
 
 from bci_adapt.decoders.base import Bins, Decoder, arrival_bins, delay_bins, forgetting, label_blocks
 from bci_adapt.errors import InputError
-from bci_adapt.normaliser import Normaliser
+from bci_adapt.learning.normaliser import Normaliser
 
 STATES = ("velocity", "position_velocity")
 KINDS = ("velocity", "position")

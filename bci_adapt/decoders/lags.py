@@ -9,7 +9,7 @@ import numpy as np
 
 from bci_adapt.decoders.base import Bins, Decoder
 from bci_adapt.errors import InputError
-from bci_adapt.normaliser import Normaliser
+from bci_adapt.learning.normaliser import Normaliser
 
 
 def lagged(x: np.ndarray, stretch: np.ndarray, n_lags: int, before: np.ndarray | None = None) -> np.ndarray:

@@ -7,21 +7,21 @@ from typing import ClassVar
 
 import numpy as np
 
-from bci_adapt.backends import loop as kernel
-from bci_adapt.credit.base import rule
 from bci_adapt.decoders.base import Bins, arrival_bins, delay_bins
 from bci_adapt.decoders.pretrained import PretrainedDecoder
 from bci_adapt.errors import InputError
-from bci_adapt.online import Learner, State, handed_over, run, start
-from bci_adapt.optimizers import optimizer
+from bci_adapt.learning.backends import loop as kernel
+from bci_adapt.learning.credit.base import rule
+from bci_adapt.learning.online import Learner, State, handed_over, run, start
+from bci_adapt.learning.optimizers import optimizer
 
 
 class OnlineDecoder(PretrainedDecoder):
     """A recurrent network, pretrained by BPTT on earlier sessions and adapted one bin at a time.
 
-    Square-root counts pass a causal normaliser (`bci_adapt.normaliser`) and enter the network; labels are scaled to
-    unit variance by the training sessions. The optimiser's second moments are warmed on the last `warm_up_s` of the
-    last training session with weights held, so that the first labels of a new day do not meet an empty average.
+    Square-root counts pass a causal normaliser (`bci_adapt.learning.normaliser`) and enter the network; labels are
+    scaled to unit variance by the training sessions. The optimiser's second moments are warmed on the last `warm_up_s`
+    of the last training session with weights held, so that the first labels of a new day do not meet an empty average.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class OnlineDecoder(PretrainedDecoder):
         much the same, and learning is what a bin costs most.
     rule, optimizer, learning_rate : how it adapts.
     rule_constants, optimizer_constants : their other constants by name (``{"steps": 4}`` of ``window``), None for none.
-    learns : weight groups that learn (`bci_adapt.optimizers.GROUPS`: ``("output_bias",)``); all when None.
+    learns : weight groups that learn (`bci_adapt.learning.optimizers.GROUPS`: ``("output_bias",)``); all when None.
     group_rates : multipliers of the learning rate by weight group, None for none.
     average : decay per update of an exponential mean of the weights, which then predicts; None for none.
     normaliser_s : time constant of the running statistics in seconds; None keeps those of the last training session.
@@ -47,7 +47,7 @@ class OnlineDecoder(PretrainedDecoder):
     n_updates, pretrain_rate : of the pretraining: gradient steps, and Adam's learning rate at their start.
     added_updates, added_rate : the same for each day that `extend` adds.
     input_dropout, gain_jitter, offset_jitter, batch, window_bins, recency : of every training
-        (`bci_adapt.pretraining.Pretraining`).
+        (`bci_adapt.learning.bptt.Pretraining`).
     seed : of initial weights, training windows and jitter.
     """
 

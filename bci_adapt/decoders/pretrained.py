@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from bci_adapt.cells.base import Network, cell
-from bci_adapt.credit.base import rule
 from bci_adapt.decoders.base import Bins, Decoder
 from bci_adapt.errors import InputError
-from bci_adapt.normaliser import Normaliser
-from bci_adapt.online import Learner, State, adopt, run, start
-from bci_adapt.optimizers import optimizer
+from bci_adapt.learning.cells.base import Network, cell
+from bci_adapt.learning.credit.base import rule
+from bci_adapt.learning.normaliser import Normaliser
+from bci_adapt.learning.online import Learner, State, adopt, run, start
+from bci_adapt.learning.optimizers import optimizer
 
 if TYPE_CHECKING:
-    from bci_adapt.pretraining import Pretraining
+    from bci_adapt.learning.bptt import Pretraining
 
 # A decoder's online state is stored under these prefixes.
 _STATE = "state_"
@@ -27,8 +27,9 @@ _STATE = "state_"
 class PretrainedDecoder(Decoder):
     """Base of the recurrent decoders. Parameters as in its children.
 
-    Square-root counts pass a causal normaliser (`bci_adapt.normaliser`) and enter the network; labels are scaled to
-    unit variance by the training sessions. While a session runs, ``state_`` and ``running_`` say where it stands.
+    Square-root counts pass a causal normaliser (`bci_adapt.learning.normaliser`) and enter the network; labels are
+    scaled to unit variance by the training sessions. While a session runs, ``state_`` and ``running_`` say where it
+    stands.
 
     With several members, networks that differ in their seed are trained apart, adapt side by side and predict by their
     mean. W_ and C_ then have a leading axis (n_members, …).
@@ -136,7 +137,7 @@ class PretrainedDecoder(Decoder):
 
     def _pretraining(self, **constants: Any) -> Pretraining:
         """Settings of a training, with `constants` in place of this decoder's own."""
-        from bci_adapt.pretraining import Pretraining
+        from bci_adapt.learning.bptt import Pretraining
 
         own = {
             "n_updates": self.n_updates,
@@ -238,7 +239,7 @@ def trained(
     """W and C of one network per seed, each trained by itself on `data` – X, Y, weight, observed and reset of
     `pretraining.pretrain` – from its part of `initial`; without a leading axis where there is one network.
     """
-    from bci_adapt.pretraining import pretrain
+    from bci_adapt.learning.bptt import pretrain
 
     W, C = (None, None) if initial is None else (each.reshape(-1, *each.shape[-2:]) for each in initial)
     X, Y, weight, observed, reset = data

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt import online
-from bci_adapt.backends.compiled import sources_digest
-from bci_adapt.cells.base import Network, cell
-from bci_adapt.credit.base import rule
-from bci_adapt.optimizers import optimizer
+from bci_adapt.learning import online
+from bci_adapt.learning.backends.compiled import sources_digest
+from bci_adapt.learning.cells.base import Network, cell
+from bci_adapt.learning.credit.base import rule
+from bci_adapt.learning.optimizers import optimizer
 from bci_adapt.storage import write_text
 
 

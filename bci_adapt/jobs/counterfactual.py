@@ -13,8 +13,8 @@ from bci_adapt.decoders.base import Decoder
 from bci_adapt.drift import Drift, Settings, day, drift
 from bci_adapt.errors import InputError
 from bci_adapt.jobs.arrays import Arrays, job_arrays
+from bci_adapt.learning.normaliser import Normaliser
 from bci_adapt.metrics import r2
-from bci_adapt.normaliser import Normaliser
 from bci_adapt.sessions import read_session
 from bci_adapt.storage import atomic_path, write_text
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt import online
-from bci_adapt.cells.base import Network, cell
 from bci_adapt.jobs.task_streams import FAILED, Steps, method_learner, scores, squares
+from bci_adapt.learning import online
+from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.storage import write_text
 
 _BLOCK = 100  # bins a point of a learning curve is the mean of

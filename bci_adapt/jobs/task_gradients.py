@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt import online
-from bci_adapt.cells.base import Network, cell
-from bci_adapt.credit.base import rule
-from bci_adapt.diagnostics import diagnose, summary
 from bci_adapt.jobs.task_streams import Steps, method_learner
+from bci_adapt.learning import online
+from bci_adapt.learning.cells.base import Network, cell
+from bci_adapt.learning.credit.base import rule
+from bci_adapt.learning.diagnostics import diagnose, summary
 from bci_adapt.results import json_safe
 from bci_adapt.storage import write_text
 
@@ -21,7 +21,7 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     """Diagnose `method` at `rate` over `n_bins` after the change, looking at every `every`-th.
 
     Parameters as of task_adapt, and `rules` that look on. Writes JSON: ``seeds``, a list of the medians of
-    `bci_adapt.diagnostics.summary`, one for each replica.
+    `bci_adapt.learning.diagnostics.summary`, one for each replica.
     """
     with np.load(inputs["networks"], allow_pickle=False) as stored:
         networks = {name: stored[name] for name in ("x", "y", "W", "C")}

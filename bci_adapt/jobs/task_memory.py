@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt import online
-from bci_adapt.cells.base import Network, cell
 from bci_adapt.jobs.task_streams import method_learner
+from bci_adapt.learning import online
+from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.storage import write_text
 
 _BYTES = 8  # everything is float64

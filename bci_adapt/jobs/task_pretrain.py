@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt import online
-from bci_adapt.cells.base import Network, cell
-from bci_adapt.credit.base import rule
-from bci_adapt.diagnostics import jacobian_diagonals
 from bci_adapt.jobs.task_streams import Steps, features, frozen, lagged, ridge, scores, squares, streams
-from bci_adapt.optimizers import Schedule, optimizers
-from bci_adapt.pretraining import Pretraining, pretrain
+from bci_adapt.learning import online
+from bci_adapt.learning.bptt import Pretraining, pretrain
+from bci_adapt.learning.cells.base import Network, cell
+from bci_adapt.learning.credit.base import rule
+from bci_adapt.learning.diagnostics import jacobian_diagonals
+from bci_adapt.learning.optimizers import Schedule, optimizers
 from bci_adapt.storage import atomic_path
 from bci_adapt.tasks.base import task as make_task
 

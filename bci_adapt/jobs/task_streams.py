@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bci_adapt import online
-from bci_adapt.cells.base import Network
-from bci_adapt.credit.base import rule
-from bci_adapt.optimizers import optimizer
-from bci_adapt.pretraining import trajectory
+from bci_adapt.learning import online
+from bci_adapt.learning.bptt import trajectory
+from bci_adapt.learning.cells.base import Network
+from bci_adapt.learning.credit.base import rule
+from bci_adapt.learning.optimizers import optimizer
 from bci_adapt.tasks.base import Task
 
 FAILED = 1e3  # an error above so many variances of the target counts as diverged

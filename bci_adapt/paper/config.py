@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bci_adapt.cells.base import cell
 from bci_adapt.config import Count, Positive, Seeds, Unlike, read_toml
-from bci_adapt.credit.base import rules
 from bci_adapt.errors import InputError
-from bci_adapt.optimizers import GROUPS, optimizers
+from bci_adapt.learning.cells.base import cell
+from bci_adapt.learning.credit.base import rules
+from bci_adapt.learning.optimizers import GROUPS, optimizers
 from bci_adapt.streams.base import Stream, stream
 from bci_adapt.tasks.base import Task, task
 
@@ -140,7 +140,7 @@ class MethodSection(_Constants):
 
     Parameters
     ----------
-    learns, group_rates : as of `bci_adapt.online.Learner`.
+    learns, group_rates : as of `bci_adapt.learning.online.Learner`.
     start : from the trained networks, or from untrained ones.
     drift : False runs the stream that never changes.
     rate : takes the place of the figure's shared rate.
@@ -262,7 +262,7 @@ class TuningSection(_Section):
 
 
 class GradientsSection(_Section):
-    """What is looked at along a run of ``immediate`` + RMSprop after the change (`bci_adapt.diagnostics`)."""
+    """What is looked at along a run of ``immediate`` + RMSprop after the change (`bci_adapt.learning.diagnostics`)."""
 
     rules: tuple[str, ...] = ("immediate",)
     exact_up_to: Annotated[int, Field(ge=0)] = 64

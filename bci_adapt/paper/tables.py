@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from bci_adapt.cells.base import cells
 from bci_adapt.engine import Job
-from bci_adapt.optimizers import GROUPS as GROUPS
+from bci_adapt.learning.cells.base import cells
+from bci_adapt.learning.optimizers import GROUPS as GROUPS
 from bci_adapt.statistics import Interval, t_interval
 from bci_adapt.statistics import ratio_of_means as _ratio
 

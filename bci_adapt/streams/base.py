@@ -60,7 +60,7 @@ class Stream(ABC):
 
     Attributes
     ----------
-    loss : ``cross_entropy`` or ``squared``, as of `bci_adapt.online.Learner`.
+    loss : ``cross_entropy`` or ``squared``, as of `bci_adapt.learning.online.Learner`.
     packages : that must be installed besides, all in the extra ``streams``.
     n_outputs : classes, or numbers.
     seeded : whether a seed decides the stream; else there is one only.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt.cells.base import cell
+from bci_adapt.learning.cells.base import cell
 from bci_adapt.streams.base import Rival, Stream
 
 RESERVOIR = "untrained network, recursive least squares"

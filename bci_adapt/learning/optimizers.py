@@ -461,9 +461,9 @@ class Adafactor(Optimizer):
 
 def optimizers() -> dict[str, type[Optimizer]]:
     """Every optimiser, by name."""
-    return variants("bci_adapt.optimizers", Optimizer)
+    return variants("bci_adapt.learning.optimizers", Optimizer)
 
 
 def optimizer(name: str, **constants: float) -> Optimizer:
     """Build the optimiser called `name`; `InputError` when there is none."""
-    return pick("bci_adapt.optimizers", Optimizer, name)(**constants)
+    return pick("bci_adapt.learning.optimizers", Optimizer, name)(**constants)

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt import optimizers
-from bci_adapt.backends import loop as source
-from bci_adapt.cells.base import Cell
-from bci_adapt.credit.base import CreditRule, make_tools
-from bci_adapt.optimizers import Optimizer
+from bci_adapt.learning import optimizers
+from bci_adapt.learning.backends import loop as source
+from bci_adapt.learning.cells.base import Cell
+from bci_adapt.learning.credit.base import CreditRule, make_tools
+from bci_adapt.learning.optimizers import Optimizer
 from bci_adapt.storage import cache_root
 
 _KERNEL_SOURCES = (
@@ -102,7 +102,7 @@ def _bound(function: types.FunctionType, scope: dict[str, Any]) -> types.Functio
 def _compile(cell: Cell, rule: CreditRule, optimizer: Optimizer, loss: str, boundscheck: bool) -> Callable:
     import numba
 
-    from bci_adapt.backends import elementary
+    from bci_adapt.learning.backends import elementary
 
     on_disk = _on_disk(cell.make, type(rule), type(optimizer)) and not boundscheck
     if on_disk:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from bci_adapt.credit.base import CreditRule, Tools, partial_shapes
+from bci_adapt.learning.credit.base import CreditRule, Tools, partial_shapes
 
 
 @dataclass(frozen=True)

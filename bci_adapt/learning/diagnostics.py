@@ -18,15 +18,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bci_adapt.backends import loop as kernel
-from bci_adapt.cells.base import Network
-from bci_adapt.credit.base import CreditRule, partial_shapes
-from bci_adapt.credit.immediate import Immediate
-from bci_adapt.credit.rtrl import RTRL
 from bci_adapt.errors import InputError
-from bci_adapt.online import Learner, State, run, start, with_ring
-from bci_adapt.optimizers import GROUPS, Momentum
-from bci_adapt.pretraining import trajectory
+from bci_adapt.learning.backends import loop as kernel
+from bci_adapt.learning.bptt import trajectory
+from bci_adapt.learning.cells.base import Network
+from bci_adapt.learning.credit.base import CreditRule, partial_shapes
+from bci_adapt.learning.credit.immediate import Immediate
+from bci_adapt.learning.credit.rtrl import RTRL
+from bci_adapt.learning.online import Learner, State, run, start, with_ring
+from bci_adapt.learning.optimizers import GROUPS, Momentum
 
 # The influence matrix grows as n³: beyond this many units a record takes seconds and gigabytes.
 LARGEST_RTRL = 256

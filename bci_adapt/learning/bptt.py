@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt.cells.base import Network
 from bci_adapt.errors import InputError
+from bci_adapt.learning.cells.base import Network
 from bci_adapt.threads import one_thread
 
 

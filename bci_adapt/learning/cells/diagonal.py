@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from bci_adapt.cells.base import Cell, Gate
+from bci_adapt.learning.cells.base import Cell, Gate
 
 
 def _make_lru(xp):

@@ -27,13 +27,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
 
-from bci_adapt.backends.loop import BIN, DROPPED, FIRST, PROCESSED, RECORDS, UPDATES, Stream
-from bci_adapt.cells.base import Cell, Network
 from bci_adapt.errors import InputError
-from bci_adapt.optimizers import GROUPS, Schedule
+from bci_adapt.learning.backends.loop import BIN, DROPPED, FIRST, PROCESSED, RECORDS, UPDATES, Stream
+from bci_adapt.learning.cells.base import Cell, Network
+from bci_adapt.learning.optimizers import GROUPS, Schedule
 
 if TYPE_CHECKING:
-    from bci_adapt.online import Learner
+    from bci_adapt.learning.online import Learner
 
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from bci_adapt.credit.rtrl import RTRL
 from bci_adapt.errors import InputError
+from bci_adapt.learning.credit.rtrl import RTRL
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from bci_adapt.catalog import pick, variants
-from bci_adapt.cells.base import Cell, Network
 from bci_adapt.errors import InputError
+from bci_adapt.learning.cells.base import Cell, Network
 
 FEEDBACK = ("symmetric", "random")
 
@@ -519,9 +519,9 @@ def make_tools(cell: Cell, xp: Any, loss: str, wrap: Callable) -> Tools:
 
 def rules() -> dict[str, type[CreditRule]]:
     """Every credit rule, by name."""
-    return variants("bci_adapt.credit", CreditRule)
+    return variants("bci_adapt.learning.credit", CreditRule)
 
 
 def rule(name: str, **constants: float) -> CreditRule:
     """Build the rule called `name`; `InputError` when there is none."""
-    return pick("bci_adapt.credit", CreditRule, name)(**constants)
+    return pick("bci_adapt.learning.credit", CreditRule, name)(**constants)

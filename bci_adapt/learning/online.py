@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt.backends import loop as kernel
-from bci_adapt.backends.compiled import bound_loop
-from bci_adapt.cells.base import Network
-from bci_adapt.credit.base import CreditRule, Net, Ring
 from bci_adapt.errors import InputError
-from bci_adapt.optimizers import GROUPS, Optimizer
+from bci_adapt.learning.backends import loop as kernel
+from bci_adapt.learning.backends.compiled import bound_loop
+from bci_adapt.learning.cells.base import Network
+from bci_adapt.learning.credit.base import CreditRule, Net, Ring
+from bci_adapt.learning.optimizers import GROUPS, Optimizer
 from bci_adapt.storage import atomic_path
 
 LOSSES = ("squared", "cross_entropy")
@@ -361,7 +361,7 @@ def run(
     predictions = np.empty((S, T, network.n_outputs))
     stream = kernel.Stream(X, Y, weight, arrives, observed, reset)
     if learner.backend == "torch":
-        from bci_adapt.backends.torch import run_loop
+        from bci_adapt.learning.backends.torch import run_loop
 
         run_loop(learner, arrays, stream, predictions)
     else:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bci_adapt.credit.base import CreditRule, partial_shapes
 from bci_adapt.errors import InputError
+from bci_adapt.learning.credit.base import CreditRule, partial_shapes
 
 
 @dataclass(frozen=True)

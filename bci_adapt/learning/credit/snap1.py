@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bci_adapt.credit.own import OwnTrace
+from bci_adapt.learning.credit.own import OwnTrace
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ functions are O(n). Nothing here says how fast it is done: batches use a process
 
 from __future__ import annotations
 
-from bci_adapt.cells.base import Network
-from bci_adapt.credit.base import CreditRule
 from bci_adapt.errors import InputError
+from bci_adapt.learning.cells.base import Network
+from bci_adapt.learning.credit.base import CreditRule
 
-_RMSPROP, _ADAM, _AVERAGE = 6, 10, 1  # per weight and update, as `bci_adapt.optimizers` writes them down
+_RMSPROP, _ADAM, _AVERAGE = 6, 10, 1  # per weight and update, as `bci_adapt.learning.optimizers` writes them down
 
 
 def prediction(network: Network) -> int:

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from bci_adapt.credit.base import partial_shapes
-from bci_adapt.credit.own import OwnTrace
 from bci_adapt.errors import InputError
+from bci_adapt.learning.credit.base import partial_shapes
+from bci_adapt.learning.credit.own import OwnTrace
 
 
 @dataclass(frozen=True)

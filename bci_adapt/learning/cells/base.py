@@ -115,7 +115,7 @@ class Network:
     blocks : (n_gates, 5) int64: start in z, width, start in a row of W, and – where the gate reads h, or v – the offset
         of h, or v, inside its block, else −1.
 
-    >>> from bci_adapt.cells.base import cell
+    >>> from bci_adapt.learning.cells.base import cell
     >>> network = Network(cell("gru"), n_inputs=96, n_hidden=64, n_outputs=2)
     >>> network.row_width, network.n_parameters
     (484, 31106)
@@ -235,9 +235,9 @@ class Network:
 
 def cells() -> dict[str, Cell]:
     """Every cell, by name."""
-    return variants("bci_adapt.cells", Cell)
+    return variants("bci_adapt.learning.cells", Cell)
 
 
 def cell(name: str) -> Cell:
     """The cell called `name`; `InputError` when there is none."""
-    return pick("bci_adapt.cells", Cell, name)
+    return pick("bci_adapt.learning.cells", Cell, name)

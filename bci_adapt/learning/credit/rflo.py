@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from bci_adapt.credit.eprop import EProp
+from bci_adapt.learning.credit.eprop import EProp
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 The logistic function is written as 0.5 + 0.5 tanh(a / 2), which cannot overflow.
 """
 
-from bci_adapt.cells.base import Cell, Gate
+from bci_adapt.learning.cells.base import Cell, Gate
 
 
 def _make_gru(xp):
