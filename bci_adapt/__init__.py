@@ -13,13 +13,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "read": "bci_adapt.arrays",
-    "session": "bci_adapt.arrays",
-    "write_session": "bci_adapt.sessions",
-    "open_session": "bci_adapt.sessions",
-    "split": "bci_adapt.sessions",
-    "concat": "bci_adapt.sessions",
-    "match": "bci_adapt.channels",
+    "read": "bci_adapt.data.from_arrays",
+    "session": "bci_adapt.data.from_arrays",
+    "write_session": "bci_adapt.data.sessions",
+    "open_session": "bci_adapt.data.sessions",
+    "split": "bci_adapt.data.sessions",
+    "concat": "bci_adapt.data.sessions",
+    "match": "bci_adapt.data.channels",
     "recommended": "bci_adapt.decoders",
 }
 

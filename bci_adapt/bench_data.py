@@ -35,12 +35,12 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from bci_adapt import simulate
 from bci_adapt.bench import clock, forget_peak, processes, resident, traced_peak
-from bci_adapt.layouts import reading
-from bci_adapt.nwb import ELECTRODES, TRIALS
-from bci_adapt.nwb_writing import write_recording
-from bci_adapt.prepare import prepare
+from bci_adapt.data import simulate
+from bci_adapt.data.layouts import reading
+from bci_adapt.data.nwb import ELECTRODES, TRIALS
+from bci_adapt.data.nwb_writing import write_recording
+from bci_adapt.data.prepare import prepare
 from bci_adapt.storage import file_digest
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from bci_adapt.catalog import unknown
+from bci_adapt.data.faults import Thresholds
 from bci_adapt.errors import InputError
-from bci_adapt.quality import Thresholds
 
 if TYPE_CHECKING:
     from bci_adapt.learning.credit.base import CreditRule
@@ -90,7 +90,8 @@ class DandiSource(_Section):
 
 
 class ChannelSection(_Section):
-    """What makes a channel of one session the same as one of another (`bci_adapt.channels`), and which are left out.
+    """What makes a channel of one session the same as one of another (`bci_adapt.data.channels`), and which are left
+    out.
 
     `remove` names checks of ``bci-adapt qc``: channels that they flag on the *source* day are taken out of the source
     and its targets; a target's own flags would need the whole of a day that is not over yet.
@@ -102,7 +103,7 @@ class ChannelSection(_Section):
 
     @model_validator(mode="after")
     def _known_checks(self) -> ChannelSection:
-        from bci_adapt.qc import CHANNEL_CHECKS
+        from bci_adapt.data.qc import CHANNEL_CHECKS
 
         for name in self.remove:
             if name not in CHANNEL_CHECKS:
@@ -373,7 +374,7 @@ def _listed(constants: Mapping[str, Any], *first: Any) -> str:
 
 
 class ThresholdSection(_Section):
-    """Rules for faulty recordings (`bci_adapt.quality`)."""
+    """Rules for faulty recordings (`bci_adapt.data.faults`)."""
 
     silent_s: NotNegative = Thresholds.silent_s
     still_s: NotNegative = Thresholds.still_s

@@ -9,14 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from bci_adapt import arrays, channels, predicting
-from bci_adapt.binning import bin_ticks, whole_bins
+from bci_adapt import predicting
+from bci_adapt.data import channels
+from bci_adapt.data import from_arrays as arrays
+from bci_adapt.data.binning import bin_ticks, whole_bins
+from bci_adapt.data.labelled import described, session_arrays
+from bci_adapt.data.sessions import kinematic_names, require_one_meaning, start_of
 from bci_adapt.decoders import recommended
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.errors import InputError
-from bci_adapt.jobs.arrays import described, session_arrays
 from bci_adapt.metrics import r2
-from bci_adapt.sessions import kinematic_names, require_one_meaning, start_of
 from bci_adapt.text import clean
 
 BIN_S = 0.05

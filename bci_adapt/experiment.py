@@ -147,7 +147,7 @@ def prepare_sessions(
     InputError
         when a recording cannot be used, the pairs cannot be formed, or sessions of a pair do not meet on channels.
     """
-    from bci_adapt.sessions import read_session
+    from bci_adapt.data.sessions import read_session
 
     say("finding sessions")
     source = open_source(config, lock, offline, say)
@@ -419,8 +419,8 @@ def _refuse_failures(outcome: Outcome) -> None:
 
 
 def _about(name: str, session: Any) -> dict[str, Any]:
-    from bci_adapt.jobs.arrays import has_trials
-    from bci_adapt.sessions import kinematic_names, start_of
+    from bci_adapt.data.labelled import has_trials
+    from bci_adapt.data.sessions import kinematic_names, start_of
 
     attrs = session.attrs
     return {

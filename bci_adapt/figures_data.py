@@ -13,7 +13,7 @@ from bci_adapt.text import clean
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from bci_adapt.qc import QcReport
+    from bci_adapt.data.qc import QcReport
 
 BLUE, ORANGE, SHADE = "#0072B2", "#D55E00", "#dfe4ea"
 DASHED = (0, (4, 3))

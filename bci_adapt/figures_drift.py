@@ -33,7 +33,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 def drift_figure(drifts: Sequence[dict[str, Any]]) -> Figure:
     """Rates, preferred directions, similarity of tuning, distances and behaviour of one source and its targets.
 
-    `drifts` are `Drift.to_json` of `bci_adapt.drift`, which share their source. Grey is the source's first half
+    `drifts` are `Drift.to_json` of `bci_adapt.data.drift`, which share their source. Grey is the source's first half
     against its second.
     """
     gaps = [each["day_gap"] for each in drifts]

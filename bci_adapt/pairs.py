@@ -70,7 +70,7 @@ def unscorable(session: Any, config: Config, in_trial: bool = False) -> str:
     """
     import numpy as np
 
-    from bci_adapt.jobs.arrays import session_arrays
+    from bci_adapt.data.labelled import session_arrays
 
     arrays = session_arrays(session, config.variables, config.target_lag_bins)
     n_stream = arrays.n_stream(config.stream_s)
@@ -103,7 +103,7 @@ def require_source(session: Any, config: Config) -> None:
     """
     import numpy as np
 
-    from bci_adapt.jobs.arrays import session_arrays
+    from bci_adapt.data.labelled import session_arrays
 
     arrays = session_arrays(session, config.variables)
     for variable, outputs in arrays.columns.items():
@@ -143,7 +143,7 @@ class Channels:
 
     def job(self, prepared: Job, session: Any) -> Job:
         """The job that brings a prepared session to these channels: `prepared` itself where it has them already."""
-        from bci_adapt.channels import policy_of
+        from bci_adapt.data.channels import policy_of
 
         if session["channel"].values.tolist() == self.names and self.policy == policy_of(session) != "pool":
             return prepared
@@ -170,9 +170,9 @@ def meet(config: Config, sources: Sequence[str], targets: Sequence[str], session
 
     What `channels.remove` flags on the last source is not among them, with any rule for missing channels.
     """
-    from bci_adapt.channels import common, policy_of, under
-    from bci_adapt.qc import flagged_channels, qc
-    from bci_adapt.sessions import require_one_meaning, require_one_subject
+    from bci_adapt.data.channels import common, policy_of, under
+    from bci_adapt.data.qc import flagged_channels, qc
+    from bci_adapt.data.sessions import require_one_meaning, require_one_subject
 
     ids = [*sources, *targets]
     for variable in config.variables:
@@ -190,7 +190,7 @@ def meet(config: Config, sources: Sequence[str], targets: Sequence[str], session
 
 def met(sources: Sequence[str], found: Channels, sessions: Mapping[str, Any], targets: Sequence[str]) -> dict[str, Any]:
     """What the manifest says of the channels of a source and its targets."""
-    from bci_adapt.channels import under
+    from bci_adapt.data.channels import under
 
     entry: dict[str, Any] = {
         "source": Pair(tuple(sources), "").source,

@@ -107,7 +107,7 @@ def prepare_job(config: Config, recording: Path, provenance: Mapping[str, str]) 
             "thresholds": config.thresholds.model_dump(),
         },
         inputs={"recording": recording},
-        modules=("bci_adapt.layouts",),
+        modules=("bci_adapt.data.layouts",),
         label=f"prepare {recording.name}",
         cost=1.0,
     )

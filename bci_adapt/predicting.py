@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from bci_adapt import __version__, arrays, channels
-from bci_adapt.binning import bin_ticks
+from bci_adapt import __version__
+from bci_adapt.data import channels
+from bci_adapt.data import from_arrays as arrays
+from bci_adapt.data.binning import bin_ticks
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.errors import InputError
 from bci_adapt.storage import atomic_path, file_digest

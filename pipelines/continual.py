@@ -11,12 +11,12 @@ import sys
 import numpy as np
 
 import bci_adapt as ba
+from bci_adapt.data.labelled import session_arrays
+from bci_adapt.data.prepare import prepare
 from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.decoders.rls import RLSDecoder
 from bci_adapt.errors import InputError
-from bci_adapt.jobs.arrays import session_arrays
 from bci_adapt.metrics import r2
-from bci_adapt.prepare import prepare
 
 BIN_S = 0.05
 ARMS = {  # decoder, learns from labels, goes on with yesterday's weights

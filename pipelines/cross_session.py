@@ -9,12 +9,12 @@ import sys
 
 import numpy as np
 
+from bci_adapt.data.labelled import session_arrays
+from bci_adapt.data.prepare import prepare
+from bci_adapt.data.sessions import require_same_channels
 from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.decoders.rls import RLSDecoder
-from bci_adapt.jobs.arrays import session_arrays
 from bci_adapt.metrics import r2
-from bci_adapt.prepare import prepare
-from bci_adapt.sessions import require_same_channels
 
 BIN_S = 0.05
 

@@ -7,9 +7,9 @@ from nwb_files import counts_file, spikes_file
 from scipy.io import savemat
 
 import bci_adapt as ba
+from bci_adapt.data.prepare import prepare
+from bci_adapt.data.sessions import concat, open_session, read_session, split, write_session
 from bci_adapt.errors import InputError
-from bci_adapt.prepare import prepare
-from bci_adapt.sessions import concat, open_session, read_session, split, write_session
 
 TIMES = np.arange(1, 2001) / 100.0
 POSITION = np.stack([5 * np.sin(TIMES), 5 * np.cos(1.3 * TIMES)], axis=1)

@@ -19,10 +19,10 @@ from nwb_layouts_a import h1_file, link_file, m1_file
 from nwb_layouts_b import MAZE_TRIALS, maze_000070, spike_trains
 
 import bci_adapt
-from bci_adapt import arrays
+from bci_adapt.data import from_arrays as arrays
+from bci_adapt.data.prepare import inspect, prepare
+from bci_adapt.data.sessions import read_session
 from bci_adapt.errors import InputError
-from bci_adapt.prepare import inspect, prepare
-from bci_adapt.sessions import read_session
 
 CURSOR = "processing/behavior/Position/cursor_pos"
 COUNTS = "acquisition/ThresholdCrossings"

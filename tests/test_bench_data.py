@@ -12,9 +12,11 @@ import pytest
 from nwb_files import spikes_file
 from rich.console import Console
 
-from bci_adapt import bench_data, nwb, quality
-from bci_adapt.layouts import reading
-from bci_adapt.prepare import prepare
+from bci_adapt import bench_data
+from bci_adapt.data import faults as quality
+from bci_adapt.data import nwb
+from bci_adapt.data.layouts import reading
+from bci_adapt.data.prepare import prepare
 
 
 @pytest.fixture(scope="module")

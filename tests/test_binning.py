@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bci_adapt import binning
+from bci_adapt.data import binning
+from bci_adapt.data.layouts.reading import Grid
 from bci_adapt.errors import InputError
-from bci_adapt.layouts.reading import Grid
 
 
 def grid(start_s, n_bins, bin_s):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from nwb_files import counts_file, spikes_file
 
-from bci_adapt.channels import common, match, policy_of, pooled, select
+from bci_adapt.data.channels import common, match, policy_of, pooled, select
+from bci_adapt.data.prepare import prepare
+from bci_adapt.data.sessions import check
 from bci_adapt.errors import InputError
-from bci_adapt.prepare import prepare
-from bci_adapt.sessions import check
 
 
 @pytest.fixture(scope="module")

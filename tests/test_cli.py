@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from nwb_files import spikes_file
 
-from bci_adapt.sessions import read_session
+from bci_adapt.data.sessions import read_session
 from bci_adapt.sources.simulated import Simulated
 
 

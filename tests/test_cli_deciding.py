@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bci_adapt import predicting, simulate
+from bci_adapt import predicting
 from bci_adapt.cli import deciding
+from bci_adapt.data import simulate
+from bci_adapt.data.labelled import described, session_arrays
+from bci_adapt.data.nwb_writing import write_recording
+from bci_adapt.data.prepare import prepare
+from bci_adapt.data.sessions import read_session, write_session
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.wiener import WienerDecoder
 from bci_adapt.errors import InputError
-from bci_adapt.jobs.arrays import described, session_arrays
-from bci_adapt.nwb_writing import write_recording
-from bci_adapt.prepare import prepare
-from bci_adapt.sessions import read_session, write_session
 from bci_adapt.sources.simulated import FIRST_DAY
 
 KINDS = ("mon", "rates", "swapped", "late", "same")

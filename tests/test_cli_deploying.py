@@ -15,13 +15,13 @@ from test_cli_deciding import write_day
 
 import bci_adapt as ba
 from bci_adapt import decoders, deploying, predicting
+from bci_adapt.data.labelled import session_arrays
+from bci_adapt.data.prepare import prepare
+from bci_adapt.data.sessions import write_session
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.errors import InputError
-from bci_adapt.jobs.arrays import session_arrays
 from bci_adapt.metrics import r2
-from bci_adapt.prepare import prepare
-from bci_adapt.sessions import write_session
 from bci_adapt.storage import cache_root
 
 KINDS = ("mon", "rates", "late")

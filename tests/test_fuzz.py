@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 from nwb_files import counts_file, spikes_file
 
+from bci_adapt.data.prepare import inspect, prepare
 from bci_adapt.errors import InputError
-from bci_adapt.prepare import inspect, prepare
 
 SEEDS, LIMIT_S, MEMORY = 32, 20, 8 * 2**30
 

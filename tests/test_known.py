@@ -14,14 +14,14 @@ from archive_server import NEW, serving
 from nwb_files import spikes_file
 
 from bci_adapt.catalog import variants
-from bci_adapt.channels import POLICIES, policy_of
 from bci_adapt.config import load_config
+from bci_adapt.data.channels import POLICIES, policy_of
+from bci_adapt.data.layouts.base import Layout
+from bci_adapt.data.prepare import prepare
 from bci_adapt.datasets import Dataset, datasets
 from bci_adapt.errors import InputError
 from bci_adapt.experiment import open_source
-from bci_adapt.layouts.base import Layout
 from bci_adapt.pairs import Pair, choose_pairs, meet
-from bci_adapt.prepare import prepare
 from bci_adapt.sources.dandi import parse_dandiset
 
 KNOWN = datasets()
@@ -43,7 +43,7 @@ def test_all_are_there():
 @pytest.mark.parametrize("name", KNOWN)
 def test_what_a_dataset_names_exists(name):
     dataset = KNOWN[name]
-    layout = variants("bci_adapt.layouts", Layout)[dataset.layout]
+    layout = variants("bci_adapt.data.layouts", Layout)[dataset.layout]
     if dataset.where == "folder":
         assert not dataset.version_seen
     else:
@@ -110,7 +110,7 @@ def test_list_datasets(call):
 
 
 def test_list_datasets_says_where_a_layout_was_verified(call, monkeypatch):
-    from bci_adapt.layouts.perich import Perich
+    from bci_adapt.data.layouts.perich import Perich
 
     monkeypatch.setattr(Perich, "verified_on", "a file")
     lines = call("list", "datasets")[1].splitlines()

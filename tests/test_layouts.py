@@ -6,14 +6,14 @@ import pytest
 from nwb_files import counts_file, spikes_file
 
 from bci_adapt.catalog import variants
+from bci_adapt.data.layouts.base import Layout
+from bci_adapt.data.prepare import inspect, prepare
+from bci_adapt.data.sessions import read_session, require_same_channels, split, write_session
 from bci_adapt.errors import InputError
-from bci_adapt.layouts.base import Layout
-from bci_adapt.prepare import inspect, prepare
-from bci_adapt.sessions import read_session, require_same_channels, split, write_session
 
 
 def test_every_layout_says_whether_it_was_verified():
-    found = variants("bci_adapt.layouts", Layout)
+    found = variants("bci_adapt.data.layouts", Layout)
     assert {"perich", "wrist", "generic"} <= set(found)
     assert found["perich"].verified_on == ""
     assert found["wrist"].verified_on
@@ -246,7 +246,7 @@ def test_real_files_nobody_here_wrote(real_data):
 
 
 def test_generic_reads_words_and_not_fragments(tmp_path):
-    from bci_adapt.layouts.generic import kind_of
+    from bci_adapt.data.layouts.generic import kind_of
 
     for path, kind in {
         "acquisition/hand_pos": "position",

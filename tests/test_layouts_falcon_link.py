@@ -8,10 +8,10 @@ import pytest
 from nwb_files import counts_file, spikes_file
 from nwb_layouts_a import MUSCLES, bmi_file, h1_file, h2_file, link_file, m1_file, m2_file, trains
 
-from bci_adapt.channels import match
+from bci_adapt.data.channels import match
+from bci_adapt.data.prepare import inspect, prepare
+from bci_adapt.data.sessions import read_session, write_session
 from bci_adapt.errors import InputError
-from bci_adapt.prepare import inspect, prepare
-from bci_adapt.sessions import read_session, write_session
 
 TRIALS_MS = [np.arange(0, 100, 20), np.arange(101, 201, 20), np.arange(190, 310, 20), np.arange(2000, 2100, 20)]
 """Starts of rows of four trials: a gap of 21 ms instead of 20, an overlap of 9 ms, a pause."""

@@ -18,11 +18,11 @@ from nwb_layouts_b import (
     spike_trains,
 )
 
-from bci_adapt.arrays import read
+from bci_adapt.data.from_arrays import read
+from bci_adapt.data.nwb import open_nwb
+from bci_adapt.data.prepare import inspect, prepare
+from bci_adapt.data.sessions import read_session, write_session
 from bci_adapt.errors import InputError
-from bci_adapt.nwb import open_nwb
-from bci_adapt.prepare import inspect, prepare
-from bci_adapt.sessions import read_session, write_session
 from bci_adapt.sources.folder import Folder
 
 WIDTH = 50_000  # µs
@@ -404,11 +404,11 @@ def test_indy_cells_together_are_not_larger_than_what_is_read(tmp_path, monkeypa
 
     path = indy(tmp_path / "indy_20160630_01.mat", cells(), edit=repeat)
     assert prepare(path, 0.05)["n_spikes"].values.min() >= 7000
-    monkeypatch.setattr("bci_adapt.nwb.MAX_BYTES", 150_000)
+    monkeypatch.setattr("bci_adapt.data.nwb.MAX_BYTES", 150_000)
     with pytest.raises(InputError, match=r"spikes\{3,1\} brings the cells to more than"):
         prepare(path, 0.05)
     monkeypatch.undo()
-    monkeypatch.setattr("bci_adapt.nwb.MAX_OBJECTS", 11)
+    monkeypatch.setattr("bci_adapt.data.nwb.MAX_OBJECTS", 11)
     with pytest.raises(InputError, match=r"spikes has 12 cells"):
         prepare(path, 0.05)
 

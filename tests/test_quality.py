@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bci_adapt import quality
+from bci_adapt.data import faults as quality
+from bci_adapt.data.prepare import prepare
 from bci_adapt.errors import InputError
-from bci_adapt.prepare import prepare
 
 ONE = np.zeros(100, dtype=np.int32)
 

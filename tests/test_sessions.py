@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from nwb_files import counts_file, spikes_file
 
+from bci_adapt.data.labelled import session_arrays
+from bci_adapt.data.prepare import prepare
+from bci_adapt.data.sessions import check, read_session, require_same_channels, split, write_session
 from bci_adapt.errors import InputError
-from bci_adapt.jobs.arrays import session_arrays
-from bci_adapt.prepare import prepare
-from bci_adapt.sessions import check, read_session, require_same_channels, split, write_session
 
 
 @pytest.fixture(scope="module")

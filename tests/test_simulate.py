@@ -8,7 +8,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from bci_adapt import simulate
+from bci_adapt.data import simulate
 from bci_adapt.errors import InputError
 
 

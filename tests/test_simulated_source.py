@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from bci_adapt import simulate
+from bci_adapt.data import simulate
+from bci_adapt.data.prepare import prepare
 from bci_adapt.errors import InputError
-from bci_adapt.prepare import prepare
 from bci_adapt.sources.folder import Folder
 from bci_adapt.sources.simulated import Simulated
 from bci_adapt.storage import file_digest

@@ -20,7 +20,7 @@ Variable = Annotated[str, typer.Option("--variable", metavar="NAME", help="The k
 
 def _session(path: Path, bin_s: float | None) -> xr.Dataset:
     """A session file as it is, or a recording prepared at `bin_s` (0.05 s when not given)."""
-    from bci_adapt.arrays import read
+    from bci_adapt.data.from_arrays import read
 
     if path.suffix != ".nc":
         return read(path, 0.05 if bin_s is None else bin_s)
@@ -69,10 +69,10 @@ def drift(
 
     Example: [cyan]bci-adapt drift monday.nwb tuesday.nwb october.nwb --plot drift.png[/]
     """
-    from bci_adapt import channels
-    from bci_adapt import drift as measure
+    from bci_adapt.data import channels
+    from bci_adapt.data import drift as measure
+    from bci_adapt.data.sessions import require_one_subject
     from bci_adapt.results import json_safe
-    from bci_adapt.sessions import require_one_subject
 
     _check_plot(plot)
     settings = measure.Settings(lag_s=lag_s, block_s=block_s)
@@ -270,9 +270,9 @@ def scan(
 
     Example: [cyan]bci-adapt scan monday.nwb --bin .01,.02,.05 --lag=-.1:.3 --plot scan.png[/]
     """
+    from bci_adapt.data.scan import rebin
+    from bci_adapt.data.scan import scan as score
     from bci_adapt.results import json_safe
-    from bci_adapt.scan import rebin
-    from bci_adapt.scan import scan as score
 
     _check_plot(plot)
     widths, lags = _numbers(bins, ",", "--bin"), _numbers(lag, ":", "--lag")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from rich.table import Table
 
-    from bci_adapt.qc import QcReport, QcThresholds
+    from bci_adapt.data.qc import QcReport, QcThresholds
 
 _SHOWN_CHANNELS = 24
 _STATUS_STYLE = {"pass": "green", "flag": "bold red", "not applicable": "dim"}
@@ -42,7 +42,7 @@ def qc(
 
     Example: [cyan]bci-adapt qc data_cache/sessions/*.nc --plots qc/ --json qc.json[/]
     """
-    from bci_adapt.qc import qc as check
+    from bci_adapt.data.qc import qc as check
     from bci_adapt.results import json_safe
 
     thresholds = _thresholds(settings or [])
@@ -72,7 +72,7 @@ def _thresholds(settings: list[str]) -> QcThresholds:
     from dataclasses import fields
 
     from bci_adapt.catalog import unknown
-    from bci_adapt.qc import QcThresholds
+    from bci_adapt.data.qc import QcThresholds
 
     known = {field.name: type(field.default) for field in fields(QcThresholds)}
     chosen: dict[str, Any] = {}
@@ -88,7 +88,7 @@ def _thresholds(settings: list[str]) -> QcThresholds:
 
 
 def _read(path: Path, bin_s: float) -> xr.Dataset:
-    from bci_adapt.arrays import read
+    from bci_adapt.data.from_arrays import read
 
     return read(path) if path.suffix == ".nc" else read(path, bin_s)
 
@@ -124,7 +124,7 @@ def _table(title: str | None, *columns: str, right: tuple[str, ...] = ()) -> Tab
 def _show(report: QcReport, path: Path) -> None:
     from rich.text import Text
 
-    from bci_adapt.qc import NOT_APPLICABLE, flagged_channels
+    from bci_adapt.data.qc import NOT_APPLICABLE, flagged_channels
     from bci_adapt.text import clean
 
     about = report.session
@@ -197,7 +197,7 @@ def _behaviour(report: QcReport) -> list[str]:
 def _overview(reports: list[QcReport]) -> Table:
     from rich.text import Text
 
-    from bci_adapt.qc import flagged_channels
+    from bci_adapt.data.qc import flagged_channels
     from bci_adapt.text import clean
 
     right = ("min", "channels", "flagged", "best lag")

@@ -12,7 +12,7 @@ from bci_adapt.cli.common import JsonFile, Quiet, app, err, out, progress, write
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
-    from bci_adapt.nwb import Description
+    from bci_adapt.data.nwb import Description
 
 
 @app.command()
@@ -27,7 +27,7 @@ def inspect(
 
     Example: [cyan]bci-adapt inspect monday.nwb tuesday.nwb[/]
     """
-    from bci_adapt.prepare import inspect as describe
+    from bci_adapt.data.prepare import inspect as describe
     from bci_adapt.results import json_safe
 
     found = [describe(file) for file in files]
@@ -99,8 +99,8 @@ def prepare(
 
     Example: [cyan]bci-adapt prepare mine/ --spikes units --target processing/behavior/hand --bin-s 0.02[/]
     """
-    from bci_adapt.prepare import prepare as prepare_one
-    from bci_adapt.sessions import kinematic_names, write_session
+    from bci_adapt.data.prepare import prepare as prepare_one
+    from bci_adapt.data.sessions import kinematic_names, write_session
     from bci_adapt.sources.folder import Folder
     from bci_adapt.storage import cache_root
 

@@ -88,6 +88,6 @@ def _datasets() -> list[dict[str, Any]]:
 
 def _layouts() -> dict[str, Any]:
     from bci_adapt.catalog import variants
-    from bci_adapt.layouts.base import Layout
+    from bci_adapt.data.layouts.base import Layout
 
-    return variants("bci_adapt.layouts", Layout)
+    return variants("bci_adapt.data.layouts", Layout)

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bci_adapt.data.labelled import Arrays, job_arrays, permuted_channels, permuted_in_time, shifted_in_time
+from bci_adapt.data.sessions import read_session
 from bci_adapt.decoders.base import Decoder, decoder_class, delay_bins
 from bci_adapt.errors import InputError
-from bci_adapt.jobs.arrays import Arrays, job_arrays, permuted_channels, permuted_in_time, shifted_in_time
 from bci_adapt.jobs.labels import SMOOTHING_S, bins_of_trials, intended, shown, smoothed
-from bci_adapt.sessions import read_session
 from bci_adapt.storage import atomic_path
 
 SHIFT_S = 60.0  # least circular shift of a canary

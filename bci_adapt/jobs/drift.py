@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bci_adapt.drift import Drift, Estimate, day, drift
+from bci_adapt.data.drift import Drift, Estimate, day, drift
+from bci_adapt.data.sessions import read_session
 from bci_adapt.errors import InputError
-from bci_adapt.sessions import read_session
 from bci_adapt.storage import write_text
 
 

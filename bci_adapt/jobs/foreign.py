@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from bci_adapt.data.labelled import job_arrays, permuted_in_time
 from bci_adapt.decoders.base import delay_bins
 from bci_adapt.errors import InputError
-from bci_adapt.jobs.arrays import job_arrays, permuted_in_time
 from bci_adapt.storage import atomic_path
 
 

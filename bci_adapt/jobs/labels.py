@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from bci_adapt.binning import whole_bins
+from bci_adapt.data.binning import whole_bins
+from bci_adapt.data.sessions import labels_of
 from bci_adapt.errors import InputError
-from bci_adapt.sessions import labels_of
 
 SUPERVISIONS = ("true", "intention", "pseudo", "none")
 # Half the width of the window over which a decoder's own predictions are smoothed before they teach it.
@@ -17,7 +17,7 @@ SMOOTHING_S = 0.25
 def bins_of_trials(n_trials: int, in_trial: np.ndarray | None, trial_end: np.ndarray) -> int:
     """Bins of a session up to the end of its `n_trials`-th trial; all of them where it has no more than that.
 
-    `in_trial` and `trial_end` are those of `bci_adapt.jobs.arrays.Arrays`.
+    `in_trial` and `trial_end` are those of `bci_adapt.data.labelled.Arrays`.
     """
     if in_trial is None:
         return len(trial_end)

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from bci_adapt.prepare import prepare
-from bci_adapt.quality import Thresholds
+from bci_adapt.data.faults import Thresholds
+from bci_adapt.data.prepare import prepare
 
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:

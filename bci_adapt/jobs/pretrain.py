@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from bci_adapt.data.labelled import described, job_arrays
+from bci_adapt.data.sessions import open_session
 from bci_adapt.decoders.base import Decoder, decoder_class
 from bci_adapt.errors import InputError
-from bci_adapt.jobs.arrays import described, job_arrays
-from bci_adapt.sessions import open_session
 
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:

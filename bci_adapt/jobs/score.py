@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bci_adapt.jobs.arrays import Arrays, job_arrays
+from bci_adapt.data.labelled import Arrays, job_arrays
 from bci_adapt.metrics import block_sums, r2, score, windowed_r2
 from bci_adapt.storage import write_text
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bci_adapt.data.nwb import identity, open_nwb
 from bci_adapt.errors import InputError
-from bci_adapt.nwb import identity, open_nwb
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bci_adapt import catalog, simulate
+from bci_adapt import catalog
+from bci_adapt.data import simulate
 from bci_adapt.errors import InputError
 from bci_adapt.sources.base import Source
 from bci_adapt.storage import atomic_path, file_digest
@@ -22,7 +23,7 @@ FIRST_DAY = datetime(2014, 3, 3, 12, tzinfo=UTC)
 
 
 class Simulated(Source):
-    """A series of sessions of one simulated monkey; see `bci_adapt.simulate`.
+    """A series of sessions of one simulated monkey; see `bci_adapt.data.simulate`.
 
     Day 0 is 2014-03-03. `days` are the days of the sessions, as many as `n_sessions`; without it, all of `days`. Files
     lie in `folder`. A file is reused when it was made with the same arguments by the same version of the generator,
@@ -85,7 +86,7 @@ class Simulated(Source):
         path, identifier = self._path(session_id), self._identifier(session_id)
         if path.exists() and _identifier_of(path) == identifier:
             return path
-        from bci_adapt.nwb_writing import write_recording
+        from bci_adapt.data.nwb_writing import write_recording
 
         recording = simulate.recording(self._days[session_id], **self.arguments)
         with atomic_path(path) as temporary:

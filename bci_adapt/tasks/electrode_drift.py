@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from bci_adapt.simulate import recording
+from bci_adapt.data.simulate import recording
 from bci_adapt.tasks.base import Task, require
 
 _BIN_MS = 50
@@ -25,7 +25,7 @@ class ElectrodeDrift(Task):
     ----------
     days : between the two recordings.
     n_units : units, each on an electrode of its own.
-    severity : of the drift (`bci_adapt.simulate`).
+    severity : of the drift (`bci_adapt.data.simulate`).
     delay : bins after which the label of a bin is known.
     """
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from bci_adapt.layouts.base import Layout
-from bci_adapt.nwb import Description, NwbFile
+from bci_adapt.data.layouts.base import Layout
+from bci_adapt.data.nwb import Description, NwbFile
 
 COUNTS = "acquisition/binned_spikes"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import xarray as xr
 
-from bci_adapt.layouts.base import Layout
-from bci_adapt.layouts.reading import Target, read_continuous
-from bci_adapt.nwb import Description, NwbFile
+from bci_adapt.data.layouts.base import Layout
+from bci_adapt.data.layouts.reading import Target, read_continuous
+from bci_adapt.data.nwb import Description, NwbFile
 
 POSITION = "processing/behavior/Position/cursor_pos"
 VELOCITY = "processing/behavior/Velocity/cursor_vel"

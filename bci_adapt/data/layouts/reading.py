@@ -18,10 +18,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from bci_adapt import __version__, binning, quality
-from bci_adapt.errors import InputError
-from bci_adapt.layouts.base import Layout
-from bci_adapt.layouts.tables import (
+from bci_adapt import __version__
+from bci_adapt.data import binning
+from bci_adapt.data import faults as quality
+from bci_adapt.data.layouts.base import Layout
+from bci_adapt.data.layouts.tables import (
     Channels,
     electrode_identity,
     electrode_names,
@@ -29,8 +30,9 @@ from bci_adapt.layouts.tables import (
     read_trials,
     unit_channels,
 )
-from bci_adapt.nwb import NwbFile, identity, spike_table
-from bci_adapt.sessions import BIN_EDGE, assemble
+from bci_adapt.data.nwb import NwbFile, identity, spike_table
+from bci_adapt.data.sessions import BIN_EDGE, assemble
+from bci_adapt.errors import InputError
 from bci_adapt.storage import file_digest
 
 CLOCK_RATIO = 50

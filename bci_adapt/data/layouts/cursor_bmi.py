@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from bci_adapt.layouts.base import Layout
-from bci_adapt.layouts.reading import Target, read_rows
-from bci_adapt.nwb import Description, NwbFile
+from bci_adapt.data.layouts.base import Layout
+from bci_adapt.data.layouts.reading import Target, read_rows
+from bci_adapt.data.nwb import Description, NwbFile
 
 COUNTS = "processing/behavior/spike_counts"
 POSITION = "processing/behavior/cursor"

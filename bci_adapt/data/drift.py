@@ -24,9 +24,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from bci_adapt.binning import bin_ticks, causal_smooth, segment_slices, segment_starts, whole_bins
+from bci_adapt.data.binning import bin_ticks, causal_smooth, segment_slices, segment_starts, whole_bins
+from bci_adapt.data.sessions import kinematic_names, labels_of, start_of
 from bci_adapt.errors import InputError
-from bci_adapt.sessions import kinematic_names, labels_of, start_of
 
 Array = NDArray[np.float64]
 

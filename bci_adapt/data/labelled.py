@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from bci_adapt.binning import whole_bins
-from bci_adapt.sessions import labels_of, read_session
+from bci_adapt.data.binning import whole_bins
+from bci_adapt.data.sessions import labels_of, read_session
 
 
 class Arrays(NamedTuple):

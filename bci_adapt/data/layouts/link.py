@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from bci_adapt.layouts.base import Layout
-from bci_adapt.layouts.reading import MILLISECOND_CLOCK, Target, read_rows
-from bci_adapt.layouts.tables import read_trials
-from bci_adapt.nwb import TRIALS, Description, NwbFile, column
+from bci_adapt.data.layouts.base import Layout
+from bci_adapt.data.layouts.reading import MILLISECOND_CLOCK, Target, read_rows
+from bci_adapt.data.layouts.tables import read_trials
+from bci_adapt.data.nwb import TRIALS, Description, NwbFile, column
 
 COUNTS = "analysis/ThresholdCrossings"
 POWER = "analysis/SpikingBandPower"

@@ -12,13 +12,15 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from bci_adapt import __version__, binning, quality
+from bci_adapt import __version__
+from bci_adapt.data import binning
+from bci_adapt.data import faults as quality
+from bci_adapt.data.faults import Thresholds
+from bci_adapt.data.layouts.reading import Grid, Kinematics, grid_of_samples, require_one_clock, turns_apart
+from bci_adapt.data.nwb import MAX_BYTES, MAX_ROWS
+from bci_adapt.data.prepare import finish, prepare
+from bci_adapt.data.sessions import BIN_EDGE, assemble, check, read_session, reserved
 from bci_adapt.errors import InputError
-from bci_adapt.layouts.reading import Grid, Kinematics, grid_of_samples, require_one_clock, turns_apart
-from bci_adapt.nwb import MAX_BYTES, MAX_ROWS
-from bci_adapt.prepare import finish, prepare
-from bci_adapt.quality import Thresholds
-from bci_adapt.sessions import BIN_EDGE, assemble, check, read_session, reserved
 from bci_adapt.storage import file_digest
 from bci_adapt.text import clean
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import xarray as xr
 
-from bci_adapt.layouts.base import Layout
-from bci_adapt.layouts.falcon import MASKS, one_animal
-from bci_adapt.layouts.reading import MILLISECOND_CLOCK, Target, read_rows
-from bci_adapt.nwb import Description, NwbFile
+from bci_adapt.data.layouts.base import Layout
+from bci_adapt.data.layouts.falcon import MASKS, one_animal
+from bci_adapt.data.layouts.reading import MILLISECOND_CLOCK, Target, read_rows
+from bci_adapt.data.nwb import Description, NwbFile
 
 AXES = ("index", "mrs")
 POSITION = tuple(f"acquisition/finger_pos/{finger}" for finger in AXES)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bci_adapt.binning import bin_ticks, segment_slices, to_ticks
+from bci_adapt.data.binning import bin_ticks, segment_slices, to_ticks
 from bci_adapt.errors import InputError
 
 

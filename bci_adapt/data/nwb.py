@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from bci_adapt.binning import LARGEST_S
+from bci_adapt.data.binning import LARGEST_S
 from bci_adapt.errors import InputError
 from bci_adapt.text import clean
 

@@ -8,10 +8,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from bci_adapt.layouts.base import Layout
-from bci_adapt.layouts.falcon import MASKS, one_animal
-from bci_adapt.layouts.reading import Target, read_rows
-from bci_adapt.nwb import Description, NwbFile
+from bci_adapt.data.layouts.base import Layout
+from bci_adapt.data.layouts.falcon import MASKS, one_animal
+from bci_adapt.data.layouts.reading import Target, read_rows
+from bci_adapt.data.nwb import Description, NwbFile
 
 POSITION = "acquisition/OpenLoopKinematics"
 VELOCITY = "acquisition/OpenLoopKinematicsVelocity"

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from bci_adapt import binning, catalog, quality
+from bci_adapt import catalog
+from bci_adapt.data import binning
+from bci_adapt.data import faults as quality
+from bci_adapt.data.faults import Thresholds
+from bci_adapt.data.layouts.base import Layout
+from bci_adapt.data.layouts.tables import electrodes_used
+from bci_adapt.data.nwb import Description, NwbFile, count_missing, describe, open_nwb, spike_table
+from bci_adapt.data.sessions import check, kinematic_names, start_of, write_session
 from bci_adapt.errors import InputError
-from bci_adapt.layouts.base import Layout
-from bci_adapt.layouts.tables import electrodes_used
-from bci_adapt.nwb import Description, NwbFile, count_missing, describe, open_nwb, spike_table
-from bci_adapt.quality import Thresholds
-from bci_adapt.sessions import check, kinematic_names, start_of, write_session
 
 PROVENANCE = ("dandiset", "dandiset_version", "asset_path", "licence")
 """What a source can say of a file, beside what the file says itself."""
@@ -88,11 +90,11 @@ def _layout(file: NwbFile, name: str | None, spikes: str | None, targets: Sequen
     if spikes is not None or targets:
         if name not in (None, "generic"):
             raise InputError(f"paths of spikes and targets go with the layout 'generic', not {name!r}")
-        from bci_adapt.layouts.generic import Generic
+        from bci_adapt.data.layouts.generic import Generic
 
         return Generic(spikes, targets)
     if name is not None:
-        return catalog.pick("bci_adapt.layouts", Layout, name)()
+        return catalog.pick("bci_adapt.data.layouts", Layout, name)()
     chosen, found = _choose(file)
     if chosen is None:
         if "units/spike_times" in file:
@@ -104,7 +106,7 @@ def _layout(file: NwbFile, name: str | None, spikes: str | None, targets: Sequen
 def _choose(file: NwbFile) -> tuple[Layout | None, Description]:
     found = describe(file)
     best: tuple[float, Layout | None] = (0.0, None)
-    for name, kind in catalog.variants("bci_adapt.layouts", Layout).items():
+    for name, kind in catalog.variants("bci_adapt.data.layouts", Layout).items():
         layout = kind()
         score, reason = layout.matches(found)
         found.layouts.append({"name": name, "score": float(score), "reason": reason})

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 import xarray as xr
 
-from bci_adapt.nwb import Description, NwbFile
+from bci_adapt.data.nwb import Description, NwbFile
 
 
 class Layout(ABC):

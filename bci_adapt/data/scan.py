@@ -25,7 +25,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from bci_adapt import metrics
-from bci_adapt.binning import (
+from bci_adapt.data.binning import (
     TICKS_PER_S,
     bin_ticks,
     rebin_counts,
@@ -35,9 +35,9 @@ from bci_adapt.binning import (
     to_ticks,
     whole_bins,
 )
-from bci_adapt.drift import lagged
+from bci_adapt.data.drift import lagged
+from bci_adapt.data.sessions import labels_of
 from bci_adapt.errors import InputError
-from bci_adapt.sessions import labels_of
 
 Array = NDArray[np.float64]
 

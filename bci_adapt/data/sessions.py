@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from bci_adapt.binning import bin_ticks, to_ticks, whole_bins
+from bci_adapt.data.binning import bin_ticks, to_ticks, whole_bins
 from bci_adapt.errors import InputError
 from bci_adapt.storage import atomic_path
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt.simulate import Recording
+from bci_adapt.data.simulate import Recording
 
 ARRAY = "M1"
 _NAMESPACE = uuid.UUID("0b9a1c52-6f0f-5a7e-9d3e-3c1d7e5a2f10")

@@ -15,11 +15,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from bci_adapt import quality
-from bci_adapt.binning import TICKS_PER_S, bin_ticks, segment_slices, to_ticks
+from bci_adapt.data import faults as quality
+from bci_adapt.data.binning import TICKS_PER_S, bin_ticks, segment_slices, to_ticks
+from bci_adapt.data.faults import Thresholds
+from bci_adapt.data.sessions import kinematic_names, labels_of
 from bci_adapt.errors import InputError
-from bci_adapt.quality import Thresholds
-from bci_adapt.sessions import kinematic_names, labels_of
 
 PASS, FLAG, NOT_APPLICABLE = "pass", "flag", "not applicable"
 CHANNEL_CHECKS = (

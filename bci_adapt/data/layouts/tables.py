@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bci_adapt import binning
-from bci_adapt.nwb import ELECTRODES, TRIALS, NwbFile, column
+from bci_adapt.data import binning
+from bci_adapt.data.nwb import ELECTRODES, TRIALS, NwbFile, column
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from bci_adapt import binning
-from bci_adapt.layouts.base import Layout
-from bci_adapt.layouts.reading import Kinematics, grid_of_samples, read_spikes, session
-from bci_adapt.layouts.tables import Channels
-from bci_adapt.nwb import MATLAB, Description, NwbFile
+from bci_adapt.data import binning
+from bci_adapt.data.layouts.base import Layout
+from bci_adapt.data.layouts.reading import Kinematics, grid_of_samples, read_spikes, session
+from bci_adapt.data.layouts.tables import Channels
+from bci_adapt.data.nwb import MATLAB, Description, NwbFile
 from bci_adapt.text import clean
 
 FINGER = ("z", "-x", "-y")

@@ -15,8 +15,8 @@ import numpy as np
 import xarray as xr
 
 from bci_adapt.catalog import unknown
+from bci_adapt.data.sessions import STATISTICS, require_one_subject
 from bci_adapt.errors import InputError
-from bci_adapt.sessions import STATISTICS, require_one_subject
 
 POLICIES = ("electrode", "unit", "pool", "none")
 MISSING = ("refuse", "drop", "zero")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from bci_adapt.layouts.base import Layout
-from bci_adapt.layouts.reading import Target, read_continuous
-from bci_adapt.nwb import TRIALS, Description, NwbFile, column
+from bci_adapt.data.layouts.base import Layout
+from bci_adapt.data.layouts.reading import Target, read_continuous
+from bci_adapt.data.nwb import TRIALS, Description, NwbFile, column
 
 HAND = "processing/behavior/Position/Hand"
 CURSOR = "processing/behavior/Position/Cursor"
