@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bci_adapt import __version__
+from bci_adapt.archive.sources.base import Source
 from bci_adapt.config import (
     EARLIER,
     STANDING,
@@ -31,7 +32,6 @@ from bci_adapt.engine import Job, Outcome, Progress, execute
 from bci_adapt.errors import InputError
 from bci_adapt.pairs import Channels, Pair, choose_pairs, meet, met, require_source, unscorable, unusable_halves
 from bci_adapt.planning import Builder, Foreign, prepare_job
-from bci_adapt.sources.base import Source
 from bci_adapt.storage import cache_root, write_text
 from bci_adapt.tuned import Tuned, read_tuned
 
@@ -60,21 +60,21 @@ def open_source(
     """
     section = config.source
     if isinstance(section, DandiSource):
-        from bci_adapt.sources.dandi import Dandi
+        from bci_adapt.archive.sources.dandi import Dandi
 
         def fetched(path: str, done: int, size: int) -> None:
             say(f"{path}: {done / 1e6:.0f} of {size / 1e6:.0f} MB")
 
         return Dandi(**section.model_dump(exclude={"kind"}), lock=lock, offline=offline, progress=fetched)
     if isinstance(section, SimulatedSource):
-        from bci_adapt.sources.simulated import Simulated
+        from bci_adapt.archive.sources.simulated import Simulated
 
         return Simulated(cache_root() / "raw" / "simulated", **section.model_dump(exclude={"kind"}))
     if isinstance(section, FilesSource):
-        from bci_adapt.sources.files import Files
+        from bci_adapt.archive.sources.files import Files
 
         return Files(section.paths)
-    from bci_adapt.sources.folder import Folder
+    from bci_adapt.archive.sources.folder import Folder
 
     if not section.path:
         raise InputError("source.path: this config needs a folder of recordings; name it with --data FOLDER")

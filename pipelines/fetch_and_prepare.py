@@ -11,12 +11,12 @@ import json
 import sys
 from pathlib import Path
 
+from bci_adapt.archive.sources.dandi import Dandi, parse_dandiset
 from bci_adapt.data.channels import match
 from bci_adapt.data.prepare import prepare, session_warnings
 from bci_adapt.data.qc import flagged_channels, qc
 from bci_adapt.data.sessions import write_session
 from bci_adapt.errors import InputError
-from bci_adapt.sources.dandi import Dandi, parse_dandiset
 from bci_adapt.storage import cache_root
 
 

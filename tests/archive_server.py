@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 import h5py
 from dandischema.digests.dandietag import DandiETag
 
-from bci_adapt.lock import Asset
+from bci_adapt.archive.lock import Asset
 
 DANDISET = "000688"
 OLD, NEW = "0.240101.0001", "0.250122.1735"

@@ -16,9 +16,9 @@ from archive_server import DANDISET, NEW, OLD, etag_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bci_adapt import cache, lock
+from bci_adapt.archive import cache, lock
+from bci_adapt.archive.lock import Asset, Lock, read_lock, update_lock, write_lock
 from bci_adapt.errors import InputError
-from bci_adapt.lock import Asset, Lock, read_lock, update_lock, write_lock
 
 ID = "00000000-0000-4000-8000-000000000000"
 DATA = random.Random(0).randbytes(5000)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from nwb_files import spikes_file
 
+from bci_adapt.archive.sources.simulated import Simulated
 from bci_adapt.data.sessions import read_session
-from bci_adapt.sources.simulated import Simulated
 
 
 @pytest.fixture(scope="module")

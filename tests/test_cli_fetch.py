@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from archive_server import DANDISET, NEW, OLD, Fault, nwb_bytes, serving
 
-from bci_adapt import download
-from bci_adapt.download import Patience
-from bci_adapt.lock import read_lock
-from bci_adapt.sources.folder import Folder
+from bci_adapt.archive import download
+from bci_adapt.archive.download import Patience
+from bci_adapt.archive.lock import read_lock
+from bci_adapt.archive.sources.folder import Folder
 
 PATHS = ["sub-C/sub-C_ses-CO-20131003.nwb", "sub-C/sub-C_ses-CO-20131022.nwb", "sub-M/sub-M_ses-CO-20140303.nwb"]
 CONTENT = {path: nwb_bytes(path[-11:-4], path[4], padding=100_000 * (n + 1)) for n, path in enumerate(PATHS)}

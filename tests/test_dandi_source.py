@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 from archive_server import DANDISET, NEW, OLD, Fault, nwb_bytes, serving
 
-from bci_adapt import cache as entries
-from bci_adapt import download
-from bci_adapt.download import Patience, PatientAdapter
+from bci_adapt.archive import cache as entries
+from bci_adapt.archive import download
+from bci_adapt.archive.download import Patience, PatientAdapter
+from bci_adapt.archive.lock import read_lock
+from bci_adapt.archive.sources import dandi as module
+from bci_adapt.archive.sources.dandi import Dandi, parse_dandiset, session_of, subject_of
 from bci_adapt.errors import InputError
-from bci_adapt.lock import read_lock
-from bci_adapt.sources import dandi as module
-from bci_adapt.sources.dandi import Dandi, parse_dandiset, session_of, subject_of
 
 FILES = {
     f"sub-{subject}/sub-{subject}_ses-{task}-{day}_behavior+ecephys.nwb": (f"{task}-{day}", subject, day)

@@ -16,8 +16,8 @@ import pytest
 from archive_server import Fault, serving
 from dandischema.digests.dandietag import DandiETag
 
-from bci_adapt import download as module
-from bci_adapt.download import Patience, Stopped, Unreachable, bytes_kept, digests_of, download, retry_after_s
+from bci_adapt.archive import download as module
+from bci_adapt.archive.download import Patience, Stopped, Unreachable, bytes_kept, digests_of, download, retry_after_s
 from bci_adapt.errors import InputError
 
 N = 300_000

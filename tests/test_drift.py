@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
+from bci_adapt.archive.sources.simulated import Simulated
 from bci_adapt.data import drift as d
 from bci_adapt.data import simulate
 from bci_adapt.data.prepare import prepare
 from bci_adapt.data.sessions import read_session, write_session
 from bci_adapt.errors import InputError
 from bci_adapt.figures_drift import drift_figure, short_names
-from bci_adapt.sources.simulated import Simulated
 
 BIN_S = 0.05
 LAG_S = 0.1

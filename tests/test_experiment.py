@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bci_adapt import experiment, report
+from bci_adapt.archive.sources import base as source_base
 from bci_adapt.arms import linear_arms, network_arms
 from bci_adapt.config import STANDING, ArmSection, arm_name, load_config, parse_config, to_toml
 from bci_adapt.data.labelled import session_arrays
@@ -25,7 +26,6 @@ from bci_adapt.pairs import Pair, choose_pairs, meet, require_source, unscorable
 from bci_adapt.planning import Builder, Foreign, prepare_job
 from bci_adapt.report import judged
 from bci_adapt.results import json_payload, leak, read_results, summarise
-from bci_adapt.sources import base as source_base
 from bci_adapt.storage import cache_root
 
 TINY = """

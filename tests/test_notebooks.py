@@ -13,7 +13,7 @@ from ipykernel.kernelspec import write_kernel_spec
 from nbclient import NotebookClient
 from problems import SMALL_FIGURE
 
-from bci_adapt.sources.simulated import Simulated
+from bci_adapt.archive.sources.simulated import Simulated
 from bci_adapt.storage import cache_root
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))

@@ -13,11 +13,11 @@ from archive_server import DANDISET, NEW, serving
 from nwb_files import spikes_file
 
 import bci_adapt as ba
-from bci_adapt import download
+from bci_adapt.archive import download
+from bci_adapt.archive.download import Patience
+from bci_adapt.archive.sources.simulated import Simulated
 from bci_adapt.data.prepare import prepare
-from bci_adapt.download import Patience
 from bci_adapt.errors import InputError
-from bci_adapt.sources.simulated import Simulated
 
 PATHS = [f"sub-T/sub-T_ses-CO-{day}_behavior+ecephys.nwb" for day in ("20140303", "20140929", "20150101")]
 GLOBS = ["sub-T/*-20140303_*", "sub-T/*-20140929_*"]

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from bci_adapt.archive.sources.simulated import Simulated
 from bci_adapt.data.prepare import prepare
 from bci_adapt.data.qc import CHANNEL_CHECKS, FLAG, NOT_APPLICABLE, QcThresholds, drop_channels, flagged_channels, qc
 from bci_adapt.data.sessions import read_session
 from bci_adapt.errors import InputError
 from bci_adapt.figures_data import qc_figure
-from bci_adapt.sources.simulated import Simulated
 
 N_BINS, N_CHANNELS, BIN_S, LEAD = 7200, 24, 0.05, 2  # six minutes; neurons lead by 100 ms
 LABEL_CHECKS = [

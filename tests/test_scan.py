@@ -10,11 +10,11 @@ import xarray as xr
 from scipy.signal import lfilter
 
 from bci_adapt import metrics
+from bci_adapt.archive.sources.simulated import Simulated
 from bci_adapt.data import scan as s
 from bci_adapt.data.prepare import prepare
 from bci_adapt.errors import InputError
 from bci_adapt.figures_drift import scan_figure
-from bci_adapt.sources.simulated import Simulated
 
 BIN_S = 0.02
 

@@ -10,11 +10,11 @@ import h5py
 import numpy as np
 import pytest
 
+from bci_adapt.archive.sources.folder import Folder
+from bci_adapt.archive.sources.simulated import Simulated
 from bci_adapt.data import simulate
 from bci_adapt.data.prepare import prepare
 from bci_adapt.errors import InputError
-from bci_adapt.sources.folder import Folder
-from bci_adapt.sources.simulated import Simulated
 from bci_adapt.storage import file_digest
 
 IDS = ["sub-Sim_ses-CO-20140303", "sub-Sim_ses-CO-20140402", "sub-Sim_ses-CO-20140929"]
@@ -64,7 +64,7 @@ def test_files_are_valid_nwb_and_hold_the_recording(tmp_path, task):
 def test_same_arguments_same_file_in_another_process_too(tmp_path):
     paths = [source(tmp_path / name).fetch(IDS[1]) for name in ("a", "b")]
     code = (
-        "import sys; from bci_adapt.sources.simulated import Simulated;"
+        "import sys; from bci_adapt.archive.sources.simulated import Simulated;"
         "print(Simulated(sys.argv[1], duration_s=60, n_units=20, n_electrodes=24).fetch(sys.argv[2]))"
     )
     arguments = [sys.executable, "-c", code, str(tmp_path / "c"), IDS[1]]

@@ -112,8 +112,8 @@ def compare_config(
     progress: Any = None,
 ) -> Config:
     """The config of ``bci-adapt compare``; `InputError` for files or a target that cannot be what they should be."""
+    from bci_adapt.archive.sources.files import Files
     from bci_adapt.config import parse_config
-    from bci_adapt.sources.files import Files
 
     if len(files) < 2:
         raise InputError("compare takes two recordings or more: the earliest first, then those it is tried on")

@@ -13,7 +13,7 @@ from bci_adapt.cli.common import JsonFile, Quiet, app, err, out, progress, write
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-    from bci_adapt.cache import Entry
+    from bci_adapt.archive.cache import Entry
 
 cache = typer.Typer(
     help="Fetched files: list them, verify their digests, clean up. They lie in "
@@ -77,7 +77,7 @@ def fetch(
 
     Example: [cyan]bci-adapt fetch 000688 --subject C --session 'CO-2013*' --dry-run[/]
     """
-    from bci_adapt.sources.dandi import Dandi, parse_dandiset
+    from bci_adapt.archive.sources.dandi import Dandi, parse_dandiset
 
     number, version = parse_dandiset(dandiset)
     with progress(quiet or json_file == "-") as bar:
@@ -120,7 +120,7 @@ def list_cache(dandiset: _Dandiset = None, json_file: JsonFile = None) -> None:
 
     Example: [cyan]bci-adapt cache list 000688[/]
     """
-    from bci_adapt.cache import entries
+    from bci_adapt.archive.cache import entries
 
     _show(entries(*_where(dandiset)), json_file)
 
@@ -131,7 +131,7 @@ def verify_cache(dandiset: _Dandiset = None, json_file: JsonFile = None, quiet: 
 
     Example: [cyan]bci-adapt cache verify[/]
     """
-    from bci_adapt.cache import BAD, entries, verify
+    from bci_adapt.archive.cache import BAD, entries, verify
 
     with progress(quiet or json_file == "-") as bar:
         showing = _Bytes(bar, "verifying")
@@ -159,7 +159,7 @@ def clean_cache(
 
     Example: [cyan]bci-adapt cache clean 000688 --all --dry-run[/]
     """
-    from bci_adapt.cache import clean
+    from bci_adapt.archive.cache import clean
 
     removed, left = clean(*_where(dandiset), everything=everything, dry_run=dry_run)
     if json_file is not None:
@@ -173,8 +173,8 @@ def clean_cache(
 
 
 def _where(dandiset: str | None) -> tuple[Path, str | None, str | None]:
-    from bci_adapt.cache import raw_folder
-    from bci_adapt.sources.dandi import parse_dandiset
+    from bci_adapt.archive.cache import raw_folder
+    from bci_adapt.archive.sources.dandi import parse_dandiset
 
     number, version = parse_dandiset(dandiset) if dandiset is not None else (None, None)
     return raw_folder(), number, version

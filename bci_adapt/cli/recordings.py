@@ -99,9 +99,9 @@ def prepare(
 
     Example: [cyan]bci-adapt prepare mine/ --spikes units --target processing/behavior/hand --bin-s 0.02[/]
     """
+    from bci_adapt.archive.sources.folder import Folder
     from bci_adapt.data.prepare import prepare as prepare_one
     from bci_adapt.data.sessions import kinematic_names, write_session
-    from bci_adapt.sources.folder import Folder
     from bci_adapt.storage import cache_root
 
     files: list[Path] = []

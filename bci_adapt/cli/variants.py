@@ -75,7 +75,7 @@ def _variants(what: str) -> dict[str, str]:
 
 def _datasets() -> list[dict[str, Any]]:
     """What is known about each dataset, with its name and one line as a description in front."""
-    from bci_adapt.datasets import datasets
+    from bci_adapt.archive.datasets import datasets
 
     layouts, rows = _layouts(), []
     for name, dataset in datasets().items():

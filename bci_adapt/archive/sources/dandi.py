@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from bci_adapt import cache as entries
 from bci_adapt import catalog
-from bci_adapt.download import (
+from bci_adapt.archive import cache as entries
+from bci_adapt.archive.download import (
     MAX_REDIRECTS,
     Patience,
     PatientAdapter,
@@ -30,9 +30,9 @@ from bci_adapt.download import (
     download,
     redirects_understood,
 )
+from bci_adapt.archive.lock import DRAFT, ETAG, NAME, SHA256, Asset, Lock, check_version, read_lock, update_lock
+from bci_adapt.archive.sources.base import Source, sessions_of
 from bci_adapt.errors import InputError
-from bci_adapt.lock import DRAFT, ETAG, NAME, SHA256, Asset, Lock, check_version, read_lock, update_lock
-from bci_adapt.sources.base import Source, sessions_of
 from bci_adapt.text import clean
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Dandi(Source):
     what is published now (or `version`). `paths` are globs on the asset's path (any of them; ``*`` matches ``/`` too),
     `session` one on the ``ses-`` part of its name, `subject` one on the ``sub-`` part.
 
-    Files lie at ``<cache>/raw/<dandiset>/<version>/<asset path>`` (see `bci_adapt.cache`); the lock file is
+    Files lie at ``<cache>/raw/<dandiset>/<version>/<asset path>`` (see `bci_adapt.archive.cache`); the lock file is
     ``<cache>/raw/sessions.lock.toml`` unless `lock` names another. With `offline`, or when the archive cannot be
     reached, only what is in the lock and the cache is used. `notes` says what a user should know: licence, draft,
     skipped assets, no network, damaged files fetched again. `progress` is called from several threads.

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bci_adapt import catalog
+from bci_adapt.archive.sources.base import Source, sessions_of
 from bci_adapt.errors import InputError
-from bci_adapt.sources.base import Source, sessions_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from bci_adapt.archive.lock import check_version
 from bci_adapt.errors import InputError
-from bci_adapt.lock import check_version
 
 FOLDER = Path(__file__).parent
 Text = Annotated[str, Field(min_length=1)]

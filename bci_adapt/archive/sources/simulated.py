@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bci_adapt import catalog
+from bci_adapt.archive.sources.base import Source
 from bci_adapt.data import simulate
 from bci_adapt.errors import InputError
-from bci_adapt.sources.base import Source
 from bci_adapt.storage import atomic_path, file_digest
 
 if TYPE_CHECKING:

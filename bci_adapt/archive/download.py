@@ -29,8 +29,8 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
+from bci_adapt.archive.lock import ETAG, PART, PART_RECORD, SHA256, Asset
 from bci_adapt.errors import InputError
-from bci_adapt.lock import ETAG, PART, PART_RECORD, SHA256, Asset
 from bci_adapt.storage import sync_folder, write_text
 
 Progress = Callable[[str, int, int], None]

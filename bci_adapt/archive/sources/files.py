@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from bci_adapt.archive.sources.folder import Folder
 from bci_adapt.errors import InputError
-from bci_adapt.sources.folder import Folder
 
 
 class Files(Folder):

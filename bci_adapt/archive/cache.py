@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from bci_adapt.download import Progress, mismatch, part_of, part_record_of
+from bci_adapt.archive.download import Progress, mismatch, part_of, part_record_of
+from bci_adapt.archive.lock import DRAFT, PART, PART_RECORD, RECORD, Asset, asset_from
 from bci_adapt.errors import InputError
-from bci_adapt.lock import DRAFT, PART, PART_RECORD, RECORD, Asset, asset_from
 from bci_adapt.storage import cache_root, write_text
 
 MARGIN_BYTES = 256 * 2**20
