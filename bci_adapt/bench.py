@@ -48,12 +48,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bci_adapt.decoders import recommended
+from bci_adapt.ground.threads import one_thread
 from bci_adapt.learning import arithmetic
 from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.learning.credit.base import CreditRule, rule
 from bci_adapt.learning.online import Learner, run, start
 from bci_adapt.learning.optimizers import RMSprop
-from bci_adapt.threads import one_thread
 
 if TYPE_CHECKING:
     from rich.table import Table

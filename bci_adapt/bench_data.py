@@ -41,7 +41,7 @@ from bci_adapt.data.layouts import reading
 from bci_adapt.data.nwb import ELECTRODES, TRIALS
 from bci_adapt.data.nwb_writing import write_recording
 from bci_adapt.data.prepare import prepare
-from bci_adapt.storage import file_digest
+from bci_adapt.ground.storage import file_digest
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from bci_adapt.catalog import unknown
 from bci_adapt.data.faults import Thresholds
 from bci_adapt.errors import InputError
+from bci_adapt.ground.catalog import unknown
 
 if TYPE_CHECKING:
     from bci_adapt.learning.credit.base import CreditRule

@@ -18,8 +18,8 @@ from bci_adapt.data.sessions import kinematic_names, require_one_meaning, start_
 from bci_adapt.decoders import recommended
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.errors import InputError
+from bci_adapt.ground.text import clean
 from bci_adapt.metrics import r2
-from bci_adapt.text import clean
 
 BIN_S = 0.05
 

@@ -28,11 +28,11 @@ from bci_adapt.config import (
     arm_name,
     to_toml,
 )
-from bci_adapt.engine import Job, Outcome, Progress, execute
 from bci_adapt.errors import InputError
+from bci_adapt.ground.engine import Job, Outcome, Progress, execute
+from bci_adapt.ground.storage import cache_root, write_text
 from bci_adapt.pairs import Channels, Pair, choose_pairs, meet, met, require_source, unscorable, unusable_halves
 from bci_adapt.planning import Builder, Foreign, prepare_job
-from bci_adapt.storage import cache_root, write_text
 from bci_adapt.tuned import Tuned, read_tuned
 
 KINDS = ("rows", "curves", "trajectories", "blocks")

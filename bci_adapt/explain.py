@@ -17,9 +17,9 @@ import numpy as np
 from bci_adapt.arms import Arm
 from bci_adapt.config import Config, ControlSection, SweepSection, arm_name, load_config
 from bci_adapt.data.labelled import load_arrays
-from bci_adapt.engine import Job, Progress, execute
 from bci_adapt.errors import InputError
 from bci_adapt.experiment import prepare_sessions
+from bci_adapt.ground.engine import Job, Progress, execute
 from bci_adapt.metrics import block_sums
 from bci_adapt.pairs import Pair
 from bci_adapt.planning import Builder

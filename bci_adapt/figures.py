@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from bci_adapt.ground.storage import atomic_path
 from bci_adapt.recovery import Frame
 from bci_adapt.results import (
     ARMS,
@@ -31,7 +32,6 @@ from bci_adapt.results import (
     cell_label,
     control_of,
 )
-from bci_adapt.storage import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

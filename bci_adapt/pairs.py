@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bci_adapt.config import EARLIER, Config, PairSection
-from bci_adapt.engine import Job
 from bci_adapt.errors import InputError
+from bci_adapt.ground.engine import Job
 
 LEAST_LABELS_S = 1.0
 

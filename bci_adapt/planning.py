@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from bci_adapt.arms import Arm, linear_arms, network_arms
 from bci_adapt.config import Config
-from bci_adapt.engine import Job
 from bci_adapt.errors import InputError
+from bci_adapt.ground.engine import Job
 from bci_adapt.pairs import Pair
 from bci_adapt.tuned import Tuned
 

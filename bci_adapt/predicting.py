@@ -16,8 +16,8 @@ from bci_adapt.data import from_arrays as arrays
 from bci_adapt.data.binning import bin_ticks
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.errors import InputError
-from bci_adapt.storage import atomic_path, file_digest
-from bci_adapt.text import clean
+from bci_adapt.ground.storage import atomic_path, file_digest
+from bci_adapt.ground.text import clean
 
 
 def predict(decoder_file: Path, session_file: Path, missing: str = "refuse") -> tuple[xr.Dataset, list[str]]:

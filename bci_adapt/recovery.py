@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bci_adapt.statistics import (
+from bci_adapt.ground.statistics import (
     Interval,
     block_bootstrap,
     hierarchical_bootstrap,

@@ -22,6 +22,7 @@ import pandas as pd
 
 from bci_adapt import studies
 from bci_adapt.errors import InputError
+from bci_adapt.ground.storage import atomic_path
 from bci_adapt.recovery import (
     FEW_DAYS,
     Frame,
@@ -35,7 +36,6 @@ from bci_adapt.recovery import (
     recovery_oracle,
     standing,
 )
-from bci_adapt.storage import atomic_path
 
 if TYPE_CHECKING:
     from rich.table import Table

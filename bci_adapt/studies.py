@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from bci_adapt.ground.statistics import Interval, equivalence, hedges_g, holm, power, rank_correlation, wilcoxon_test
 from bci_adapt.recovery import (
     JOINT,
     ORACLES,
@@ -26,7 +27,6 @@ from bci_adapt.recovery import (
     paired,
     standing,
 )
-from bci_adapt.statistics import Interval, equivalence, hedges_g, holm, power, rank_correlation, wilcoxon_test
 
 SWEPT = {"delay": "delay_s", "fraction": "label_fraction", "budget": "budget_s", "trials": "budget_trials"}
 CEILING_FRACTION = 0.9

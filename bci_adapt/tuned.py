@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bci_adapt.errors import InputError
-from bci_adapt.storage import file_digest
+from bci_adapt.ground.storage import file_digest
 
 FORMAT = "bci_adapt tuned values, 1"
 POINT_KEYS = ("method", "cell", "parameters", "source", "target", "seed", "score")

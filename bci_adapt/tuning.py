@@ -12,12 +12,12 @@ from typing import Any
 
 from bci_adapt.arms import Arm
 from bci_adapt.config import Config
-from bci_adapt.engine import Job, Progress, execute
 from bci_adapt.errors import InputError
 from bci_adapt.experiment import prepare_sessions
+from bci_adapt.ground.engine import Job, Progress, execute
+from bci_adapt.ground.storage import write_text
 from bci_adapt.pairs import Pair, require_source, unscorable
 from bci_adapt.planning import Builder
-from bci_adapt.storage import write_text
 from bci_adapt.tuned import choose, tuned_text
 
 # Whole numbers cannot be divided for ever: the least value of each.

@@ -17,7 +17,7 @@ from bci_adapt.data.prepare import prepare, session_warnings
 from bci_adapt.data.qc import flagged_channels, qc
 from bci_adapt.data.sessions import write_session
 from bci_adapt.errors import InputError
-from bci_adapt.storage import cache_root
+from bci_adapt.ground.storage import cache_root
 
 
 def main(dandiset: str, globs: list[str], bin_s: float = 0.05, out: Path | None = None) -> list[Path]:

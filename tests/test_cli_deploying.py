@@ -21,8 +21,8 @@ from bci_adapt.data.sessions import write_session
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.errors import InputError
+from bci_adapt.ground.storage import cache_root
 from bci_adapt.metrics import r2
-from bci_adapt.storage import cache_root
 
 KINDS = ("mon", "rates", "late")
 SMALL = {"n_hidden": 5, "n_updates": 20, "added_updates": 5, "warm_up_s": 5.0, "learning_rate": 1e-3}

@@ -7,7 +7,6 @@ from sklearn.base import clone
 from sklearn.decomposition import FactorAnalysis
 from sklearn.linear_model import Ridge
 
-from bci_adapt.catalog import variants
 from bci_adapt.data.labelled import permuted_in_time
 from bci_adapt.decoders.aligned import AlignedDecoder, encoder, factors, rotation
 from bci_adapt.decoders.base import Decoder, delay_bins
@@ -20,6 +19,7 @@ from bci_adapt.decoders.rls import RLSDecoder
 from bci_adapt.decoders.stacked import StackedDecoder
 from bci_adapt.decoders.wiener import WienerDecoder
 from bci_adapt.errors import InputError
+from bci_adapt.ground.catalog import variants
 from bci_adapt.learning.bptt import Pretraining, pretrain
 from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.learning.normaliser import FLOOR, Normaliser

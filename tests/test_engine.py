@@ -15,9 +15,9 @@ from textwrap import dedent
 
 import pytest
 
-from bci_adapt import engine
-from bci_adapt.engine import Job, execute, plan
 from bci_adapt.errors import InputError
+from bci_adapt.ground import engine
+from bci_adapt.ground.engine import Job, execute, plan
 
 PACKAGE = {
     "__init__.py": "from toy.unrelated import anything\nversion = 1\n",
@@ -337,7 +337,7 @@ def test_an_interrupt_leaves_nothing_half_written(toy, tmp_path):
         dedent(f"""
         import signal
         from pathlib import Path
-        from bci_adapt.engine import Job, execute
+        from bci_adapt.ground.engine import Job, execute
         # A shell's background job, and so its tests, would ignore the signal.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         Path({str(tmp_path / "started")!r}).touch(exist_ok=False)

@@ -16,9 +16,10 @@ from bci_adapt.config import STANDING, ArmSection, arm_name, load_config, parse_
 from bci_adapt.data.labelled import session_arrays
 from bci_adapt.data.prepare import prepare
 from bci_adapt.data.sessions import write_session
-from bci_adapt.engine import Job
 from bci_adapt.errors import InputError
 from bci_adapt.experiment import open_source, prepare_sessions, run_experiment
+from bci_adapt.ground.engine import Job
+from bci_adapt.ground.storage import cache_root
 from bci_adapt.jobs import adapt, pretrain, score
 from bci_adapt.learning.credit.base import rules
 from bci_adapt.learning.optimizers import optimizers
@@ -26,7 +27,6 @@ from bci_adapt.pairs import Pair, choose_pairs, meet, require_source, unscorable
 from bci_adapt.planning import Builder, Foreign, prepare_job
 from bci_adapt.report import judged
 from bci_adapt.results import json_payload, leak, read_results, summarise
-from bci_adapt.storage import cache_root
 
 TINY = """
 name = "tiny"

@@ -17,8 +17,8 @@ from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.decoders.rls import RLSDecoder
 from bci_adapt.decoders.wiener import WienerDecoder
-from bci_adapt.engine import Job
 from bci_adapt.errors import InputError
+from bci_adapt.ground.engine import Job
 from bci_adapt.jobs import adapt, cost, drift, foreign, halve, pretrain
 from bci_adapt.jobs.labels import bins_of_trials, intended, shown, smoothed
 from bci_adapt.pairs import Pair

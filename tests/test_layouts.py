@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from nwb_files import counts_file, spikes_file
 
-from bci_adapt.catalog import variants
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.prepare import inspect, prepare
 from bci_adapt.data.sessions import read_session, require_same_channels, split, write_session
 from bci_adapt.errors import InputError
+from bci_adapt.ground.catalog import variants
 
 
 def test_every_layout_says_whether_it_was_verified():

@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 from problems import SMALL_FIGURE
 
 from bci_adapt.archive.sources.simulated import Simulated
-from bci_adapt.storage import cache_root
+from bci_adapt.ground.storage import cache_root
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 TINY = {  # parameters of each notebook under which it runs in seconds, and the figures it must then show

@@ -13,6 +13,7 @@ from problems import M_IN, SMALL_FIGURE, N, problem
 
 from bci_adapt import results
 from bci_adapt.errors import InputError
+from bci_adapt.ground.storage import cache_root
 from bci_adapt.jobs.task_adapt import Search
 from bci_adapt.jobs.task_streams import Steps, features, frozen, lagged, method_learner, ridge, scores, squares
 from bci_adapt.learning import diagnostics
@@ -26,7 +27,6 @@ from bci_adapt.paper.config import FigureConfig, load
 from bci_adapt.paper.pages import markdown, marked, read_claims
 from bci_adapt.paper.reproduce import plan
 from bci_adapt.recovery import recovery_oracle
-from bci_adapt.storage import cache_root
 from bci_adapt.streams.base import installed
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "paper"

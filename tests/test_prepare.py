@@ -12,7 +12,7 @@ from bci_adapt.data.faults import Thresholds
 from bci_adapt.data.prepare import inspect, prepare
 from bci_adapt.data.sessions import read_session
 from bci_adapt.errors import InputError
-from bci_adapt.storage import file_digest
+from bci_adapt.ground.storage import file_digest
 
 
 def edit(path, **texts):

@@ -19,11 +19,11 @@ from long_tables import blocks, curves, manifest, row, study, swept, trajectorie
 
 from bci_adapt import figures, figures_study
 from bci_adapt.errors import InputError
+from bci_adapt.ground.storage import file_digest
 from bci_adapt.report import plain_words, render_comparison, render_report
 from bci_adapt.report.blocks import Cell, Column, Table
 from bci_adapt.report.markdown import _table, line
 from bci_adapt.results import long_table, read_results, score_text, summarise, write_results
-from bci_adapt.storage import file_digest
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "path", "use", "rect"}
 

@@ -7,9 +7,9 @@ from long_tables import blocks, study
 
 from bci_adapt import studies
 from bci_adapt.config import arm_name, load_config
+from bci_adapt.ground.statistics import holm
 from bci_adapt.report import judged
 from bci_adapt.results import long_table
-from bci_adapt.statistics import holm
 
 
 @pytest.fixture(scope="module")

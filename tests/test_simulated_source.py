@@ -15,7 +15,7 @@ from bci_adapt.archive.sources.simulated import Simulated
 from bci_adapt.data import simulate
 from bci_adapt.data.prepare import prepare
 from bci_adapt.errors import InputError
-from bci_adapt.storage import file_digest
+from bci_adapt.ground.storage import file_digest
 
 IDS = ["sub-Sim_ses-CO-20140303", "sub-Sim_ses-CO-20140402", "sub-Sim_ses-CO-20140929"]
 

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from bci_adapt.errors import InputError
-from bci_adapt.statistics import (
+from bci_adapt.ground.statistics import (
     block_bootstrap,
     days_needed,
     equivalence,

@@ -8,8 +8,8 @@ import pytest
 from long_tables import blocks, row, study, swept
 
 from bci_adapt import studies
+from bci_adapt.ground.statistics import holm
 from bci_adapt.results import STUDIES, long_table
-from bci_adapt.statistics import holm
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from bci_adapt.threads import one_thread
+from bci_adapt.ground.threads import one_thread
 
 
 def threads():

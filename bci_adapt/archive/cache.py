@@ -1,10 +1,10 @@
 """Files of the archive that lie in the cache, each with a record of what its bytes must be.
 
-A file lies at ``<cache>/raw/<dandiset>/<version>/<asset path>``, where ``<cache>`` is `bci_adapt.storage.cache_root`.
-Beside it, ``<name>.asset.json`` is its record: the asset's id, size and digests, the licence of the version, the
-archive and when it came. The record is written after the bytes are verified and before they get their name, so a file
-that was fetched always has one. An entry counts only as long as its bytes have the recorded size and digests.
-``<name>.part`` and ``<name>.part.json`` are a download that has not ended.
+A file lies at ``<cache>/raw/<dandiset>/<version>/<asset path>``, where ``<cache>`` is
+`bci_adapt.ground.storage.cache_root`. Beside it, ``<name>.asset.json`` is its record: the asset's id, size and digests,
+the licence of the version, the archive and when it came. The record is written after the bytes are verified and before
+they get their name, so a file that was fetched always has one. An entry counts only as long as its bytes have the
+recorded size and digests. ``<name>.part`` and ``<name>.part.json`` are a download that has not ended.
 
 Nothing here follows a symbolic link below ``raw``, touches a file without a record, or any other folder of ``raw``.
 """
@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from bci_adapt.archive.download import Progress, mismatch, part_of, part_record_of
 from bci_adapt.archive.lock import DRAFT, PART, PART_RECORD, RECORD, Asset, asset_from
 from bci_adapt.errors import InputError
-from bci_adapt.storage import cache_root, write_text
+from bci_adapt.ground.storage import cache_root, write_text
 
 MARGIN_BYTES = 256 * 2**20
 """What stays free on the disk after a fetch."""
@@ -229,7 +229,9 @@ def clean(
 
 
 def _is_half_written(folder: Path) -> bool:
-    """Whether a folder is that of an atomic write (`bci_adapt.storage.atomic_path`), left behind when one is killed."""
+    """Whether a folder is that of an atomic write (`bci_adapt.ground.storage.atomic_path`), left behind when one is
+    killed.
+    """
     return folder.name.startswith(".") and folder.name.endswith(PART)
 
 

@@ -31,7 +31,7 @@ from requests.adapters import HTTPAdapter
 
 from bci_adapt.archive.lock import ETAG, PART, PART_RECORD, SHA256, Asset
 from bci_adapt.errors import InputError
-from bci_adapt.storage import sync_folder, write_text
+from bci_adapt.ground.storage import sync_folder, write_text
 
 Progress = Callable[[str, int, int], None]
 """Called from the threads that fetch with an asset's path, its bytes so far, and its size."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bci_adapt.errors import InputError
-from bci_adapt.storage import write_text
+from bci_adapt.ground.storage import write_text
 
 NAME = "sessions.lock.toml"
 DRAFT = "draft"

@@ -104,6 +104,6 @@ def write_json(where: str, payload: Any) -> None:
     elif not where.endswith(".json"):
         raise InputError(f"--json {where}: must end in .json, so that nothing else is ever overwritten")
     else:
-        from bci_adapt.storage import write_text
+        from bci_adapt.ground.storage import write_text
 
         write_text(Path(where), text + "\n")

@@ -149,9 +149,9 @@ def _decoding(config: Config, target: str, file: Path, workers: int | None, prog
     """The config for another kinematic than the derived velocity: one that the layout of the file reads, or a series
     of it by the end of its path.
     """
-    from bci_adapt.catalog import unknown
     from bci_adapt.data.layouts.generic import kind_of
     from bci_adapt.data.nwb import describe, open_nwb
+    from bci_adapt.ground.catalog import unknown
 
     held = _kinematics(config, file, workers, progress)
     if target in held:
@@ -174,7 +174,7 @@ def _decoding(config: Config, target: str, file: Path, workers: int | None, prog
 def _kinematics(config: Config, file: Path, workers: int | None, progress: Any) -> list[str]:
     """The kinematics of a recording as the config prepares it; the run finds it prepared."""
     from bci_adapt.data.sessions import kinematic_names, open_session
-    from bci_adapt.engine import execute
+    from bci_adapt.ground.engine import execute
     from bci_adapt.planning import prepare_job
 
     job = prepare_job(config, file, {})

@@ -105,7 +105,7 @@ def drift(
 
 
 def _say_drift(found: list[dict[str, Any]], settings: Any, plot: Path | None) -> None:
-    from bci_adapt.text import clean
+    from bci_adapt.ground.text import clean
 
     def line(text: str, style: str = "") -> None:
         out.print(clean(text), style=style, markup=False, highlight=False, soft_wrap=True)
@@ -137,7 +137,7 @@ def _drift_table(found: list[dict[str, Any]]) -> Table:
     from rich.text import Text
 
     from bci_adapt.figures_drift import short_names
-    from bci_adapt.text import clean
+    from bci_adapt.ground.text import clean
 
     table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
     table.add_column("target")
@@ -200,7 +200,7 @@ def _behaviour_table(behaviour: dict[str, dict[str, Any]], found: list[dict[str,
     from rich.text import Text
 
     from bci_adapt.figures_drift import short_names
-    from bci_adapt.text import clean
+    from bci_adapt.ground.text import clean
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("behaviour")
@@ -326,7 +326,7 @@ def _numbers(text: str, separator: str, option: str) -> list[float]:
 def _say_scan(found: dict[str, Any], plot: Path | None) -> None:
     from rich.table import Table
 
-    from bci_adapt.text import clean
+    from bci_adapt.ground.text import clean
 
     def line(text: str, style: str = "") -> None:
         out.print(clean(text), style=style, markup=False, highlight=False, soft_wrap=True)

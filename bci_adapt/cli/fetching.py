@@ -198,7 +198,7 @@ def _table(columns: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from bci_adapt.text import clean
+    from bci_adapt.ground.text import clean
 
     table = Table(box=None, pad_edge=False)
     for column in columns:

@@ -71,8 +71,8 @@ def qc(
 def _thresholds(settings: list[str]) -> QcThresholds:
     from dataclasses import fields
 
-    from bci_adapt.catalog import unknown
     from bci_adapt.data.qc import QcThresholds
+    from bci_adapt.ground.catalog import unknown
 
     known = {field.name: type(field.default) for field in fields(QcThresholds)}
     chosen: dict[str, Any] = {}
@@ -125,7 +125,7 @@ def _show(report: QcReport, path: Path) -> None:
     from rich.text import Text
 
     from bci_adapt.data.qc import NOT_APPLICABLE, flagged_channels
-    from bci_adapt.text import clean
+    from bci_adapt.ground.text import clean
 
     about = report.session
     out.print()
@@ -174,7 +174,7 @@ def _show(report: QcReport, path: Path) -> None:
 
 
 def _behaviour(report: QcReport) -> list[str]:
-    from bci_adapt.text import clean
+    from bci_adapt.ground.text import clean
 
     behaviour, lines = report.behaviour, []
     if "speed" in behaviour:
@@ -198,7 +198,7 @@ def _overview(reports: list[QcReport]) -> Table:
     from rich.text import Text
 
     from bci_adapt.data.qc import flagged_channels
-    from bci_adapt.text import clean
+    from bci_adapt.ground.text import clean
 
     right = ("min", "channels", "flagged", "best lag")
     table = _table(

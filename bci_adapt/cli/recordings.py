@@ -102,7 +102,7 @@ def prepare(
     from bci_adapt.archive.sources.folder import Folder
     from bci_adapt.data.prepare import prepare as prepare_one
     from bci_adapt.data.sessions import kinematic_names, write_session
-    from bci_adapt.storage import cache_root
+    from bci_adapt.ground.storage import cache_root
 
     files: list[Path] = []
     for path in recordings:

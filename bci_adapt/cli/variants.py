@@ -23,7 +23,7 @@ def list_variants(
 
     Example: [cyan]bci-adapt list datasets[/]
     """
-    from bci_adapt.catalog import unknown
+    from bci_adapt.ground.catalog import unknown
 
     if what not in _LISTS:
         raise InputError(unknown(what, _LISTS, "list"))
@@ -87,7 +87,7 @@ def _datasets() -> list[dict[str, Any]]:
 
 
 def _layouts() -> dict[str, Any]:
-    from bci_adapt.catalog import variants
     from bci_adapt.data.layouts.base import Layout
+    from bci_adapt.ground.catalog import variants
 
     return variants("bci_adapt.data.layouts", Layout)

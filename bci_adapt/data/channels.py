@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from bci_adapt.catalog import unknown
 from bci_adapt.data.sessions import STATISTICS, require_one_subject
 from bci_adapt.errors import InputError
+from bci_adapt.ground.catalog import unknown
 
 POLICIES = ("electrode", "unit", "pool", "none")
 MISSING = ("refuse", "drop", "zero")

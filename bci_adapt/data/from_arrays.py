@@ -21,8 +21,8 @@ from bci_adapt.data.nwb import MAX_BYTES, MAX_ROWS
 from bci_adapt.data.prepare import finish, prepare
 from bci_adapt.data.sessions import BIN_EDGE, assemble, check, read_session, reserved
 from bci_adapt.errors import InputError
-from bci_adapt.storage import file_digest
-from bci_adapt.text import clean
+from bci_adapt.ground.storage import file_digest
+from bci_adapt.ground.text import clean
 
 KEYS = (
     "spikes", "spike_unit", "counts", "target", "target_time_s", "channels", "axes", "unit", "target_kind",
@@ -199,7 +199,7 @@ def _arrays_of(path: Path) -> dict[str, Any] | None:
         raise
     except Exception as error:  # numpy and scipy let through whatever a damaged byte leads to
         raise InputError(f"{path}: cannot be read as arrays ({clean(error, 200)})") from error
-    from bci_adapt.catalog import unknown
+    from bci_adapt.ground.catalog import unknown
 
     for key in found:
         if key not in KEYS:

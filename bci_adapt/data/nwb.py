@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from bci_adapt.data.binning import LARGEST_S
 from bci_adapt.errors import InputError
-from bci_adapt.text import clean
+from bci_adapt.ground.text import clean
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from bci_adapt import catalog
 from bci_adapt.data import binning
 from bci_adapt.data import faults as quality
 from bci_adapt.data.faults import Thresholds
@@ -20,6 +19,7 @@ from bci_adapt.data.layouts.tables import electrodes_used
 from bci_adapt.data.nwb import Description, NwbFile, count_missing, describe, open_nwb, spike_table
 from bci_adapt.data.sessions import check, kinematic_names, start_of, write_session
 from bci_adapt.errors import InputError
+from bci_adapt.ground import catalog
 
 PROVENANCE = ("dandiset", "dandiset_version", "asset_path", "licence")
 """What a source can say of a file, beside what the file says itself."""

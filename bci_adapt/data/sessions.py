@@ -19,7 +19,7 @@ import xarray as xr
 
 from bci_adapt.data.binning import bin_ticks, to_ticks, whole_bins
 from bci_adapt.errors import InputError
-from bci_adapt.storage import atomic_path
+from bci_adapt.ground.storage import atomic_path
 
 BIN_EDGE = "(start, end]"
 TEXT_ATTRS = [

@@ -19,9 +19,9 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin
 
-from bci_adapt.catalog import pick, variants
 from bci_adapt.errors import InputError
-from bci_adapt.storage import atomic_path
+from bci_adapt.ground.catalog import pick, variants
+from bci_adapt.ground.storage import atomic_path
 
 
 class Bins(NamedTuple):

@@ -11,8 +11,8 @@ from bci_adapt.data.labelled import Arrays, job_arrays, permuted_channels, permu
 from bci_adapt.data.sessions import read_session
 from bci_adapt.decoders.base import Decoder, decoder_class, delay_bins
 from bci_adapt.errors import InputError
+from bci_adapt.ground.storage import atomic_path
 from bci_adapt.jobs.labels import SMOOTHING_S, bins_of_trials, intended, shown, smoothed
-from bci_adapt.storage import atomic_path
 
 SHIFT_S = 60.0  # least circular shift of a canary
 LESSON_S = 10.0  # a decoder that teaches itself is asked for labels so often

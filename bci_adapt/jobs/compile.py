@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from bci_adapt.ground.storage import write_text
 from bci_adapt.learning import online
 from bci_adapt.learning.backends.compiled import sources_digest
 from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.learning.credit.base import rule
 from bci_adapt.learning.optimizers import optimizer
-from bci_adapt.storage import write_text
 
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:

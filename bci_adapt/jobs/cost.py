@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from bci_adapt.data.labelled import job_arrays
+from bci_adapt.ground.storage import write_text
 from bci_adapt.jobs.adapt import met, started
-from bci_adapt.storage import write_text
 
 WARM_UP, MEASURED = 100, 1000
 

@@ -14,9 +14,9 @@ from bci_adapt.data.labelled import Arrays, job_arrays
 from bci_adapt.data.sessions import read_session
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.errors import InputError
+from bci_adapt.ground.storage import atomic_path, write_text
 from bci_adapt.learning.normaliser import Normaliser
 from bci_adapt.metrics import r2
-from bci_adapt.storage import atomic_path, write_text
 
 SHARES = (0.1, 0.25, 0.5, 0.75)  # of the channels, those that changed most, that are tried silent
 

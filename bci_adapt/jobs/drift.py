@@ -7,7 +7,7 @@ from typing import Any
 from bci_adapt.data.drift import Drift, Estimate, day, drift
 from bci_adapt.data.sessions import read_session
 from bci_adapt.errors import InputError
-from bci_adapt.storage import write_text
+from bci_adapt.ground.storage import write_text
 
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:

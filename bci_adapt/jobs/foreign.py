@@ -13,7 +13,7 @@ import numpy as np
 from bci_adapt.data.labelled import job_arrays, permuted_in_time
 from bci_adapt.decoders.base import delay_bins
 from bci_adapt.errors import InputError
-from bci_adapt.storage import atomic_path
+from bci_adapt.ground.storage import atomic_path
 
 
 def load_class(path: Path, name: str) -> type:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bci_adapt.data.labelled import Arrays, job_arrays
+from bci_adapt.ground.storage import write_text
 from bci_adapt.metrics import block_sums, r2, score, windowed_r2
-from bci_adapt.storage import write_text
 
 _WINDOW_S = 60.0
 _BLOCK_S = 10.0

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from bci_adapt.ground.storage import write_text
 from bci_adapt.jobs.task_adapt import Search
 from bci_adapt.jobs.task_streams import features, method_learner
 from bci_adapt.learning import online
 from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.results import json_safe
-from bci_adapt.storage import write_text
 from bci_adapt.streams.base import Made, Rival, Scores, Stream, prequential, scored, softmax
 from bci_adapt.streams.base import stream as make_stream
 from bci_adapt.streams.rivals import all_rivals

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from bci_adapt.ground.storage import write_text
 from bci_adapt.jobs.task_streams import FAILED, Steps, method_learner, scores, squares
 from bci_adapt.learning import online
 from bci_adapt.learning.cells.base import Network, cell
-from bci_adapt.storage import write_text
 
 _BLOCK = 100  # bins a point of a learning curve is the mean of
 _SMALLEST_RATE, _LARGEST_RATE = 1e-8, 1e2

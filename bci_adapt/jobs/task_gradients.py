@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from bci_adapt.ground.storage import write_text
 from bci_adapt.jobs.task_streams import Steps, method_learner
 from bci_adapt.learning import online
 from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.learning.credit.base import rule
 from bci_adapt.learning.diagnostics import diagnose, summary
 from bci_adapt.results import json_safe
-from bci_adapt.storage import write_text
 
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from bci_adapt.ground.storage import write_text
 from bci_adapt.jobs.task_streams import method_learner
 from bci_adapt.learning import online
 from bci_adapt.learning.cells.base import Network, cell
-from bci_adapt.storage import write_text
 
 _BYTES = 8  # everything is float64
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bci_adapt.ground.storage import atomic_path
 from bci_adapt.jobs.task_streams import Steps, features, frozen, lagged, ridge, scores, squares, streams
 from bci_adapt.learning import online
 from bci_adapt.learning.bptt import Pretraining, pretrain
@@ -14,7 +15,6 @@ from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.learning.credit.base import rule
 from bci_adapt.learning.diagnostics import jacobian_diagonals
 from bci_adapt.learning.optimizers import Schedule, optimizers
-from bci_adapt.storage import atomic_path
 from bci_adapt.tasks.base import task as make_task
 
 _DIAGONAL_BINS = 200

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from bci_adapt.errors import InputError
+from bci_adapt.ground.threads import one_thread
 from bci_adapt.learning.cells.base import Network
-from bci_adapt.threads import one_thread
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from bci_adapt.errors import InputError
+from bci_adapt.ground.storage import atomic_path
 from bci_adapt.learning.backends import loop as kernel
 from bci_adapt.learning.backends.compiled import bound_loop
 from bci_adapt.learning.cells.base import Network
 from bci_adapt.learning.credit.base import CreditRule, Net, Ring
 from bci_adapt.learning.optimizers import GROUPS, Optimizer
-from bci_adapt.storage import atomic_path
 
 LOSSES = ("squared", "cross_entropy")
 BACKENDS = ("compiled", "plain", "torch")

@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bci_adapt.catalog import pick, variants
 from bci_adapt.errors import InputError
+from bci_adapt.ground.catalog import pick, variants
 
 # The first three are columns of W; `output_bias` is the constant's column of C, `readout` its other ones.
 GROUPS = ("input", "bias", "recurrent", "readout", "output_bias")

@@ -19,8 +19,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bci_adapt.errors import InputError
+from bci_adapt.ground.statistics import Interval, days_needed, equivalence, ratio_of_means, t_interval
 from bci_adapt.paper.tables import Frame, recoveries_by_seed, usable
-from bci_adapt.statistics import Interval, days_needed, equivalence, ratio_of_means, t_interval
 
 Tables = Mapping[str, Mapping[str, Frame]]  # of every figure that has been run
 REPRODUCED, NOT, ONLY, OPEN, UNTESTED = "reproduced", "not reproduced", "only under", "inconclusive", "not tested here"

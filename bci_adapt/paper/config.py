@@ -336,7 +336,7 @@ def _listed(value: str | Sequence[str]) -> Sequence[str]:
 
 def _pick(known: Mapping[str, Any], name: str, what: str) -> Any:
     if name not in known:
-        from bci_adapt.catalog import unknown
+        from bci_adapt.ground.catalog import unknown
 
         raise ValueError(unknown(name, known, what))
     return known[name]

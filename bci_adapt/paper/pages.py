@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bci_adapt.errors import InputError
+from bci_adapt.ground.storage import write_text
 from bci_adapt.paper.claims import NOT, ONLY, OPEN, REPRODUCED, UNTESTED
 from bci_adapt.paper.drawing import Figures
 from bci_adapt.paper.tables import Frame
@@ -18,7 +19,6 @@ from bci_adapt.report.blocks import Cell, Column, Page, Section, Table, Text, bl
 from bci_adapt.report.markdown import head as markdown_head
 from bci_adapt.report.markdown import line as markdown_line
 from bci_adapt.results import number
-from bci_adapt.storage import write_text
 
 STALE = "stale"
 _KEYS = {"id", "claim", "paper", "ours", "cases", "verdict", "figure", "note", "command", "digest", "made", "quick"}

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bci_adapt.engine import Job
+from bci_adapt.ground.engine import Job
+from bci_adapt.ground.storage import file_digest
 from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.learning.credit.base import rule, rules
 from bci_adapt.paper.config import STAR, FigureConfig, Method, StreamSection, TaskSection
 from bci_adapt.planning import kernel
-from bci_adapt.storage import file_digest
 from bci_adapt.streams.rivals import all_rivals
 from bci_adapt.tasks.base import tasks
 

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from bci_adapt.engine import Job
+from bci_adapt.ground.engine import Job
+from bci_adapt.ground.statistics import Interval, t_interval
+from bci_adapt.ground.statistics import ratio_of_means as _ratio
 from bci_adapt.learning.cells.base import cells
 from bci_adapt.learning.optimizers import GROUPS as GROUPS
-from bci_adapt.statistics import Interval, t_interval
-from bci_adapt.statistics import ratio_of_means as _ratio
 
 Frame = Any  # a pandas.DataFrame, whose own annotations are unions that no type checker can resolve
 WINDOWS = ("last", "held_out")

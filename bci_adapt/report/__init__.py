@@ -9,6 +9,7 @@ from typing import Any
 
 from bci_adapt import results
 from bci_adapt.errors import InputError
+from bci_adapt.ground.storage import file_digest, write_text
 from bci_adapt.recovery import coded
 from bci_adapt.report import judged, questions, sections
 from bci_adapt.report.blocks import Page, render_page
@@ -16,7 +17,6 @@ from bci_adapt.report.compare import compare_page
 from bci_adapt.report.markdown import tables_markdown
 from bci_adapt.report.run import Run
 from bci_adapt.report.words import plain_words
-from bci_adapt.storage import file_digest, write_text
 
 __all__ = ["plain_words", "read_manifest", "read_run", "render_comparison", "render_report"]
 MANIFEST, RESULTS, REPORT, TABLES = "manifest.json", "results.nc", "report.html", "tables.md"

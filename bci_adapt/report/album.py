@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from bci_adapt import figures
+from bci_adapt.ground.storage import write_text
 from bci_adapt.report.blocks import Download, Picture
-from bci_adapt.storage import write_text
 
 FOLDER = "figures"
 DOWNLOADS_BYTES = 4_000_000  # held in the page itself; what comes after lies beside it only

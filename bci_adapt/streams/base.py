@@ -11,8 +11,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from bci_adapt.catalog import pick, variants
 from bci_adapt.errors import InputError
+from bci_adapt.ground.catalog import pick, variants
 
 EXTRA = "bci-adapt[streams]"
 FAILED = {"squared": 1e3, "cross_entropy": 20.0}  # a mean loss above counts as diverged

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from bci_adapt.catalog import pick, variants
 from bci_adapt.errors import InputError
+from bci_adapt.ground.catalog import pick, variants
 
 
 @dataclass(frozen=True)

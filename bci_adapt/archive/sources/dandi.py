@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from bci_adapt import catalog
 from bci_adapt.archive import cache as entries
 from bci_adapt.archive.download import (
     MAX_REDIRECTS,
@@ -33,7 +32,8 @@ from bci_adapt.archive.download import (
 from bci_adapt.archive.lock import DRAFT, ETAG, NAME, SHA256, Asset, Lock, check_version, read_lock, update_lock
 from bci_adapt.archive.sources.base import Source, sessions_of
 from bci_adapt.errors import InputError
-from bci_adapt.text import clean
+from bci_adapt.ground import catalog
+from bci_adapt.ground.text import clean
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bci_adapt import catalog
 from bci_adapt.archive.sources.base import Source, sessions_of
 from bci_adapt.errors import InputError
+from bci_adapt.ground import catalog
 
 if TYPE_CHECKING:
     import pandas as pd

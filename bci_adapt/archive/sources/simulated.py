@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bci_adapt import catalog
 from bci_adapt.archive.sources.base import Source
 from bci_adapt.data import simulate
 from bci_adapt.errors import InputError
-from bci_adapt.storage import atomic_path, file_digest
+from bci_adapt.ground import catalog
+from bci_adapt.ground.storage import atomic_path, file_digest
 
 if TYPE_CHECKING:
     import pandas as pd

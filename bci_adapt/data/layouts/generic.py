@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import xarray as xr
 
-from bci_adapt.catalog import unknown
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.reading import Target, read_continuous, read_rows
 from bci_adapt.data.nwb import MATLAB, Description, Neural, NwbFile, Series, describe
 from bci_adapt.data.sessions import reserved
+from bci_adapt.ground.catalog import unknown
 
 _ROOTS = ("processing/", "acquisition/", "analysis/", "")
 

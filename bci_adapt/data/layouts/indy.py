@@ -11,7 +11,7 @@ from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.reading import Kinematics, grid_of_samples, read_spikes, session
 from bci_adapt.data.layouts.tables import Channels
 from bci_adapt.data.nwb import MATLAB, Description, NwbFile
-from bci_adapt.text import clean
+from bci_adapt.ground.text import clean
 
 FINGER = ("z", "-x", "-y")
 ORIENTATION = ("azimuth", "elevation", "roll")

@@ -33,7 +33,7 @@ from bci_adapt.data.layouts.tables import (
 from bci_adapt.data.nwb import NwbFile, identity, spike_table
 from bci_adapt.data.sessions import BIN_EDGE, assemble
 from bci_adapt.errors import InputError
-from bci_adapt.storage import file_digest
+from bci_adapt.ground.storage import file_digest
 
 CLOCK_RATIO = 50
 """Spikes that span this many times the kinematics, or the reverse, are on another clock or in another unit."""

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
+from bci_adapt.ground.storage import cache_root
 from bci_adapt.learning import optimizers
 from bci_adapt.learning.backends import loop as source
 from bci_adapt.learning.cells.base import Cell
 from bci_adapt.learning.credit.base import CreditRule, make_tools
 from bci_adapt.learning.optimizers import Optimizer
-from bci_adapt.storage import cache_root
 
 _KERNEL_SOURCES = (
     "cells",

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bci_adapt.catalog import pick, variants
+from bci_adapt.ground.catalog import pick, variants
 
 _CONTIGUOUS = ("x", "x1", "x1h", "1", "1h", "h", "v", "vx", "vx1")
 

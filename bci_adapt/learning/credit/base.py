@@ -31,8 +31,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from bci_adapt.catalog import pick, variants
 from bci_adapt.errors import InputError
+from bci_adapt.ground.catalog import pick, variants
 from bci_adapt.learning.cells.base import Cell, Network
 
 FEEDBACK = ("symmetric", "random")

@@ -35,8 +35,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bci_adapt.errors import InputError
-from bci_adapt.storage import atomic_path, cache_root, file_digest
-from bci_adapt.threads import one_thread
+from bci_adapt.ground.storage import atomic_path, cache_root, file_digest
+from bci_adapt.ground.threads import one_thread
 
 # Libraries whose release can change a number; their installed versions enter every key.
 NUMERICAL_LIBRARIES = (

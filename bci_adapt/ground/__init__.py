@@ -1,0 +1,1 @@
+"""What every part stands on: files, threads, catalogues of variants, statistics, jobs with content keys."""
