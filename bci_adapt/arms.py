@@ -33,17 +33,13 @@ class Arm:
 
     Parameters
     ----------
-    name, cell : as in the long table (`bci_adapt.results.ARMS`); the cell is empty for decoders without a network.
-    decoder : its class, by name; `trained_as` another class whose fitted decoder it starts from, its own when empty.
-    trained_on : the source days, the target's adaptation stream, or both.
-    fit : constants of the decoder that its training depends on.
-    adapt : constants that are set before it meets the target.
-    supervision : of the labels it learns from: true, intention, pseudo, none.
-    columns : what the long table says of it besides.
-    seeds : the seeds it is run with.
-    phases : the parts that are scored; those after the stream only where the run asks for them.
-    grid : parameters that tuning chooses, and the factor between values that it tries.
-    checked : whether it has a leak canary.
+    name, cell : as in the long table (`bci_adapt.results.table.ARMS`); the cell is empty for decoders without a
+    network. decoder : its class, by name; `trained_as` another class whose fitted decoder it starts from, its own when
+    empty. trained_on : the source days, the target's adaptation stream, or both. fit : constants of the decoder that
+    its training depends on. adapt : constants that are set before it meets the target. supervision : of the labels it
+    learns from: true, intention, pseudo, none. columns : what the long table says of it besides. seeds : the seeds it
+    is run with. phases : the parts that are scored; those after the stream only where the run asks for them. grid :
+    parameters that tuning chooses, and the factor between values that it tries. checked : whether it has a leak canary.
     """
 
     name: str

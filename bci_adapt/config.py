@@ -478,10 +478,10 @@ class Config(_Section):
 
 
 def arm_name(arm: ArmSection) -> str:
-    """The name of an arm, from its parts: that of `bci_adapt.results.ARMS` (``window4_rmsprop``, ``readout``) for the
-    arms of the published runs, else its parts in words (``window2 + Adam + EMA``).
+    """The name of an arm, from its parts: that of `bci_adapt.results.table.ARMS` (``window4_rmsprop``, ``readout``) for
+    the arms of the published runs, else its parts in words (``window2 + Adam + EMA``).
     """
-    from bci_adapt.results import ARMS
+    from bci_adapt.results.table import ARMS
 
     special = _SPECIAL.get((arm.rule_text, arm.optimizer_text, arm.supervision, arm.learns, arm.weights))
     if special and arm.normaliser == "causal" and arm.average is None and not arm.take_turns and arm.learn_every == 1:

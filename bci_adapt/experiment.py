@@ -473,7 +473,7 @@ def _jobs_and_reruns(
     """The entries ``jobs`` and ``reruns`` of a manifest; where the folder holds a run already, that one's date,
     command, versions and counts of jobs, with this one appended to its ``reruns``. Failures are those of the results.
     """
-    from bci_adapt.report import read_manifest
+    from bci_adapt.results.report import read_manifest
 
     failed = [
         {"label": each.label, "error": each.message, "traceback": "" if each.is_input_error else each.error}
@@ -506,8 +506,8 @@ def _write_run(
     folder: Path, config: Config, manifest: dict[str, Any], scored: Sequence[Job], unit: str, beside: Sequence[Path]
 ) -> None:
     """Write a run's folder; `beside` are files that its config needs beside itself to be run again from there."""
-    from bci_adapt.report import render_report
-    from bci_adapt.results import long_table, write_results
+    from bci_adapt.results.report import render_report
+    from bci_adapt.results.table import long_table, write_results
 
     tables = [long_table(_records(scored, kind), kind) for kind in KINDS]
     attrs = {name: manifest[name] for name in ("name", "created", "delay_bins", "primary_bins")} | {"unit": unit}

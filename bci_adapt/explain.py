@@ -23,8 +23,8 @@ from bci_adapt.ground.engine import Job, Progress, execute
 from bci_adapt.metrics import block_sums
 from bci_adapt.pairs import Pair
 from bci_adapt.planning import Builder
-from bci_adapt.report import read_manifest
-from bci_adapt.results import number
+from bci_adapt.results.report import read_manifest
+from bci_adapt.results.table import number
 from bci_adapt.tuned import read_tuned
 
 MAX_LAG = 3  # bins by which counts are moved, either way

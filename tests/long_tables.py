@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt.results import CANARY, RETRAINED, control_of, long_table
+from bci_adapt.results.table import CANARY, RETRAINED, control_of, long_table
 
 NETWORK_ARMS = {
     "frozen": {"tanh": -0.25, "gru": -0.08},

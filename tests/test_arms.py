@@ -8,7 +8,7 @@ from bci_adapt.decoders.base import decoder_class
 from bci_adapt.errors import InputError
 from bci_adapt.pairs import Pair
 from bci_adapt.planning import Builder
-from bci_adapt.results import ARMS, RETRAINED, arm_label
+from bci_adapt.results.table import ARMS, RETRAINED, arm_label
 from bci_adapt.tuned import Tuned
 
 N_AXES = {"velocity": 2, "position": 2, "emg": 7}

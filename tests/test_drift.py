@@ -16,7 +16,7 @@ from bci_adapt.data import simulate
 from bci_adapt.data.prepare import prepare
 from bci_adapt.data.sessions import read_session, write_session
 from bci_adapt.errors import InputError
-from bci_adapt.figures_drift import drift_figure, short_names
+from bci_adapt.results.figures.drift import drift_figure, short_names
 
 BIN_S = 0.05
 LAG_S = 0.1

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bci_adapt import experiment, report
+from bci_adapt import experiment
 from bci_adapt.archive.sources import base as source_base
 from bci_adapt.arms import linear_arms, network_arms
 from bci_adapt.config import STANDING, ArmSection, arm_name, load_config, parse_config, to_toml
@@ -25,8 +25,9 @@ from bci_adapt.learning.credit.base import rules
 from bci_adapt.learning.optimizers import optimizers
 from bci_adapt.pairs import Pair, choose_pairs, meet, require_source, unscorable, unusable_halves
 from bci_adapt.planning import Builder, Foreign, prepare_job
-from bci_adapt.report import judged
-from bci_adapt.results import json_payload, leak, read_results, summarise
+from bci_adapt.results import report
+from bci_adapt.results.report import comparisons
+from bci_adapt.results.table import json_payload, leak, read_results, summarise
 
 TINY = """
 name = "tiny"
@@ -686,7 +687,7 @@ def test_sessions_meet_on_their_channels_by_the_policy_asked_for(tiny):
         runs[rule] = entry
         rows = read_results(done.folder / "results.nc").rows
         assert set(rows["status"]) == {"ok"}
-        said = judged._matched(done.manifest)
+        said = comparisons._matched(done.manifest)
         assert all(f"matched by electrode, on {entry['n_channels']} channels; " in line for line in said[:1])
     gone = ["M1/elec3", "M1/elec6", "M1/elec8", "M1/elec10"]
     changed, same = runs["zero"]["targets"].values()

@@ -12,7 +12,7 @@ from bci_adapt.data.drift import Settings, day, drift
 from bci_adapt.data.prepare import prepare
 from bci_adapt.explain import Row, explain
 from bci_adapt.jobs import counterfactual
-from bci_adapt.results import read_results
+from bci_adapt.results.table import read_results
 
 LESS = {
     "network": {"n_hidden": 16, "n_updates": 250, "oracle_updates": 40, "joint_updates": 10, "warm_up_s": 10.0},

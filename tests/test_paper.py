@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from problems import M_IN, SMALL_FIGURE, N, problem
 
-from bci_adapt import results
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import cache_root
 from bci_adapt.jobs.task_adapt import Search
@@ -26,7 +25,8 @@ from bci_adapt.paper.claims import Case, Claim, judge, judge_case, load_claims
 from bci_adapt.paper.config import FigureConfig, load
 from bci_adapt.paper.pages import markdown, marked, read_claims
 from bci_adapt.paper.reproduce import plan
-from bci_adapt.recovery import recovery_oracle
+from bci_adapt.results import table as results
+from bci_adapt.results.recovery import recovery_oracle
 from bci_adapt.streams.base import installed
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "paper"

@@ -11,7 +11,7 @@ from bci_adapt.data.prepare import prepare
 from bci_adapt.data.qc import CHANNEL_CHECKS, FLAG, NOT_APPLICABLE, QcThresholds, drop_channels, flagged_channels, qc
 from bci_adapt.data.sessions import read_session
 from bci_adapt.errors import InputError
-from bci_adapt.figures_data import qc_figure
+from bci_adapt.results.figures.recordings import qc_figure
 
 N_BINS, N_CHANNELS, BIN_S, LEAD = 7200, 24, 0.05, 2  # six minutes; neurons lead by 100 ms
 LABEL_CHECKS = [

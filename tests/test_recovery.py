@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from long_tables import blocks, row, study
 
-from bci_adapt.recovery import compare, recovery_joint, recovery_oracle
-from bci_adapt.results import long_table
+from bci_adapt.results.recovery import compare, recovery_joint, recovery_oracle
+from bci_adapt.results.table import long_table
 
 
 def table(scores: dict[tuple[str, str], list[float]], **changes) -> object:

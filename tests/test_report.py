@@ -17,13 +17,14 @@ import pandas as pd
 import pytest
 from long_tables import blocks, curves, manifest, row, study, swept, trajectories
 
-from bci_adapt import figures, figures_study
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import file_digest
-from bci_adapt.report import plain_words, render_comparison, render_report
-from bci_adapt.report.blocks import Cell, Column, Table
-from bci_adapt.report.markdown import _table, line
-from bci_adapt.results import long_table, read_results, score_text, summarise, write_results
+from bci_adapt.results.figures import run as figures
+from bci_adapt.results.figures import studies as figures_study
+from bci_adapt.results.report import plain_words, render_comparison, render_report
+from bci_adapt.results.report.blocks import Cell, Column, Table
+from bci_adapt.results.report.markdown import _table, line
+from bci_adapt.results.table import long_table, read_results, score_text, summarise, write_results
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "path", "use", "rect"}
 
@@ -302,7 +303,7 @@ def test_figures_are_offered_as_svg_and_csv_inside_and_beside(run):
 
 
 def test_downloads_that_would_make_the_page_large_lie_beside_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("bci_adapt.report.album.DOWNLOADS_BYTES", 0)
+    monkeypatch.setattr("bci_adapt.results.report.album.DOWNLOADS_BYTES", 0)
     page = make_run(tmp_path, few(study(2, 1, metrics=("r2",)), "frozen", "rls", "readout"))
     files = [fetch.removeprefix("a href=") for fetch in page.fetches]
     assert len(files) >= 8
@@ -613,7 +614,7 @@ def test_runs_side_by_side(tmp_path):
 
 def test_importing_the_package_side_is_light():
     code = (
-        "import sys, bci_adapt.report, bci_adapt.figures, bci_adapt.results; "
+        "import sys, bci_adapt.results.report, bci_adapt.results.figures.run, bci_adapt.results.table; "
         "print(sorted({'torch', 'numba', 'pynwb', 'matplotlib', 'xarray', 'dask'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ from long_tables import ADAPTIVE, LINEAR_ARMS, NETWORK_ARMS, blocks, curves, man
 from rich.console import Console
 
 from bci_adapt.errors import InputError
-from bci_adapt.results import (
+from bci_adapt.results.table import (
     ARMS,
     ROWS,
     VARIATIONS,

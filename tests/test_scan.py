@@ -14,7 +14,7 @@ from bci_adapt.archive.sources.simulated import Simulated
 from bci_adapt.data import scan as s
 from bci_adapt.data.prepare import prepare
 from bci_adapt.errors import InputError
-from bci_adapt.figures_drift import scan_figure
+from bci_adapt.results.figures.drift import scan_figure
 
 BIN_S = 0.02
 

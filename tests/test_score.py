@@ -11,7 +11,7 @@ from long_tables import row
 from bci_adapt.data.labelled import Arrays
 from bci_adapt.jobs import score as job
 from bci_adapt.metrics import block_sums, r2, rmse
-from bci_adapt.results import BLOCKS, RUN, long_table
+from bci_adapt.results.table import BLOCKS, RUN, long_table
 
 BIN_S, N_STREAM = 0.1, 1500
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from long_tables import blocks, row, study, swept
 
-from bci_adapt import studies
 from bci_adapt.ground.statistics import holm
-from bci_adapt.results import STUDIES, long_table
+from bci_adapt.results import studies
+from bci_adapt.results.table import STUDIES, long_table
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from bci_adapt.arms import Arm
 from bci_adapt.config import load_config, parse_config
 from bci_adapt.errors import InputError
 from bci_adapt.experiment import run_experiment
-from bci_adapt.results import read_results
+from bci_adapt.results.table import read_results
 from bci_adapt.tuned import choose, read_tuned
 from bci_adapt.tuning import Search, tune, write_tuned
 

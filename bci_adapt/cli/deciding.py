@@ -252,7 +252,7 @@ def explain(
     Example: [cyan]bci-adapt explain data_cache/runs/compare-0123456789 mon:tue[/]
     """
     from bci_adapt.explain import explain as run_explain
-    from bci_adapt.results import json_safe
+    from bci_adapt.results.table import json_safe
 
     with progress(quiet) as bar:
         say = teller(bar, "reading the run")
@@ -271,7 +271,7 @@ def _say_explanation(found: Explanation) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from bci_adapt.results import number
+    from bci_adapt.results.table import number
 
     title = f"{found.decoder}: R² of {found.variable}, {found.source} → {found.target}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)

@@ -84,7 +84,7 @@ def adapt(
     Example: [cyan]bci-adapt adapt decoder.npz thu.nwb -o thu.npz --predictions thu.nc[/]
     """
     from bci_adapt import deploying, predicting
-    from bci_adapt.results import json_safe
+    from bci_adapt.results.table import json_safe
 
     if missing not in ("refuse", "zero"):
         raise InputError(f"--missing takes refuse or zero, got {missing!r}")
@@ -112,7 +112,7 @@ def _tell(done: Adapted, output: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from bci_adapt.results import number
+    from bci_adapt.results.table import number
 
     for note in done.notes:
         out.print(f"warning: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -72,7 +72,7 @@ def drift(
     from bci_adapt.data import channels
     from bci_adapt.data import drift as measure
     from bci_adapt.data.sessions import require_one_subject
-    from bci_adapt.results import json_safe
+    from bci_adapt.results.table import json_safe
 
     _check_plot(plot)
     settings = measure.Settings(lag_s=lag_s, block_s=block_s)
@@ -94,8 +94,8 @@ def drift(
     if variable != "velocity" and all(each["across"]["tuning"] is None for each in found) and first.labels is None:
         raise InputError(f"{source}: there is no kinematic variable {variable!r}")
     if plot is not None:
-        from bci_adapt.figures import save
-        from bci_adapt.figures_drift import drift_figure
+        from bci_adapt.results.figures.drift import drift_figure
+        from bci_adapt.results.figures.run import save
 
         save(drift_figure(found), plot)
     if json_file is not None:
@@ -136,8 +136,8 @@ def _drift_table(found: list[dict[str, Any]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from bci_adapt.figures_drift import short_names
     from bci_adapt.ground.text import clean
+    from bci_adapt.results.figures.drift import short_names
 
     table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
     table.add_column("target")
@@ -199,8 +199,8 @@ def _behaviour_table(behaviour: dict[str, dict[str, Any]], found: list[dict[str,
     from rich.table import Table
     from rich.text import Text
 
-    from bci_adapt.figures_drift import short_names
     from bci_adapt.ground.text import clean
+    from bci_adapt.results.figures.drift import short_names
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("behaviour")
@@ -272,7 +272,7 @@ def scan(
     """
     from bci_adapt.data.scan import rebin
     from bci_adapt.data.scan import scan as score
-    from bci_adapt.results import json_safe
+    from bci_adapt.results.table import json_safe
 
     _check_plot(plot)
     widths, lags = _numbers(bins, ",", "--bin"), _numbers(lag, ":", "--lag")
@@ -306,8 +306,8 @@ def scan(
             say=say,
         ).to_json()
     if plot is not None:
-        from bci_adapt.figures import save
-        from bci_adapt.figures_drift import scan_figure
+        from bci_adapt.results.figures.drift import scan_figure
+        from bci_adapt.results.figures.run import save
 
         save(scan_figure(found), plot)
     if json_file is not None:

@@ -96,8 +96,8 @@ def run(
 
 def tell_run(done: Any, loaded: Any, json_file: str | None, quiet: bool) -> None:
     """Show a finished run of the config `loaded`, and write its JSON; the exit code is 1 where a job failed."""
-    from bci_adapt import results
-    from bci_adapt.recovery import coded
+    from bci_adapt.results import table as results
+    from bci_adapt.results.recovery import coded
 
     stored = results.read_results(done.folder / "results.nc")
     rows = coded(stored.rows)
@@ -138,7 +138,7 @@ def _say_shard(done: Any, part: tuple[int, int], quiet: bool) -> None:
 
 
 def _say_run(done: Any, config: Any, rows: Any, summary: list[dict[str, Any]]) -> None:
-    from bci_adapt import results
+    from bci_adapt.results import table as results
 
     leaks, beaten = results.leak(rows), results.not_above_persistence(rows)
 
@@ -231,7 +231,7 @@ def _say_tuned(path: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from bci_adapt.results import arm_label, cell_label, number
+    from bci_adapt.results.table import arm_label, cell_label, number
     from bci_adapt.tuned import read_tuned
 
     tuned = read_tuned(path)
@@ -267,7 +267,7 @@ def report(
     Example: [cyan]bci-adapt report data_cache/runs/wrist-0123456789 data_cache/runs/wrist-abcdef0123 -o both.html[/]
     """
     from bci_adapt.errors import InputError
-    from bci_adapt.report import render_comparison, render_report
+    from bci_adapt.results.report import render_comparison, render_report
 
     if len(run_folders) == 1 and output is not None:
         raise InputError("-o: the report of one run is written into its own folder; give two runs or leave -o out")

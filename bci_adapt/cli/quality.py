@@ -43,7 +43,7 @@ def qc(
     Example: [cyan]bci-adapt qc data_cache/sessions/*.nc --plots qc/ --json qc.json[/]
     """
     from bci_adapt.data.qc import qc as check
-    from bci_adapt.results import json_safe
+    from bci_adapt.results.table import json_safe
 
     thresholds = _thresholds(settings or [])
     reports: list[QcReport] = []
@@ -103,8 +103,8 @@ def _free(stem: str, drawn: set[str]) -> str:
 
 
 def _draw(report: QcReport, target: Path) -> None:
-    from bci_adapt.figures import save
-    from bci_adapt.figures_data import qc_figure
+    from bci_adapt.results.figures.recordings import qc_figure
+    from bci_adapt.results.figures.run import save
 
     save(qc_figure(report), target)
 

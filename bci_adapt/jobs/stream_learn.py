@@ -15,7 +15,7 @@ from bci_adapt.jobs.task_adapt import Search
 from bci_adapt.jobs.task_streams import features, method_learner
 from bci_adapt.learning import online
 from bci_adapt.learning.cells.base import Network, cell
-from bci_adapt.results import json_safe
+from bci_adapt.results.table import json_safe
 from bci_adapt.streams.base import Made, Rival, Scores, Stream, prequential, scored, softmax
 from bci_adapt.streams.base import stream as make_stream
 from bci_adapt.streams.rivals import all_rivals

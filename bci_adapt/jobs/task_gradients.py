@@ -14,7 +14,7 @@ from bci_adapt.learning import online
 from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.learning.credit.base import rule
 from bci_adapt.learning.diagnostics import diagnose, summary
-from bci_adapt.results import json_safe
+from bci_adapt.results.table import json_safe
 
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt.figures import INK, MUTED, Drawn, house_style, legend, new_figure, plain
 from bci_adapt.paper.tables import GROUPS, Frame, architectures
+from bci_adapt.results.figures.run import INK, MUTED, Drawn, house_style, legend, new_figure, plain
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")

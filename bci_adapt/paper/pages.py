@@ -14,11 +14,11 @@ from bci_adapt.ground.storage import write_text
 from bci_adapt.paper.claims import NOT, ONLY, OPEN, REPRODUCED, UNTESTED
 from bci_adapt.paper.drawing import Figures
 from bci_adapt.paper.tables import Frame
-from bci_adapt.report.album import Album
-from bci_adapt.report.blocks import Cell, Column, Page, Section, Table, Text, blocks_of, render_page
-from bci_adapt.report.markdown import head as markdown_head
-from bci_adapt.report.markdown import line as markdown_line
-from bci_adapt.results import number
+from bci_adapt.results.report.album import Album
+from bci_adapt.results.report.blocks import Cell, Column, Page, Section, Table, Text, blocks_of, render_page
+from bci_adapt.results.report.markdown import head as markdown_head
+from bci_adapt.results.report.markdown import line as markdown_line
+from bci_adapt.results.table import number
 
 STALE = "stale"
 _KEYS = {"id", "claim", "paper", "ours", "cases", "verdict", "figure", "note", "command", "digest", "made", "quick"}

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from bci_adapt.errors import InputError
-from bci_adapt.figures import save, svg
 from bci_adapt.ground.catalog import unknown
 from bci_adapt.ground.engine import Failure, Outcome, Progress, execute
 from bci_adapt.ground.storage import write_text
@@ -19,6 +18,7 @@ from bci_adapt.paper.claims import judge, load_claims
 from bci_adapt.paper.config import FigureConfig, load
 from bci_adapt.paper.planning import Entry, code_digest, entries
 from bci_adapt.paper.tables import Frame
+from bci_adapt.results.figures.run import save, svg
 
 ALIASES = {"T1": "F1"}  # a table is made of the run of a figure
 CLAIMS = "claims.toml"

@@ -10,8 +10,8 @@ import pandas as pd
 
 from bci_adapt.ground.storage import cache_root
 from bci_adapt.paper.tables import Frame
-from bci_adapt.recovery import coded, recovery_oracle
-from bci_adapt.results import arm_label, control_of, read_results, summarise
+from bci_adapt.results.recovery import coded, recovery_oracle
+from bci_adapt.results.table import arm_label, control_of, read_results, summarise
 
 COLUMNS = (
     "run",

@@ -1,8 +1,8 @@
 """How much of what retraining regains an arm regains, and how two arms compare.
 
-Everything here reads the long table (`bci_adapt.results`) and nothing else. Scores are compared on the same pairs of
-sessions, and on the same seeds where both arms start from the same network. Recovery is a percentage with guards, never
-a score by itself.
+Everything here reads the long table (`bci_adapt.results.table`) and nothing else. Scores are compared on the same pairs
+of sessions, and on the same seeds where both arms start from the same network. Recovery is a percentage with guards,
+never a score by itself.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt import results
-from bci_adapt.figures import cells_in_order
-from bci_adapt.recovery import Frame, standing
-from bci_adapt.report.album import Album
-from bci_adapt.results import number
+from bci_adapt.results import table as results
+from bci_adapt.results.figures.run import cells_in_order
+from bci_adapt.results.recovery import Frame, standing
+from bci_adapt.results.report.album import Album
+from bci_adapt.results.table import number
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What the rows beside a run's own question say: sweeps of labels, forgetting, controls of drift and rates; and the
 declared comparisons of standing arms, with the statistics that go with them.
 
-Everything here reads the long table (`bci_adapt.results`). Means are over target days, as in its summary; entries are
-plain dicts, in the order in which the table has its arms. Controls (canaries) are left out.
+Everything here reads the long table (`bci_adapt.results.table`). Means are over target days, as in its summary; entries
+are plain dicts, in the order in which the table has its arms. Controls (canaries) are left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from bci_adapt.ground.statistics import Interval, equivalence, hedges_g, holm, power, rank_correlation, wilcoxon_test
-from bci_adapt.recovery import (
+from bci_adapt.results.recovery import (
     JOINT,
     ORACLES,
     Frame,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bci_adapt.figures import (
+from bci_adapt.results.figures.run import (
     FLOOR_R2,
     GREY,
     INK,
@@ -22,8 +22,8 @@ from bci_adapt.figures import (
     panels,
     plain,
 )
-from bci_adapt.recovery import Frame
-from bci_adapt.results import arm_label, arm_order, cell_label
+from bci_adapt.results.recovery import Frame
+from bci_adapt.results.table import arm_label, arm_order, cell_label
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")

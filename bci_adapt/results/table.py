@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bci_adapt import studies
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import atomic_path
-from bci_adapt.recovery import (
+from bci_adapt.results import studies
+from bci_adapt.results.recovery import (
     FEW_DAYS,
     Frame,
     arm_scores,

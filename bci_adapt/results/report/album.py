@@ -6,9 +6,9 @@ import base64
 import re
 from pathlib import Path
 
-from bci_adapt import figures
 from bci_adapt.ground.storage import write_text
-from bci_adapt.report.blocks import Download, Picture
+from bci_adapt.results.figures import run as figures
+from bci_adapt.results.report.blocks import Download, Picture
 
 FOLDER = "figures"
 DOWNLOADS_BYTES = 4_000_000  # held in the page itself; what comes after lies beside it only

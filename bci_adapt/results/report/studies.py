@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bci_adapt import figures, figures_study, results, studies
-from bci_adapt.recovery import Frame
-from bci_adapt.report.blocks import Cell, Fold, Section, Table, Text, blocks_of, numbers, words
-from bci_adapt.report.run import Run, figure_text, seconds, signed
-from bci_adapt.report.sections import leak_lines
-from bci_adapt.results import arm_label, cell_label, score_text
+from bci_adapt.results import studies
+from bci_adapt.results import table as results
+from bci_adapt.results.figures import run as figures
+from bci_adapt.results.figures import studies as figures_study
+from bci_adapt.results.recovery import Frame
+from bci_adapt.results.report.blocks import Cell, Fold, Section, Table, Text, blocks_of, numbers, words
+from bci_adapt.results.report.run import Run, figure_text, seconds, signed
+from bci_adapt.results.report.sections import leak_lines
+from bci_adapt.results.table import arm_label, cell_label, score_text
 
 SWEEP_WORDS = {
     "delay": "label delay (s)",

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bci_adapt.figures import GREY, INK, MUTED, house_style, new_figure, plain
 from bci_adapt.ground.text import clean
+from bci_adapt.results.figures.run import GREY, INK, MUTED, house_style, new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from bci_adapt import results
-from bci_adapt.report.blocks import Fold, Page, Points, Section, Table, Text
-from bci_adapt.report.run import Run
-from bci_adapt.results import PHASES, arm_label, cell_label, score_text
+from bci_adapt.results import table as results
+from bci_adapt.results.report.blocks import Fold, Page, Points, Section, Table, Text
+from bci_adapt.results.report.run import Run
+from bci_adapt.results.table import PHASES, arm_label, cell_label, score_text
 
 KEPT = ("comparisons", "controls", "labels", "forgetting", "tuning", "cost")  # sections that come after the scores
 _LONGEST = 150  # rows; longer tables (a whole tuning surface) are in the page alone

@@ -144,7 +144,7 @@ def render_page(page: Page) -> str:
 
     folder = resources.files(__package__ or __name__)
     environment = Environment(
-        loader=PackageLoader("bci_adapt.report", ""),
+        loader=PackageLoader("bci_adapt.results.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

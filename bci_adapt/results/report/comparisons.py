@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bci_adapt import figures_study, results, studies
-from bci_adapt.figures_drift import short_names
 from bci_adapt.ground.statistics import holm
-from bci_adapt.recovery import Frame, paired, recovery_joint, recovery_oracle
-from bci_adapt.report.blocks import Cell, Column, Fold, Section, Table, Text, blocks_of, numbers, words
-from bci_adapt.report.run import Run, figure_text, plural, probability, signed
-from bci_adapt.results import arm_label, cell_label, number
+from bci_adapt.results import studies
+from bci_adapt.results import table as results
+from bci_adapt.results.figures import studies as figures_study
+from bci_adapt.results.figures.drift import short_names
+from bci_adapt.results.recovery import Frame, paired, recovery_joint, recovery_oracle
+from bci_adapt.results.report.blocks import Cell, Column, Fold, Section, Table, Text, blocks_of, numbers, words
+from bci_adapt.results.report.run import Run, figure_text, plural, probability, signed
+from bci_adapt.results.table import arm_label, cell_label, number
 
 RECOVERY = {  # what the named definitions are
     "recovery_oracle": "100 (adapted − frozen) / (retrained − frozen): the ceiling is the same architecture "

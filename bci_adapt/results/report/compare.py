@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from bci_adapt import figures, results
-from bci_adapt.figures import cells_in_order
-from bci_adapt.recovery import arm_scores, compare_scores
-from bci_adapt.report.album import Album
-from bci_adapt.report.blocks import Cell, Column, Keys, Page, Section, Table, blocks_of, numbers, words
-from bci_adapt.report.run import Run, flat, plural, probability, signed
-from bci_adapt.results import arm_label, cell_label, score_text
+from bci_adapt.results import table as results
+from bci_adapt.results.figures import run as figures
+from bci_adapt.results.figures.run import cells_in_order
+from bci_adapt.results.recovery import arm_scores, compare_scores
+from bci_adapt.results.report.album import Album
+from bci_adapt.results.report.blocks import Cell, Column, Keys, Page, Section, Table, blocks_of, numbers, words
+from bci_adapt.results.report.run import Run, flat, plural, probability, signed
+from bci_adapt.results.table import arm_label, cell_label, score_text
 
 
 def compare_page(runs: Sequence[Run], folders: Sequence[str]) -> tuple[Page, Album]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt import results
-from bci_adapt.recovery import KALMAN, Comparison, Frame, compare, standing
-from bci_adapt.report.blocks import sentence_list
-from bci_adapt.results import arm_label, cell_label, number, score_text
+from bci_adapt.results import table as results
+from bci_adapt.results.recovery import KALMAN, Comparison, Frame, compare, standing
+from bci_adapt.results.report.blocks import sentence_list
+from bci_adapt.results.table import arm_label, cell_label, number, score_text
 
 NO_LABELS = ("normaliser", "aligned", "kalman_normaliser", "kalman_pv_normaliser")
 NETWORK_RIVALS = {  # arms compared with adapting by immediate derivatives, as the subject of a sentence

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt import figures, figures_study, results
-from bci_adapt.report.blocks import (
+from bci_adapt.results import table as results
+from bci_adapt.results.figures import run as figures
+from bci_adapt.results.figures import studies as figures_study
+from bci_adapt.results.report.blocks import (
     Cell,
     Code,
     Column,
@@ -22,9 +24,9 @@ from bci_adapt.report.blocks import (
     numbers,
     words,
 )
-from bci_adapt.report.run import Run, figure_text, flat, plural, seconds
-from bci_adapt.report.words import plain_words
-from bci_adapt.results import CANARY, MORE_PHASES, PHASES, arm_label, cell_label, metric_label, number, score_text
+from bci_adapt.results.report.run import Run, figure_text, flat, plural, seconds
+from bci_adapt.results.report.verdict import plain_words
+from bci_adapt.results.table import CANARY, MORE_PHASES, PHASES, arm_label, cell_label, metric_label, number, score_text
 
 PHASE_ORDER = ("online", "online_late", "held_out", "continuing")
 SUPERVISION_WORDS = {

@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bci_adapt import results
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import file_digest, write_text
-from bci_adapt.recovery import coded
-from bci_adapt.report import judged, questions, sections
-from bci_adapt.report.blocks import Page, render_page
-from bci_adapt.report.compare import compare_page
-from bci_adapt.report.markdown import tables_markdown
-from bci_adapt.report.run import Run
-from bci_adapt.report.words import plain_words
+from bci_adapt.results import table as results
+from bci_adapt.results.recovery import coded
+from bci_adapt.results.report import comparisons, sections, studies
+from bci_adapt.results.report.blocks import Page, render_page
+from bci_adapt.results.report.compare import compare_page
+from bci_adapt.results.report.markdown import tables_markdown
+from bci_adapt.results.report.run import Run
+from bci_adapt.results.report.verdict import plain_words
 
 __all__ = ["plain_words", "read_manifest", "read_run", "render_comparison", "render_report"]
 MANIFEST, RESULTS, REPORT, TABLES = "manifest.json", "results.nc", "report.html", "tables.md"
@@ -39,14 +39,14 @@ def render_report(run_folder: Path) -> Path:
         [
             sections.asked(run),
             sections.verdict(run),
-            judged.data(run),
+            comparisons.data(run),
             sections.scores(run),
-            judged.recovery(run),
-            judged.comparisons(run),
-            questions.controls(run),
-            questions.labels(run),
-            questions.forgetting(run),
-            questions.tuning(run),
+            comparisons.recovery(run),
+            comparisons.comparisons(run),
+            studies.controls(run),
+            studies.labels(run),
+            studies.forgetting(run),
+            studies.tuning(run),
             sections.pairs(run),
             sections.cost(run),
             sections.again(run),

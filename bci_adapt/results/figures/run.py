@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from bci_adapt.ground.storage import atomic_path
-from bci_adapt.recovery import Frame
-from bci_adapt.results import (
+from bci_adapt.results.recovery import Frame
+from bci_adapt.results.table import (
     ARMS,
     CANARY,
     CELLS,

@@ -1,0 +1,1 @@
+"""What a run found: tables, statistics, pages. Nothing here trains."""
