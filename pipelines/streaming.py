@@ -14,8 +14,8 @@ from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.learning.credit.base import rule
 from bci_adapt.learning.online import Learner, run, start
 from bci_adapt.learning.optimizers import optimizer
-from bci_adapt.streams.base import prequential, scored, softmax
-from bci_adapt.streams.base import stream as make_stream
+from bci_adapt.paper.streams.base import prequential, scored, softmax
+from bci_adapt.paper.streams.base import stream as make_stream
 
 RULES = {"readout": {}, "immediate": {}, "window": {"steps": 16}}
 LENGTHS = {"sunspots": 300, "co2": 500, "el_nino": 700}  # of the real series; the others go on for longer

@@ -14,7 +14,7 @@ from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.learning.credit.base import rule
 from bci_adapt.learning.online import Learner, handed_over, run, start
 from bci_adapt.learning.optimizers import Schedule, optimizer
-from bci_adapt.tasks.base import task as make_task
+from bci_adapt.paper.tasks.base import task as make_task
 
 RULES = {"readout": {}, "immediate": {}, "trace": {"decay": 0.95}, "snap1": {}, "window": {"steps": 16}, "rtrl": {}}
 

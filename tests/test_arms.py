@@ -2,14 +2,14 @@
 
 import pytest
 
-from bci_adapt.arms import HELD_OUT, linear_arms, network_arms
-from bci_adapt.config import STANDING, ArmSection, arm_name, parse_config
 from bci_adapt.decoders.base import decoder_class
 from bci_adapt.errors import InputError
-from bci_adapt.pairs import Pair
-from bci_adapt.planning import Builder
+from bci_adapt.experiment.arms import HELD_OUT, linear_arms, network_arms
+from bci_adapt.experiment.building import Builder
+from bci_adapt.experiment.config import STANDING, ArmSection, arm_name, parse_config
+from bci_adapt.experiment.pairs import Pair
+from bci_adapt.experiment.tuned import Tuned
 from bci_adapt.results.table import ARMS, RETRAINED, arm_label
-from bci_adapt.tuned import Tuned
 
 N_AXES = {"velocity": 2, "position": 2, "emg": 7}
 IMMEDIATE = {"rule": "immediate", "optimizer": "rmsprop"}

@@ -9,22 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bci_adapt import experiment
 from bci_adapt.archive.sources import base as source_base
-from bci_adapt.arms import linear_arms, network_arms
-from bci_adapt.config import STANDING, ArmSection, arm_name, load_config, parse_config, to_toml
 from bci_adapt.data.labelled import session_arrays
 from bci_adapt.data.prepare import prepare
 from bci_adapt.data.sessions import write_session
 from bci_adapt.errors import InputError
-from bci_adapt.experiment import open_source, prepare_sessions, run_experiment
+from bci_adapt.experiment import run as experiment
+from bci_adapt.experiment.arms import linear_arms, network_arms
+from bci_adapt.experiment.building import Builder, Foreign, prepare_job
+from bci_adapt.experiment.config import STANDING, ArmSection, arm_name, load_config, parse_config, to_toml
+from bci_adapt.experiment.jobs import adapt, pretrain, score
+from bci_adapt.experiment.pairs import Pair, choose_pairs, meet, require_source, unscorable, unusable_halves
+from bci_adapt.experiment.run import open_source, prepare_sessions, run_experiment
 from bci_adapt.ground.engine import Job
 from bci_adapt.ground.storage import cache_root
-from bci_adapt.jobs import adapt, pretrain, score
 from bci_adapt.learning.credit.base import rules
 from bci_adapt.learning.optimizers import optimizers
-from bci_adapt.pairs import Pair, choose_pairs, meet, require_source, unscorable, unusable_halves
-from bci_adapt.planning import Builder, Foreign, prepare_job
 from bci_adapt.results import report
 from bci_adapt.results.report import comparisons
 from bci_adapt.results.table import json_payload, leak, read_results, summarise

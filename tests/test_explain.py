@@ -5,13 +5,13 @@ import json
 import pytest
 from test_cli_deciding import KINDS, write_day
 
-from bci_adapt import explain as explaining
 from bci_adapt.cli import deciding
-from bci_adapt.config import load_config
 from bci_adapt.data.drift import Settings, day, drift
 from bci_adapt.data.prepare import prepare
-from bci_adapt.explain import Row, explain
-from bci_adapt.jobs import counterfactual
+from bci_adapt.experiment import explain as explaining
+from bci_adapt.experiment.config import load_config
+from bci_adapt.experiment.explain import Row, explain
+from bci_adapt.experiment.jobs import counterfactual
 from bci_adapt.results.table import read_results
 
 LESS = {

@@ -10,7 +10,6 @@ import pytest
 import xarray as xr
 
 import bci_adapt as ba
-from bci_adapt.config import load_config, parse_config
 from bci_adapt.data.labelled import load_arrays, permuted_channels, permuted_in_time, session_arrays, shifted_in_time
 from bci_adapt.data.sessions import write_session
 from bci_adapt.decoders.base import Decoder
@@ -18,11 +17,12 @@ from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.decoders.rls import RLSDecoder
 from bci_adapt.decoders.wiener import WienerDecoder
 from bci_adapt.errors import InputError
+from bci_adapt.experiment.building import Builder, Foreign, Labels
+from bci_adapt.experiment.config import load_config, parse_config
+from bci_adapt.experiment.jobs import adapt, cost, drift, foreign, halve, pretrain
+from bci_adapt.experiment.pairs import Pair
 from bci_adapt.ground.engine import Job
-from bci_adapt.jobs import adapt, cost, drift, foreign, halve, pretrain
-from bci_adapt.jobs.labels import bins_of_trials, intended, shown, smoothed
-from bci_adapt.pairs import Pair
-from bci_adapt.planning import Builder, Foreign, Labels
+from bci_adapt.protocol.supervision import bins_of_trials, intended, shown, smoothed
 
 BIN_S, N_BINS, N_STREAM = 0.05, 900, 400
 DELAY = 4  # bins: shorter than half the window over which a decoder's own predictions are smoothed

@@ -15,14 +15,14 @@ from nwb_files import spikes_file
 
 from bci_adapt.archive.datasets import Dataset, datasets
 from bci_adapt.archive.sources.dandi import parse_dandiset
-from bci_adapt.config import load_config
 from bci_adapt.data.channels import POLICIES, policy_of
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.prepare import prepare
 from bci_adapt.errors import InputError
-from bci_adapt.experiment import open_source
+from bci_adapt.experiment.config import load_config
+from bci_adapt.experiment.pairs import Pair, choose_pairs, meet
+from bci_adapt.experiment.run import open_source
 from bci_adapt.ground.catalog import variants
-from bci_adapt.pairs import Pair, choose_pairs, meet
 
 KNOWN = datasets()
 CONFIGS = Path(__file__).parents[1] / "configs"

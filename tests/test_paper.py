@@ -13,8 +13,6 @@ from problems import M_IN, SMALL_FIGURE, N, problem
 
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import cache_root
-from bci_adapt.jobs.task_adapt import Search
-from bci_adapt.jobs.task_streams import Steps, features, frozen, lagged, method_learner, ridge, scores, squares
 from bci_adapt.learning import diagnostics
 from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.learning.credit.base import rule
@@ -23,11 +21,13 @@ from bci_adapt.learning.online import run, start
 from bci_adapt.paper import planning, stored, tables
 from bci_adapt.paper.claims import Case, Claim, judge, judge_case, load_claims
 from bci_adapt.paper.config import FigureConfig, load
+from bci_adapt.paper.jobs.task_adapt import Search
+from bci_adapt.paper.jobs.task_streams import Steps, features, frozen, lagged, method_learner, ridge, scores, squares
 from bci_adapt.paper.pages import markdown, marked, read_claims
 from bci_adapt.paper.reproduce import plan
+from bci_adapt.paper.streams.base import installed
 from bci_adapt.results import table as results
 from bci_adapt.results.recovery import recovery_oracle
-from bci_adapt.streams.base import installed
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "paper"
 FIGURES = sorted(path.stem for path in CONFIGS.glob("*.toml") if path.name != "claims.toml")
@@ -97,7 +97,7 @@ SMALL = {"figure": "X", "title": "x", "tasks": [{"name": "sine"}], "methods": [{
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused(change, message, tmp_path):
-    from bci_adapt.config import to_toml
+    from bci_adapt.experiment.config import to_toml
 
     path = tmp_path / "X.toml"
     path.write_text(to_toml({**SMALL, **change}), encoding="utf-8")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from long_tables import blocks, study
 
-from bci_adapt.config import arm_name, load_config
+from bci_adapt.experiment.config import arm_name, load_config
 from bci_adapt.ground.statistics import holm
 from bci_adapt.results import studies
 from bci_adapt.results.report import comparisons

@@ -9,7 +9,7 @@ import pytest
 from long_tables import row
 
 from bci_adapt.data.labelled import Arrays
-from bci_adapt.jobs import score as job
+from bci_adapt.experiment.jobs import score as job
 from bci_adapt.metrics import block_sums, r2, rmse
 from bci_adapt.results.table import BLOCKS, RUN, long_table
 

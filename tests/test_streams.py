@@ -7,16 +7,16 @@ import pandas as pd
 import pytest
 
 from bci_adapt.errors import InputError
+from bci_adapt.experiment.jobs import stream_learn
 from bci_adapt.ground.storage import cache_root
-from bci_adapt.jobs import stream_learn
-from bci_adapt.jobs.stream_learn import network_predictions, rival_predictions
+from bci_adapt.paper.jobs.stream_learn import network_predictions, rival_predictions
 from bci_adapt.paper.planning import LOOKER
+from bci_adapt.paper.streams import base
+from bci_adapt.paper.streams.base import FAILED, MIXED, Made, prequential, running_z, scored, softmax, stream, streams
+from bci_adapt.paper.streams.characters import ALPHABET, encoded, reduced
+from bci_adapt.paper.streams.rivals import Column, Counts, NoChange, Nothing, RecursiveLeastSquares, all_rivals
+from bci_adapt.paper.streams.series import of_series
 from bci_adapt.paper.tables import contests
-from bci_adapt.streams import base
-from bci_adapt.streams.base import FAILED, MIXED, Made, prequential, running_z, scored, softmax, stream, streams
-from bci_adapt.streams.characters import ALPHABET, encoded, reduced
-from bci_adapt.streams.rivals import Column, Counts, NoChange, Nothing, RecursiveLeastSquares, all_rivals
-from bci_adapt.streams.series import of_series
 
 N, EARLIER = 120, 40
 PARAMETERS = {"cell": "tanh", "n_hidden": 4, "method": {**LOOKER, "rule": "immediate"}}

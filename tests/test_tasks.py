@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from bci_adapt.errors import InputError
-from bci_adapt.jobs.task_streams import lagged, ridge
-from bci_adapt.tasks.base import task, tasks
+from bci_adapt.paper.jobs.task_streams import lagged, ridge
+from bci_adapt.paper.tasks.base import task, tasks
 
 N = 300
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bci_adapt.errors import InputError
-from bci_adapt.tuned import FORMAT, Tuned, choose, read_tuned, tuned_text
+from bci_adapt.experiment.tuned import FORMAT, Tuned, choose, read_tuned, tuned_text
 
 RATES = (1e-4, 1e-3, 1e-2)
 

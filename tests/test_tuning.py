@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from bci_adapt.arms import Arm
-from bci_adapt.config import load_config, parse_config
 from bci_adapt.errors import InputError
-from bci_adapt.experiment import run_experiment
+from bci_adapt.experiment.arms import Arm
+from bci_adapt.experiment.config import load_config, parse_config
+from bci_adapt.experiment.run import run_experiment
+from bci_adapt.experiment.tuned import choose, read_tuned
+from bci_adapt.experiment.tuning import Search, tune, write_tuned
 from bci_adapt.results.table import read_results
-from bci_adapt.tuned import choose, read_tuned
-from bci_adapt.tuning import Search, tune, write_tuned
 
 
 def search(surface, start, grid, max_points=7, targets=("a", "b"), most=None):

@@ -14,8 +14,8 @@ from bci_adapt.cli.experiments import tell_run
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
-    from bci_adapt.config import Config
-    from bci_adapt.explain import Explanation
+    from bci_adapt.experiment.config import Config
+    from bci_adapt.experiment.explain import Explanation
 
 # Beside the standing arms; rates are not tuned, one thing varies at a time.
 ARMS = (
@@ -77,8 +77,8 @@ def compare(
 
     Example: [cyan]bci-adapt compare mon.nwb tue.nwb wed.nwb --quick --decoder mine.py:Mine[/]
     """
-    from bci_adapt.experiment import run_experiment
-    from bci_adapt.planning import Foreign
+    from bci_adapt.experiment.building import Foreign
+    from bci_adapt.experiment.run import run_experiment
 
     own = [Foreign.parse(text) for text in decoders or ()]
     with progress(quiet) as bar:
@@ -113,7 +113,7 @@ def compare_config(
 ) -> Config:
     """The config of ``bci-adapt compare``; `InputError` for files or a target that cannot be what they should be."""
     from bci_adapt.archive.sources.files import Files
-    from bci_adapt.config import parse_config
+    from bci_adapt.experiment.config import parse_config
 
     if len(files) < 2:
         raise InputError("compare takes two recordings or more: the earliest first, then those it is tried on")
@@ -174,8 +174,8 @@ def _decoding(config: Config, target: str, file: Path, workers: int | None, prog
 def _kinematics(config: Config, file: Path, workers: int | None, progress: Any) -> list[str]:
     """The kinematics of a recording as the config prepares it; the run finds it prepared."""
     from bci_adapt.data.sessions import kinematic_names, open_session
+    from bci_adapt.experiment.building import prepare_job
     from bci_adapt.ground.engine import execute
-    from bci_adapt.planning import prepare_job
 
     job = prepare_job(config, file, {})
     for failure in execute([job], workers=workers, progress=progress).failed:
@@ -251,7 +251,7 @@ def explain(
 
     Example: [cyan]bci-adapt explain data_cache/runs/compare-0123456789 mon:tue[/]
     """
-    from bci_adapt.explain import explain as run_explain
+    from bci_adapt.experiment.explain import explain as run_explain
     from bci_adapt.results.table import json_safe
 
     with progress(quiet) as bar:

@@ -61,9 +61,9 @@ def run(
 
     Example: [cyan]bci-adapt run --data recordings/[/] (configs/recommended.toml, on the last day of the folder)
     """
-    from bci_adapt.config import load_config
-    from bci_adapt.experiment import run_experiment
-    from bci_adapt.planning import Foreign
+    from bci_adapt.experiment.building import Foreign
+    from bci_adapt.experiment.config import load_config
+    from bci_adapt.experiment.run import run_experiment
 
     loaded = load_config(config, settings or (), data)
     own = [Foreign.parse(text) for text in decoders or ()]
@@ -203,9 +203,9 @@ def tune(
 
     Example: [cyan]bci-adapt tune configs/wrist_full.toml --data recordings/ --workers 2[/]
     """
-    from bci_adapt.config import load_config
-    from bci_adapt.tuning import tune as run_tuning
-    from bci_adapt.tuning import write_tuned
+    from bci_adapt.experiment.config import load_config
+    from bci_adapt.experiment.tuning import tune as run_tuning
+    from bci_adapt.experiment.tuning import write_tuned
 
     loaded = load_config(config, settings or (), data)
     target = output or config.with_name(f"{config.stem}.tuned.json")
@@ -231,8 +231,8 @@ def _say_tuned(path: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from bci_adapt.experiment.tuned import read_tuned
     from bci_adapt.results.table import arm_label, cell_label, number
-    from bci_adapt.tuned import read_tuned
 
     tuned = read_tuned(path)
     table = Table("cell", "arm", "chosen", "held-out R²", "tried", "interior", box=None, padding=(0, 2, 0, 0))

@@ -68,7 +68,7 @@ def _variants(what: str) -> dict[str, str]:
             f"({f'verified on {layout.verified_on}' if layout.verified_on else 'not verified on a real file'})"
             for name, layout in found
         }
-    from bci_adapt.tasks.base import tasks
+    from bci_adapt.paper.tasks.base import tasks
 
     return {name: task.description for name, task in tasks().items()}
 

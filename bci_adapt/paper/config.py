@@ -12,13 +12,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bci_adapt.config import Count, Positive, Seeds, Unlike, read_toml
 from bci_adapt.errors import InputError
+from bci_adapt.experiment.config import Count, Positive, Seeds, Unlike, read_toml
 from bci_adapt.learning.cells.base import cell
 from bci_adapt.learning.credit.base import rules
 from bci_adapt.learning.optimizers import GROUPS, optimizers
-from bci_adapt.streams.base import Stream, stream
-from bci_adapt.tasks.base import Task, task
+from bci_adapt.paper.streams.base import Stream, stream
+from bci_adapt.paper.tasks.base import Task, task
 
 STAR = "star"  # a trace's decay that is the median |D_ii| of the trained networks
 Scalar = bool | int | float | str
@@ -30,7 +30,7 @@ class _Section(BaseModel):
 
 
 class StepsSection(_Section):
-    """Lengths in bins (`bci_adapt.jobs.task_streams.Steps`)."""
+    """Lengths in bins (`bci_adapt.paper.jobs.task_streams.Steps`)."""
 
     pretrain: Count = 5000
     warm: Count = 500

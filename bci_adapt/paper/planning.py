@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bci_adapt.experiment.building import kernel
 from bci_adapt.ground.engine import Job
 from bci_adapt.ground.storage import file_digest
 from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.learning.credit.base import rule, rules
 from bci_adapt.paper.config import STAR, FigureConfig, Method, StreamSection, TaskSection
-from bci_adapt.planning import kernel
-from bci_adapt.streams.rivals import all_rivals
-from bci_adapt.tasks.base import tasks
+from bci_adapt.paper.streams.rivals import all_rivals
+from bci_adapt.paper.tasks.base import tasks
 
 FOLDER = "paper"
 LOOKER = {
@@ -88,7 +88,7 @@ def _networks(config: FigureConfig, section: TaskSection, cell_name: str, n_hidd
     )
     return Job(
         kind="networks",
-        function="bci_adapt.jobs.task_pretrain:run",
+        function="bci_adapt.paper.jobs.task_pretrain:run",
         stem=f"{section.text}_{cell_name}_{n_hidden}",
         folder=FOLDER,
         suffix=".npz",
@@ -122,7 +122,7 @@ def _adapt(
     clips = method.optimizer_constants.get("clip", 0.0) > 0.0
     return Job(
         kind="adapt",
-        function="bci_adapt.jobs.task_adapt:run",
+        function="bci_adapt.paper.jobs.task_adapt:run",
         stem=f"{section.text}_{cell_name}_{n_hidden}_{method.label}",
         folder=FOLDER,
         suffix=".json",
@@ -150,7 +150,7 @@ def _gradients(config: FigureConfig, section: TaskSection, cell_name: str, n_hid
     kernels = {f"kernel_{name}": kernel(cell_name, name, "momentum") for name in {*looking, "immediate"}}
     return Job(
         kind="gradients",
-        function="bci_adapt.jobs.task_gradients:run",
+        function="bci_adapt.paper.jobs.task_gradients:run",
         stem=f"{section.text}_{cell_name}_{n_hidden}_gradients",
         folder=FOLDER,
         suffix=".json",
@@ -183,7 +183,7 @@ def _memory(config: FigureConfig) -> list[Entry]:
             measured = n_hidden <= most
             job = Job(
                 kind="memory",
-                function="bci_adapt.jobs.task_memory:run",
+                function="bci_adapt.paper.jobs.task_memory:run",
                 stem=f"memory_{method.rule_text}_{n_hidden}",
                 folder=FOLDER,
                 suffix=".json",
@@ -241,7 +241,7 @@ def _learned(
     n_runs = config.tuning.max_points * len(config.tuning_seeds), 2 * len(config.seeds)
     return Job(
         kind="stream",
-        function="bci_adapt.jobs.stream_learn:run",
+        function="bci_adapt.paper.jobs.stream_learn:run",
         stem=f"{section.late(delay)}_{cell_name}_{n_hidden}_{method.label}",
         folder=FOLDER,
         suffix=".json",
@@ -257,7 +257,7 @@ def _learned(
 def _rival(config: FigureConfig, section: StreamSection, delay: int, cell_name: str, n_hidden: int, name: str) -> Job:
     return Job(
         kind="rival",
-        function="bci_adapt.jobs.stream_learn:rival",
+        function="bci_adapt.paper.jobs.stream_learn:rival",
         stem=f"{section.late(delay)}_{cell_name}_{n_hidden}_{name}",
         folder=FOLDER,
         suffix=".json",

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 ROWS: dict[str, type] = {
-    "source": str,  # session ids; several sources in one word (`bci_adapt.pairs.Pair.source`)
+    "source": str,  # session ids; several sources in one word (`bci_adapt.experiment.pairs.Pair.source`)
     "target": str,
     "source_date": str,
     "target_date": str,

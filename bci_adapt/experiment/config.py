@@ -1,0 +1,623 @@
+"""The config of a cross-session experiment: TOML, checked by pydantic. It decides every number and names every arm."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from bci_adapt.data.faults import Thresholds
+from bci_adapt.errors import InputError
+from bci_adapt.ground.catalog import unknown
+
+if TYPE_CHECKING:
+    from bci_adapt.learning.credit.base import CreditRule
+    from bci_adapt.learning.optimizers import Optimizer
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+def _unlike(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
+        raise ValueError(f"{twice[0]!r} is given twice")
+    return values
+
+
+Unlike = AfterValidator(_unlike)
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), Unlike]
+Cells = Annotated[tuple[str, ...], Field(min_length=1), Unlike]
+Names = Annotated[tuple[str, ...], Unlike]
+# Arms that every run has unless it leaves them out (`bci_adapt.experiment.arms`).
+_NETWORK_STANDING = (
+    *("frozen", "normaliser", "output_bias", "readout", "recurrent", "from_random", "intention", "pseudo"),
+    *("fine_tuned", "network_oracle", "joint_oracle"),
+)
+_LINEAR_STANDING = (
+    *("frozen", "normaliser", "rls", "ridge_oracle", "joint_ridge", "aligned", "persistence"),
+    *(f"kalman_{state}{how}" for state in ("", "pv_") for how in ("frozen", "normaliser", "adaptive", "refit")),
+)
+STANDING = tuple(dict.fromkeys((*_NETWORK_STANDING, *_LINEAR_STANDING)))
+
+
+_VELOCITIES = ("velocity", "recorded_velocity")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class SimulatedSource(_Section):
+    """Simulated recordings, written as NWB files in the layout of DANDI 000688."""
+
+    kind: Literal["simulated"]
+    days: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 30, 210)
+    duration_s: Positive = 480.0
+    n_units: Count = 60
+    task: Literal["centre_out", "random_target"] = "centre_out"
+    severity: NotNegative = 1.0
+    seed: Seed = 0
+
+
+class FolderSource(_Section):
+    """A folder of NWB files; `path` may be given by ``--data`` instead."""
+
+    kind: Literal["folder"]
+    path: str = ""
+
+
+class DandiSource(_Section):
+    """Recordings of a dandiset, fetched from the DANDI archive and pinned in ``sessions.lock.toml`` beside the config.
+
+    `paths` are asset paths or globs of them (any of them is meant); `subject` and `session` as in ``bci-adapt fetch``.
+    """
+
+    kind: Literal["dandi"]
+    dandiset: Annotated[str, Field(pattern=r"^\d{6}$")]
+    version: str | None = None
+    paths: tuple[str, ...] = ()
+    subject: str | None = None
+    session: str | None = None
+
+
+class ChannelSection(_Section):
+    """What makes a channel of one session the same as one of another (`bci_adapt.data.channels`), and which are left
+    out.
+
+    `remove` names checks of ``bci-adapt qc``: channels that they flag on the *source* day are taken out of the source
+    and its targets; a target's own flags would need the whole of a day that is not over yet.
+    """
+
+    policy: Literal["electrode", "unit", "pool", "none"] | None = None
+    missing: Literal["refuse", "drop", "zero"] = "refuse"
+    remove: Annotated[tuple[str, ...], Unlike] = ()
+
+    @model_validator(mode="after")
+    def _known_checks(self) -> ChannelSection:
+        from bci_adapt.data.qc import CHANNEL_CHECKS
+
+        for name in self.remove:
+            if name not in CHANNEL_CHECKS:
+                raise ValueError(unknown(name, CHANNEL_CHECKS, "check"))
+        return self
+
+
+class FilesSource(_Section):
+    """Recordings given one by one, anywhere; what ``bci-adapt compare`` writes."""
+
+    kind: Literal["files"]
+    paths: Annotated[tuple[str, ...], Field(min_length=1), Unlike]
+
+
+def _as_list(value: Any) -> Any:
+    return (value,) if isinstance(value, int | str) else value
+
+
+Which = int | str
+Several = Annotated[tuple[Which, ...], BeforeValidator(_as_list), Field(min_length=1), Unlike]
+
+
+EARLIER = "earlier"
+
+
+class PairSection(_Section):
+    """Source days, trained on together, and the later days they are tried on: session numbers in chronological order
+    (from 1, or from −1 backwards), or session ids, or any part of an id that only one session has.
+
+    The source ``"earlier"`` is every day before a target that could be scored as a target itself; each target then has
+    sources of its own.
+    """
+
+    source: Several
+    targets: Annotated[tuple[Which, ...], Field(min_length=1), Unlike]
+
+
+class ContinualSection(PairSection):
+    """A decoder carried through `targets` in order: on each it goes on with the weights that the day before left it.
+
+    `arms` are names of learning arms; the first seed is run.
+    """
+
+    arms: Names = ("immediate_rmsprop", "rls")
+
+
+class NetworkSection(_Section):
+    """The networks that are compared, and how they are trained before they adapt: gradient steps (`n_updates`), of
+    retraining on the target alone (`oracle_updates`), on source and target together (`joint_updates`), for
+    `oracle_seeds` alone where they are given, and the steps and rate of fine-tuning.
+
+    With `carried` a network is trained on the first source day and goes on for `added_updates` steps over all days so
+    far with each further one; joint retraining then goes on with the target's stream as one more day. `n_members`
+    networks predict by their mean, in every arm. The rest is of every training (`bci_adapt.learning.bptt.Pretraining`).
+    """
+
+    cells: Cells = ("tanh", "gru")
+    n_hidden: Count = 64
+    n_members: Count = 1
+    n_updates: Count = 800
+    carried: bool = False
+    added_updates: Count = 300
+    pretrain_rate: Positive = 3e-3
+    added_rate: Positive = 3e-3
+    oracle_updates: Count = 800
+    joint_updates: Count = 800
+    oracle_seeds: Seeds | None = None
+    tune_updates: Count = 200
+    tune_rate: Positive = 1e-3
+    input_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    gain_jitter: NotNegative = 0.1
+    offset_jitter: NotNegative = 0.1
+    batch: Count = 16
+    window_bins: Annotated[int, Field(ge=20)] = 80
+    recency: Annotated[float, Field(gt=0, le=1)] = 1.0
+    warm_up_s: NotNegative = 60.0
+
+
+class LinearSection(_Section):
+    """The decoders without a network: lags, ridge penalty per bin, the memory of what adapts (recursive least squares,
+    Kalman), the lag of the Kalman filter's neurons, and the latent dimensions of the aligner.
+    """
+
+    n_lags: Count = 10
+    penalty: NotNegative = 0.05
+    memory_s: Positive = 1000.0
+    update_every_s: Positive = 0.5
+    kalman_lag_s: NotNegative = 0.1
+    n_latents: Count = 20
+
+
+Delay = NotNegative | Literal["trial_end"]
+
+
+class SweepSection(_Section):
+    """Label delay, fraction and budget (in seconds, and in trials from the first on), each swept with the others as in
+    the run, for the `arms` named: first seed, pairs of the first source.
+    """
+
+    arms: Names = ("immediate_rmsprop", "rls")
+    delay_s: Annotated[tuple[Delay, ...], Unlike] = (0.0, 0.1, 0.5, 2.0, "trial_end")
+    label_fraction: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Unlike] = (1.0, 0.3, 0.1, 0.03)
+    budget_s: Annotated[tuple[NotNegative, ...], Unlike] = (0.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0)
+    budget_trials: Annotated[tuple[Count, ...], Unlike] = (4, 8, 16, 32)
+
+
+class ControlSection(_Section):
+    """Standing arms and controls; all are on unless left out here.
+
+    `without` names standing arms that are left out. A canary is one permutation of the counts in time; those of the
+    networks in ``sweeps.arms`` on pairs of the first source are `canary_shifts` circular shifts of them instead, where
+    it is not 0, which leave alone how a neuron goes on from bin to bin. `no_drift` takes the later half of a source day
+    as a target; `continuing` goes on learning through the held-out part; `back` scores on the source day after
+    adaptation.
+    """
+
+    without: Names = ()
+    canary_shifts: Annotated[int, Field(ge=0)] = 0
+    no_drift: bool = True
+    continuing: bool = True
+    back: bool = True
+    channels: bool = True
+    cold: bool = True
+    costs: bool = True
+    drift: bool = True
+
+    @model_validator(mode="after")
+    def _known_arms(self) -> ControlSection:
+        for name in self.without:
+            if name not in STANDING:
+                raise ValueError(unknown(name, STANDING, "standing arm"))
+        return self
+
+
+class TuningSection(_Section):
+    """What ``bci-adapt tune`` chooses rates and other settings on: pairs of sessions, apart from those of the run or
+    not – values for a target never come from a pair with that target.
+
+    `seeds` of the networks; at most `max_points` values of each parameter are tried, the same for every method, and no
+    network is trained for more than `max_updates` steps, or fine-tuned for more than `max_tune_updates`: an optimum
+    there is reported as one at the edge.
+    """
+
+    pairs: Annotated[tuple[PairSection, ...], Field(min_length=1)]
+    seeds: Seeds = (0,)
+    max_points: Annotated[int, Field(ge=3)] = 7
+    max_updates: Count = 3200
+    max_tune_updates: Count = 800
+
+
+class PrimarySection(_Section):
+    """The one comparison that was declared before looking: `arm` of `cell` against another, held out."""
+
+    arm: str = "immediate_rmsprop"
+    cell: str = "gru"
+    against: str = "rls"
+    against_cell: str = ""
+
+
+class ArmSection(_Section):
+    """One way of adapting a network. Its name is built from what it is (`arm_name`).
+
+    `learning_rate` is the config's own where none is given, or the tuned one. `learns` names the weight groups that
+    learn, all when absent; `weights` at random leave out the pretraining. With `take_turns` each label teaches one of
+    the ``network.n_members``; with `learn_every` only every so-many-th label teaches at all. `supervision` is by the
+    true movement, by the intention (trials must carry their target) or by the decoder's own smoothed predictions
+    (pseudo).
+
+    Beside the keys below it takes every constant that its rule or its optimiser declares: ``steps`` of ``window``,
+    ``beta2`` of ``rmsprop``.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, bool | int | float | str] = Field(init=False)  # type: ignore[assignment]
+
+    rule: str
+    optimizer: str
+    learning_rate: Positive | None = None
+    average: Annotated[float, Field(gt=0, lt=1)] | None = None
+    normaliser: Literal["causal", "fixed"] = "causal"
+    supervision: Literal["true", "intention", "pseudo"] = "true"
+    learns: Annotated[tuple[str, ...], Field(min_length=1), Unlike] | None = None
+    weights: Literal["pretrained", "random"] = "pretrained"
+    take_turns: bool = False
+    learn_every: Count = 1
+    cells: Cells | None = None
+    seeds: Seeds | None = None
+
+    @model_validator(mode="after")
+    def _declared_constants(self) -> ArmSection:
+        declared = {**_constants(self.rule_type), **_constants(self.optimizer_type)}
+        for key, value in self.__pydantic_extra__.items():
+            if key not in declared:
+                raise ValueError(unknown(key, [*type(self).model_fields, *declared], "key"))
+            default = declared[key].default
+            kind = float if default is None else type(default)
+            if kind not in (bool, int, float, str):
+                raise ValueError(f"{key} cannot be given in a config; it stays at its default")
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise ValueError(f"{key} takes {kind.__name__}, got {value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{key} must be finite, got {value!r}")
+        self.rule_type(**self.rule_constants)
+        self.optimizer_type(**self.optimizer_constants)
+        from bci_adapt.learning.optimizers import GROUPS
+
+        for group in self.learns or ():
+            if group not in GROUPS:
+                raise ValueError(unknown(group, GROUPS, "weight group"))
+        return self
+
+    @property
+    def rule_type(self) -> type[CreditRule]:
+        from bci_adapt.learning.credit.base import rules
+
+        return _known(self.rule, rules(), "rule")
+
+    @property
+    def optimizer_type(self) -> type[Optimizer]:
+        from bci_adapt.learning.optimizers import optimizers
+
+        return _known(self.optimizer, optimizers(), "optimizer")
+
+    @property
+    def rule_constants(self) -> dict[str, Any]:
+        """The constants given that are the rule's."""
+        declared = _constants(self.rule_type)
+        return {key: value for key, value in self.__pydantic_extra__.items() if key in declared}
+
+    @property
+    def optimizer_constants(self) -> dict[str, Any]:
+        """The constants given that are the optimiser's, without the learning rate."""
+        declared = _constants(self.rule_type)
+        return {key: value for key, value in self.__pydantic_extra__.items() if key not in declared}
+
+    @property
+    def rule_text(self) -> str:
+        """The rule with its constants, its main one even where it is not given: ``window4``, ``trace(0.5)``."""
+        main = next((name for name, each in _constants(self.rule_type).items() if not each.kw_only), None)
+        others = {key: value for key, value in self.rule_constants.items() if key != main}
+        if main is None:
+            return self.rule + _listed(others)
+        value = self.rule_constants.get(main, _constants(self.rule_type)[main].default)
+        return f"{self.rule}{value}{_listed(others)}" if type(value) is int else self.rule + _listed(others, value)
+
+    @property
+    def optimizer_text(self) -> str:
+        """The optimiser with the constants given: ``rmsprop``, ``adam(beta2=0.99)``."""
+        return self.optimizer + _listed(self.optimizer_constants)
+
+
+def _known(name: str, variants: Mapping[str, Any], what: str) -> Any:
+    if name not in variants:
+        raise InputError(unknown(name, variants, what))
+    return variants[name]
+
+
+def _constants(variant: type) -> dict[str, dataclasses.Field]:
+    """The constants that a rule or optimiser declares; its learning rate is a key of its own."""
+    declared = dataclasses.fields(variant)  # type: ignore[arg-type]
+    return {each.name: each for each in declared if each.name != "learning_rate"}
+
+
+def _listed(constants: Mapping[str, Any], *first: Any) -> str:
+    parts = [f"{value:g}" if type(value) is float else str(value) for value in first]
+    parts += [f"{key}={value:g}" if type(value) is float else f"{key}={value}" for key, value in constants.items()]
+    return f"({', '.join(parts)})" if parts else ""
+
+
+class ThresholdSection(_Section):
+    """Rules for faulty recordings (`bci_adapt.data.faults`)."""
+
+    silent_s: NotNegative = Thresholds.silent_s
+    still_s: NotNegative = Thresholds.still_s
+    still_extent_cm: NotNegative = Thresholds.still_extent_cm
+    max_speed_cm_s: NotNegative = Thresholds.max_speed_cm_s
+    speed_neighbours: Annotated[int, Field(ge=0)] = Thresholds.speed_neighbours
+    min_agreement: NotNegative = Thresholds.min_agreement
+
+
+class Config(_Section):
+    """Everything that decides an experiment's numbers."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    variables: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")], ...],
+        BeforeValidator(_as_list),
+        Field(min_length=1),
+        Unlike,
+    ] = ("velocity",)
+    bin_s: Positive = 0.05
+    stream_s: Positive = 600.0
+    min_held_out_s: Positive = 300.0
+    label_delay_s: NotNegative = 0.5
+    target_lag_s: NotNegative = 0.0
+    normaliser_s: Positive = 300.0
+    learning_rate: Positive = 1e-4
+    tuned: Annotated[str, Field(pattern=r"^[\w.-]*$")] = ""
+    seeds: Seeds = (0, 1, 2)
+    layout: str | None = None
+    spikes: str | None = None
+    kinematics: tuple[str, ...] = ()
+    per: Literal["electrode", "unit"] | None = None
+    source: Annotated[SimulatedSource | FolderSource | FilesSource | DandiSource, Field(discriminator="kind")]
+    pairs: Annotated[tuple[PairSection, ...], Field(min_length=1)]
+    continual: tuple[ContinualSection, ...] = ()
+    tuning: TuningSection | None = None
+    primary: PrimarySection = PrimarySection()
+    network: NetworkSection = NetworkSection()
+    linear: LinearSection = LinearSection()
+    sweeps: SweepSection = SweepSection()
+    controls: ControlSection = ControlSection()
+    channels: ChannelSection = ChannelSection()
+    thresholds: ThresholdSection = ThresholdSection()
+    arms: tuple[ArmSection, ...]
+
+    @property
+    def has_kalman(self) -> bool:
+        """Whether a Kalman filter has a state for what is decoded."""
+        known = set(self.variables) <= {"position", *_VELOCITIES}
+        return known and len(set(self.variables) & set(_VELOCITIES)) < 2
+
+    @property
+    def intended(self) -> str | None:
+        """The variable that an intention is a label of: the first velocity, None where none is decoded."""
+        return next((name for name in self.variables if name in _VELOCITIES), None)
+
+    @property
+    def target_lag_bins(self) -> int:
+        """Bins by which the target lags the movement."""
+        return round(self.target_lag_s / self.bin_s)
+
+    @property
+    def kalman_lag_bins(self) -> int:
+        """Bins by which the neurons of a Kalman filter lead."""
+        return round(self.linear.kalman_lag_s / self.bin_s)
+
+    @model_validator(mode="after")
+    def _known_variants(self) -> Config:
+        from bci_adapt.learning.cells.base import Network, cell
+
+        for name in self.network.cells:
+            cell(name)
+        for arm in self.arms:
+            for name in arm.cells or self.network.cells:
+                arm.rule_type(**arm.rule_constants).check(Network(cell(name), 1, 1, 1))
+            for name in arm.cells or ():
+                if name not in self.network.cells:
+                    raise ValueError(f"arm {arm_name(arm)}: cell {name!r} is not among network.cells")
+            for seed in arm.seeds or ():
+                if seed not in self.seeds:
+                    raise ValueError(f"arm {arm_name(arm)}: seed {seed} is not among seeds")
+        names = [arm_name(arm) for arm in self.arms]
+        declared = self.primary if self.primary != PrimarySection() else None
+        for key in ("arm", "against") if declared else ():
+            if getattr(declared, key) not in {*STANDING, *names}:
+                raise ValueError(f"primary.{key}: {unknown(getattr(declared, key), [*STANDING, *names], 'arm')}")
+        for key in ("cell", "against_cell") if declared else ():
+            if getattr(declared, key) not in ("", *self.network.cells):
+                raise ValueError(f"primary.{key}: {getattr(declared, key)!r} is not among network.cells")
+        asked = [("sweeps", self.sweeps), *(("continual", section) for section in self.continual)]
+        for where, section in asked:
+            for name in section.arms if "arms" in section.model_fields_set else ():
+                if name not in {*STANDING, *names}:
+                    raise ValueError(f"{where}.arms: {unknown(name, [*STANDING, *names], 'arm')}")
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise ValueError(
+                f"two arms are {twice[0]!r}: arms differ in rule, optimiser, constants, normaliser, supervision, what "
+                "learns, or being averaged; another rate, decay of an average, seed or cell goes into another config"
+            )
+        return self
+
+
+def arm_name(arm: ArmSection) -> str:
+    """The name of an arm, from its parts: that of `bci_adapt.results.table.ARMS` (``window4_rmsprop``, ``readout``) for
+    the arms of the published runs, else its parts in words (``window2 + Adam + EMA``).
+    """
+    from bci_adapt.results.table import ARMS
+
+    special = _SPECIAL.get((arm.rule_text, arm.optimizer_text, arm.supervision, arm.learns, arm.weights))
+    if special and arm.normaliser == "causal" and arm.average is None and not arm.take_turns and arm.learn_every == 1:
+        return special
+    plain = arm.supervision == "true" and arm.learns is None and arm.weights == "pretrained"
+    parts = [arm.rule_text, arm.optimizer_text, *(["ema"] if arm.average else []), *(["turns"] * arm.take_turns)]
+    parts += [f"every{arm.learn_every}"] if arm.learn_every > 1 else []
+    key = "_".join(parts) + ("_fixed" if arm.normaliser == "fixed" else "")
+    if plain and key in ARMS:
+        return key
+    optimizer = arm.optimizer_type.__name__ + _listed(arm.optimizer_constants)
+    words = " + ".join([arm.rule_text, optimizer, *(["EMA"] if arm.average else [])])
+    also = [
+        *([f"{' and '.join(arm.learns)} only"] if arm.learns else []),
+        *(["fixed normaliser"] if arm.normaliser == "fixed" else []),
+        *(["in turns"] if arm.take_turns else []),
+        *([f"every {arm.learn_every} labels"] if arm.learn_every > 1 else []),
+        *([f"{arm.supervision} labels"] if arm.supervision != "true" else []),
+        *(["random weights"] if arm.weights == "random" else []),
+    ]
+    return ", ".join([words, *also])
+
+
+# Arms that go by a word of their own: (rule, optimiser, supervision, what learns, weights).
+_SPECIAL = {
+    ("readout", "rmsprop", "true", None, "pretrained"): "readout",
+    ("readout", "rmsprop", "true", ("output_bias",), "pretrained"): "output_bias",
+    ("immediate", "rmsprop", "true", ("input", "bias", "recurrent"), "pretrained"): "recurrent",
+    ("immediate", "rmsprop", "true", None, "random"): "from_random",
+    ("immediate", "rmsprop", "intention", None, "pretrained"): "intention",
+    ("immediate", "rmsprop", "pseudo", None, "pretrained"): "pseudo",
+}
+
+
+# -------------------------------------------------------------------------------------------- reading a config
+
+
+def load_config(path: Path | str, settings: Sequence[str] = (), data: Path | str | None = None) -> Config:
+    """Read and check a TOML config.
+
+    Parameters
+    ----------
+    settings : ``key=value`` overrides, the key dotted (``network.n_hidden=32``), the value TOML or plain text.
+        ``targets`` by itself is a comma-separated list that replaces the targets of every pair.
+    data : folder of NWB files that takes the place of the config's source.
+
+    Raises
+    ------
+    InputError
+        naming the file and key: unreadable, not TOML, an unknown key (with the nearest known one), an impossible value.
+    """
+    raw = read_toml(path)
+    for setting in settings:
+        _override(raw, setting)
+    if data is not None:
+        raw["source"] = {"kind": "folder", "path": str(data)}
+    return parse_config(raw, str(path))
+
+
+def read_toml(path: Path | str, what: str = "a TOML config") -> dict[str, Any]:
+    """What a TOML file holds; `InputError` naming it and `what` it should be where it cannot be read."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: expected {what}, it cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from error
+
+
+def parse_config(raw: dict[str, Any], origin: str) -> Config:
+    """Check a config that was read from `origin`; `InputError` as in `load_config`."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(f"{origin}: " + "; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _override(raw: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set takes key=value, got {setting!r}")
+    if key == "targets":
+        parts = [part for part in text.split(",") if part]
+        targets = [int(part) if part.removeprefix("-").isdigit() and len(part) < 4 else part for part in parts]
+        raw["pairs"] = [{**pair, "targets": targets} for pair in raw.get("pairs", [])]
+        return
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, last = key.split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise InputError(f"--set {key}: {section} is a list or a value, not a section; edit the config file")
+    raw[last] = value
+
+
+def _explain(problem: Any) -> str:
+    where = [str(part) for part in problem["loc"] if part not in ("simulated", "folder", "files", "dandi")]
+    key = ".".join(where)
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(problem["loc"][:-1])
+        close = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(known)})"
+        return f"unknown key {key!r}{hint}"
+    if problem["type"] == "missing":
+        return f"key {key!r} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem.get("input")
+    given = list(given) if isinstance(given, tuple) else given
+    shown = f", got {given!r}" if isinstance(given, str | int | float | list) and len(repr(given)) < 80 else ""
+    return f"{key}: {message}{shown}" if key else message
+
+
+def _keys_at(location: Sequence[Any]) -> list[str]:
+    sections: dict[str, type[_Section]] = {
+        "pairs": PairSection, "network": NetworkSection, "linear": LinearSection, "arms": ArmSection,
+        "continual": ContinualSection, "tuning": TuningSection, "primary": PrimarySection, "sweeps": SweepSection,
+        "controls": ControlSection, "files": FilesSource,
+        "thresholds": ThresholdSection, "simulated": SimulatedSource, "folder": FolderSource,
+        "dandi": DandiSource, "channels": ChannelSection,
+    }  # fmt: skip
+    named = [sections[part] for part in location if part in sections]
+    return list((named[-1] if named else Config).model_fields)
+
+
+def to_toml(values: Mapping[str, Any], prefix: str = "") -> str:
+    """A config as TOML: plain values first, then sections and lists of sections, by their full names."""
+    plain, sections = [], []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            sections.append(f"[{name}]\n{to_toml(value, name + '.')}")
+        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            sections += [f"[[{name}]]\n{to_toml(item, name + '.')}" for item in value]
+        else:
+            plain.append(f"{key} = {json.dumps(value, ensure_ascii=False)}\n")
+    return "".join(plain) + ("\n" if plain and sections else "") + "\n".join(sections)
