@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bci_adapt import predicting
 from bci_adapt.archive.sources.simulated import FIRST_DAY
 from bci_adapt.cli import deciding
 from bci_adapt.data import simulate
@@ -19,6 +18,7 @@ from bci_adapt.data.sessions import read_session, write_session
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.wiener import WienerDecoder
 from bci_adapt.errors import InputError
+from bci_adapt.live import predicting
 
 KINDS = ("mon", "rates", "swapped", "late", "same")
 

@@ -14,7 +14,7 @@ import xarray as xr
 from test_cli_deciding import write_day
 
 import bci_adapt as ba
-from bci_adapt import decoders, deploying, predicting
+from bci_adapt import decoders
 from bci_adapt.data.labelled import session_arrays
 from bci_adapt.data.prepare import prepare
 from bci_adapt.data.sessions import write_session
@@ -22,6 +22,8 @@ from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import cache_root
+from bci_adapt.live import adapting as deploying
+from bci_adapt.live import predicting
 from bci_adapt.metrics import r2
 
 KINDS = ("mon", "rates", "late")
@@ -191,7 +193,7 @@ def test_a_saved_decoder_is_read_in_another_place_and_process(days, decoder, tmp
     (tmp_path / "moved.npz").write_bytes(decoder.read_bytes())
     env = {**os.environ, "BCI_ADAPT_CACHE": str(cache_root())}  # where compiled loops are
     script = (
-        "import sys; from bci_adapt.predicting import predict\n"
+        "import sys; from bci_adapt.live.predicting import predict\n"
         f"print(float(abs(predict('moved.npz', {str(days[2])!r})[0]['predicted_velocity']).sum()))"
     )
     done = subprocess.run(

@@ -204,7 +204,7 @@ def predict(
 
     Example: [cyan]bci-adapt predict tue.npz wed.nwb -o wed.nc[/]
     """
-    from bci_adapt import predicting
+    from bci_adapt.live import predicting
 
     if missing not in ("refuse", "zero"):
         raise InputError(f"--missing takes refuse or zero, got {missing!r}")

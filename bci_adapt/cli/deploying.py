@@ -11,7 +11,7 @@ from bci_adapt.cli.common import JsonFile, Quiet, app, out, progress, teller, wr
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
-    from bci_adapt.deploying import Adapted
+    from bci_adapt.live.adapting import Adapted
 
 
 @app.command()
@@ -47,7 +47,7 @@ def pretrain(
 
     Example: [cyan]bci-adapt pretrain mon.nwb tue.nwb wed.nwb -o decoder.npz[/]
     """
-    from bci_adapt import deploying
+    from bci_adapt.live import adapting as deploying
 
     _must_end(output, ".npz", sessions)
     with progress(quiet) as bar:
@@ -83,7 +83,8 @@ def adapt(
 
     Example: [cyan]bci-adapt adapt decoder.npz thu.nwb -o thu.npz --predictions thu.nc[/]
     """
-    from bci_adapt import deploying, predicting
+    from bci_adapt.live import adapting as deploying
+    from bci_adapt.live import predicting
     from bci_adapt.results.table import json_safe
 
     if missing not in ("refuse", "zero"):

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from bci_adapt import predicting
 from bci_adapt.data import channels
 from bci_adapt.data import from_arrays as arrays
 from bci_adapt.data.binning import bin_ticks, whole_bins
@@ -19,6 +18,7 @@ from bci_adapt.decoders import recommended
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.errors import InputError
 from bci_adapt.ground.text import clean
+from bci_adapt.live import predicting
 from bci_adapt.metrics import r2
 
 BIN_S = 0.05
