@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from bci_adapt import bench
+from bci_adapt.cli.bench import learning as bench
 from bci_adapt.decoders import recommended
 from bci_adapt.learning.credit.base import rule
 

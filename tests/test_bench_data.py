@@ -12,7 +12,7 @@ import pytest
 from nwb_files import spikes_file
 from rich.console import Console
 
-from bci_adapt import bench_data
+from bci_adapt.cli.bench import data as bench_data
 from bci_adapt.data import faults as quality
 from bci_adapt.data import nwb
 from bci_adapt.data.layouts import reading

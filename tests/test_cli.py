@@ -119,7 +119,7 @@ def test_bad_input_is_one_line_and_exit_code_2(call, recording, tmp_path, monkey
 
 
 def test_bench_smoke(call, tmp_path, monkeypatch):
-    from bci_adapt import bench
+    from bci_adapt.cli.bench import learning as bench
 
     plan = bench.Plan([bench.Case("tanh", 8, 4)], [], [], [], [], [], 1e-3, 2, 10)  # test_bench has the others
     monkeypatch.setattr(bench, "_plan", lambda quick: plan)

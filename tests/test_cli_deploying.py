@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
-from test_cli_deciding import write_day
+from test_cli_comparing import write_day
 
 import bci_adapt as ba
 from bci_adapt import decoders

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from test_cli_deciding import KINDS, write_day
+from test_cli_comparing import KINDS, write_day
 
-from bci_adapt.cli import deciding
+from bci_adapt.cli import comparing
 from bci_adapt.data.drift import Settings, day, drift
 from bci_adapt.data.prepare import prepare
 from bci_adapt.experiment import explain as explaining
@@ -51,8 +51,8 @@ def run(tmp_path_factory):
     ]
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()):
         patch.setenv("BCI_ADAPT_CACHE", str(folder / "cache"))
-        patch.setattr(deciding, "QUICK", LESS)
-        patch.setattr(deciding, "ARMS", deciding.ARMS[:1])
+        patch.setattr(comparing, "QUICK", LESS)
+        patch.setattr(comparing, "ARMS", comparing.ARMS[:1])
         patch.setattr(sys, "argv", ["bci-adapt", *arguments])
         with pytest.raises(SystemExit) as done:
             cli.main()

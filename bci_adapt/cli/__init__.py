@@ -9,7 +9,7 @@ import sys
 # in the order of --help
 from bci_adapt.cli import (  # noqa: F401
     benchmarks,
-    deciding,
+    comparing,
     deploying,
     drifting,
     experiments,

@@ -23,7 +23,7 @@ def bench_learning(
 
     Example: [cyan]bci-adapt bench learning --json bench.json[/]
     """
-    from bci_adapt.bench import JAX, JAX_HINT, learning, tables
+    from bci_adapt.cli.bench.learning import JAX, JAX_HINT, learning, tables
 
     with progress(json_file == "-") as bar:
         task = bar.add_task("measuring", total=None) if bar is not None else None
@@ -51,7 +51,7 @@ def bench_data(
 
     Example: [cyan]bci-adapt bench data --json bench_data.json[/]
     """
-    from bci_adapt.bench_data import data, tables
+    from bci_adapt.cli.bench.data import data, tables
 
     with progress(json_file == "-") as bar:
         task = bar.add_task("measuring", total=None) if bar is not None else None

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from bci_adapt.archive.sources.simulated import FIRST_DAY
-from bci_adapt.cli import deciding
+from bci_adapt.cli import comparing
 from bci_adapt.data import simulate
 from bci_adapt.data.labelled import described, session_arrays
 from bci_adapt.data.nwb_writing import write_recording
@@ -52,7 +52,7 @@ def write_day(folder, number, kind, *, duration_s=150.0, n_units=20, subject="Si
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("deciding")
+    return tmp_path_factory.mktemp("comparing")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def decoder(folder, days):
 
 def config(files, target=None, **options):
     given = {"bin_s": 0.05, "stream_s": 600.0, "label_delay_s": 0.5, "cells": None, "seeds": None, "quick": False}
-    return deciding.compare_config(files, target, **given | options, workers=0)
+    return comparing.compare_config(files, target, **given | options, workers=0)
 
 
 # ------------------------------------------------------------------------------------------------------ compare
