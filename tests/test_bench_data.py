@@ -13,10 +13,10 @@ from nwb_files import spikes_file
 from rich.console import Console
 
 from bci_adapt.cli.bench import data as bench_data
-from bci_adapt.data import faults as quality
-from bci_adapt.data import nwb
-from bci_adapt.data.layouts import reading
+from bci_adapt.data import faults, nwb
+from bci_adapt.data.layouts import grids, reading
 from bci_adapt.data.prepare import prepare
+from bci_adapt.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_layout_that_reads_waveforms_is_found_out(path, monkeypatch):
     monkeypatch.setattr(
         reading, "read_trials", lambda file, n: (file.array("units/waveforms"), read_trials(file, n))[1]
     )
-    with pytest.raises(reading.InputError, match="units/waveforms cannot be read"):
+    with pytest.raises(InputError, match="units/waveforms cannot be read"):
         prepare(path, 0.02)
 
 
@@ -140,8 +140,8 @@ def test_an_array_is_kept_for_the_next_who_asks_alone(tmp_path, monkeypatch):
 def test_blocks_of_spikes_change_nothing(tmp_path, monkeypatch, block):
     path = spikes_file(tmp_path / "a.nwb")
     whole = prepare(path, 0.05)
-    monkeypatch.setattr(reading, "BLOCK", block)
-    monkeypatch.setattr(quality, "_SPIKES", block)
+    monkeypatch.setattr(grids, "BLOCK", block)
+    monkeypatch.setattr(faults, "_SPIKES", block)
     assert prepare(path, 0.05).identical(whole)
 
 
@@ -165,8 +165,8 @@ def slow_statistics(times_ms, unit, channel_of_unit, n_channels):
 def test_statistics_are_those_of_the_definition_however_windows_share_places(
     monkeypatch, in_order, places, n_units, n_channels
 ):
-    monkeypatch.setattr(quality, "_SPIKES", 37)
-    monkeypatch.setattr(quality, "_MAX_PLACES", places)
+    monkeypatch.setattr(faults, "_SPIKES", 37)
+    monkeypatch.setattr(faults, "_MAX_PLACES", places)
     rng = np.random.default_rng(n_units)
     unit = rng.integers(0, n_units, 400)
     times_ms = rng.integers(-400, 400, 400) / 4
@@ -174,7 +174,7 @@ def test_statistics_are_those_of_the_definition_however_windows_share_places(
         order = np.lexsort((times_ms, unit))
         unit, times_ms = unit[order], times_ms[order]
     channel_of_unit = rng.integers(0, n_channels, n_units)
-    found = quality.spike_statistics(times_ms / 1000, unit, channel_of_unit, n_channels)
+    found = faults.spike_statistics(times_ms / 1000, unit, channel_of_unit, n_channels)
     expected = slow_statistics(times_ms, unit, channel_of_unit, n_channels)
     assert expected["n_coincident"].any()
     for name, values in expected.items():

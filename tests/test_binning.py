@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bci_adapt.data import binning
-from bci_adapt.data.layouts.reading import Grid
+from bci_adapt.data.layouts.grids import Grid
 from bci_adapt.errors import InputError
 
 

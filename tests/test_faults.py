@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bci_adapt.data import faults as quality
+from bci_adapt.data import faults
 from bci_adapt.data.prepare import prepare
 from bci_adapt.errors import InputError
 
@@ -21,40 +21,40 @@ def test_silence_counts_only_beyond_its_limit_and_within_a_segment():
     counts = np.ones((100, 3), np.uint16)
     counts[10:30] = 0  # exactly 1 s at 50 ms
     counts[40:61] = 0
-    assert np.flatnonzero(quality.silent_bins(counts, ONE, 0.05, 1.0)).tolist() == list(range(40, 61))
+    assert np.flatnonzero(faults.silent_bins(counts, ONE, 0.05, 1.0)).tolist() == list(range(40, 61))
     halves = (np.arange(100) >= 50).astype(np.int32)
-    assert not quality.silent_bins(counts, halves, 0.05, 1.0).any()
+    assert not faults.silent_bins(counts, halves, 0.05, 1.0).any()
     counts[50, 1] = 1
-    assert not quality.silent_bins(counts, ONE, 0.05, 1.0).any()
+    assert not faults.silent_bins(counts, ONE, 0.05, 1.0).any()
 
 
 def test_runs_at_the_edges_of_a_recording():
     silent, still = np.zeros((100, 3), np.uint16), np.ones((100, 2))
-    assert quality.silent_bins(silent, ONE, 0.05, 1.0).all()
-    assert quality.still_bins(still, ONE, 0.05, 4.9, 0.0).all()
-    assert not quality.silent_bins(silent, ONE, 0.05, 5.0).any()  # 100 bins last 5 s, not longer
-    assert not quality.still_bins(still, ONE, 0.05, 5.0, 0.0).any()
+    assert faults.silent_bins(silent, ONE, 0.05, 1.0).all()
+    assert faults.still_bins(still, ONE, 0.05, 4.9, 0.0).all()
+    assert not faults.silent_bins(silent, ONE, 0.05, 5.0).any()  # 100 bins last 5 s, not longer
+    assert not faults.still_bins(still, ONE, 0.05, 5.0, 0.0).any()
     for rows in (slice(0, 30), slice(70, 100)):
         counts, position = np.ones((100, 3), np.uint16), np.arange(200.0).reshape(100, 2)
         counts[rows], position[rows] = 0, 7.0
         expected = list(range(rows.start, rows.stop))
-        assert np.flatnonzero(quality.silent_bins(counts, ONE, 0.05, 1.0)).tolist() == expected
-        assert np.flatnonzero(quality.still_bins(position, ONE, 0.05, 1.0, 0.0)).tolist() == expected
-    assert quality.silent_bins(silent[:0], ONE[:0], 0.05, 1.0).shape == (0,)
+        assert np.flatnonzero(faults.silent_bins(counts, ONE, 0.05, 1.0)).tolist() == expected
+        assert np.flatnonzero(faults.still_bins(position, ONE, 0.05, 1.0, 0.0)).tolist() == expected
+    assert faults.silent_bins(silent[:0], ONE[:0], 0.05, 1.0).shape == (0,)
     halves = (np.arange(100) >= 50).astype(np.int32)
-    assert not quality.still_bins(still, halves, 0.05, 3.0, 0.0).any()
+    assert not faults.still_bins(still, halves, 0.05, 3.0, 0.0).any()
     still[60] = np.nan  # what is not known is not still, wherever the cursor rests
-    assert np.flatnonzero(quality.still_bins(still - 1.0, ONE, 0.05, 2.5, 0.0)).tolist() == list(range(60))
+    assert np.flatnonzero(faults.still_bins(still - 1.0, ONE, 0.05, 2.5, 0.0)).tolist() == list(range(60))
     for row, flagged in ((49, [46, 47, 48, 49]), (50, [50, 51, 52, 53])):
         fast = np.where(np.arange(100) == row, 200.0, 0.0)[:, None]
-        assert np.flatnonzero(quality.fast_bins(fast, halves, 150.0, 3)).tolist() == flagged
-    assert not quality.fast_bins(np.full((100, 2), np.nan), ONE, 150.0, 3).any()
+        assert np.flatnonzero(faults.fast_bins(fast, halves, 150.0, 3)).tolist() == flagged
+    assert not faults.fast_bins(np.full((100, 2), np.nan), ONE, 150.0, 3).any()
 
 
 def test_units_of_length_are_understood_or_not_at_all():
     known = {"m": 100, "meters/s": 100, "cm/s": 1, "Centimeters": 1, "mm": 0.1, "millimetre per second": 0.1}
-    assert {unit: quality.cm_per_unit(unit) for unit in known} == known
-    assert [quality.cm_per_unit(unit) for unit in ("ms", "", "a.u.", "pixels", "s")] == [None] * 5
+    assert {unit: faults.cm_per_unit(unit) for unit in known} == known
+    assert [faults.cm_per_unit(unit) for unit in ("ms", "", "a.u.", "pixels", "s")] == [None] * 5
 
 
 def test_standing_still_is_not_slow_movement():
@@ -62,32 +62,32 @@ def test_standing_still_is_not_slow_movement():
     position = np.hstack([np.sin(t / 5.0), np.cos(t / 5.0)]) * 3
     position[100:320] = 1.0
     segment = np.zeros(400, np.int32)
-    assert np.flatnonzero(quality.still_bins(position, segment, 0.05, 10.0, 0.0)).tolist() == list(range(100, 320))
+    assert np.flatnonzero(faults.still_bins(position, segment, 0.05, 10.0, 0.0)).tolist() == list(range(100, 320))
     creeping = position.copy()
     creeping[100:320, 0] = 1.0 + 0.01 * np.arange(220)
-    assert not quality.still_bins(creeping, segment, 0.05, 10.0, 0.1).any()
+    assert not faults.still_bins(creeping, segment, 0.05, 10.0, 0.1).any()
     flicker = position.copy()
     flicker[100:320, 0] += 0.05 * (np.arange(220) % 2)
-    assert quality.still_bins(flicker, segment, 0.05, 10.0, 0.1).sum() >= 220
-    assert not quality.still_bins(position[:290], segment[:290], 0.05, 10.0, 0.0).any()
+    assert faults.still_bins(flicker, segment, 0.05, 10.0, 0.1).sum() >= 220
+    assert not faults.still_bins(position[:290], segment[:290], 0.05, 10.0, 0.0).any()
 
 
 def test_fast_bins_take_their_neighbours():
     velocity = np.zeros((100, 2))
     velocity[[1, 50]] = [120.0, 120.0]  # 170 in length
     velocity[70] = [100.0, 100.0]  # 141
-    flagged = np.flatnonzero(quality.fast_bins(velocity, ONE, 150.0, 3)).tolist()
+    flagged = np.flatnonzero(faults.fast_bins(velocity, ONE, 150.0, 3)).tolist()
     assert flagged == [0, 1, 2, 3, 4, *range(47, 54)]
 
 
 def test_agreement_of_velocities():
     derived = np.random.default_rng(0).standard_normal((200, 2))
     usable = np.ones((200, 2), bool)
-    correlation, factor = quality.velocity_agreement(2 * derived + 5, derived, usable)
+    correlation, factor = faults.velocity_agreement(2 * derived + 5, derived, usable)
     assert (correlation, factor) == (pytest.approx(1.0), pytest.approx(2.0))
-    assert np.isnan(quality.velocity_agreement(derived * 0, derived, usable)[0])
+    assert np.isnan(faults.velocity_agreement(derived * 0, derived, usable)[0])
     with pytest.raises(InputError, match="silent_s"):
-        quality.Thresholds(silent_s=-1)
+        faults.Thresholds(silent_s=-1)
 
 
 def test_faulty_days_are_found_by_rule(real_data):
@@ -149,7 +149,7 @@ def slow_statistics(ticks, units, channel_of_unit, n_channels):
 def test_spike_statistics_equal_a_slow_loop(drawn):
     n_channels, channel_of_unit, spikes = drawn
     ticks, units = [tick for tick, _ in spikes], [unit % len(channel_of_unit) for _, unit in spikes]
-    found = quality.spike_statistics(np.array(ticks) / 1e6, units, channel_of_unit, n_channels)
+    found = faults.spike_statistics(np.array(ticks) / 1e6, units, channel_of_unit, n_channels)
     assert {name: values.tolist() for name, values in found.items()} == slow_statistics(
         ticks, units, channel_of_unit, n_channels
     )
@@ -158,7 +158,7 @@ def test_spike_statistics_equal_a_slow_loop(drawn):
 
 def test_edges_of_spike_statistics():
     def n(times_ms, units, channels, n_channels):
-        found = quality.spike_statistics(np.array(times_ms) / 1000, units, channels, n_channels)
+        found = faults.spike_statistics(np.array(times_ms) / 1000, units, channels, n_channels)
         return found["n_short_isi"].tolist(), found["n_coincident"].tolist()
 
     assert n([0.0, 1.0, 1.999, 2.999], [0] * 4, [0], 1) == ([1], [0])  # 1 ms exactly is not below it
@@ -170,7 +170,7 @@ def test_edges_of_spike_statistics():
     assert n([], [], [], 2) == ([0, 0], [0, 0])
     for arguments in (([0.1], [1], [0], 1), ([0.1], [0], [1], 1), ([0.1], [0, 0], [0], 1), ([np.nan], [0], [0], 1)):
         with pytest.raises(InputError):
-            quality.spike_statistics(*arguments)
+            faults.spike_statistics(*arguments)
 
 
 def test_contamination_is_what_was_mixed_in():
@@ -183,12 +183,12 @@ def test_contamination_is_what_was_mixed_in():
 
     for fraction in (0.05, 0.2):
         mixed = np.concatenate([train(30 * (1 - fraction)), train(30 * fraction)])
-        found = quality.spike_statistics(mixed, np.zeros(mixed.size, int), [0], 1)
-        share = quality.contamination(found["n_spikes"], found["n_short_isi"], duration_s)
+        found = faults.spike_statistics(mixed, np.zeros(mixed.size, int), [0], 1)
+        share = faults.contamination(found["n_spikes"], found["n_short_isi"], duration_s)
         assert share == pytest.approx([fraction], rel=0.1)
-    assert quality.contamination(np.array([100]), np.array([0]), 10.0).tolist() == [0.0]
-    assert quality.contamination(np.array([100]), np.array([50]), 10.0).tolist() == [0.5]  # beyond any mixture
-    assert np.isnan(quality.contamination(np.array([0]), np.array([0]), 10.0)).all()
+    assert faults.contamination(np.array([100]), np.array([0]), 10.0).tolist() == [0.0]
+    assert faults.contamination(np.array([100]), np.array([50]), 10.0).tolist() == [0.5]  # beyond any mixture
+    assert np.isnan(faults.contamination(np.array([0]), np.array([0]), 10.0)).all()
 
 
 def test_coincidence_is_judged_by_what_chance_gives():
@@ -196,12 +196,12 @@ def test_coincidence_is_judged_by_what_chance_gives():
     valid = np.ones(20_000, bool)
     for n_channels in (6, 30, 200):
         counts = rng.poisson(rng.uniform(0.1, 3, n_channels), (20_000, n_channels)).astype(np.uint16)
-        above, least = quality.coincident_bins(counts, valid, 0.001, 0.01)
+        above, least = faults.coincident_bins(counts, valid, 0.001, 0.01)
         assert (above >= least).sum() == 0
         assert least < 6 + 0.1 * n_channels  # and no laxer than it must be
         counts[77] += 10
         valid[88], counts[88] = False, 50
-        above, least = quality.coincident_bins(counts, valid, 0.001, 0.01)
+        above, least = faults.coincident_bins(counts, valid, 0.001, 0.01)
         assert np.flatnonzero(above >= least).tolist() == [77]
         valid[88] = True
 
@@ -219,39 +219,39 @@ def test_correlation_is_that_of_changes_within_segments(monkeypatch):
         expected = np.corrcoef(changes.T)
     np.fill_diagonal(expected, 0.0)
     for chunk in (2**14, 100):
-        monkeypatch.setattr(quality, "_CHUNK", chunk)
-        found = quality.correlations(counts + slow, segment, use)
+        monkeypatch.setattr(faults, "_CHUNK", chunk)
+        found = faults.correlations(counts + slow, segment, use)
         np.testing.assert_allclose(found, expected, atol=1e-12)
     assert np.abs(found[0]).max() < 0.1 < np.corrcoef((counts + slow)[:, :5].T)[0, 2]  # what is slow is not shared
     assert found[1, 4] == pytest.approx(1.0)
-    assert np.abs(quality.correlations(counts, segment, use)[5]).max() == 0  # never changes
-    assert quality.same_as_earlier(counts, use).tolist() == [-1, -1, -1, -1, 1, -1]
+    assert np.abs(faults.correlations(counts, segment, use)[5]).max() == 0  # never changes
+    assert faults.same_as_earlier(counts, use).tolist() == [-1, -1, -1, -1, 1, -1]
     counts[~use, 4] = 60
-    assert quality.same_as_earlier(counts, use)[4] == 1
-    assert quality.same_as_earlier(counts, ~use)[4] == -1
+    assert faults.same_as_earlier(counts, use)[4] == 1
+    assert faults.same_as_earlier(counts, ~use)[4] == -1
 
 
 def test_drift_has_unit_variance_without_drift_and_finds_it():
     rng = np.random.default_rng(0)
     rates = np.geomspace(1, 300, 3000)
     steady = rng.poisson(rates, (60, 3000)).astype(float)
-    ratio, z = quality.rate_drift(steady)
+    ratio, z = faults.rate_drift(steady)
     assert abs(z.mean()) < 0.1
     assert 0.75 < z.std() < 1.25
     assert np.abs(z).max() < 6
     halved = steady.copy()
     halved[40:] = rng.binomial(steady[40:].astype(int), 0.5)
-    ratio, z = quality.rate_drift(halved)
+    ratio, z = faults.rate_drift(halved)
     assert np.median(ratio[rates > 60]) == pytest.approx(-1, abs=0.05)
     assert z[rates > 60].max() < -5
     steady[45] = 1e4  # one bad block is not drift
-    assert np.abs(quality.rate_drift(steady)[1]).max() < 6
-    assert np.isnan(quality.rate_drift(steady[:8])).all()
+    assert np.abs(faults.rate_drift(steady)[1]).max() < 6
+    assert np.isnan(faults.rate_drift(steady[:8])).all()
     use = np.arange(100) % 10 > 0
-    sums = quality.block_sums(np.ones((100, 2), np.uint16), use, 20)
+    sums = faults.block_sums(np.ones((100, 2), np.uint16), use, 20)
     np.testing.assert_array_equal(sums, np.full((4, 2), 20.0))
-    assert quality.block_sums(np.ones((5, 2)), use[:5], 20).shape == (0, 2)
-    known = quality.robust_z(np.array([1.0, 2.0, 3.0, 100.0, np.nan]), 0.1)
+    assert faults.block_sums(np.ones((5, 2)), use[:5], 20).shape == (0, 2)
+    known = faults.robust_z(np.array([1.0, 2.0, 3.0, 100.0, np.nan]), 0.1)
     assert known[:4] == pytest.approx((np.array([1, 2, 3, 100]) - 2.5) / 1.4826)
     assert np.isnan(known[4])
 
@@ -262,7 +262,7 @@ def test_jumps_are_not_movement():
     segment = np.zeros(2000, np.int32)
 
     def found(position, segment=segment):
-        return np.flatnonzero(quality.position_jumps(position, segment, 10.0, 0.05)).tolist()
+        return np.flatnonzero(faults.position_jumps(position, segment, 10.0, 0.05)).tolist()
 
     assert found(smooth) == []
     for row in (1, 500, 1998):
@@ -297,11 +297,11 @@ def test_lag_is_found_on_either_side(lead):
     lags = np.arange(-6, 7)
     use = rng.random(n) < 0.9
     target[300:320] = np.nan
-    moments = quality.lag_moments(counts, target, segment, use, lags)
-    curve = quality.lag_correlation(moments)
+    moments = faults.lag_moments(counts, target, segment, use, lags)
+    curve = faults.lag_correlation(moments)
     assert curve.shape == (2, 13)
     assert lags[curve.mean(axis=0).argmax()] == lead
-    assert np.abs(lags[quality.lag_peaks(moments)] - lead).max() <= 1
+    assert np.abs(lags[faults.lag_peaks(moments)] - lead).max() <= 1
     assert curve.max() > 0.7
 
     # The first half is decoded by weights of the second: those, written out at the best lag.
@@ -319,9 +319,9 @@ def test_lag_is_found_on_either_side(lead):
     expected = [np.corrcoef(decoded[:, k], target[test + lead][:, k])[0, 1] for k in (0, 1)]
     assert curve[0, lead + 6] == pytest.approx(np.mean(expected), abs=1e-10 if same else 1e-3)
 
-    few = quality.lag_moments(counts[:80], target[:80], segment[:80], use[:80], lags)
+    few = faults.lag_moments(counts[:80], target[:80], segment[:80], use[:80], lags)
     assert few.shape == (0, 10, 13, 2, 5)
-    thin = quality.lag_moments(counts, target, segment, use, lags, max_rows=1500)
-    assert lags[quality.lag_correlation(thin).mean(axis=0).argmax()] == lead
+    thin = faults.lag_moments(counts, target, segment, use, lags, max_rows=1500)
+    assert lags[faults.lag_correlation(thin).mean(axis=0).argmax()] == lead
     counts[:, 3] = 0  # a dead channel changes nothing
-    assert quality.lag_correlation(quality.lag_moments(counts, target, segment, use, lags)).max() > 0.6
+    assert faults.lag_correlation(faults.lag_moments(counts, target, segment, use, lags)).max() > 0.6

@@ -13,13 +13,14 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from bci_adapt import __version__
-from bci_adapt.data import binning
-from bci_adapt.data import faults as quality
+from bci_adapt.data import binning, faults
 from bci_adapt.data.faults import Thresholds
-from bci_adapt.data.layouts.reading import Grid, Kinematics, grid_of_samples, require_one_clock, turns_apart
+from bci_adapt.data.layouts.grids import Grid, grid_of_samples
+from bci_adapt.data.layouts.reading import Kinematics, Neurons, on_grid, require_one_clock, turns_apart
+from bci_adapt.data.layouts.tables import Channels
 from bci_adapt.data.nwb import MAX_BYTES, MAX_ROWS
 from bci_adapt.data.prepare import finish, prepare
-from bci_adapt.data.sessions import BIN_EDGE, assemble, check, read_session, reserved
+from bci_adapt.data.sessions import BIN_EDGE, check, read_session, reserved
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import file_digest
 from bci_adapt.ground.text import clean
@@ -31,6 +32,8 @@ KEYS = (
 
 WORDS = ("unit", "target_kind", "session_id", "subject", "session_start")
 """Keys that hold a text."""
+
+NO_TRIALS = {**{f"trial_{name}_s": np.zeros(0) for name in ("start", "stop", "go")}, "trial_result": np.zeros(0, "U")}
 
 
 class _Given:
@@ -88,67 +91,20 @@ def session(
     if reserved(target_kind) or not target_kind.isidentifier():
         raise given.error("target_kind", f"cannot be {target_kind!r}: 'position', 'recorded_velocity', or another word")
     warnings: list[str] = []
-    statistics: dict[str, NDArray[np.int64]] = {}
     if spikes is not None:
-        times_s, index, n_channels = _spikes(given, spikes, spike_unit)
-        grid, rows = _bins(given, times_s, values, target_time_s, bin_s, warnings)
-        turns_apart(given, "spikes", times_s, index, 0)
-        require_one_clock(given, "spikes", times_s, grid)
-        binned = grid.counts(times_s, index, np.arange(n_channels), n_channels)
-        statistics = quality.spike_statistics(times_s, index, np.arange(n_channels), n_channels)
+        found = _binned_spikes(given, spikes, spike_unit, values, target_time_s, bin_s, warnings)
     else:
-        binned = _counts(given, counts)
-        grid = _rows(given, len(binned), target_time_s, bin_s)
-        rows = np.arange(len(binned))
-        if values is not None and len(values) != len(binned):
-            raise given.error("target", f"must have a row for each of {len(binned)} bins, found {len(values)}")
+        found = _binned_counts(given, counts, values, target_time_s, bin_s)
+    grid, rows, counted, statistics = found
     kinematics: Kinematics = {}
     if values is not None and rows is not None:
-        names = list(axes) if axes is not None else list("xyz")[: values.shape[1]]
-        if axes is None and values.shape[1] > 3:
-            names = [f"axis{i}" for i in range(values.shape[1])]
-        if len(names) != values.shape[1]:
-            raise given.error("axes", f"must name {values.shape[1]} columns, found {names}")
-        kinematics[target_kind] = binning.row_means(values, rows, grid.starts.size), unit, names
-    labels = [str(name) for name in channels] if channels is not None else [f"ch{i}" for i in range(binned.shape[1])]
-    if len(labels) != binned.shape[1]:
-        raise given.error("channels", f"must name {binned.shape[1]} channels, found {len(labels)}")
-    made = assemble(
-        time_s=grid.ends_s,
-        counts=binned,
-        segment=grid.segment,
-        valid=~grid.overlapping,
-        channels=labels,
-        kinematics=kinematics,
-        trials={
-            **{f"trial_{name}_s": np.zeros(0) for name in ("start", "stop", "go")},
-            "trial_result": np.zeros(0, "U"),
-        },
-        statistics=statistics,
-        attrs={
-            "session_id": session_id,
-            "subject": subject,
-            "session_start": _moment(given, session_start),
-            "bin_s": float(bin_s),
-            "bin_edge": BIN_EDGE,
-            **dict.fromkeys(("source_file", "source_sha256", "licence", "description"), ""),
-            **dict.fromkeys(("dandiset", "dandiset_version", "asset_path"), ""),
-            "layout": "arrays",
-            "code_version": __version__,
-            "channel_identity": "electrode" if channels is not None else "column",
-            "parameters": json.dumps({"bin_s": float(bin_s), "target_kind": target_kind}),
-            "warnings": warnings,
-            "thresholds": {},
-            **(about or {}),
-        },
-    )
+        binned = binning.row_means(values, rows, grid.starts.size)
+        kinematics = {target_kind: (binned, unit, _axis_names(given, axes, binned.shape[1]))}
+    neurons = Neurons(counted, _channels(given, channels, counted.shape[1]), ~grid.overlapping, statistics)
+    attrs = _attrs(given, subject, session_start, bin_s, neurons.channels.identity, target_kind, warnings)
+    made = on_grid(grid, neurons, kinematics, NO_TRIALS, attrs | dict(about or {}))
     finish(made, thresholds or Thresholds())
-    usable = np.count_nonzero(made["counts"].values[made["valid"].values].any(axis=0))
-    if usable < 2:
-        raise given.error(
-            "spikes", f"of {usable} channels fall into its bins, at least two are needed: is it one clock?"
-        )
-    check(made)
+    _check(given, made)
     return made
 
 
@@ -223,6 +179,43 @@ def _arrays_of(path: Path) -> dict[str, Any] | None:
     return made
 
 
+def _check(given: _Given, made: xr.Dataset) -> None:
+    """Refuse what a clock of the spikes other than that of the bins leaves empty, and whatever breaks the schema."""
+    usable = np.count_nonzero(made["counts"].values[made["valid"].values].any(axis=0))
+    if usable < 2:
+        raise given.error(
+            "spikes", f"of {usable} channels fall into its bins, at least two are needed: is it one clock?"
+        )
+    check(made)
+
+
+def _attrs(
+    given: _Given,
+    subject: str,
+    session_start: str,
+    bin_s: float,
+    channel_identity: str,
+    target_kind: str,
+    warnings: list[str],
+) -> dict[str, Any]:
+    """Attributes of a session, of which `finish` completes thresholds and turns the warnings into JSON."""
+    return {
+        "session_id": given.session_id,
+        "subject": subject,
+        "session_start": _moment(given, session_start),
+        "bin_s": float(bin_s),
+        "bin_edge": BIN_EDGE,
+        **dict.fromkeys(("source_file", "source_sha256", "licence", "description"), ""),
+        **dict.fromkeys(("dandiset", "dandiset_version", "asset_path"), ""),
+        "layout": "arrays",
+        "code_version": __version__,
+        "channel_identity": channel_identity,
+        "parameters": json.dumps({"bin_s": float(bin_s), "target_kind": target_kind}),
+        "warnings": warnings,
+        "thresholds": {},
+    }
+
+
 def _numbers(given: _Given, values: Any, name: str) -> NDArray[np.float64]:
     try:
         return np.asarray(values, dtype=np.float64)
@@ -235,6 +228,57 @@ def _table(given: _Given, values: ArrayLike, name: str) -> NDArray[np.float64]:
     if table.ndim not in (1, 2) or not table.size:
         raise given.error(name, f"must be (n,) or (n, columns) and not empty, found {table.shape}")
     return table.reshape(len(table), -1)
+
+
+Binned = tuple[Grid, NDArray[np.int64] | None, NDArray[np.uint16], dict[str, NDArray[np.int64]]]
+"""Bins, the bin of each row of the target, counts (n_bins, n_channels), and statistics of the spike times."""
+
+
+def _binned_spikes(
+    given: _Given,
+    spikes: Any,
+    spike_unit: ArrayLike | None,
+    values: NDArray[np.float64] | None,
+    target_time_s: ArrayLike | None,
+    bin_s: float,
+    warnings: list[str],
+) -> Binned:
+    times_s, index, n_channels = _spikes(given, spikes, spike_unit)
+    grid, rows = _bins(given, times_s, values, target_time_s, bin_s, warnings)
+    turns_apart(given, "spikes", times_s, index, 0)
+    require_one_clock(given, "spikes", times_s, grid)
+    every = np.arange(n_channels)
+    counted = grid.counts(times_s, index, every, n_channels)
+    return grid, rows, counted, faults.spike_statistics(times_s, index, every, n_channels)
+
+
+def _binned_counts(
+    given: _Given,
+    counts: Any,
+    values: NDArray[np.float64] | None,
+    ends_s: ArrayLike | None,
+    bin_s: float,
+) -> Binned:
+    counted = _counts(given, counts)
+    grid = _rows(given, len(counted), ends_s, bin_s)
+    if values is not None and len(values) != len(counted):
+        raise given.error("target", f"must have a row for each of {len(counted)} bins, found {len(values)}")
+    return grid, np.arange(len(counted)), counted, {}
+
+
+def _axis_names(given: _Given, axes: Sequence[str] | None, n_axes: int) -> list[str]:
+    if axes is None:
+        return list("xyz")[:n_axes] if n_axes <= 3 else [f"axis{i}" for i in range(n_axes)]
+    if len(axes) != n_axes:
+        raise given.error("axes", f"must name {n_axes} columns, found {list(axes)}")
+    return list(axes)
+
+
+def _channels(given: _Given, channels: Sequence[str] | None, n_channels: int) -> Channels:
+    names = [str(name) for name in channels] if channels is not None else [f"ch{i}" for i in range(n_channels)]
+    if len(names) != n_channels:
+        raise given.error("channels", f"must name {n_channels} channels, found {len(names)}")
+    return Channels(names, np.arange(n_channels), "electrode" if channels is not None else "column", [])
 
 
 def _spikes(

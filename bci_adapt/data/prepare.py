@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from bci_adapt.data import binning
-from bci_adapt.data import faults as quality
+from bci_adapt.data import binning, faults
 from bci_adapt.data.faults import Thresholds
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.tables import electrodes_used
@@ -61,7 +60,7 @@ def prepare(
     spikes, targets : paths inside the file to read as spikes and as kinematics, with the layout ``generic``.
     provenance : attributes that say where the file is from (`dandiset`, `dandiset_version`, `asset_path`, `licence`).
 
-    Values that rules of `quality` flag stay in place with their masks False. `InputError` names the file and what
+    Values that rules of `faults` flag stay in place with their masks False. `InputError` names the file and what
     cannot be used; nothing is then left at `out`.
     """
     binning.bin_ticks(bin_s)
@@ -153,7 +152,7 @@ def finish(session: xr.Dataset, thresholds: Thresholds) -> None:
         if flags.any():
             warnings.append(f"{what}: {figures[name]:.1f} s ({100 * flags.mean():.1f} % of the bins) masked")
 
-    silent = quality.silent_bins(counts, segment, bin_s, thresholds.silent_s)
+    silent = faults.silent_bins(counts, segment, bin_s, thresholds.silent_s)
     note("silent_s", silent, f"every channel silent for more than {thresholds.silent_s:g} s")
     session["valid"].values &= ~silent
     if "position" in session:
@@ -162,23 +161,23 @@ def finish(session: xr.Dataset, thresholds: Thresholds) -> None:
         about = {"units": f"{unit}/s", "derived": "(p_i - p_{i-1}) / bin_s"}
         dims = "time", "axis"
         session.update({"velocity": (dims, velocity, about), "velocity_valid": (dims, np.isfinite(velocity))})
-        scale = quality.cm_per_unit(unit)
+        scale = faults.cm_per_unit(unit)
         if scale is None:
             warnings.append(
                 f"position has unit {unit!r}: no limit of speed applies, standing still means no movement at all"
             )
         extent = thresholds.still_extent_cm / scale if scale else 0.0
-        still = quality.still_bins(position, segment, bin_s, thresholds.still_s, extent)
+        still = faults.still_bins(position, segment, bin_s, thresholds.still_s, extent)
         within = f"cursor within {thresholds.still_extent_cm if scale else 0:g} cm"
         note("still_s", still, f"{within} for more than {thresholds.still_s:g} s")
         for name in ("position", "velocity", "recorded_velocity"):
             if name in session and session[name].dims[1] == "axis":
                 session[f"{name}_valid"].values &= ~still[:, None]
     for name in kinematic_names(session):
-        speed_scale = quality.cm_per_unit(str(session[name].attrs["units"]))
+        speed_scale = faults.cm_per_unit(str(session[name].attrs["units"]))
         if name.endswith("velocity") and speed_scale:
             limit = thresholds.max_speed_cm_s / speed_scale
-            fast = quality.fast_bins(session[name].values, segment, limit, thresholds.speed_neighbours)
+            fast = faults.fast_bins(session[name].values, segment, limit, thresholds.speed_neighbours)
             note(
                 f"fast_{name}_s",
                 fast,
@@ -201,8 +200,8 @@ def _agreement(session: xr.Dataset, thresholds: Thresholds, warnings: list[str])
     """Correlation and scale of the recorded velocity against the derived one; a warning where they disagree."""
     recorded, velocity = session["recorded_velocity"].values, session["velocity"].values
     both = session["velocity_valid"].values & np.isfinite(recorded)
-    correlation, factor = quality.velocity_agreement(recorded, velocity, both)
-    units = [quality.cm_per_unit(str(session[name].attrs["units"])) for name in ("recorded_velocity", "velocity")]
+    correlation, factor = faults.velocity_agreement(recorded, velocity, both)
+    units = [faults.cm_per_unit(str(session[name].attrs["units"])) for name in ("recorded_velocity", "velocity")]
     factor *= units[0] / units[1] if units[0] and units[1] else 1.0
     if not correlation >= thresholds.min_agreement or not 0.5 < factor < 2:
         warnings.append(

@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from bci_adapt.data import faults as quality
+from bci_adapt.data import faults
 from bci_adapt.data.binning import TICKS_PER_S, bin_ticks, segment_slices, to_ticks
 from bci_adapt.data.faults import Thresholds
 from bci_adapt.data.sessions import kinematic_names, labels_of
@@ -48,12 +48,12 @@ class QcThresholds:
     1 ms (1 … 2 % is usual for sorted units; threshold crossings of several neurons have more);
     `max_coincident_fraction` of spikes in 1 ms windows in which a third of the channels spike.
 
-    Bins: `artefact_tail` and `artefact_alpha` as in `quality.coincident_bins`; bins beyond chance are left out where
+    Bins: `artefact_tail` and `artefact_alpha` as in `faults.coincident_bins`; bins beyond chance are left out where
     channels are compared, and are called artefacts where `artefact_fraction` of the channels are far above their mean;
     `max_silent_fraction` of bins in stretches in which all channels are silent.
 
     Labels: `max_still_fraction`, `max_fast_fraction`, of bins that the rules of `Thresholds` mask as standing still
-    and as implausibly fast; `jump_ratio`, `jump_range` as in `quality.position_jumps`; `max_missing_fraction` of
+    and as implausibly fast; `jump_ratio`, `jump_range` as in `faults.position_jumps`; `max_missing_fraction` of
     samples that are NaN; `min_distinct` values of an axis; `max_saturated_fraction` of samples at an axis's largest
     or smallest value; `min_agreement` and `max_scale` (and its inverse), correlation and scale of recorded against
     derived velocity.
@@ -253,7 +253,7 @@ class _Run:
             "channels": session["channel"].values,
         }
         if self.spikes:
-            self.n_above, by_chance = quality.coincident_bins(
+            self.n_above, by_chance = faults.coincident_bins(
                 self.counts, self.valid, limits.artefact_tail, limits.artefact_alpha
             )
             self.n_artefact = max(by_chance, int(np.ceil(limits.artefact_fraction * self.counts.shape[1])))
@@ -310,7 +310,7 @@ class _Run:
         live = ~dead
         z = np.full(rate.size, np.nan)
         if np.count_nonzero(live) >= MIN_RATED:
-            z[live] = quality.robust_z(np.log(rate[live]), RATE_SPREAD)
+            z[live] = faults.robust_z(np.log(rate[live]), RATE_SPREAD)
         flags["dead channels"] = dead
         self.add("dead channels", dead, "channels", f"rate < {limits.dead_rate_hz:g} Hz", f"lowest {rate.min():.3g} Hz")
         flags["rate outliers"] = live & ((np.abs(z) > limits.max_rate_z) | (rate > limits.max_rate_hz))
@@ -322,7 +322,7 @@ class _Run:
             f"median {np.median(rate):.3g} Hz, highest {rate.max():.3g} Hz, z {_span(z)}",
         )
         n_block = max(round(limits.block_s / self.bin_s), 1)
-        ratio, drift_z = quality.rate_drift(quality.block_sums(self.counts, self.use, n_block))
+        ratio, drift_z = faults.rate_drift(faults.block_sums(self.counts, self.use, n_block))
         ratio[dead], drift_z[dead] = np.nan, np.nan
         words = f"last / first third by ≥ {2**limits.drift_log2:g}× and |z| > {limits.drift_z:g}"
         if np.isfinite(ratio).any():
@@ -344,8 +344,8 @@ class _Run:
 
     def _duplicates(self, values: dict[str, NDArray[Any]], flags: dict[str, NDArray[np.bool_]]) -> NDArray[np.int64]:
         """Returns the most similar channel of each, -1 for one that is like no other."""
-        correlation = quality.correlations(self.counts, self.segment, self.use)
-        same = quality.same_as_earlier(self.counts, self.valid)
+        correlation = faults.correlations(self.counts, self.segment, self.use)
+        same = faults.same_as_earlier(self.counts, self.valid)
         pairs: NDArray[np.bool_] = np.tril(correlation > self.limits.max_correlation)
         pairs[np.flatnonzero(same >= 0), same[same >= 0]] = True
         flags["duplicated channels"] = np.asarray(pairs.any(axis=1))
@@ -385,7 +385,7 @@ class _Run:
         short, coincident = (
             np.divide(n, n_spikes, out=np.full(n_spikes.size, np.nan), where=some) for n in (n_short, n_coincident)
         )
-        foreign = quality.contamination(n_spikes, n_short, float(self.valid.sum() * self.bin_s))
+        foreign = faults.contamination(n_spikes, n_short, float(self.valid.sum() * self.bin_s))
         values |= {"short_fraction": short, "contamination": foreign, "coincident_fraction": coincident}
         flags["short intervals"] = short > limits.max_short_fraction
         flags["coincident spikes"] = coincident > limits.max_coincident_fraction
@@ -433,7 +433,7 @@ class _Run:
             )
         else:
             self.skip(name, "", "band power, not counts")
-        silent = quality.silent_bins(self.counts, self.segment, self.bin_s, self.masks.silent_s)
+        silent = faults.silent_bins(self.counts, self.segment, self.bin_s, self.masks.silent_s)
         self.series["silent"] = silent
         self.add(
             "silent stretches",
@@ -480,7 +480,7 @@ class _Run:
     def _still_and_jumps(self, position: xr.DataArray | None) -> None:
         limits, masks = self.limits, self.masks
         unit = "" if position is None else str(position.attrs.get("units", ""))
-        scale = quality.cm_per_unit(unit)
+        scale = faults.cm_per_unit(unit)
         extent = masks.still_extent_cm / scale if scale else 0.0
         still_words = f"> {100 * limits.max_still_fraction:g} % within {extent:g} {unit} for > {masks.still_s:g} s"
         jump_words = (
@@ -490,7 +490,7 @@ class _Run:
             self.skip("still stretches", still_words, "no position")
             self.skip("position jumps", jump_words, "no position")
             return
-        still = quality.still_bins(position.values, self.segment, self.bin_s, masks.still_s, extent)
+        still = faults.still_bins(position.values, self.segment, self.bin_s, masks.still_s, extent)
         self.series["still"] = still
         self.add(
             "still stretches",
@@ -503,20 +503,20 @@ class _Run:
         if self.bin_s > MAX_JUMP_BIN_S:
             self.skip("position jumps", jump_words, f"bins above {MAX_JUMP_BIN_S:g} s hold a whole movement")
             return
-        jumps = quality.position_jumps(position.values, self.segment, limits.jump_ratio, limits.jump_range)
+        jumps = faults.position_jumps(position.values, self.segment, limits.jump_ratio, limits.jump_range)
         self.series["jumps"] = jumps
         first = ", ".join(f"{self.session['time'].values[row]:.2f}" for row in np.flatnonzero(jumps)[:3])
         self.add("position jumps", jumps, "bins", jump_words, f"at {first} s" if first else "none")
 
     def _speeds(self, names: list[str]) -> None:
         words = f"> {100 * self.limits.max_fast_fraction:g} % of bins above {self.masks.max_speed_cm_s:g} cm/s"
-        limits = {name: quality.cm_per_unit(str(self.session[name].attrs.get("units", ""))) for name in names}
+        limits = {name: faults.cm_per_unit(str(self.session[name].attrs.get("units", ""))) for name in names}
         known = {name: self.masks.max_speed_cm_s / scale for name, scale in limits.items() if scale}
         if not known:
             self.skip("implausible speed", words, "no velocity" if not names else "no velocity in a unit of length")
             return
         fast = {
-            name: quality.fast_bins(self.session[name].values, self.segment, limit, 0) for name, limit in known.items()
+            name: faults.fast_bins(self.session[name].values, self.segment, limit, 0) for name, limit in known.items()
         }
         worst = max(fast, key=lambda name: int(fast[name].sum()))
         self.series["fast"] = fast.get("velocity", fast[worst])
@@ -567,8 +567,8 @@ class _Run:
             return
         recorded, derived = (self.session[each].values for each in both)
         usable = self.session["velocity_valid"].values
-        correlation, scale = quality.velocity_agreement(recorded, derived, usable)
-        units = [quality.cm_per_unit(str(self.session[each].attrs.get("units", ""))) for each in both]
+        correlation, scale = faults.velocity_agreement(recorded, derived, usable)
+        units = [faults.cm_per_unit(str(self.session[each].attrs.get("units", ""))) for each in both]
         scale *= units[0] / units[1] if units[0] and units[1] else 1.0
         good = correlation >= limits.min_agreement and 1 / limits.max_scale <= scale <= limits.max_scale
         self.add(
@@ -598,16 +598,16 @@ class _Run:
             why = f"{lags.size} whole bins of {bin_s:g} s fit into the lags, at least {MIN_LAGS} are needed"
         else:
             target = labels_of(self.session, variable)
-            moments = quality.lag_moments(self.counts, target, self.segment, self.use, lags)
+            moments = faults.lag_moments(self.counts, target, self.segment, self.use, lags)
             why = "" if moments.size else "too few bins with usable labels"
         if why:
             self.skip("neurons tell labels", known, why)
             self.skip("lag of labels", inside, why)
             return {}
-        halves = quality.lag_correlation(moments)
+        halves = faults.lag_correlation(moments)
         curve = halves.mean(axis=0)
         lags_s, peak = lags * ticks / TICKS_PER_S, int(curve.argmax())
-        low, high = np.percentile(lags_s[quality.lag_peaks(moments)], [5, 95])
+        low, high = np.percentile(lags_s[faults.lag_peaks(moments)], [5, 95])
         half_peaks = lags_s[halves.argmax(axis=1)]
         interior = 0 < peak < lags.size - 1
         lag = {

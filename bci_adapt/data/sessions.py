@@ -44,7 +44,7 @@ FIRST_REAL_YEAR = 1980
 RESERVED = {"counts", "segment", "valid", "evaluated", "time", "channel", "axis", "trial", "electrode", "session"}
 """Words of the schema, which no kinematic can have for a name."""
 STATISTICS = ("n_spikes", "n_short_isi", "n_coincident")
-"""Per-channel statistics of spike times, present only where there were spike times (`quality.spike_statistics`)."""
+"""Per-channel statistics of spike times, present only where there were spike times (`faults.spike_statistics`)."""
 ATTRS = (*TEXT_ATTRS, "bin_s", "warnings", "thresholds")
 
 

@@ -6,7 +6,8 @@ import xarray as xr
 
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.falcon import MASKS, one_animal
-from bci_adapt.data.layouts.reading import MILLISECOND_CLOCK, Target, read_rows
+from bci_adapt.data.layouts.grids import MILLISECOND_CLOCK
+from bci_adapt.data.layouts.reading import Target, read_rows
 from bci_adapt.data.nwb import Description, NwbFile
 
 AXES = ("index", "mrs")

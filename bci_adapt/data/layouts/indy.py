@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from bci_adapt.data import binning
 from bci_adapt.data.layouts.base import Layout
-from bci_adapt.data.layouts.reading import Kinematics, grid_of_samples, read_spikes, session
+from bci_adapt.data.layouts.grids import grid_of_samples
+from bci_adapt.data.layouts.reading import Kinematics, read_spikes, session
 from bci_adapt.data.layouts.tables import Channels
 from bci_adapt.data.nwb import MATLAB, Description, NwbFile
 from bci_adapt.ground.text import clean

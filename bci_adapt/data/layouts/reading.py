@@ -10,18 +10,23 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from itertools import pairwise
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from bci_adapt import __version__
-from bci_adapt.data import binning
-from bci_adapt.data import faults as quality
+from bci_adapt.data import binning, faults
 from bci_adapt.data.layouts.base import Layout
+from bci_adapt.data.layouts.grids import (
+    GRID_TOLERANCE,
+    Grid,
+    Worded,
+    grid_of_rows,
+    grid_of_samples,
+    grid_of_spikes,
+)
 from bci_adapt.data.layouts.tables import (
     Channels,
     electrode_identity,
@@ -32,29 +37,14 @@ from bci_adapt.data.layouts.tables import (
 )
 from bci_adapt.data.nwb import NwbFile, identity, spike_table
 from bci_adapt.data.sessions import BIN_EDGE, assemble
-from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import file_digest
 
 CLOCK_RATIO = 50
 """Spikes that span this many times the kinematics, or the reverse, are on another clock or in another unit."""
 SHORTEST_CLOCK_S = 10.0
 """Spans shorter than this are not compared: a sparse unit may well be silent for most of a short recording."""
-GRID_TOLERANCE = 0.25
-"""Fraction of a bin by which the stamp of a row may miss the regular grid before a new segment starts."""
-MILLISECOND_CLOCK = 0.02
-"""The same for stamps in whole milliseconds, where a bin of 10 ms or more that is one off is another grid."""
 LARGEST_VALUE = 1e100
 """Value of a kinematic from which on it is taken as missing, as infinity is: its square is no number any more."""
-BLOCK = 2**16
-"""Spikes that are turned into ticks and rows at a time: what comes in between stays in the processor's cache."""
-EDGES = {"start": Fraction(0), "centre": Fraction(1, 2), "end": Fraction(1)}
-"""Where in its bin the stamp of a row stands, as a fraction of the bin."""
-
-
-class Worded(Protocol):
-    """Something that words an error about a part of itself: an `NwbFile`, or arrays that were given."""
-
-    def error(self, key: str, message: str) -> InputError: ...
 
 
 @dataclass(frozen=True)
@@ -72,210 +62,6 @@ class Target:
     unit: str = ""
     required: bool = False
     offset: bool = True
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Bins of one width: where each starts, in ticks (n_bins,), the segment of each, and the width in seconds."""
-
-    starts: NDArray[np.int64]
-    segment: NDArray[np.int32]
-    bin_s: float
-
-    @property
-    def ends_s(self) -> NDArray[np.float64]:
-        """End of each bin in seconds (n_bins,)."""
-        return (self.starts + binning.bin_ticks(self.bin_s)) / binning.TICKS_PER_S
-
-    @property
-    def pieces(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Start in ticks and number of bins of every segment."""
-        first = binning.segment_starts(self.segment)
-        return self.starts[first], np.diff(first, append=self.segment.size)
-
-    @property
-    def overlapping(self) -> NDArray[np.bool_]:
-        """Bins (n_bins,) that share time with a bin of another segment, where a spike could belong to either."""
-        order = np.argsort(self.starts, kind="stable")
-        close = np.diff(self.starts[order]) < binning.bin_ticks(self.bin_s)
-        shared = np.zeros(self.starts.size, dtype=bool)
-        shared[order[:-1][close]] = True
-        shared[order[1:][close]] = True
-        return shared
-
-    def stretches(self) -> list[slice]:
-        """Runs of rows in which time only rises, so that a time belongs to one row at most."""
-        cuts = np.flatnonzero(np.diff(self.starts) < binning.bin_ticks(self.bin_s)) + 1
-        return [slice(a, b) for a, b in pairwise([0, *cuts.tolist(), self.starts.size])]
-
-    def rows(self, ticks: NDArray[np.int64], stretch: slice) -> NDArray[np.int64]:
-        """Row within `stretch` of each time in `ticks` (n,), -1 for none."""
-        part = Grid(self.starts[stretch], self.segment[stretch], self.bin_s)
-        return binning.bin_rows(ticks, *part.pieces, self.bin_s)
-
-    def counts(
-        self,
-        times_s: NDArray[np.float64],
-        unit_index: NDArray[np.integer],
-        channel_of_unit: NDArray[np.int64],
-        n_channels: int,
-    ) -> NDArray[np.uint16]:
-        """Count spikes (n_spikes,) into (n_bins, n_channels); each has a unit, and each unit (n_units,) a channel.
-
-        `InputError` when a count exceeds uint16 or the result would be unreasonably large.
-        """
-        binning.require_size(self.starts.size, n_channels)
-        counts = np.zeros((self.starts.size, n_channels), dtype=np.uint16)
-        parts = [
-            (counts[own], *Grid(self.starts[own], self.segment[own], self.bin_s).pieces) for own in self.stretches()
-        ]
-        n_counted = 0
-        for first in range(0, times_s.size, BLOCK):
-            ticks = binning.to_ticks(times_s[first : first + BLOCK])
-            channel = channel_of_unit[unit_index[first : first + BLOCK]]
-            for part, starts, n_bins in parts:
-                n_counted += binning.add_spikes(part, binning.bin_rows(ticks, starts, n_bins, self.bin_s), channel)
-        binning.require_counted(counts, n_counted)
-        return counts
-
-
-def _require_bins(file: Worded, key: str, grid: Grid) -> Grid:
-    if not grid.starts.size:
-        raise file.error(key, f"does not last for one bin of {grid.bin_s:g} s without a gap")
-    return grid
-
-
-def grid_of_samples(
-    file: Worded, series: str, ticks: NDArray[np.int64], bin_s: float, warnings: list[str]
-) -> tuple[Grid, NDArray[np.int64]]:
-    """Make bins that start at the first sample of each stretch of `series`; return them and the row of each sample.
-
-    A pause of more than one bin (and 1.5 usual sample intervals) ends a segment, as does a clock that runs backwards.
-    """
-    width = binning.bin_ticks(bin_s)
-    steps = np.diff(ticks)
-    usual = float(np.median(steps[steps > 0])) if (steps > 0).any() else 0.0
-    if not usual:
-        raise file.error(series, "has times that never rise: seconds that grow from sample to sample are expected")
-    if usual > width:
-        raise file.error(
-            series,
-            f"is sampled every {usual / binning.TICKS_PER_S:g} s and cannot fill bins of {bin_s:g} s: use wider bins",
-        )
-    if backwards := np.count_nonzero(steps < 0):
-        warnings.append(f"the clock of {series} runs backwards {backwards} times: each starts a new segment")
-    cuts = np.flatnonzero((steps < 0) | (steps > max(width, 1.5 * usual))) + 1
-    first = np.concatenate([[0], cuts]).astype(np.int64)
-    last = np.concatenate([cuts, [ticks.size]]).astype(np.int64) - 1
-    n_bins = (ticks[last] - ticks[first]) // width
-    kept = n_bins > 0
-    start_row = np.cumsum(n_bins) - n_bins
-    piece = np.repeat(np.arange(first.size), last - first + 1)
-    offset = (ticks - ticks[first][piece] - 1) // width
-    rows = np.where((offset >= 0) & (offset < n_bins[piece]), start_row[piece] + offset, -1)
-    within = np.concatenate([np.arange(n) for n in n_bins[kept]]) if kept.any() else np.zeros(0, dtype=np.int64)
-    starts = np.repeat(ticks[first][kept], n_bins[kept]) + width * within
-    segment = np.repeat(np.arange(np.count_nonzero(kept), dtype=np.int32), n_bins[kept])
-    return _require_bins(file, series, Grid(starts, segment, bin_s)), rows
-
-
-def grid_of_rows(
-    file: NwbFile,
-    series: str,
-    n_rows: int,
-    edge: str,
-    bin_s: float,
-    warnings: list[str],
-    width_s: float | None = None,
-    *,
-    start_s: float | None = None,
-    tolerance: float = GRID_TOLERANCE,
-    breaks: Sequence[int] = (),
-) -> tuple[Grid, NDArray[np.int64]]:
-    """Make bins of whole rows of `series`, which is binned already; return them and the rows in each (n_bins, k).
-
-    A row is stamped with the ``"start"``, ``"centre"`` or ``"end"`` (`edge`) of its bin. The width of a row is
-    `width_s`, or that of its rate, or the usual interval of its timestamps; a rate of which only several rows together
-    are whole microseconds (60 Hz) gives bins of that many. A row that misses the regular grid by more than `tolerance`
-    of a bin starts a new segment, as do the rows `breaks`. `start_s` takes the place of the start in the file.
-    """
-    if edge not in EDGES:
-        raise ValueError(f"edge must be one of {', '.join(EDGES)}, not {edge!r}")
-    cuts = [0]
-    if f"{series}/timestamps" in file:
-        stamps = binning.to_ticks(file.times_s(series, n_rows))
-        steps = np.diff(stamps)
-        if width_s is None:
-            rising = steps[steps > 0]
-            if not rising.size:
-                raise file.error(f"{series}/timestamps", "never rise: the width of a bin cannot be told")
-            width_s = float(np.median(rising)) / binning.TICKS_PER_S
-        width = Fraction(binning.bin_ticks(width_s))
-        cuts = _off_grid(stamps, int(width), tolerance)
-        if backwards := np.count_nonzero(steps < 0):
-            warnings.append(f"the clock of {series} runs backwards {backwards} times: each starts a new segment")
-        if repeated := np.count_nonzero(steps == 0):
-            warnings.append(f"{repeated} rows of {series} repeat the time of the row before: not observed")
-    else:
-        own_s, rate_hz = file.clock(series)
-        width = row_ticks(file, series, rate_hz) if width_s is None else Fraction(binning.bin_ticks(width_s))
-        rows = np.arange(n_rows, dtype=np.int64)
-        stamps = binning.to_ticks(own_s if start_s is None else start_s) + rows * width.numerator // width.denominator
-    factor = binning.bin_ticks(bin_s) / width
-    if factor.denominator != 1:
-        shortest = float(width * width.denominator) / binning.TICKS_PER_S
-        raise file.error(
-            series,
-            f"is binned at {float(width) / binning.TICKS_PER_S:g} s and {bin_s:g} s is not a whole multiple of it: "
-            f"counts can only be summed, use a multiple of {shortest:g}"
-            + (" (one row is not whole microseconds)" if width.denominator > 1 else ""),
-        )
-    cuts = sorted({*cuts, *breaks})
-    segment = np.zeros(n_rows, dtype=np.int32)
-    segment[cuts[1:]] = 1
-    segment = np.cumsum(segment, dtype=np.int32)
-    groups = binning.group_rows(segment, int(factor))
-    anchor = np.asarray(cuts, dtype=np.int64)[segment[groups[:, 0]]]
-    starts = stamps[anchor] + binning.bin_ticks(bin_s) * ((groups[:, 0] - anchor) // int(factor))
-    starts -= int(width * EDGES[edge])
-    kept, segment = np.unique(segment[groups[:, 0]], return_inverse=True)
-    if lost := len(cuts) - kept.size:
-        warnings.append(f"{lost} stretches of {series} are shorter than a bin of {bin_s:g} s: left out")
-    return _require_bins(file, series, Grid(starts, segment.astype(np.int32), bin_s)), groups
-
-
-def _off_grid(stamps: NDArray[np.int64], width: int, tolerance: float) -> list[int]:
-    """First row of every stretch in which no stamp misses ``first + i * width`` by more than `tolerance` of it."""
-    tolerance *= width
-    jumps = np.flatnonzero(np.abs(np.diff(stamps) - width) > tolerance) + 1
-    cuts: list[int] = []
-    for first, stop in pairwise([0, *jumps.tolist(), stamps.size]):
-        while first < stop:  # a clock of slightly another rate drifts off the grid and is anchored again
-            cuts.append(first)
-            missed = np.abs(stamps[first:stop] - stamps[first] - width * np.arange(stop - first)) > tolerance
-            first = first + int(np.argmax(missed)) if missed.any() else stop
-    return cuts
-
-
-def grid_of_spikes(file: NwbFile, spikes_s: NDArray[np.float64], bin_s: float) -> Grid:
-    """Make bins for a file without kinematics: from the first to the last one that holds a spike."""
-    width = binning.bin_ticks(bin_s)
-    observed = "units/obs_intervals" in file
-    key = "units/obs_intervals" if observed else "units/spike_times"
-    times = file.numbers(key).ravel() if observed else spikes_s
-    if not times.size or not np.isfinite(times).all():
-        raise file.error(key, "holds no times, or NaN: nothing says how long the recording lasted")
-    first, last = binning.to_ticks([times.min(), times.max()])
-    start = (first if observed else first - 1) // width * width  # a bin does not hold its first edge
-    n_bins = int(-((start - last) // width))
-    if n_bins > binning.MAX_CELLS // 16:
-        span_s = (last - first) / binning.TICKS_PER_S
-        raise file.error(
-            key, f"span {span_s:g} s, {n_bins:,} bins of {bin_s:g} s: choose wider bins, or find the wrong time"
-        )
-    return _require_bins(
-        file, "units", Grid(start + width * np.arange(n_bins), np.zeros(n_bins, dtype=np.int32), bin_s)
-    )
 
 
 @dataclass(frozen=True)
@@ -316,7 +102,7 @@ def read_spikes(
         raise file.error(key.partition("/")[0], f"offers {len(channels.names)} channel, at least two are needed")
     apart_s = turns_apart(file, key, spikes_s, unit_index, len(grid.stretches()) - 1 if resets else 0)
     require_one_clock(file, key, spikes_s, grid)
-    statistics = quality.spike_statistics(apart_s, unit_index, channels.index, len(channels.names))
+    statistics = faults.spike_statistics(apart_s, unit_index, channels.index, len(channels.names))
     counts = grid.counts(spikes_s, unit_index, channels.index, len(channels.names))
     valid = observed_bins(file, n_units, grid.starts, binning.bin_ticks(grid.bin_s), warnings) & ~grid.overlapping
     return Neurons(counts, channels, valid, statistics)
@@ -566,25 +352,8 @@ def read_rows(
     grid, groups = grid_of_rows(
         file, clock, n_rows, edge, bin_s, warnings, width_s, start_s=start_s, tolerance=tolerance, breaks=breaks
     )
-    kinematics: Kinematics = {}
     times_s = file.times_s(clock, n_rows)
-    for target in found:
-        values, unit, axes = read_columns(file, target)
-        own_s = _stamps(file, target, len(values))
-        paired = len(values) == n_rows and np.array_equal(binning.to_ticks(own_s), binning.to_ticks(times_s))
-        if not paired and resample and len(stretches := grid.stretches()) == 1:
-            rows = grid.rows(binning.to_ticks(own_s), stretches[0])
-            kinematics[target.name] = binning.row_means(values, rows, grid.starts.size), unit, axes
-            continue
-        if not paired:
-            raise file.error(
-                target.paths[0],
-                f"must stand on the grid of {clock} ({n_rows} rows from {times_s[0]:g} to {times_s[-1]:g} s), "
-                f"found {len(values)} rows from {own_s[0]:g} to {own_s[-1]:g} s",
-            )
-        if target is found[0]:
-            _require_a_value(file, target, values)
-        kinematics[target.name] = values[groups].mean(axis=1), unit, axes
+    kinematics = _targets_of_rows(file, found, clock, times_s, grid, groups, resample)
     if counts is None:
         neurons = read_spikes(file, spike_table(file), grid, per, warnings, rows_are_channels)
     else:
@@ -599,6 +368,37 @@ def read_rows(
         if f"{path}/data" in file
     }
     return session(layout, file, grid, neurons, kinematics, warnings, {**flags, **(extra or {})}, trials)
+
+
+def _targets_of_rows(
+    file: NwbFile,
+    targets: Sequence[Target],
+    clock: str,
+    times_s: NDArray[np.float64],
+    grid: Grid,
+    groups: NDArray[np.int64],
+    resample: bool,
+) -> Kinematics:
+    """The kinematics in bins of `groups` (n_bins, k) of the rows of `clock`, which are stamped `times_s` (n_rows,)."""
+    kinematics: Kinematics = {}
+    for target in targets:
+        values, unit, axes = read_columns(file, target)
+        own_s = _stamps(file, target, len(values))
+        paired = len(values) == len(times_s) and np.array_equal(binning.to_ticks(own_s), binning.to_ticks(times_s))
+        if not paired and resample and len(stretches := grid.stretches()) == 1:
+            rows = grid.rows(binning.to_ticks(own_s), stretches[0])
+            kinematics[target.name] = binning.row_means(values, rows, grid.starts.size), unit, axes
+            continue
+        if not paired:
+            raise file.error(
+                target.paths[0],
+                f"must stand on the grid of {clock} ({len(times_s)} rows from {times_s[0]:g} to {times_s[-1]:g} s), "
+                f"found {len(values)} rows from {own_s[0]:g} to {own_s[-1]:g} s",
+            )
+        if target is targets[0]:
+            _require_a_value(file, target, values)
+        kinematics[target.name] = values[groups].mean(axis=1), unit, axes
+    return kinematics
 
 
 def _mask(file: NwbFile, series: str, clock: str, times_s: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -624,6 +424,20 @@ def session(
 ) -> xr.Dataset:
     """Put what was read together as a session, before rules of quality are applied (`prepare` does that)."""
     n_axes = next((values.shape[1] for values, *_ in kinematics.values()), 0)
+    trials = read_trials(file, n_axes) if trials is None else trials
+    attrs = _attrs(file, layout, grid.bin_s, neurons.channels.identity, warnings)
+    return on_grid(grid, neurons, kinematics, trials, attrs, extra)
+
+
+def on_grid(
+    grid: Grid,
+    neurons: Neurons,
+    kinematics: Kinematics,
+    trials: Mapping[str, NDArray[Any]],
+    attrs: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+) -> xr.Dataset:
+    """Put neurons and kinematics on the bins of `grid` together as a session, see `sessions.assemble`."""
     return assemble(
         time_s=grid.ends_s,
         counts=neurons.counts,
@@ -634,8 +448,8 @@ def session(
         electrodes=neurons.channels.electrodes,
         statistics=neurons.statistics,
         kinematics=kinematics,
-        trials=read_trials(file, n_axes) if trials is None else trials,
-        attrs=_attrs(file, layout, grid.bin_s, neurons.channels.identity, warnings),
+        trials=trials,
+        attrs=attrs,
         extra=extra,
     )
 
@@ -677,14 +491,3 @@ def require_whole_counts(file: NwbFile, key: str) -> NDArray[np.uint16]:
     if data.size and not (data.min() >= 0 and data.max() <= np.iinfo(np.uint16).max):
         raise file.error(key, f"must hold counts in 0..65535, found {data.min()}..{data.max()}")
     return data.astype(np.uint16)
-
-
-def row_ticks(file: NwbFile, series: str, rate_hz: float) -> Fraction:
-    """Return the ticks from row to row at `rate_hz`; `InputError` unless a few rows together are whole microseconds."""
-    exact = binning.TICKS_PER_S / rate_hz
-    if exact > 1e6 * binning.TICKS_PER_S:
-        raise file.error(series, f"has rate {rate_hz} Hz: its bins are longer than any recording")
-    ticks = Fraction(exact).limit_denominator(64)
-    if not abs(float(ticks) / exact - 1) < 1e-9:
-        raise file.error(f"{series}/starting_time", f"has rate {rate_hz} Hz: its bins are not whole microseconds")
-    return ticks

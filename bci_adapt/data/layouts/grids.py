@@ -1,0 +1,254 @@
+"""The bins of a session: made of the samples of a signal, of rows that are binned already, or of spikes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bci_adapt.data import binning
+from bci_adapt.data.nwb import NwbFile
+from bci_adapt.errors import InputError
+
+GRID_TOLERANCE = 0.25
+"""Fraction of a bin by which the stamp of a row may miss the regular grid before a new segment starts."""
+MILLISECOND_CLOCK = 0.02
+"""The same for stamps in whole milliseconds, where a bin of 10 ms or more that is one off is another grid."""
+BLOCK = 2**16
+"""Spikes that are turned into ticks and rows at a time: what comes in between stays in the processor's cache."""
+EDGES = {"start": Fraction(0), "centre": Fraction(1, 2), "end": Fraction(1)}
+"""Where in its bin the stamp of a row stands, as a fraction of the bin."""
+
+
+class Worded(Protocol):
+    """Something that words an error about a part of itself: an `NwbFile`, or arrays that were given."""
+
+    def error(self, key: str, message: str) -> InputError: ...
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Bins of one width: where each starts, in ticks (n_bins,), the segment of each, and the width in seconds."""
+
+    starts: NDArray[np.int64]
+    segment: NDArray[np.int32]
+    bin_s: float
+
+    @property
+    def ends_s(self) -> NDArray[np.float64]:
+        """End of each bin in seconds (n_bins,)."""
+        return (self.starts + binning.bin_ticks(self.bin_s)) / binning.TICKS_PER_S
+
+    @property
+    def pieces(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Start in ticks and number of bins of every segment."""
+        first = binning.segment_starts(self.segment)
+        return self.starts[first], np.diff(first, append=self.segment.size)
+
+    @property
+    def overlapping(self) -> NDArray[np.bool_]:
+        """Bins (n_bins,) that share time with a bin of another segment, where a spike could belong to either."""
+        order = np.argsort(self.starts, kind="stable")
+        close = np.diff(self.starts[order]) < binning.bin_ticks(self.bin_s)
+        shared = np.zeros(self.starts.size, dtype=bool)
+        shared[order[:-1][close]] = True
+        shared[order[1:][close]] = True
+        return shared
+
+    def stretches(self) -> list[slice]:
+        """Runs of rows in which time only rises, so that a time belongs to one row at most."""
+        cuts = np.flatnonzero(np.diff(self.starts) < binning.bin_ticks(self.bin_s)) + 1
+        return [slice(a, b) for a, b in pairwise([0, *cuts.tolist(), self.starts.size])]
+
+    def rows(self, ticks: NDArray[np.int64], stretch: slice) -> NDArray[np.int64]:
+        """Row within `stretch` of each time in `ticks` (n,), -1 for none."""
+        part = Grid(self.starts[stretch], self.segment[stretch], self.bin_s)
+        return binning.bin_rows(ticks, *part.pieces, self.bin_s)
+
+    def counts(
+        self,
+        times_s: NDArray[np.float64],
+        unit_index: NDArray[np.integer],
+        channel_of_unit: NDArray[np.int64],
+        n_channels: int,
+    ) -> NDArray[np.uint16]:
+        """Count spikes (n_spikes,) into (n_bins, n_channels); each has a unit, and each unit (n_units,) a channel.
+
+        `InputError` when a count exceeds uint16 or the result would be unreasonably large.
+        """
+        binning.require_size(self.starts.size, n_channels)
+        counts = np.zeros((self.starts.size, n_channels), dtype=np.uint16)
+        parts = [
+            (counts[own], *Grid(self.starts[own], self.segment[own], self.bin_s).pieces) for own in self.stretches()
+        ]
+        n_counted = 0
+        for first in range(0, times_s.size, BLOCK):
+            ticks = binning.to_ticks(times_s[first : first + BLOCK])
+            channel = channel_of_unit[unit_index[first : first + BLOCK]]
+            for part, starts, n_bins in parts:
+                n_counted += binning.add_spikes(part, binning.bin_rows(ticks, starts, n_bins, self.bin_s), channel)
+        binning.require_counted(counts, n_counted)
+        return counts
+
+
+def _require_bins(file: Worded, key: str, grid: Grid) -> Grid:
+    if not grid.starts.size:
+        raise file.error(key, f"does not last for one bin of {grid.bin_s:g} s without a gap")
+    return grid
+
+
+def grid_of_samples(
+    file: Worded, series: str, ticks: NDArray[np.int64], bin_s: float, warnings: list[str]
+) -> tuple[Grid, NDArray[np.int64]]:
+    """Make bins that start at the first sample of each stretch of `series`; return them and the row of each sample.
+
+    A pause of more than one bin (and 1.5 usual sample intervals) ends a segment, as does a clock that runs backwards.
+    """
+    width = binning.bin_ticks(bin_s)
+    steps = np.diff(ticks)
+    usual = float(np.median(steps[steps > 0])) if (steps > 0).any() else 0.0
+    if not usual:
+        raise file.error(series, "has times that never rise: seconds that grow from sample to sample are expected")
+    if usual > width:
+        raise file.error(
+            series,
+            f"is sampled every {usual / binning.TICKS_PER_S:g} s and cannot fill bins of {bin_s:g} s: use wider bins",
+        )
+    if backwards := np.count_nonzero(steps < 0):
+        warnings.append(f"the clock of {series} runs backwards {backwards} times: each starts a new segment")
+    cuts = np.flatnonzero((steps < 0) | (steps > max(width, 1.5 * usual))) + 1
+    first = np.concatenate([[0], cuts]).astype(np.int64)
+    last = np.concatenate([cuts, [ticks.size]]).astype(np.int64) - 1
+    n_bins = (ticks[last] - ticks[first]) // width
+    kept = n_bins > 0
+    start_row = np.cumsum(n_bins) - n_bins
+    piece = np.repeat(np.arange(first.size), last - first + 1)
+    offset = (ticks - ticks[first][piece] - 1) // width
+    rows = np.where((offset >= 0) & (offset < n_bins[piece]), start_row[piece] + offset, -1)
+    within = np.concatenate([np.arange(n) for n in n_bins[kept]]) if kept.any() else np.zeros(0, dtype=np.int64)
+    starts = np.repeat(ticks[first][kept], n_bins[kept]) + width * within
+    segment = np.repeat(np.arange(np.count_nonzero(kept), dtype=np.int32), n_bins[kept])
+    return _require_bins(file, series, Grid(starts, segment, bin_s)), rows
+
+
+def grid_of_rows(
+    file: NwbFile,
+    series: str,
+    n_rows: int,
+    edge: str,
+    bin_s: float,
+    warnings: list[str],
+    width_s: float | None = None,
+    *,
+    start_s: float | None = None,
+    tolerance: float = GRID_TOLERANCE,
+    breaks: Sequence[int] = (),
+) -> tuple[Grid, NDArray[np.int64]]:
+    """Make bins of whole rows of `series`, which is binned already; return them and the rows in each (n_bins, k).
+
+    A row is stamped with the ``"start"``, ``"centre"`` or ``"end"`` (`edge`) of its bin. The width of a row is
+    `width_s`, or that of its rate, or the usual interval of its timestamps; a rate of which only several rows together
+    are whole microseconds (60 Hz) gives bins of that many. A row that misses the regular grid by more than `tolerance`
+    of a bin starts a new segment, as do the rows `breaks`. `start_s` takes the place of the start in the file.
+    """
+    if edge not in EDGES:
+        raise ValueError(f"edge must be one of {', '.join(EDGES)}, not {edge!r}")
+    cuts = [0]
+    if f"{series}/timestamps" in file:
+        stamps, width = _stamped_rows(file, series, n_rows, width_s, warnings)
+        cuts = _off_grid(stamps, int(width), tolerance)
+    else:
+        own_s, rate_hz = file.clock(series)
+        width = row_ticks(file, series, rate_hz) if width_s is None else Fraction(binning.bin_ticks(width_s))
+        rows = np.arange(n_rows, dtype=np.int64)
+        stamps = binning.to_ticks(own_s if start_s is None else start_s) + rows * width.numerator // width.denominator
+    factor = binning.bin_ticks(bin_s) / width
+    if factor.denominator != 1:
+        shortest = float(width * width.denominator) / binning.TICKS_PER_S
+        raise file.error(
+            series,
+            f"is binned at {float(width) / binning.TICKS_PER_S:g} s and {bin_s:g} s is not a whole multiple of it: "
+            f"counts can only be summed, use a multiple of {shortest:g}"
+            + (" (one row is not whole microseconds)" if width.denominator > 1 else ""),
+        )
+    cuts = sorted({*cuts, *breaks})
+    segment = np.zeros(n_rows, dtype=np.int32)
+    segment[cuts[1:]] = 1
+    segment = np.cumsum(segment, dtype=np.int32)
+    groups = binning.group_rows(segment, int(factor))
+    anchor = np.asarray(cuts, dtype=np.int64)[segment[groups[:, 0]]]
+    starts = stamps[anchor] + binning.bin_ticks(bin_s) * ((groups[:, 0] - anchor) // int(factor))
+    starts -= int(width * EDGES[edge])
+    kept, segment = np.unique(segment[groups[:, 0]], return_inverse=True)
+    if lost := len(cuts) - kept.size:
+        warnings.append(f"{lost} stretches of {series} are shorter than a bin of {bin_s:g} s: left out")
+    return _require_bins(file, series, Grid(starts, segment.astype(np.int32), bin_s)), groups
+
+
+def _stamped_rows(
+    file: NwbFile, series: str, n_rows: int, width_s: float | None, warnings: list[str]
+) -> tuple[NDArray[np.int64], Fraction]:
+    """Timestamps of rows in ticks (n_rows,), and the width of a row: `width_s`, or the usual interval."""
+    stamps = binning.to_ticks(file.times_s(series, n_rows))
+    steps = np.diff(stamps)
+    if width_s is None:
+        rising = steps[steps > 0]
+        if not rising.size:
+            raise file.error(f"{series}/timestamps", "never rise: the width of a bin cannot be told")
+        width_s = float(np.median(rising)) / binning.TICKS_PER_S
+    width = Fraction(binning.bin_ticks(width_s))
+    if backwards := np.count_nonzero(steps < 0):
+        warnings.append(f"the clock of {series} runs backwards {backwards} times: each starts a new segment")
+    if repeated := np.count_nonzero(steps == 0):
+        warnings.append(f"{repeated} rows of {series} repeat the time of the row before: not observed")
+    return stamps, width
+
+
+def _off_grid(stamps: NDArray[np.int64], width: int, tolerance: float) -> list[int]:
+    """First row of every stretch in which no stamp misses ``first + i * width`` by more than `tolerance` of it."""
+    tolerance *= width
+    jumps = np.flatnonzero(np.abs(np.diff(stamps) - width) > tolerance) + 1
+    cuts: list[int] = []
+    for first, stop in pairwise([0, *jumps.tolist(), stamps.size]):
+        while first < stop:  # a clock of slightly another rate drifts off the grid and is anchored again
+            cuts.append(first)
+            missed = np.abs(stamps[first:stop] - stamps[first] - width * np.arange(stop - first)) > tolerance
+            first = first + int(np.argmax(missed)) if missed.any() else stop
+    return cuts
+
+
+def grid_of_spikes(file: NwbFile, spikes_s: NDArray[np.float64], bin_s: float) -> Grid:
+    """Make bins for a file without kinematics: from the first to the last one that holds a spike."""
+    width = binning.bin_ticks(bin_s)
+    observed = "units/obs_intervals" in file
+    key = "units/obs_intervals" if observed else "units/spike_times"
+    times = file.numbers(key).ravel() if observed else spikes_s
+    if not times.size or not np.isfinite(times).all():
+        raise file.error(key, "holds no times, or NaN: nothing says how long the recording lasted")
+    first, last = binning.to_ticks([times.min(), times.max()])
+    start = (first if observed else first - 1) // width * width  # a bin does not hold its first edge
+    n_bins = int(-((start - last) // width))
+    if n_bins > binning.MAX_CELLS // 16:
+        span_s = (last - first) / binning.TICKS_PER_S
+        raise file.error(
+            key, f"span {span_s:g} s, {n_bins:,} bins of {bin_s:g} s: choose wider bins, or find the wrong time"
+        )
+    return _require_bins(
+        file, "units", Grid(start + width * np.arange(n_bins), np.zeros(n_bins, dtype=np.int32), bin_s)
+    )
+
+
+def row_ticks(file: NwbFile, series: str, rate_hz: float) -> Fraction:
+    """Return the ticks from row to row at `rate_hz`; `InputError` unless a few rows together are whole microseconds."""
+    exact = binning.TICKS_PER_S / rate_hz
+    if exact > 1e6 * binning.TICKS_PER_S:
+        raise file.error(series, f"has rate {rate_hz} Hz: its bins are longer than any recording")
+    ticks = Fraction(exact).limit_denominator(64)
+    if not abs(float(ticks) / exact - 1) < 1e-9:
+        raise file.error(f"{series}/starting_time", f"has rate {rate_hz} Hz: its bins are not whole microseconds")
+    return ticks
