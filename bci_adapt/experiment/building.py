@@ -51,7 +51,7 @@ class Foreign:
     @classmethod
     def parse(cls, text: str) -> Foreign:
         """From ``mine.py:Mine``; `InputError` where that names no decoder class."""
-        from bci_adapt.experiment.jobs.foreign import load_class
+        from bci_adapt.decoders.own import load_class
 
         file, colon, name = text.rpartition(":")
         if not colon or not name.isidentifier():
@@ -61,12 +61,9 @@ class Foreign:
 
     def delay_s(self, asked_s: float) -> float:
         """The label delay it works at: none unless it can know of the delay."""
-        from bci_adapt.experiment.jobs.foreign import load_class, takes
+        from bci_adapt.decoders.own import knows_delay, load_class
 
-        kind = load_class(self.file, self.name)
-        adapt: Any = kind.adapt  # type: ignore[attr-defined]
-        told = takes(kind, "label_delay_s") or takes(adapt, "label_delay_s") or takes(adapt, "arrives")
-        return asked_s if told else 0.0
+        return asked_s if knows_delay(load_class(self.file, self.name)) else 0.0
 
 
 def _imported(file: Path) -> list[str]:

@@ -2,16 +2,84 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import xarray as xr
 
 from bci_adapt.data.binning import whole_bins
+from bci_adapt.data.labelled import Arrays
 from bci_adapt.data.sessions import labels_of
 from bci_adapt.errors import InputError
 
 SUPERVISIONS = ("true", "intention", "pseudo", "none")
 # Half the width of the window over which a decoder's own predictions are smoothed before they teach it.
 SMOOTHING_S = 0.25
+
+
+class Stream(NamedTuple):
+    """A session as one decoder meets it: counts (n_bins, n_channels), the labels it is shown (n_bins, n_outputs), NaN
+    where it is shown none, the first bin of each segment (n_bins,), and the bin (n_bins,) at whose end each label
+    becomes known; None for after the decoder's own delay.
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    reset: np.ndarray
+    arrives: np.ndarray | None = None
+
+    def until(self, end: int) -> Stream:
+        """The bins before bin `end`."""
+        return Stream(*(None if part is None else part[:end] for part in self))  # type: ignore[arg-type]
+
+    def since(self, first: int) -> Stream:
+        """The bins from bin `first` on, from which the arrival of labels is then counted."""
+        arrives = None if self.arrives is None else self.arrives[first:] - first
+        return Stream(self.X[first:], self.y[first:], self.reset[first:], arrives)
+
+
+class Teaching(NamedTuple):
+    """What teaches a decoder: `supervision`, one of `SUPERVISIONS`; whether labels come when their trial has ended, not
+    after the decoder's delay; which random `label_fraction` of the bins has one, drawn by `seed`; and for how many
+    seconds of recording and how many trials there are any (None: no limit).
+    """
+
+    supervision: str = "true"
+    at_trial_end: bool = False
+    label_fraction: float = 1.0
+    budget_s: float | None = None
+    budget_trials: int | None = None
+    seed: int = 0
+
+    def without_budget(self) -> Teaching:
+        """The same, labels never running out."""
+        return self._replace(budget_s=None, budget_trials=None)
+
+
+def stream_of(arrays: Arrays, teaching: Teaching, session: xr.Dataset | None = None) -> Stream:
+    """What a decoder is shown of a session; `session` itself is asked for where it is taught by ``intention``.
+
+    Raises
+    ------
+    InputError
+        for a supervision that is none, or an intention that the session does not tell.
+    """
+    y, supervision = arrays.y, teaching.supervision
+    if supervision not in SUPERVISIONS:
+        raise InputError(f"supervision: expected one of {', '.join(SUPERVISIONS)}, got {supervision!r}")
+    if supervision == "none":
+        y = np.full_like(y, np.nan)
+    elif supervision == "intention":
+        where = next((where for name, where in arrays.columns.items() if name.endswith("velocity")), None)
+        if where is None or session is None:
+            raise InputError(f"{arrays.session_id}: intention teaches velocity; decode that, or leave it out")
+        meant = np.full_like(y, np.nan)
+        meant[:, where] = intended(session, np.linalg.norm(y[:, where], axis=1))
+        y = meant
+    y = shown(y, arrays.bin_s, teaching.label_fraction, teaching.budget_s, teaching.seed)
+    if teaching.budget_trials:
+        y[bins_of_trials(teaching.budget_trials, arrays.in_trial, arrays.trial_end) :] = np.nan
+    return Stream(arrays.X, y, arrays.reset, arrays.trial_end if teaching.at_trial_end else None)
 
 
 def bins_of_trials(n_trials: int, in_trial: np.ndarray | None, trial_end: np.ndarray) -> int:

@@ -1,0 +1,124 @@
+"""A decoder class of the user's own, of a file or a notebook, in the face that every decoder shows to the protocol."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bci_adapt.decoders.base import delay_bins
+from bci_adapt.errors import InputError
+
+METHODS = ("fit", "predict", "adapt")
+
+
+class Own:
+    """A user's own decoder, class or instance, wrapped so that the protocol treats it as any other.
+
+    It has ``fit(X, y)``, ``predict(X)`` and ``adapt(X, y)``: X is counts (n_bins, n_channels) with NaN where not
+    observed, y kinematics (n_bins, n_outputs) with NaN where there is no label, both its own copies; of several
+    training sessions ``fit`` gets lists. A method that takes ``reset`` gets it, a constructor that takes ``bin_s``,
+    ``label_delay_s`` or ``seed`` gets those, and a ``predict`` that takes ``continuing`` goes on from the stream.
+    ``adapt`` must return a prediction of each bin made before its label, and is given labels as though there was no
+    delay unless it takes ``label_delay_s`` or ``arrives``: it is the decoder's to wait.
+
+    Parameters
+    ----------
+    decoder : a class, which is made here, or an instance, which is used as it is.
+    bin_s, label_delay_s, seed : what it is told where it asks.
+
+    Raises
+    ------
+    InputError
+        for something that lacks one of the three methods.
+    """
+
+    def __init__(self, decoder: Any, *, bin_s: float, label_delay_s: float = 0.0, seed: int = 0) -> None:
+        self.name = decoder.__name__ if isinstance(decoder, type) else type(decoder).__name__
+        require_methods(decoder, self.name)
+        self.bin_s, self.label_delay_s = bin_s, label_delay_s
+        self.knows_delay = knows_delay(decoder)
+        if isinstance(decoder, type):
+            given = {"bin_s": bin_s, "label_delay_s": label_delay_s, "seed": seed}
+            decoder = decoder(**{name: value for name, value in given.items() if takes(decoder, name)})
+        elif hasattr(decoder, "label_delay_s"):
+            decoder.label_delay_s = label_delay_s
+        self.decoder = decoder
+
+    def fit(self, X: Sequence[np.ndarray], y: Sequence[np.ndarray], reset: Sequence[np.ndarray]) -> Own:
+        """Train on sessions: lists of arrays, as long as there are sessions."""
+        lists = [[each.copy() for each in part] for part in (X, y, reset)]
+        self._call("fit", *(part[0] if len(part) == 1 else part for part in lists))
+        return self
+
+    def adapt(self, X: np.ndarray, y: np.ndarray, reset: np.ndarray, arrives: np.ndarray | None = None) -> np.ndarray:
+        """Predictions (n_bins, n_outputs) of a stream, each made before its label; `InputError` for another shape."""
+        if arrives is None:
+            arrives = np.arange(len(X)) + delay_bins(self.label_delay_s, self.bin_s)
+        given = {"label_delay_s": self.label_delay_s, "arrives": arrives}
+        self.n_outputs_ = y.shape[1]
+        return self._shaped("adapt", self._call("adapt", X.copy(), y.copy(), reset.copy(), **given), len(X))
+
+    def predict(self, X: np.ndarray, reset: np.ndarray, continuing: bool = False) -> np.ndarray:
+        """Predictions (n_bins, n_outputs) after the stream; `InputError` for another shape."""
+        return self._shaped(
+            "predict", self._call("predict", X.copy(), None, reset.copy(), continuing=continuing), len(X)
+        )
+
+    def _call(self, name: str, X: Any, y: Any, reset: Any, **more: Any) -> Any:
+        method = getattr(self.decoder, name)
+        keywords = {key: value for key, value in {"reset": reset, **more}.items() if takes(method, key)}
+        return method(X, **keywords) if y is None else method(X, y, **keywords)
+
+    def _shaped(self, method: str, predicted: Any, n_bins: int) -> np.ndarray:
+        if np.shape(predicted) != (n_bins, self.n_outputs_):
+            raise InputError(
+                f"{self.name}.{method}: expected predictions ({n_bins}, {self.n_outputs_}), got {np.shape(predicted)}"
+            )
+        return np.asarray(predicted, float)
+
+
+def load_class(path: Path, name: str) -> type:
+    """The class `name` of the Python file `path`, which is executed: only ever asked for on the command line.
+
+    Raises
+    ------
+    InputError
+        when the file cannot be read or run, has no such class, or the class lacks fit, predict or adapt.
+    """
+    spec = importlib.util.spec_from_file_location(f"_own_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise InputError(f"{path}: expected a Python file with a decoder class")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # a dataclass looks its own module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
+    found = getattr(module, name, None)
+    if not isinstance(found, type):
+        raise InputError(f"{path}: there is no class {name}; a decoder has fit(X, y), predict(X) and adapt(X, y)")
+    require_methods(found, f"{path}: class {name}")
+    return found
+
+
+def require_methods(decoder: Any, name: str) -> None:
+    """`InputError` unless a decoder has fit, predict and adapt."""
+    if lacking := [method for method in METHODS if not callable(getattr(decoder, method, None))]:
+        raise InputError(f"{name} lacks {', '.join(lacking)}; a decoder has fit(X, y), predict(X) and adapt(X, y)")
+
+
+def knows_delay(decoder: Any) -> bool:
+    """Whether a decoder, class or instance, can know how late its labels are: else it works without a delay."""
+    own = takes(decoder, "label_delay_s") if isinstance(decoder, type) else hasattr(decoder, "label_delay_s")
+    return own or takes(decoder.adapt, "label_delay_s") or takes(decoder.adapt, "arrives")
+
+
+def takes(call: Any, name: str) -> bool:
+    """Whether a method or constructor has a parameter `name`."""
+    return name in inspect.signature(call).parameters

@@ -1,0 +1,97 @@
+"""The one prequential loop, on plain arrays: a decoder predicts each bin of a stream before its label, learns, and
+predicts the rest of the session with its weights held. `bci_adapt.protocol.evaluation` is the same for sessions.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bci_adapt.decoders.base import delay_bins
+from bci_adapt.ground.storage import atomic_path
+from bci_adapt.protocol.supervision import SMOOTHING_S, Stream, smoothed
+
+LESSON_S = 10.0  # a decoder that teaches itself is asked for labels so often
+
+
+class Predictions(NamedTuple):
+    """What a decoder predicted of a session, by part (n_bins, n_outputs), without rows where a part was not asked for.
+
+    ``online`` is of the stream, each bin before its label; ``held_out`` of the rest, weights held; ``continuing`` of
+    the rest, still learning; ``back`` of the last training session, with the weights of the stream's end. Then the
+    bins of the stream with any label shown, how far the weights moved (NaN for decoders that do not tell), and whether
+    they diverged, both at the stream's end.
+    """
+
+    online: np.ndarray
+    held_out: np.ndarray
+    continuing: np.ndarray
+    back: np.ndarray
+    n_labels: int
+    weight_change: float
+    diverged: bool
+
+    def save(self, path: Path) -> None:
+        """Write an npz, an array a field."""
+        arrays: dict[str, Any] = {name: np.asarray(value) for name, value in self._asdict().items()}
+        with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+            np.savez(handle, **arrays)
+
+
+def prequential(
+    decoder: Any,
+    session: Stream,
+    n_stream: int,
+    *,
+    continuing: Stream | None = None,
+    teaches_itself: bool = False,
+) -> Predictions:
+    """Lead a fitted decoder through a session: its first `n_stream` bins are the stream, the rest is held out.
+
+    `decoder`, a `Decoder` or a user's own in an `Own`, is changed: it is afterwards as the stream left it. `continuing`
+    is the session once more with what is shown to a decoder that goes on learning beyond the stream; a copy of the
+    decoder does that. For `teaches_itself` see `adapted`.
+    """
+    nothing = np.zeros((0, session.y.shape[1]))
+    with np.errstate(over="ignore", invalid="ignore"):  # divergence is told, not warned about
+        online = adapted(decoder, session.until(n_stream), teaches_itself)
+        rest = session.since(n_stream)
+        found = Predictions(
+            online=online,
+            held_out=decoder.predict(rest.X, rest.reset, continuing=True),
+            continuing=nothing,
+            back=nothing,
+            n_labels=int(np.isfinite(session.y[:n_stream]).any(axis=1).sum()),
+            weight_change=float(getattr(decoder, "weight_change_", np.nan)),
+            diverged=bool(getattr(decoder, "diverged_", False)),
+        )
+        if continuing is not None:
+            later = adapted(copy.deepcopy(decoder), continuing.since(n_stream), teaches_itself, going_on=True)
+            found = found._replace(continuing=later)
+    return found
+
+
+def adapted(decoder: Any, stream: Stream, teaches_itself: bool = False, going_on: bool = False) -> np.ndarray:
+    """Predictions (n_bins, n_outputs) of a decoder that adapts through a stream, by labels or by its own predictions;
+    `going_on` with the session it is in, not with a new one.
+
+    A decoder that teaches itself predicts a lesson of `LESSON_S` with the weights it has, smooths that over a window
+    centred on each bin – which its label delay must cover, so that nothing is known before its time – and learns it.
+    """
+    if not teaches_itself:
+        return decoder.partial_fit(*stream).online_predictions_ if going_on else decoder.adapt(*stream)
+    bin_s: float = decoder.get_params()["bin_s"]
+    half = min(round(SMOOTHING_S / bin_s), delay_bins(decoder.get_params()["label_delay_s"], bin_s))
+    lesson, usable = round(LESSON_S / bin_s), np.isfinite(stream.y)
+    if not going_on:
+        decoder.begin()
+    predictions = np.empty_like(stream.y)
+    for first in range(0, len(stream.X), lesson):
+        bins = slice(first, first + lesson)
+        own = decoder.predict(stream.X[bins], stream.reset[bins], continuing=going_on or first > 0)
+        labels = np.where(usable[bins], smoothed(own, half), np.nan)
+        predictions[bins] = decoder.partial_fit(stream.X[bins], labels, stream.reset[bins]).online_predictions_
+    return predictions
