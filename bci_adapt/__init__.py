@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__version__ = "0.1.0"
+from bci_adapt.ground.version import __version__ as __version__
 
 _PUBLIC = {
     "read": "bci_adapt.data.from_arrays",

@@ -16,8 +16,9 @@ from textwrap import dedent
 import pytest
 
 from bci_adapt.errors import InputError
-from bci_adapt.ground import engine
-from bci_adapt.ground.engine import Job, execute, plan
+from bci_adapt.ground import engine, jobs
+from bci_adapt.ground.engine import execute, plan
+from bci_adapt.ground.jobs import Job
 
 PACKAGE = {
     "__init__.py": "from toy.unrelated import anything\nversion = 1\n",
@@ -70,6 +71,12 @@ PACKAGE = {
     "variants/one.py": "import toy.base\n",
     "variants/two.py": "",
     "base.py": "",
+    "lazy/__init__.py": "from toy import at_once\n\n\ndef offered():\n    from toy import heavy\n",
+    "lazy/part.py": "",
+    "at_once.py": "",
+    "heavy.py": "",
+    "takes.py": "from toy.lazy import offered\n",
+    "imports.py": "import toy.lazy.part\n",
 }
 
 
@@ -132,6 +139,11 @@ def leftovers(tmp_path: Path) -> list[str]:
         ("base.py", ("toy.variants.one",), True),
         ("variants/two.py", ("toy.variants.one",), False),
         ("variants/two.py", ("toy.variants",), True),  # a package stands for all of its modules
+        ("lazy/__init__.py", ("toy.lazy.part",), True),
+        ("at_once.py", ("toy.lazy.part",), True),  # imported by an ``__init__`` when it is run
+        ("heavy.py", ("toy.lazy.part",), False),  # imported by a function of an ``__init__`` that nobody calls
+        ("heavy.py", ("toy.lazy.part", "toy.takes"), True),  # a name is taken from that ``__init__``
+        ("heavy.py", ("toy.imports",), True),  # it may be used through the package
     ],
 )
 def test_an_edit_changes_the_keys_of_the_jobs_that_run_it_and_no_other(toy, edited, modules, changes):
@@ -166,7 +178,7 @@ def test_keys_follow_contents_and_nothing_else(toy, tmp_path, monkeypatch):
     raw.write_bytes(b"Spikes")  # same size: the time of change tells
     os.utime(raw, ns=(1, 1))
     assert job(inputs={"raw": raw, "source": source}, a=1, b={"x": 1.5, "y": [1, 2]}).key != reference.key
-    monkeypatch.setattr(engine, "_versions", lambda: {"numpy": "0.1"})
+    monkeypatch.setattr(jobs, "library_versions", lambda: {"numpy": "0.1"})
     assert same[0].key == reference.key, "a key is computed once"
     assert job("source", seed=1).key != source.key, "library versions count"
     name = job("a b/..\\c:é", suffix=".nc").path.name
@@ -337,7 +349,8 @@ def test_an_interrupt_leaves_nothing_half_written(toy, tmp_path):
         dedent(f"""
         import signal
         from pathlib import Path
-        from bci_adapt.ground.engine import Job, execute
+        from bci_adapt.ground.engine import execute
+        from bci_adapt.ground.jobs import Job
         # A shell's background job, and so its tests, would ignore the signal.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         Path({str(tmp_path / "started")!r}).touch(exist_ok=False)
@@ -348,7 +361,7 @@ def test_an_interrupt_leaves_nothing_half_written(toy, tmp_path):
     )
     child = subprocess.Popen(
         [sys.executable, str(script)],
-        env=os.environ | {"PYTHONPATH": str(toy.parent)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(toy.parent), os.environ.get("PYTHONPATH", "")])},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

@@ -21,7 +21,7 @@ from bci_adapt.experiment.config import STANDING, ArmSection, arm_name, load_con
 from bci_adapt.experiment.jobs import adapt, pretrain, score
 from bci_adapt.experiment.pairs import Pair, choose_pairs, meet, require_source, unscorable, unusable_halves
 from bci_adapt.experiment.run import open_source, prepare_sessions, run_experiment
-from bci_adapt.ground.engine import Job
+from bci_adapt.ground.jobs import Job
 from bci_adapt.ground.storage import cache_root
 from bci_adapt.learning.credit.base import rules
 from bci_adapt.learning.optimizers import optimizers

@@ -21,7 +21,7 @@ from bci_adapt.experiment.building import Builder, Foreign, Labels
 from bci_adapt.experiment.config import load_config, parse_config
 from bci_adapt.experiment.jobs import adapt, cost, drift, fit, foreign, halve
 from bci_adapt.experiment.pairs import Pair
-from bci_adapt.ground.engine import Job
+from bci_adapt.ground.jobs import Job
 from bci_adapt.protocol.supervision import bins_of_trials, intended, shown, smoothed
 
 BIN_S, N_BINS, N_STREAM = 0.05, 900, 400

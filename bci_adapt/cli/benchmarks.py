@@ -79,7 +79,7 @@ def bench_drift(
     Example: [cyan]bci-adapt bench drift --seeds 8[/]
     """
     from bci_adapt.data.simulate import severity_table, severity_text
-    from bci_adapt.results.table import json_safe
+    from bci_adapt.ground.storage import json_safe
 
     with progress(json_file == "-") as bar:
         if bar is not None:

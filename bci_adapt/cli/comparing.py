@@ -252,7 +252,7 @@ def explain(
     Example: [cyan]bci-adapt explain data_cache/runs/compare-0123456789 mon:tue[/]
     """
     from bci_adapt.experiment.explain import explain as run_explain
-    from bci_adapt.results.table import json_safe
+    from bci_adapt.ground.storage import json_safe
 
     with progress(quiet) as bar:
         say = teller(bar, "reading the run")

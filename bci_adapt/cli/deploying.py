@@ -83,9 +83,9 @@ def adapt(
 
     Example: [cyan]bci-adapt adapt decoder.npz thu.nwb -o thu.npz --predictions thu.nc[/]
     """
+    from bci_adapt.ground.storage import json_safe
     from bci_adapt.live import adapting as deploying
     from bci_adapt.live import predicting
-    from bci_adapt.results.table import json_safe
 
     if missing not in ("refuse", "zero"):
         raise InputError(f"--missing takes refuse or zero, got {missing!r}")

@@ -72,7 +72,7 @@ def drift(
     from bci_adapt.data import channels
     from bci_adapt.data import drift as measure
     from bci_adapt.data.sessions import require_one_subject
-    from bci_adapt.results.table import json_safe
+    from bci_adapt.ground.storage import json_safe
 
     _check_plot(plot)
     settings = measure.Settings(lag_s=lag_s, block_s=block_s)
@@ -272,7 +272,7 @@ def scan(
     """
     from bci_adapt.data.scan import rebin
     from bci_adapt.data.scan import scan as score
-    from bci_adapt.results.table import json_safe
+    from bci_adapt.ground.storage import json_safe
 
     _check_plot(plot)
     widths, lags = _numbers(bins, ",", "--bin"), _numbers(lag, ":", "--lag")

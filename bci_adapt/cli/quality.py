@@ -43,7 +43,7 @@ def qc(
     Example: [cyan]bci-adapt qc data_cache/sessions/*.nc --plots qc/ --json qc.json[/]
     """
     from bci_adapt.data.qc import qc as check
-    from bci_adapt.results.table import json_safe
+    from bci_adapt.ground.storage import json_safe
 
     thresholds = _thresholds(settings or [])
     reports: list[QcReport] = []

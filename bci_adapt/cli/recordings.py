@@ -28,7 +28,7 @@ def inspect(
     Example: [cyan]bci-adapt inspect monday.nwb tuesday.nwb[/]
     """
     from bci_adapt.data.prepare import inspect as describe
-    from bci_adapt.results.table import json_safe
+    from bci_adapt.ground.storage import json_safe
 
     found = [describe(file) for file in files]
     shared = _overlap(found)

@@ -12,7 +12,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from bci_adapt import __version__
 from bci_adapt.data import binning, faults
 from bci_adapt.data.faults import Thresholds
 from bci_adapt.data.layouts.grids import Grid, grid_of_samples
@@ -24,6 +23,7 @@ from bci_adapt.data.sessions import BIN_EDGE, check, read_session, reserved
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import file_digest
 from bci_adapt.ground.text import clean
+from bci_adapt.ground.version import __version__
 
 KEYS = (
     "spikes", "spike_unit", "counts", "target", "target_time_s", "channels", "axes", "unit", "target_kind",

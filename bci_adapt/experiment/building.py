@@ -19,7 +19,7 @@ from bci_adapt.experiment.arms import Arm, linear_arms, network_arms
 from bci_adapt.experiment.config import Config
 from bci_adapt.experiment.pairs import Pair
 from bci_adapt.experiment.tuned import Tuned
-from bci_adapt.ground.engine import Job
+from bci_adapt.ground.jobs import Job
 
 if TYPE_CHECKING:
     from bci_adapt.learning.cells.base import Network

@@ -22,7 +22,8 @@ from bci_adapt.experiment.config import Config, ControlSection, SweepSection, ar
 from bci_adapt.experiment.pairs import Pair
 from bci_adapt.experiment.run import prepare_sessions
 from bci_adapt.experiment.tuned import read_tuned
-from bci_adapt.ground.engine import Job, Progress, execute
+from bci_adapt.ground.engine import Progress, execute
+from bci_adapt.ground.jobs import Job
 from bci_adapt.metrics import block_sums
 from bci_adapt.results.report import read_manifest
 from bci_adapt.results.table import number

@@ -8,7 +8,7 @@ from typing import Any
 
 from bci_adapt.errors import InputError
 from bci_adapt.experiment.config import EARLIER, Config, PairSection
-from bci_adapt.ground.engine import Job
+from bci_adapt.ground.jobs import Job
 
 LEAST_LABELS_S = 1.0
 

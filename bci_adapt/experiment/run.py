@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bci_adapt import __version__
 from bci_adapt.archive.sources.base import Source
 from bci_adapt.errors import InputError
 from bci_adapt.experiment.building import Builder, Foreign, prepare_job
@@ -41,8 +40,10 @@ from bci_adapt.experiment.pairs import (
     unusable_halves,
 )
 from bci_adapt.experiment.tuned import Tuned, read_tuned
-from bci_adapt.ground.engine import Job, Outcome, Progress, execute
+from bci_adapt.ground.engine import Outcome, Progress, execute
+from bci_adapt.ground.jobs import Job
 from bci_adapt.ground.storage import cache_root, write_text
+from bci_adapt.ground.version import __version__
 
 KINDS = ("rows", "curves", "trajectories", "blocks")
 

@@ -17,7 +17,8 @@ from bci_adapt.experiment.config import Config
 from bci_adapt.experiment.pairs import Pair, require_source, unscorable
 from bci_adapt.experiment.run import prepare_sessions
 from bci_adapt.experiment.tuned import choose, tuned_text
-from bci_adapt.ground.engine import Job, Progress, execute
+from bci_adapt.ground.engine import Progress, execute
+from bci_adapt.ground.jobs import Job
 from bci_adapt.ground.storage import write_text
 
 # Whole numbers cannot be divided for ever: the least value of each.

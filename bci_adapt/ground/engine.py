@@ -1,25 +1,18 @@
-"""Jobs with content keys, run by dask.distributed: nothing that has been done is done twice.
+"""Jobs run by dask.distributed: nothing that has been done is done twice.
 
-An experiment is a graph of `Job`. The key of a job is a digest of everything its result depends on: the function, the
-sources of the modules that function imports, the versions of the numerical libraries, the parameters, and the
-contents (or keys) of its inputs. The key is part of the result's file name, so *done* means *the file is there*.
-Deleting the cache, or any part of it, is always safe.
+An experiment is a graph of `Job`. The key of a job is part of its result's file name, so *done* means *the file is
+there*. Deleting the cache, or any part of it, is always safe.
 """
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import contextlib
-import hashlib
 import heapq
 import importlib
-import importlib.metadata
-import importlib.util
 import json
 import logging
 import os
-import re
 import shutil
 import signal
 import socket
@@ -28,21 +21,16 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, cached_property
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from bci_adapt.errors import InputError
-from bci_adapt.ground.storage import atomic_path, cache_root, file_digest
+from bci_adapt.ground.jobs import Job, digest, library_versions, sources
+from bci_adapt.ground.storage import atomic_path, cache_root
 from bci_adapt.ground.threads import one_thread
 
-# Libraries whose release can change a number; their installed versions enter every key.
-NUMERICAL_LIBRARIES = (
-    *("h5netcdf", "h5py", "hdmf", "llvmlite", "numba", "numpy"),
-    *("pandas", "pynwb", "scikit-learn", "scipy", "torch", "xarray"),
-)
 # One thread per worker: the jobs are the parallelism. Read by the libraries when they are first imported.
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS"), "1"
@@ -59,190 +47,6 @@ _DASK_CONFIG = {
 _CONNECT_TIMEOUT_S = 10.0
 _MAX_TRIES = 3  # of a job whose worker process dies
 _OWNER = ".owner"
-
-
-# ------------------------------------------------------------------------------------------------ keys
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Job:
-    """One function call whose result is a file or a folder in the cache.
-
-    `function` is ``"package.module:name"``, called as ``name(parameters, inputs, out)`` with the parameters as they
-    come back from JSON (tuples are lists), `inputs` as a dict of paths, and `out` the path to write. `inputs` are
-    other jobs (their results) or raw files (known by their contents). `modules` are further modules whose sources
-    belong to the key, for variants picked by name at run time; a package stands for every module in it. `label`
-    and `cost` (expected seconds) steer display and order only, and `stem` is the human part of the file name.
-    """
-
-    kind: str
-    function: str
-    stem: str
-    folder: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    inputs: Mapping[str, Job | Path] = field(default_factory=dict)
-    modules: tuple[str, ...] = ()
-    suffix: str = ""
-    label: str = ""
-    cost: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.]+:\w+", self.function):
-            raise ValueError(f"a job's function reads 'package.module:name', got {self.function!r}")
-        if not self.cost >= 0:
-            raise ValueError(f"a job's cost is its expected seconds, 0 or more, got {self.cost!r}")
-        if not self.label:
-            object.__setattr__(self, "label", f"{self.kind} {self.stem}")
-
-    @cached_property
-    def recipe(self) -> dict[str, Any]:
-        """All that the key is made of, JSON-able: function, sources, versions, parameters, inputs.
-
-        Raises `InputError` for an input file that is missing and TypeError for parameters JSON cannot hold.
-        """
-        return {
-            "function": self.function,
-            "sources": _sources(self.function, self.modules),
-            "versions": _versions(),
-            "parameters": json.loads(_canonical(self.parameters)),
-            "inputs": {
-                name: value.key if isinstance(value, Job) else f"sha256:{_content(Path(value).absolute(), self.label)}"
-                for name, value in self.inputs.items()
-            },
-        }
-
-    @cached_property
-    def key(self) -> str:
-        """SHA-256 of the recipe, in hexadecimal."""
-        return _digest(self.recipe)
-
-    @property
-    def path(self) -> Path:
-        """Where the result is, or will be."""
-        stem = re.sub(r"[^\w.-]+", "_", self.stem, flags=re.ASCII).strip("._-")[:80] or self.kind
-        return cache_root() / self.folder / f"{stem}-{self.key[:16]}{self.suffix}"
-
-
-def _canonical(value: Any) -> str:
-    """JSON with sorted keys, no spaces and no NaN: equal contents give equal text."""
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    """Mappings as dicts, refusing keys that JSON would silently turn into text."""
-    if isinstance(value, Mapping):
-        if odd := [key for key in value if not isinstance(key, str)]:
-            raise TypeError(f"the keys of a job's parameters are text, got {odd[0]!r}")
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(_canonical(value).encode()).hexdigest()
-
-
-@cache
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in NUMERICAL_LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
-
-
-def _content(path: Path, label: str) -> str:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file, needed by {label!r}; check the data folder of the config")
-    status = path.stat()
-    return _content_at(path, status.st_size, status.st_mtime_ns)
-
-
-@cache
-def _content_at(path: Path, size: int, modified_ns: int) -> str:
-    """Digest of a file, remembered for as long as its size and time of change stay the same."""
-    return file_digest(path)
-
-
-def _sources(function: str, modules: Iterable[str] = ()) -> dict[str, str]:
-    """SHA-256 of each source that `function` and `modules` import, directly or not, also inside functions.
-
-    Followed: the function's own package and this one. Importing a module runs the ``__init__`` of its packages, so
-    those belong to it; the outermost ``__init__``, which offers names from everywhere, counts only where a name is
-    taken from it. A data file that a module names and that lies beside it counts like a source.
-    """
-    entry = function.partition(":")[0]
-    roots = {}
-    for name in {__name__.partition(".")[0], *(module.partition(".")[0] for module in (entry, *modules))}:
-        if (spec := importlib.util.find_spec(name)) is None:
-            raise ImportError(f"no module named {name!r}, wanted by job function {function!r}")
-        roots[name] = spec
-    pending = [entry, *modules]
-    for module in pending[:]:
-        path = _module_file(module, roots[module.partition(".")[0]])
-        if path is None:
-            raise ImportError(f"no module named {module!r}, wanted by job function {function!r}")
-        if module in modules and (path.is_dir() or path.name == "__init__.py"):
-            folder = path if path.is_dir() else path.parent
-            inside = (file.relative_to(folder).with_suffix("").parts for file in folder.rglob("*.py"))
-            pending += [".".join((module, *parts)).removesuffix(".__init__") for parts in inside]
-    found: dict[str, str] = {}
-    seen: set[str] = set()
-    while pending:
-        name = pending.pop()
-        root, _, below = name.partition(".")
-        if name in seen or root not in roots:
-            continue
-        seen.add(name)
-        path, parent = _module_file(name, roots[root]), name.rpartition(".")[0]
-        if below and (path is None or parent != root):  # an attribute of its parent, or run after its parent
-            pending.append(parent)
-        if path is None or path.is_dir():
-            continue
-        status = path.stat()
-        found[name], imported, named = _source_at(path, status.st_size, status.st_mtime_ns, name)
-        pending += imported
-        found |= {
-            f"{name}/{file}": _content(path.with_name(file), name) for file in named if path.with_name(file).is_file()
-        }
-    return dict(sorted(found.items()))
-
-
-def _module_file(name: str, root: Any) -> Path | None:
-    """Source file of a module, the folder of a package without ``__init__``, or None if `name` is no module."""
-    if root.submodule_search_locations is None:
-        return Path(root.origin) if name == root.name else None
-    base = Path(next(iter(root.submodule_search_locations))).joinpath(*name.split(".")[1:])
-    files = (base / "__init__.py", base.with_name(f"{base.name}.py"))
-    return next((path for path in files if path.is_file()), base if base.is_dir() else None)
-
-
-@cache
-def _source_at(path: Path, size: int, modified_ns: int, module: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """Digest of a source file, the dotted names it imports, and the strings in it that look like file names."""
-    text = path.read_bytes()
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    imported: set[str] = set()
-    named: set[str] = set()
-    pending: list[ast.AST] = [ast.parse(text, filename=str(path))]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            pending += node.orelse  # the body is never run
-            continue
-        pending += ast.iter_child_nodes(node)
-        if isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                base = importlib.util.resolve_name("." * node.level + base, package)
-            imported |= {f"{base}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            named |= set(re.findall(r"\A[\w-]+(?:\.[\w-]+)*\.(?!py\Z)[\w-]+\Z", node.value))
-    return hashlib.sha256(text).hexdigest(), tuple(sorted(imported)), tuple(sorted(named))
-
-
-# ------------------------------------------------------------------------------------------------ planning
 
 
 def plan(jobs: Iterable[Job]) -> tuple[list[Job], list[Job]]:
@@ -443,7 +247,7 @@ def _task(job: Job) -> dict[str, Any]:
     return {
         "function": job.function,
         "modules": tuple(job.modules),
-        "code": _digest([job.recipe["sources"], job.recipe["versions"]]),
+        "code": digest([job.recipe["sources"], job.recipe["versions"]]),
         "parameters": job.recipe["parameters"],
         "inputs": {
             name: str(value.path if isinstance(value, Job) else Path(value).absolute())
@@ -470,7 +274,7 @@ def _perform(
         if target.exists():  # another run of the same experiment has been faster
             return _Report(time.perf_counter() - started, found=True)
         with _environment(BCI_ADAPT_CACHE=cache, **_ONE_THREAD):
-            if code != _digest([_sources(function, modules), _versions()]):
+            if code != digest([sources(function, modules), library_versions()]):
                 raise InputError(
                     f"the code or library versions behind {function} are not those this run was planned with: "
                     "a source was edited meanwhile, or a remote worker has another installation; start the run again"

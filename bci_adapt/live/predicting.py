@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from bci_adapt import __version__
 from bci_adapt.data import channels
 from bci_adapt.data import from_arrays as arrays
 from bci_adapt.data.binning import bin_ticks
@@ -18,6 +17,7 @@ from bci_adapt.decoders.base import Decoder
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import atomic_path, file_digest
 from bci_adapt.ground.text import clean
+from bci_adapt.ground.version import __version__
 
 
 def predict(decoder_file: Path, session_file: Path, missing: str = "refuse") -> tuple[xr.Dataset, list[str]]:

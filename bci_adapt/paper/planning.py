@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bci_adapt.experiment.building import kernel
-from bci_adapt.ground.engine import Job
+from bci_adapt.ground.jobs import Job
 from bci_adapt.ground.storage import file_digest
 from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.learning.credit.base import rule, rules

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from bci_adapt.ground.engine import Job
+from bci_adapt.ground.jobs import Job
 from bci_adapt.ground.statistics import Interval, t_interval
 from bci_adapt.ground.statistics import ratio_of_means as _ratio
 from bci_adapt.learning.cells.base import cells

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from bci_adapt.errors import InputError
-from bci_adapt.ground.storage import atomic_path
+from bci_adapt.ground.storage import atomic_path, json_safe
 from bci_adapt.results import studies
 from bci_adapt.results.recovery import (
     FEW_DAYS,
@@ -470,17 +470,6 @@ def json_payload(
             "jobs": {"executed": 0, "reused": 0, **jobs},
         }
     )
-
-
-def json_safe(value: Any) -> Any:
-    """`value` with numpy scalars as Python's own and every number that is not finite as None."""
-    if isinstance(value, Mapping):
-        return {str(name): json_safe(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_safe(item) for item in value]
-    if isinstance(value, (np.generic, np.ndarray)):
-        return json_safe(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def text_table(

@@ -16,7 +16,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from bci_adapt import __version__
 from bci_adapt.data import binning, faults
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.grids import (
@@ -38,6 +37,7 @@ from bci_adapt.data.layouts.tables import (
 from bci_adapt.data.nwb import NwbFile, identity, spike_table
 from bci_adapt.data.sessions import BIN_EDGE, assemble
 from bci_adapt.ground.storage import file_digest
+from bci_adapt.ground.version import __version__
 
 CLOCK_RATIO = 50
 """Spikes that span this many times the kinematics, or the reverse, are on another clock or in another unit."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt.ground.storage import write_text
+from bci_adapt.ground.storage import json_safe, write_text
 from bci_adapt.learning import online
 from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.paper.jobs.task_adapt import Search
@@ -18,7 +18,6 @@ from bci_adapt.paper.jobs.task_streams import features, method_learner
 from bci_adapt.paper.streams.base import Made, Rival, Scores, Stream, prequential, scored, softmax
 from bci_adapt.paper.streams.base import stream as make_stream
 from bci_adapt.paper.streams.rivals import all_rivals
-from bci_adapt.results.table import json_safe
 
 _CHUNK = 10_000  # bins that are worked off at a time: labels of many classes take memory
 

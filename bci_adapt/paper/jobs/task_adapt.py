@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt.ground.storage import write_text
+from bci_adapt.ground.storage import json_safe, write_text
 from bci_adapt.learning import online
 from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.paper.jobs.task_streams import FAILED, Steps, method_learner, scores, squares
@@ -52,7 +52,7 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
         "surface": surface, "tuned": at_best, "shared": at_shared, "interior": rates.interior,
         "decay": decay if parameters["method"]["rule_constants"].get("decay") == "star" else None,
     }  # fmt: skip
-    write_text(out, json.dumps(_json_safe(result), allow_nan=False))
+    write_text(out, json.dumps(json_safe(result), allow_nan=False))
 
 
 class Search:
@@ -162,12 +162,3 @@ def _run(state: online.State, x: np.ndarray, y: np.ndarray, delay: int, rounded:
             if array.dtype == float:
                 array[:] = array.astype(np.float32)
     return predictions, state
-
-
-def _json_safe(value: Any) -> Any:
-    """JSON knows no infinity: what is not finite becomes null."""
-    if isinstance(value, dict):
-        return {name: _json_safe(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_json_safe(each) for each in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

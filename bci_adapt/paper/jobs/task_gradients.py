@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt.ground.storage import write_text
+from bci_adapt.ground.storage import json_safe, write_text
 from bci_adapt.learning import online
 from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.learning.credit.base import rule
 from bci_adapt.learning.diagnostics import diagnose, summary
 from bci_adapt.paper.jobs.task_streams import Steps, method_learner
-from bci_adapt.results.table import json_safe
 
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:

@@ -1,0 +1,249 @@
+"""A job, and the key of its result: a digest of everything that can change the result, and of nothing else.
+
+The key holds the function, the sources that it runs, the versions of the numerical libraries, the parameters, and the
+contents (or keys) of the inputs. What a job imports is followed; a variant that it picks by name – a cell, a rule, a
+decoder – is not found by following imports and is named in `Job.modules`, so the others of the folder do not count.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bci_adapt.errors import InputError
+from bci_adapt.ground.storage import cache_root, file_digest
+
+# Libraries whose release can change a number; their installed versions enter every key.
+NUMERICAL_LIBRARIES = (
+    *("h5netcdf", "h5py", "hdmf", "llvmlite", "numba", "numpy"),
+    *("pandas", "pynwb", "scikit-learn", "scipy", "torch", "xarray"),
+)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Job:
+    """One function call whose result is a file or a folder in the cache.
+
+    `function` is ``"package.module:name"``, called as ``name(parameters, inputs, out)`` with the parameters as they
+    come back from JSON (tuples are lists), `inputs` as a dict of paths, and `out` the path to write. `inputs` are
+    other jobs (their results) or raw files (known by their contents). `modules` are further modules whose sources
+    belong to the key, for variants picked by name at run time; a package stands for every module in it. `label`
+    and `cost` (expected seconds) steer display and order only, and `stem` is the human part of the file name.
+    """
+
+    kind: str
+    function: str
+    stem: str
+    folder: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Job | Path] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
+    suffix: str = ""
+    label: str = ""
+    cost: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.]+:\w+", self.function):
+            raise ValueError(f"a job's function reads 'package.module:name', got {self.function!r}")
+        if not self.cost >= 0:
+            raise ValueError(f"a job's cost is its expected seconds, 0 or more, got {self.cost!r}")
+        if not self.label:
+            object.__setattr__(self, "label", f"{self.kind} {self.stem}")
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """All that the key is made of, JSON-able: function, sources, versions, parameters, inputs.
+
+        Raises `InputError` for an input file that is missing and TypeError for parameters JSON cannot hold.
+        """
+        return {
+            "function": self.function,
+            "sources": sources(self.function, self.modules),
+            "versions": library_versions(),
+            "parameters": json.loads(_canonical(self.parameters)),
+            "inputs": {
+                name: value.key if isinstance(value, Job) else f"sha256:{_content(Path(value).absolute(), self.label)}"
+                for name, value in self.inputs.items()
+            },
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of the recipe, in hexadecimal."""
+        return digest(self.recipe)
+
+    @cached_property
+    def key_of_any_release(self) -> str:
+        """The key without the versions of libraries, down to the inputs: the same for the same code on any machine."""
+        inputs = {name: value.key_of_any_release for name, value in self.inputs.items() if isinstance(value, Job)}
+        return digest(self.recipe | {"versions": {}, "inputs": self.recipe["inputs"] | inputs})
+
+    @property
+    def path(self) -> Path:
+        """Where the result is, or will be."""
+        stem = re.sub(r"[^\w.-]+", "_", self.stem, flags=re.ASCII).strip("._-")[:80] or self.kind
+        return cache_root() / self.folder / f"{stem}-{self.key[:16]}{self.suffix}"
+
+
+def _canonical(value: Any) -> str:
+    """JSON with sorted keys, no spaces and no NaN: equal contents give equal text."""
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """Mappings as dicts, refusing keys that JSON would silently turn into text."""
+    if isinstance(value, Mapping):
+        if odd := [key for key in value if not isinstance(key, str)]:
+            raise TypeError(f"the keys of a job's parameters are text, got {odd[0]!r}")
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of what JSON can hold, in hexadecimal."""
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Installed versions of `NUMERICAL_LIBRARIES`."""
+    versions = {}
+    for name in NUMERICAL_LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _content(path: Path, label: str) -> str:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, needed by {label!r}; check the data folder of the config")
+    status = path.stat()
+    return _content_at(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _content_at(path: Path, size: int, modified_ns: int) -> str:
+    """Digest of a file, remembered for as long as its size and time of change stay the same."""
+    return file_digest(path)
+
+
+def sources(function: str, modules: Iterable[str] = ()) -> dict[str, str]:
+    """SHA-256 of each source that `function` and `modules` import, directly or not, also inside functions.
+
+    Followed: the function's own package and this one. Importing a module also runs the ``__init__`` of the packages it
+    lies in: they count, with what they import while they are run. What the functions of an ``__init__`` import counts
+    only where a name is taken from it, and the outermost ``__init__``, which offers names from everywhere, counts only
+    then at all. A data file that a module names and that lies beside it counts like a source.
+    """
+    entry = function.partition(":")[0]
+    roots = {}
+    for name in {__name__.partition(".")[0], *(module.partition(".")[0] for module in (entry, *modules))}:
+        if (spec := importlib.util.find_spec(name)) is None:
+            raise ImportError(f"no module named {name!r}, wanted by job function {function!r}")
+        roots[name] = spec
+    pending = [(entry, True)]
+    for module in (entry, *modules):
+        path = _module_file(module, roots[module.partition(".")[0]])
+        if path is None:
+            raise ImportError(f"no module named {module!r}, wanted by job function {function!r}")
+        if module in modules:
+            pending += [(each, True) for each in _with_all_inside(module, path)]
+    found: dict[str, str] = {}
+    seen: set[tuple[str, bool]] = set()
+    while pending:
+        name, used = pending.pop()  # used: a name is taken from it; else it is only run
+        root, _, below = name.partition(".")
+        if root not in roots or {(name, used), (name, True)} & seen:
+            continue
+        seen.add((name, used))
+        path, parent = _module_file(name, roots[root]), name.rpartition(".")[0]
+        if path is None and below:  # an attribute of its parent
+            pending.append((parent, True))
+        elif below and parent != root:
+            pending.append((parent, False))
+        if path is None or path.is_dir():
+            continue
+        status = path.stat()
+        source = _source_at(path, status.st_size, status.st_mtime_ns, name)
+        found[name] = source.digest
+        pending += [(each, True) for each in (source.imported if used else source.imported_at_once)]
+        beside = {file: path.with_name(file) for file in source.named}
+        found |= {f"{name}/{file}": _content(there, name) for file, there in beside.items() if there.is_file()}
+    return dict(sorted(found.items()))
+
+
+def _with_all_inside(module: str, path: Path) -> list[str]:
+    """A module; a package with every module in it."""
+    if path.is_file() and path.name != "__init__.py":
+        return [module]
+    folder = path if path.is_dir() else path.parent
+    inside = (file.relative_to(folder).with_suffix("").parts for file in folder.rglob("*.py"))
+    return [module, *(".".join((module, *parts)).removesuffix(".__init__") for parts in inside)]
+
+
+def _module_file(name: str, root: Any) -> Path | None:
+    """Source file of a module, the folder of a package without ``__init__``, or None if `name` is no module."""
+    if root.submodule_search_locations is None:
+        return Path(root.origin) if name == root.name else None
+    base = Path(next(iter(root.submodule_search_locations))).joinpath(*name.split(".")[1:])
+    files = (base / "__init__.py", base.with_name(f"{base.name}.py"))
+    return next((path for path in files if path.is_file()), base if base.is_dir() else None)
+
+
+class _Source(NamedTuple):
+    """Digest of a source file, the dotted names it imports, those it imports as soon as it is run (not inside a
+    function), and the strings in it that look like file names.
+    """
+
+    digest: str
+    imported: frozenset[str]
+    imported_at_once: frozenset[str]
+    named: frozenset[str]
+
+
+@cache
+def _source_at(path: Path, size: int, modified_ns: int, module: str) -> _Source:
+    """What a source file holds, remembered for as long as its size and time of change stay the same."""
+    text = path.read_bytes()
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    imported: set[str] = set()
+    at_once: set[str] = set()
+    named: set[str] = set()
+    pending: list[tuple[ast.AST, bool]] = [(ast.parse(text, filename=str(path)), False)]
+    while pending:
+        node, inside = pending.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            pending += [(each, inside) for each in node.orelse]  # the body is never run
+            continue
+        inside = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        pending += [(each, inside) for each in ast.iter_child_nodes(node)]
+        names = _imported_by(node, package)
+        imported |= names
+        if not inside:
+            at_once |= names
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            named |= set(re.findall(r"\A[\w-]+(?:\.[\w-]+)*\.(?!py\Z)[\w-]+\Z", node.value))
+    return _Source(hashlib.sha256(text).hexdigest(), frozenset(imported), frozenset(at_once), frozenset(named))
+
+
+def _imported_by(node: ast.AST, package: str) -> set[str]:
+    """Dotted names that a statement of a module of `package` imports; names taken from a module may be modules."""
+    if isinstance(node, ast.Import):  # ``import a.b.c`` makes a.b usable too
+        parts = [alias.name.split(".") for alias in node.names]
+        return {".".join(each[:n]) for each in parts for n in range(min(2, len(each)), len(each) + 1)}
+    if not isinstance(node, ast.ImportFrom):
+        return set()
+    base = node.module or ""
+    if node.level:
+        base = importlib.util.resolve_name("." * node.level + base, package)
+    return {f"{base}.{alias.name}" for alias in node.names}
