@@ -10,7 +10,7 @@ from problems import M_IN, M_OUT, RULES, N, T, defined, dense, gradients, learne
 
 from bci_adapt.errors import InputError
 from bci_adapt.learning import diagnostics
-from bci_adapt.learning.backends.torch import ModuleNetwork, module_of
+from bci_adapt.learning.backends.torch_network import ModuleNetwork, module_of
 from bci_adapt.learning.cells.base import Network, cells
 from bci_adapt.learning.credit.immediate import Immediate
 from bci_adapt.learning.credit.readout import Readout

@@ -25,8 +25,8 @@ from bci_adapt.learning.optimizers import (
     Schedule,
     Sign,
     optimizers,
-    pace,
 )  # fmt: skip
+from bci_adapt.learning.schedules import pace
 
 TORCH = {
     "sgd": (SGD(0.1), lambda p: torch.optim.SGD(p, lr=0.1)),

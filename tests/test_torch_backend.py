@@ -10,10 +10,11 @@ from problems import M_IN, M_OUT, PAIR_NAMES, PAIRS, RULES, defined, learner, pr
 from torch import nn
 
 from bci_adapt.errors import InputError
-from bci_adapt.learning.backends import torch as backend
-from bci_adapt.learning.backends.torch import ModuleNetwork, module_of
+from bci_adapt.learning.backends import loop as kernel
+from bci_adapt.learning.backends.torch_network import ModuleNetwork, module_of
+from bci_adapt.learning.backends.torch_optimizers import Counterpart
 from bci_adapt.learning.cells.base import cells
-from bci_adapt.learning.credit.base import rules
+from bci_adapt.learning.credit.base import CreditRule
 from bci_adapt.learning.credit.immediate import Immediate
 from bci_adapt.learning.credit.readout import Readout
 from bci_adapt.learning.credit.rtrl import RTRL
@@ -48,7 +49,7 @@ def memory(state):
     learner, arrays = state.learner, state.arrays
     if not isinstance(learner.rule, RTRL) or isinstance(learner.network, ModuleNetwork):
         return arrays["memory"]
-    last = state.counter(backend.PROCESSED)[0] - 1
+    last = state.counter(kernel.PROCESSED)[0] - 1
     return np.array([learner.rule.influence(learner.network, panels, last) for panels in arrays["memory"]])
 
 
@@ -65,8 +66,8 @@ def assert_same(left, right, tolerance=1e-12):
 
 def agree(p, rule, optimizer=None, **options):
     plain = outcome(p, rule, optimizer, **options)
-    assert plain[1].counter(backend.UPDATES)[0] > 3
-    assert plain[1].counter(backend.DROPPED)[0] > 0
+    assert plain[1].counter(kernel.UPDATES)[0] > 3
+    assert plain[1].counter(kernel.DROPPED)[0] > 0
     assert_same(outcome(p, rule, optimizer, **options, backend="torch"), plain)
 
 
@@ -75,12 +76,11 @@ def test_every_cell_and_rule_equals_the_kernels(cell, name):
     agree(problem(cell, BINS, n=UNITS), RULES[name])
 
 
-def test_every_rule_and_optimiser_of_the_folders_is_known():
-    assert set(rules()) == set(backend._CREDIT)
-    assert set(optimizers()) == set(backend._UPDATES)
-    assert {name for name, kind in optimizers().items() if kind.preconditions} == set(backend._PRECONDITIONS)
-    whole = {name for name, kind in optimizers().items() if kind.whole}
-    assert whole == set(backend._RESCALES) | set(backend._PRECONDITIONS)
+def test_every_optimiser_of_the_module_has_its_counterpart_in_torch():
+    for kind in optimizers().values():
+        counterpart = kind().torch_counterpart()
+        assert (counterpart.precondition is not None) == kind.preconditions
+        assert (counterpart.rescale is not None) == (kind.whole and not kind.preconditions)
 
 
 @pytest.mark.parametrize("kind", optimizers().values(), ids=lambda kind: kind.name)
@@ -203,19 +203,84 @@ def test_replicas_out_of_step_run_one_after_another():
         assert_same((predictions[s : s + 1], one), run(begin, p.X, p.Y))
 
 
-def test_what_it_does_not_know_is_refused_by_name():
+def test_what_has_no_counterpart_of_its_kernel_is_refused_by_name():
     p = problem(cells()["tanh"], BINS, n=UNITS)
 
     class Unheard(Immediate):
+        """Its kernel is its own, the counterpart it inherits is another's."""
+
         name: ClassVar[str] = "unheard"
 
-    with pytest.raises(InputError, match="does not know the rule 'unheard'; it has"):
-        outcome(p, Unheard(), backend="torch")
-    with pytest.raises(InputError, match="does not know the optimiser 'accumulate'"):
-        run(start(learner(p, Immediate(), backend="torch"), p.W, p.C), p.X)
+        def make(self, tools):
+            return Readout().make(tools)
+
+    class Renamed(Immediate):
+        name: ClassVar[str] = "renamed"
+
+    for make, message in (
+        (lambda: learner(p, Unheard(), SGD(), backend="torch"), "the rule 'unheard' brings no torch counterpart"),
+        (lambda: learner(p, Immediate(), backend="torch"), "the optimiser 'accumulate' brings no torch counterpart"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make()
+    agree(p, Renamed())
     for device in ("meteor", "cuda:99"):
         with pytest.raises(InputError, match=f"float64 on '{device}'"):
             outcome(p, Immediate(), backend="torch", device=device)
+
+
+class Halved(CreditRule):
+    """A rule of a user's: half of immediate, its kernel and its torch counterpart beside each other."""
+
+    name: ClassVar[str] = "halved"
+    description: ClassVar[str] = "half of immediate"
+
+    def work_shapes(self, network):
+        return Immediate().work_shapes(network)
+
+    def make(self, tools):
+        prepare, full = Immediate().make(tools)
+
+        def row(i, net, ring, slot, last, constants, memory, work, q, g):
+            full(i, net, ring, slot, last, constants, memory, work, q, g)
+            g *= 0.5
+
+        return prepare, row
+
+    def torch_counterpart(self, network):
+        class HalvedCredit(Immediate().torch_counterpart(network)):
+            def gradient(self, W, record, q):
+                return 0.5 * super().gradient(W, record, q)
+
+        return HalvedCredit
+
+
+class Doubled(SGD):
+    """An optimiser of a user's: twice the step."""
+
+    name: ClassVar[str] = "doubled"
+
+    def make(self):
+        def update(theta, g, state, rate, hyper, t):
+            for j in range(theta.shape[0]):
+                theta[j] -= 2.0 * rate[j] * g[j]
+
+        return update
+
+    def torch_counterpart(self):
+        return Counterpart(lambda theta, g, slots, rate, t: (theta - 2.0 * rate * g, slots))
+
+
+def test_a_rule_and_an_optimiser_of_ones_own_run_with_the_counterparts_they_bring():
+    p = problem(cells()["gru"], BINS, n=UNITS)
+    agree(p, Halved(), Doubled(0.05))
+    module = ModuleNetwork(module_of(p.network.cell, p.network, p.W), M_IN, UNITS, M_OUT)
+    moved, full = (
+        run(start(module_learner(module, rule, SGD(0.1)), flat(p, p.W), p.C, p.hidden), p.X[:1], p.Y[:1])[1].arrays["W"]
+        for rule in (Halved(), Immediate())
+    )
+    np.testing.assert_allclose(2.0 * (moved - flat(p, p.W)), full - flat(p, p.W), rtol=0, atol=1e-14)
+    assert np.abs(full - flat(p, p.W)).max() > 1e-4
 
 
 # Modules

@@ -15,68 +15,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from bci_adapt.errors import InputError
 from bci_adapt.ground.catalog import pick, variants
+from bci_adapt.learning.schedules import Schedule
+
+if TYPE_CHECKING:
+    from bci_adapt.learning.backends.torch_optimizers import Counterpart
 
 # The first three are columns of W; `output_bias` is the constant's column of C, `readout` its other ones.
 GROUPS = ("input", "bias", "recurrent", "readout", "output_bias")
-SCHEDULES = ("constant", "exponential", "cosine", "inverse_sqrt")
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How the learning rate changes with the number t of updates: a factor in (0, 1].
-
-    Parameters
-    ----------
-    kind : ``constant``; ``exponential``, 0.5^(t/length); ``cosine``, from 1 to `floor` over `length` updates along half
-        a cosine, then `floor`; ``inverse_sqrt``, 1/√(1 + t/length). t counts from the end of the warm-up.
-    length : in updates.
-    warm_up : updates over which the rate rises linearly from 0 first.
-    floor : of the cosine.
-    """
-
-    kind: str = "constant"
-    length: float = 1.0
-    warm_up: float = 0.0
-    floor: float = 0.0
-
-    def __post_init__(self):
-        if self.kind not in SCHEDULES:
-            raise InputError(f"schedule: kind must be one of {', '.join(SCHEDULES)}, got {self.kind!r}")
-        if not (self.length > 0.0 and self.warm_up >= 0.0 and 0.0 <= self.floor <= 1.0):
-            raise InputError(
-                "schedule: expected length > 0, warm_up ≥ 0 (updates) and floor in [0, 1], got "
-                f"{self.length}, {self.warm_up}, {self.floor}"
-            )
-
-    @property
-    def moves(self) -> bool:
-        """Whether the rate changes at all."""
-        return self.kind != "constant" or self.warm_up > 0.0
-
-    def constants(self) -> np.ndarray:
-        """What `pace` reads."""
-        return np.array([float(SCHEDULES.index(self.kind)), self.length, self.warm_up, self.floor])
-
-
-def pace(t, schedule):
-    """Factor on the learning rate at update t ≥ 1; `schedule` as `Schedule.constants` gives it."""
-    kind, length, warm_up, floor = schedule[0], schedule[1], schedule[2], schedule[3]
-    if t <= warm_up:
-        return t / warm_up
-    since = t - warm_up
-    if kind == 1.0:
-        return 0.5 ** (since / length)
-    if kind == 2.0:
-        return floor + (1.0 - floor) * 0.5 * (1.0 + np.cos(np.pi * min(1.0, since / length)))
-    if kind == 3.0:
-        return 1.0 / np.sqrt(1.0 + since / length)
-    return 1.0
 
 
 def shrink(theta, rate, decay):
@@ -153,6 +104,12 @@ class Optimizer(ABC):
     def make(self) -> Callable:
         """Return the update of one row, in plain Python that also compiles."""
 
+    def torch_counterpart(self) -> Counterpart | None:
+        """The same formulas in torch (backends.torch_optimizers), torch imported inside. None where there are none: the
+        torch backend then refuses the optimiser.
+        """
+        return None
+
     def make_rescale(self) -> Callable:
         """Return ``rescale(theta_squares, g_squares, counts, state, hyper, t, factors)``: from the sums of squares and
         the number of weights of each group (n_groups,) and the optimiser's arrays for them (n_groups, n_group_slots),
@@ -187,6 +144,14 @@ class SGD(Optimizer):
 
         return update
 
+    def torch_counterpart(self):
+        from bci_adapt.learning.backends.torch_optimizers import Counterpart
+
+        def update(theta, g, slots, rate, t):
+            return theta - rate * g, slots
+
+        return Counterpart(update)
+
 
 @dataclass(frozen=True)
 class Momentum(Optimizer):
@@ -208,6 +173,15 @@ class Momentum(Optimizer):
                 theta[j] -= rate[j] * m[j]
 
         return update
+
+    def torch_counterpart(self):
+        from bci_adapt.learning.backends.torch_optimizers import Counterpart
+
+        def update(theta, g, slots, rate, t):
+            m = self.momentum * slots[:, :, 0] + g
+            return theta - rate * m, m[:, :, None]
+
+        return Counterpart(update)
 
 
 @dataclass(frozen=True)
@@ -232,6 +206,15 @@ class RMSprop(Optimizer):
                 theta[j] -= rate[j] * g[j] / (np.sqrt(v[j]) + epsilon)
 
         return update
+
+    def torch_counterpart(self):
+        from bci_adapt.learning.backends.torch_optimizers import Counterpart
+
+        def update(theta, g, slots, rate, t):
+            v = self.beta2 * slots[:, :, 0] + (1.0 - self.beta2) * g.square()
+            return theta - rate * g / (v.sqrt() + self.epsilon), v[:, :, None]
+
+        return Counterpart(update)
 
 
 @dataclass(frozen=True)
@@ -268,6 +251,21 @@ class Adam(Optimizer):
 
         return update
 
+    def torch_counterpart(self):
+        import torch
+
+        from bci_adapt.learning.backends.torch_optimizers import Counterpart
+
+        def update(theta, g, slots, rate, t):
+            m = self.beta1 * slots[:, :, 0] + (1.0 - self.beta1) * g
+            v = self.beta2 * slots[:, :, 1] + (1.0 - self.beta2) * g.square()
+            mean, mean_square = m, v
+            if self.bias_correction:
+                mean, mean_square = m / (1.0 - self.beta1**t), v / (1.0 - self.beta2**t)
+            return theta - rate * mean / (mean_square.sqrt() + self.epsilon), torch.stack([m, v], 2)
+
+        return Counterpart(update)
+
 
 @dataclass(frozen=True)
 class AdaGrad(Optimizer):
@@ -290,6 +288,15 @@ class AdaGrad(Optimizer):
 
         return update
 
+    def torch_counterpart(self):
+        from bci_adapt.learning.backends.torch_optimizers import Counterpart
+
+        def update(theta, g, slots, rate, t):
+            v = slots[:, :, 0] + g.square()
+            return theta - rate * g / (v.sqrt() + self.epsilon), v[:, :, None]
+
+        return Counterpart(update)
+
 
 @dataclass(frozen=True)
 class Sign(Optimizer):
@@ -305,6 +312,14 @@ class Sign(Optimizer):
                 theta[j] -= rate[j] * np.sign(g[j])
 
         return update
+
+    def torch_counterpart(self):
+        from bci_adapt.learning.backends.torch_optimizers import Counterpart
+
+        def update(theta, g, slots, rate, t):
+            return theta - rate * g.sign(), slots
+
+        return Counterpart(update)
 
 
 @dataclass(frozen=True)
@@ -338,6 +353,15 @@ class LARS(Optimizer):
 
         return rescale
 
+    def torch_counterpart(self):
+        import torch
+
+        def rescale(theta_squares, g_squares, counts, slots):
+            trust = self.trust * theta_squares.sqrt() / (g_squares.sqrt() + self.epsilon)
+            return torch.where((theta_squares > 0.0) & (g_squares > 0.0), trust, 1.0), slots
+
+        return Momentum.torch_counterpart(self)._replace(rescale=rescale)  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class GroupRMSprop(Optimizer):
@@ -370,6 +394,17 @@ class GroupRMSprop(Optimizer):
                     factors[group] *= 1.0 / (np.sqrt(state[group, 0]) + hyper[1])
 
         return rescale
+
+    def torch_counterpart(self):
+        import torch
+
+        def rescale(theta_squares, g_squares, counts, slots):
+            there = counts > 0.0
+            v = self.beta2 * slots[..., 0] + (1.0 - self.beta2) * g_squares / counts.clamp(min=1.0)
+            v = torch.where(there, v, slots[..., 0])
+            return torch.where(there, 1.0 / (v.sqrt() + self.epsilon), 1.0), v[..., None]
+
+        return SGD.torch_counterpart(self)._replace(rescale=rescale)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -457,6 +492,33 @@ class Adafactor(Optimizer):
                                 g[j] *= hyper[2] / size
 
         return precondition
+
+    def torch_counterpart(self):
+        import torch
+
+        def precondition(g, rows, parts, moments, t):
+            S, R, _ = g.shape
+            there, fresh = rows[..., None], t.clamp(min=1.0) ** -self.decay_power
+            by_row, by_column = moments[:, : R * len(parts)].view(S, R, -1), moments[:, R * len(parts) :]
+            counted = there.sum(1, keepdim=True).clamp(min=1)
+            changed, new_rows, new_columns = [], [], []
+            for part, (start, width) in enumerate(parts.tolist()):
+                here = slice(start, start + width)
+                square = g[..., here].square() + self.epsilon
+                r, c = by_row[..., part : part + 1], by_column[:, None, here]
+                r = torch.where(there, r + fresh * (square.mean(-1, keepdim=True) - r), r)
+                mean = torch.where(there, square, 0.0).sum(1, keepdim=True) / counted
+                c = torch.where(there.any(1, keepdim=True), c + fresh * (mean - c), c)
+                u = torch.where(there, g[..., here] / (r * c / c.mean(-1, keepdim=True)).sqrt(), 0.0)
+                if self.update_clip > 0.0:
+                    size = (u.square().sum((1, 2), keepdim=True) / (counted * width)).sqrt()
+                    u = u / (size / self.update_clip).clamp(min=1.0)
+                changed.append(u)
+                new_rows.append(r)
+                new_columns.append(c[:, 0])
+            return torch.cat(changed, -1), torch.cat([torch.cat(new_rows, -1).flatten(1), *new_columns], 1)
+
+        return SGD.torch_counterpart(self)._replace(precondition=precondition)  # type: ignore[arg-type]
 
 
 def optimizers() -> dict[str, type[Optimizer]]:

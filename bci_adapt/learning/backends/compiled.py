@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from bci_adapt.ground.storage import cache_root
-from bci_adapt.learning import optimizers
+from bci_adapt.learning import optimizers, schedules
 from bci_adapt.learning.backends import loop as source
 from bci_adapt.learning.cells.base import Cell
 from bci_adapt.learning.credit.base import CreditRule, make_tools
@@ -35,6 +35,7 @@ _KERNEL_SOURCES = (
     "backends/compiled.py",
     "backends/elementary.py",
     "optimizers.py",
+    "schedules.py",
 )
 # error_model: IEEE division instead of a check that stops SIMD; the flags allow sums to be reordered, no more.
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}, "nogil": True}
@@ -85,7 +86,8 @@ def _bind(cell: Cell, rule: CreditRule, optimizer: Optimizer, loss: str, xp: Any
     scope |= {"prepare": prepare, "row": row, "update": wrap(optimizer.make())}
     scope |= {"rescale": wrap(optimizer.make_rescale()), "GATHERS": optimizer.gathers}
     scope |= {"precondition": wrap(optimizer.make_precondition()), "PRECONDITIONS": optimizer.preconditions}
-    scope |= {name: wrap(getattr(optimizers, name)) for name in ("pace", "shrink", "gather_squares", "stretch")}
+    scope |= {name: wrap(getattr(optimizers, name)) for name in ("shrink", "gather_squares", "stretch")}
+    scope["pace"] = wrap(schedules.pace)
     shared = ("hear", "finish", "forward", "readout", "copy", "copy_states", "clear_states", "approach")
     scope |= {name: getattr(tools, name) for name in shared}
     scope["sweep"] = wrap(_bound(source.sweep, scope))

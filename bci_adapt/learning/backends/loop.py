@@ -115,7 +115,7 @@ def precondition(G, there, parts, moments, hyper, t) -> None:
 
 
 def pace(t, schedule) -> float:
-    """Placeholder: the factor on the learning rate at update t (optimizers)."""
+    """Placeholder: the factor on the learning rate at update t (schedules)."""
     return 1.0
 
 

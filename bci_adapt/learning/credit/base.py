@@ -27,13 +27,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from bci_adapt.errors import InputError
 from bci_adapt.ground.catalog import pick, variants
 from bci_adapt.learning.cells.base import Cell, Network
+
+if TYPE_CHECKING:
+    from bci_adapt.learning.backends.torch_credit import Credit
 
 FEEDBACK = ("symmetric", "random")
 
@@ -153,6 +156,13 @@ class CreditRule(ABC):
     @abstractmethod
     def make(self, tools: Tools) -> tuple[Callable, Callable]:
         """Return (prepare, row) in plain Python that also compiles."""
+
+    def torch_counterpart(self, network: Network) -> type[Credit] | None:
+        """The same rule in torch, derivatives by autograd, for `network`: what holds the kernel to its formula, and
+        runs torch modules and accelerators. None where it has none: the torch backend then refuses it. Torch is
+        imported inside, since a decoder that learns with kernels does without.
+        """
+        return None
 
     def influence(self, network: Network, memory: np.ndarray, last: int) -> np.ndarray:
         """The rule's estimate of J after record `last` as (n_slots, n_hidden, n_hidden, row_width): ∂s[k, j]/∂W[i, c]

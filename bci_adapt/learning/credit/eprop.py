@@ -26,3 +26,13 @@ class EProp(OwnTrace):
                 copy_states(own_ds[k], ds[k])
 
         return carry
+
+    def torch_counterpart(self, network):
+        from bci_adapt.learning.backends.torch_credit import own_traces
+
+        class EPropTraces(own_traces(network)):
+            """A = ∂s'/∂s at fixed h."""
+
+            through_weights = False
+
+        return EPropTraces

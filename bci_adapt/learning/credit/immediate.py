@@ -35,3 +35,17 @@ class Immediate(CreditRule):
                     out[j] = factor * read[j]
 
         return prepare, row
+
+    def torch_counterpart(self, network):
+        from bci_adapt.learning.backends.torch_credit import Credit
+        from bci_adapt.learning.backends.torch_network import backward
+
+        class ImmediateCredit(Credit):
+            """qᵀ ∂f/∂θ, the state before held constant."""
+
+            def gradient(self, W, record, q):
+                f, s = self.dynamics.at(W, record), record.before
+                _, pull = backward(lambda W: f(W, s[:, 0], s), W)
+                return pull(q)[0]
+
+        return ImmediateCredit

@@ -24,3 +24,8 @@ class Readout(CreditRule):
             g[:] = 0.0
 
         return prepare, row
+
+    def torch_counterpart(self, network):
+        from bci_adapt.learning.backends.torch_credit import Credit
+
+        return Credit

@@ -1,12 +1,17 @@
 """Exact real-time recurrent learning (Williams & Zipser 1989)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from bci_adapt.learning.credit.base import CreditRule, Tools, partial_shapes
+
+if TYPE_CHECKING:
+    from bci_adapt.learning.backends.torch_credit import Traces
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,31 @@ class RTRL(CreditRule):
                 g[j] = gradient[j]
 
         return prepare, row
+
+    def torch_counterpart(self, network) -> type[Traces]:
+        from bci_adapt.learning.backends.torch_credit import Traces
+
+        class Panels(Traces):
+            """J over all states and weights, laid out in `memory` as the kernel keeps it."""
+
+            def _places(self, processed):
+                """Where the kernel keeps the panel (k n + 1, w) of each unit's weights."""
+                return [(unit - processed) % (self.n + 1) for unit in range(self.n)]
+
+            def unpack(self, memory, processed):
+                states = self.k * self.n
+                panels = memory[:, self._places(processed), :states]
+                self.memory = panels.transpose(1, 2).reshape(len(memory), states, -1)
+
+            def packed(self, processed):
+                # The last row of a panel and the one panel more are scratch.
+                states, S = self.k * self.n, len(self.memory)
+                panels = self.memory.view(S, states, self.n, -1).transpose(1, 2)
+                memory = self.memory.new_zeros(S, self.n + 1, states + 1, panels.shape[-1])
+                memory[:, self._places(processed), :states] = panels
+                return memory
+
+        return Traces if network.needs_torch else Panels
 
     def influence(self, network, memory, last):
         k, n = len(network.cell.slots), network.n_hidden

@@ -21,3 +21,21 @@ class SnAp1(OwnTrace):
             pass
 
         return carry
+
+    def torch_counterpart(self, network):
+        from bci_adapt.learning.backends.torch_credit import own_traces
+        from bci_adapt.learning.backends.torch_network import ModuleNetwork
+
+        class SnAp1Traces(own_traces(network)):
+            """Of a torch module, which may act on any unit within a bin, the pattern of ∂s'/∂θ is kept."""
+
+            def unpack(self, memory, processed):
+                super().unpack(memory, processed)
+                self.pattern = network.pattern.to(self.device) if isinstance(network, ModuleNetwork) else None
+
+            def advance(self, A, P, q):
+                moved = self.carried(A) + P
+                self.memory = moved if self.pattern is None else moved * self.pattern
+                return q[..., None, :] @ self.memory
+
+        return SnAp1Traces

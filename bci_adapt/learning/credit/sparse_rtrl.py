@@ -83,3 +83,34 @@ class SparseRTRL(RTRL):
                             target[j] += factor * source[j]
 
         return product
+
+    def torch_counterpart(self, network):
+        import torch
+
+        from bci_adapt.learning.backends.torch_credit import scrambled
+
+        class Paths(super().torch_counterpart(network)):
+            """M ⊙ D in place of D."""
+
+            def unpack(self, memory, processed):
+                super().unpack(memory, processed)
+                self.kept = self._kept()
+
+            def _kept(self):
+                """M (S, k n, k n): the unit itself and others by selection sampling."""
+                kept = torch.zeros(len(self.generator), self.n, self.n, dtype=torch.float64)
+                for s, x in enumerate(self.generator):
+                    for unit in range(self.n):
+                        wanted = self.rule.paths - 1
+                        for left, other in enumerate((j for j in range(self.n) if j != unit), start=1):
+                            x = scrambled(x)
+                            if (self.n - left) * (x >> 11) < wanted << 53:
+                                kept[s, unit, other] = 1.0
+                                wanted -= 1
+                        kept[s, unit, unit] = 1.0
+                return kept.repeat(1, self.k, self.k).to(self.device)
+
+            def carried(self, A):
+                return (A * self.kept) @ self.memory
+
+        return Paths

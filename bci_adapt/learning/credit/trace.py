@@ -77,3 +77,23 @@ class Trace(OwnTrace):
                         out[j] += signal * trace[j]
 
         return prepare, row
+
+    def torch_counterpart(self, network):
+        import torch
+
+        from bci_adapt.learning.backends.torch_credit import own_traces
+
+        class DecayingTraces(own_traces(network)):
+            """A = λ, of every weight."""
+
+            through_weights = False
+
+            def unpack(self, memory, processed):
+                super().unpack(memory, processed)
+                decay = np.broadcast_to(self.rule.decay, (network.n_rows, network.row_width))
+                self.decay = torch.tensor(decay, dtype=torch.float64, device=self.device)[:, None]
+
+            def carried(self, A):
+                return self.decay * self.memory
+
+        return DecayingTraces

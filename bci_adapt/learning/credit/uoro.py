@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -125,6 +125,69 @@ class UORO(CreditRule):
 
         return prepare, row
 
+    def torch_counterpart(self, network):
+        import torch
+
+        from bci_adapt.learning.backends.torch_credit import Credit
+        from bci_adapt.learning.backends.torch_network import backward, directional
+
+        def norm(values):
+            """Frobenius norm of each replica (S, 1, 1)."""
+            return values.square().sum((1, 2), keepdim=True).sqrt()
+
+        def balance(weights, states):
+            """√(weights / states), or 1 where one of them vanishes."""
+            usable = (weights > 0.0) & (states > 0.0)
+            return torch.where(usable, weights / torch.where(usable, states, 1.0), 1.0).sqrt()
+
+        class RankOne(Credit):
+            """s̃ (S, k, n) in `states`, θ̃ (S, R, w) in `weights`."""
+
+            @classmethod
+            def memory_shape(cls, network):
+                return (len(network.cell.slots) * network.n_hidden + network.row_width,)
+
+            def unpack(self, memory, processed):
+                S, k, n = len(memory), self.k, self.n
+                if self.dynamics.own:
+                    self.states, self.weights = memory[:, :, :k].transpose(1, 2), memory[:, :, k:]
+                else:
+                    self.states, self.weights = memory[:, : k * n].view(S, k, n), memory[:, None, k * n :]
+
+            def packed(self, processed):
+                if self.dynamics.own:
+                    return torch.cat([self.states.transpose(1, 2), self.weights], -1)
+                return torch.cat([self.states.flatten(1), self.weights[:, 0]], -1)
+
+            def clear(self):
+                self.states, self.weights = torch.zeros_like(self.states), torch.zeros_like(self.weights)
+
+            def gradient(self, W, record, q):
+                f, before = self.dynamics.at(W, record), record.before
+                moved = directional(lambda s: f(W, s[:, 0], s), before, self.states)
+                _, pull = backward(lambda W: f(W, before[:, 0], before), W)
+                signs = _random_signs(self.generator, moved)
+                (seen,) = pull(signs)
+                keep, new = balance(norm(self.weights), norm(moved)), balance(norm(seen), norm(signs))
+                self.states = keep * moved + new * signs
+                self.weights = self.weights / keep + seen / new
+                return (q * self.states).sum((1, 2), keepdim=True) * self.weights
+
+        return RankOne
+
     def influence(self, network, memory, last):
         k = len(network.cell.slots)
         return np.einsum("jk,ic->kjic", memory[:, :k], memory[:, k:])
+
+
+def _random_signs(generators: list[int], like: Any) -> Any:
+    """Tensor of ν = ±1 (S, k, n), of the shape of `like`, by each replica's own generator, which moves on."""
+    from bci_adapt.learning.backends.torch_credit import scrambled
+
+    signs = np.empty((len(generators), like[0].numel()))
+    for s, x in enumerate(generators):
+        for j in range(signs.shape[1]):
+            x = scrambled(x)
+            signs[s, j] = 1.0 if x >> 63 else -1.0
+        generators[s] = x
+    return like.new_tensor(signs).view(like.shape)

@@ -92,3 +92,30 @@ class Window(CreditRule):
                             out[j] += factor * read[j]
 
         return prepare, row
+
+    def torch_counterpart(self, network):
+        from bci_adapt.learning.backends.torch_credit import Credit
+        from bci_adapt.learning.backends.torch_network import backward
+
+        class WindowCredit(Credit):
+            """The last K bins recomputed from the state before them, and the error carried back through them."""
+
+            def learn(self, net, ring, first, last, learns):
+                length = ring["z"].shape[1]
+                records = range(max(first, last - self.rule.steps + 1), last + 1)
+                inputs = [self.record(ring, record % length).x for record in records]
+                before = ring["before"][:, records[0] % length]
+
+                def unrolled(W):
+                    state = before
+                    for x in inputs:
+                        state = self.dynamics.step(W, x, state[:, 0], state)[0]
+                    return state
+
+                state, pull = backward(unrolled, net.W)
+                u, prediction = self.readout(net.C, state, inputs[-1])
+                slot = last % length
+                e = self.error(prediction, ring["label"][:, slot], ring["weight"][:, slot])
+                return u, e, pull(self.feed_back(net.B, e))[0] if learns else None
+
+        return WindowCredit
