@@ -21,6 +21,8 @@ _PUBLIC = {
     "concat": "bci_adapt.data.sessions",
     "match": "bci_adapt.data.channels",
     "recommended": "bci_adapt.decoders",
+    "compare": "bci_adapt.experiment.comparing",
+    "evaluate": "bci_adapt.protocol.evaluation",
 }
 
 

@@ -7,23 +7,19 @@ Everything is done here in one process; `bci-adapt run` does the same for many p
 
 import sys
 
-import numpy as np
-
+import bci_adapt as ba
 from bci_adapt.data.labelled import session_arrays
-from bci_adapt.data.prepare import prepare
 from bci_adapt.data.sessions import require_same_channels
 from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.decoders.rls import RLSDecoder
-from bci_adapt.metrics import r2
 
 BIN_S = 0.05
 
 
 def main(source_file: str, target_file: str, n_updates: int = 800) -> dict[str, tuple[float, float]]:
-    source, target = prepare(source_file, BIN_S), prepare(target_file, BIN_S)
+    source, target = ba.read(source_file, BIN_S), ba.read(target_file, BIN_S)
     require_same_channels(source, target)
-    day_one, day_two = session_arrays(source, "velocity"), session_arrays(target, "velocity")
-    n_stream = day_two.n_stream(min(600.0, len(day_two.X) * BIN_S / 2))
+    day_one = session_arrays(source, "velocity")
 
     decoders = {
         "GRU, normaliser only": OnlineDecoder(cell="gru", rule="readout", average=None, n_updates=n_updates),
@@ -36,14 +32,9 @@ def main(source_file: str, target_file: str, n_updates: int = 800) -> dict[str, 
     scores = {}
     for name, decoder in decoders.items():
         decoder.fit(day_one.X, day_one.y, day_one.reset)
-        labels = np.full_like(day_two.y, np.nan) if "only" in name else day_two.y
-        online = decoder.adapt(day_two.X[:n_stream], labels[:n_stream], day_two.reset[:n_stream])
-        held_out = decoder.predict(day_two.X[n_stream:], day_two.reset[n_stream:], continuing=True)
-        known = np.isfinite(day_two.y)
-        scores[name] = (
-            r2(day_two.y[:n_stream], online, known[:n_stream]),
-            r2(day_two.y[n_stream:], held_out, known[n_stream:]),
-        )
+        labels = "none" if "only" in name else "true"
+        found = ba.evaluate(decoder, target, "velocity", stream_s=600.0, supervision=labels)
+        scores[name] = found.r2("online"), found.r2("held_out")
         print(f"{name:28s} R² online {scores[name][0]:5.2f}   held out {scores[name][1]:5.2f}", flush=True)
     return scores
 

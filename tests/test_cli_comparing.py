@@ -9,7 +9,6 @@ import pytest
 import xarray as xr
 
 from bci_adapt.archive.sources.simulated import FIRST_DAY
-from bci_adapt.cli import comparing
 from bci_adapt.data import simulate
 from bci_adapt.data.labelled import described, session_arrays
 from bci_adapt.data.nwb_writing import write_recording
@@ -18,6 +17,7 @@ from bci_adapt.data.sessions import read_session, write_session
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.wiener import WienerDecoder
 from bci_adapt.errors import InputError
+from bci_adapt.experiment.comparing import compare_config
 from bci_adapt.live import predicting
 
 KINDS = ("mon", "rates", "swapped", "late", "same")
@@ -79,7 +79,7 @@ def decoder(folder, days):
 
 def config(files, target=None, **options):
     given = {"bin_s": 0.05, "stream_s": 600.0, "label_delay_s": 0.5, "cells": None, "seeds": None, "quick": False}
-    return comparing.compare_config(files, target, **given | options, workers=0)
+    return compare_config(files, target, **given | options, workers=0)
 
 
 # ------------------------------------------------------------------------------------------------------ compare

@@ -5,9 +5,9 @@ import json
 import pytest
 from test_cli_comparing import KINDS, write_day
 
-from bci_adapt.cli import comparing
 from bci_adapt.data.drift import Settings, day, drift
 from bci_adapt.data.prepare import prepare
+from bci_adapt.experiment import comparing
 from bci_adapt.experiment import explain as explaining
 from bci_adapt.experiment.config import load_config
 from bci_adapt.experiment.explain import Row, explain

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,26 +14,7 @@ from bci_adapt.cli.experiments import tell_run
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
-    from bci_adapt.experiment.config import Config
     from bci_adapt.experiment.explain import Explanation
-
-# Beside the standing arms; rates are not tuned, one thing varies at a time.
-ARMS = (
-    {"rule": "immediate", "optimizer": "rmsprop"},
-    {"rule": "immediate", "optimizer": "rmsprop", "average": 0.999},
-    {"rule": "immediate", "optimizer": "rmsprop", "normaliser": "fixed"},
-    {"rule": "immediate", "optimizer": "sgd", "learning_rate": 1e-3},
-    {"rule": "window", "steps": 4, "optimizer": "rmsprop"},
-)
-QUICK: dict[str, Any] = {
-    "network": {
-        "n_hidden": 16, "n_updates": 200, "oracle_updates": 200, "joint_updates": 200, "tune_updates": 50,
-        "warm_up_s": 30.0,
-    },
-    "sweeps": {"arms": []},
-    "controls": {"cold": False, "costs": False, "channels": False},
-}  # fmt: skip
-MIN_HELD_OUT_S = 60.0
 
 
 @app.command()
@@ -78,6 +59,7 @@ def compare(
     Example: [cyan]bci-adapt compare mon.nwb tue.nwb wed.nwb --quick --decoder mine.py:Mine[/]
     """
     from bci_adapt.experiment.building import Foreign
+    from bci_adapt.experiment.comparing import compare_config
     from bci_adapt.experiment.run import run_experiment
 
     own = [Foreign.parse(text) for text in decoders or ()]
@@ -96,92 +78,6 @@ def compare(
             foreign=own,
         )
     tell_run(done, config, json_file, quiet)
-
-
-def compare_config(
-    files: list[Path],
-    target: str | None,
-    *,
-    bin_s: float,
-    stream_s: float,
-    label_delay_s: float,
-    cells: str | None,
-    seeds: int | None,
-    quick: bool,
-    workers: int | None = None,
-    progress: Any = None,
-) -> Config:
-    """The config of ``bci-adapt compare``; `InputError` for files or a target that cannot be what they should be."""
-    from bci_adapt.archive.sources.files import Files
-    from bci_adapt.experiment.config import parse_config
-
-    if len(files) < 2:
-        raise InputError("compare takes two recordings or more: the earliest first, then those it is tried on")
-    paths = [str(file.resolve()) for file in files]
-    if len(set(paths)) < len(paths):
-        raise InputError("compare: one file is given twice; a decoder is tried on another day than it was trained on")
-    table = Files(paths).list()
-    ids = {str(path): str(name) for name, path in table["path"].items()}
-    first, earliest = ids[paths[0]], str(table.index[0])
-    if first != earliest:
-        start = str(table.loc[earliest, "session_start"])
-        raise InputError(f"{files[0]}: {earliest} was recorded before it ({start}); give the earliest recording first")
-    names = [each.strip() for each in cells.split(",")] if cells else ["tanh"] if quick else ["tanh", "gru"]
-    raw: dict[str, Any] = {"network": {}} | (QUICK if quick else {})
-    raw |= {
-        "name": "compare",
-        "bin_s": bin_s,
-        "stream_s": stream_s,
-        "min_held_out_s": MIN_HELD_OUT_S,
-        "label_delay_s": label_delay_s,
-        "seeds": list(range(seeds or (1 if quick else 3))),
-        "source": {"kind": "files", "paths": paths},
-        "pairs": [{"source": first, "targets": [name for name in map(str, table.index) if name != first]}],
-        "network": raw["network"] | {"cells": names},
-        "primary": {"arm": "immediate_rmsprop", "cell": names[-1], "against": "rls"},
-        "arms": [*ARMS],
-    }
-    config = parse_config(raw, "compare")
-    return config if target is None else _decoding(config, target, Path(paths[0]), workers, progress)
-
-
-def _decoding(config: Config, target: str, file: Path, workers: int | None, progress: Any) -> Config:
-    """The config for another kinematic than the derived velocity: one that the layout of the file reads, or a series
-    of it by the end of its path.
-    """
-    from bci_adapt.data.layouts.generic import kind_of
-    from bci_adapt.data.nwb import describe, open_nwb
-    from bci_adapt.ground.catalog import unknown
-
-    held = _kinematics(config, file, workers, progress)
-    if target in held:
-        return config.model_copy(update={"variables": (target,)})
-    with open_nwb(file) as opened:
-        paths = [series.path for series in describe(opened).series]
-    ends = [path for path in paths if f"/{path}".endswith(f"/{target.strip('/')}")]
-    if len(ends) != 1:
-        if ends:
-            raise InputError(f"{file}: --target {target} is the end of several series: {', '.join(ends)}; say more")
-        raise InputError(f"{file}: {unknown(target, [*held, *paths], 'target')}")
-    kind = kind_of(ends[0])
-    if kind in held and [kind_of(path) for path in paths].count(kind) == 1:
-        return config.model_copy(update={"variables": (kind,)})
-    config = config.model_copy(update={"kinematics": (ends[0],)})
-    made = [name for name in _kinematics(config, file, workers, progress) if name != "velocity"]
-    return config.model_copy(update={"variables": tuple(made)})
-
-
-def _kinematics(config: Config, file: Path, workers: int | None, progress: Any) -> list[str]:
-    """The kinematics of a recording as the config prepares it; the run finds it prepared."""
-    from bci_adapt.data.sessions import kinematic_names, open_session
-    from bci_adapt.experiment.building import prepare_job
-    from bci_adapt.ground.engine import execute
-
-    job = prepare_job(config, file, {})
-    for failure in execute([job], workers=workers, progress=progress).failed:
-        raise InputError(failure.message) if failure.is_input_error else RuntimeError(failure.error)
-    with open_session(job.path) as session:
-        return kinematic_names(session)
 
 
 @app.command()

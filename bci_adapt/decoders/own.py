@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
 import sys
@@ -11,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt.decoders.base import delay_bins
+from bci_adapt.decoders.base import Decoder, delay_bins
 from bci_adapt.errors import InputError
 
 METHODS = ("fit", "predict", "adapt")
+LABEL_DELAY_S = 0.5  # of a user's decoder that does not say how late its labels are
 
 
 class Own:
@@ -105,6 +107,21 @@ def load_class(path: Path, name: str) -> type:
         raise InputError(f"{path}: there is no class {name}; a decoder has fit(X, y), predict(X) and adapt(X, y)")
     require_methods(found, f"{path}: class {name}")
     return found
+
+
+def led(decoder: Any, *, bin_s: float, label_delay_s: float | None = None, seed: int = 0) -> Decoder | Own:
+    """A copy of a decoder, ours or a user's own, class or instance, as the protocol leads it through sessions.
+
+    `label_delay_s` replaces its own, where it has one; None leaves that, and is `LABEL_DELAY_S` for a user's decoder
+    without. `InputError` for something that is no decoder.
+    """
+    ours = decoder if isinstance(decoder, type) else copy.deepcopy(decoder)
+    if not isinstance(ours, Decoder):
+        delay_s = getattr(ours, "label_delay_s", LABEL_DELAY_S) if label_delay_s is None else label_delay_s
+        return Own(ours, bin_s=bin_s, label_delay_s=float(delay_s), seed=seed)
+    if label_delay_s is not None and "label_delay_s" in ours.get_params():
+        ours.set_params(label_delay_s=label_delay_s)
+    return ours
 
 
 def require_methods(decoder: Any, name: str) -> None:

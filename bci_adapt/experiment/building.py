@@ -59,6 +59,35 @@ class Foreign:
         load_class(Path(file), name)
         return cls(Path(file), name)
 
+    def predictions(self, builder: Builder, pair: Pair, seed: int, permutation: int | None) -> Job | Path:
+        """The job, or the file, of what it predicts on a pair; with `permutation` of its canary."""
+        config = builder.config
+        job = Job(
+            kind="foreign",
+            function="bci_adapt.experiment.jobs.foreign:run",
+            stem=f"{self.name}_{pair.target}{'' if permutation is None else '_canary'}",
+            folder="results",
+            suffix=".npz",
+            parameters={
+                "variables": config.variables,
+                "target_lag_bins": config.target_lag_bins,
+                "stream_s": config.stream_s,
+                "decoder": self.name,
+                "bin_s": config.bin_s,
+                "label_delay_s": config.label_delay_s,
+                "seed": seed,
+                "permutation": permutation,
+            },
+            inputs={
+                **self.code(),
+                "target": builder.sessions[pair.target],
+                **{f"source{i}": builder.sessions[name] for i, name in enumerate(pair.sources)},
+            },
+            label=f"{self.name} from {pair.source} on {pair.target}",
+            cost=10.0,
+        )
+        return builder.known.setdefault(job.key, job)
+
     def delay_s(self, asked_s: float) -> float:
         """The label delay it works at: none unless it can know of the delay."""
         from bci_adapt.decoders.own import knows_delay, load_class
@@ -130,10 +159,10 @@ def kernel(cell: str, rule: str, optimizer: str, clips: bool = False, loss: str 
 class _Scored:
     """What is run on one pair: a list of (adapt job, columns, phases)."""
 
-    jobs: dict[str, Job] = field(default_factory=dict)
+    jobs: dict[str, Job | Path] = field(default_factory=dict)
     entries: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, job: Job, columns: dict[str, Any], phases: Sequence[str]) -> None:
+    def add(self, job: Job | Path, columns: dict[str, Any], phases: Sequence[str]) -> None:
         name = f"arm{len(self.entries):04d}"
         self.jobs[name] = job
         self.entries.append({"input": name, "columns": columns, "phases": list(phases)})
@@ -492,35 +521,11 @@ class Builder:
         """A decoder of the user's own, and its canary."""
         config, seed = self.config, self.config.seeds[0]
         for permutation in (None, seed):
-            job = Job(
-                kind="foreign",
-                function="bci_adapt.experiment.jobs.foreign:run",
-                stem=f"{own.name}_{pair.target}{'' if permutation is None else '_canary'}",
-                folder="results",
-                suffix=".npz",
-                parameters={
-                    "variables": config.variables,
-                    "target_lag_bins": config.target_lag_bins,
-                    "stream_s": config.stream_s,
-                    "decoder": own.name,
-                    "bin_s": config.bin_s,
-                    "label_delay_s": config.label_delay_s,
-                    "seed": seed,
-                    "permutation": permutation,
-                },
-                inputs={
-                    **own.code(),
-                    "target": self.sessions[pair.target],
-                    **{f"source{i}": self.sessions[name] for i, name in enumerate(pair.sources)},
-                },
-                label=f"{own.name} from {pair.source} on {pair.target}",
-                cost=10.0,
-            )
             prefix = "" if permutation is None else "canary:"
             arm = Arm(f"{prefix}{own.name}", "", own.name, "source", {}, supervision="true")
             columns = self._columns(pair, arm, seed, normaliser="", delay_s=own.delay_s(config.label_delay_s))
             columns |= {"canary": bool(prefix), "control": "time" if prefix else ""}
-            scored.add(self.known.setdefault(job.key, job), columns, ("online", "online_late", "held_out"))
+            scored.add(own.predictions(self, pair, seed, permutation), columns, ("online", "online_late", "held_out"))
 
     def score_one(self, arm: Arm, pair: Pair, seed: int, what: str) -> Job:
         """The score job of one arm, held out alone."""

@@ -289,7 +289,7 @@ def _refuse_names(config: Config, foreign: Sequence[Foreign]) -> None:
     taken = {*STANDING, *(arm_name(section) for section in config.arms)}
     for own in foreign:
         if own.name in taken:
-            raise InputError(f"--decoder {own.name}: there is an arm of this name already; rename the class")
+            raise InputError(f"decoder {own.name}: there is an arm of this name already; rename it")
         taken.add(own.name)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bci_adapt.data.nwb import identity, open_nwb
+from bci_adapt.data.sessions import open_session
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,10 +40,7 @@ def sessions_of(paths: Iterable[Path], where: str) -> pd.DataFrame:
     """Return the table of `Source.list` for recordings at `paths`; `InputError` when two of them are one session."""
     import pandas as pd
 
-    rows = []
-    for path in paths:
-        with open_nwb(path) as file:
-            rows.append({**identity(file), "path": path})
+    rows = [{**_identity(path), "path": path} for path in paths]
     table = pd.DataFrame(rows).set_index("session_id")
     for session_id in table.index[table.index.duplicated()]:
         names = ", ".join(path.name for path in table.loc[[session_id], "path"])
@@ -50,3 +48,12 @@ def sessions_of(paths: Iterable[Path], where: str) -> pd.DataFrame:
     table["session_start"] = pd.to_datetime(table["session_start"], utc=True, format="ISO8601")
     table = table.sort_values(["session_start", "subject"], kind="stable")
     return table.loc[:, ["path", "subject", "session_start"]]
+
+
+def _identity(path: Path) -> dict[str, str]:
+    """session_id, subject and session_start of a recording, or of a prepared session (``.nc``)."""
+    if path.suffix == ".nc":
+        with open_session(path) as session:
+            return {key: str(session.attrs[key]) for key in ("session_id", "subject", "session_start")}
+    with open_nwb(path) as file:
+        return identity(file)

@@ -1,0 +1,213 @@
+"""One decoder through one session: what it predicts and how well, by the one prequential loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from bci_adapt.data.labelled import Arrays, session_arrays
+from bci_adapt.decoders.own import Own, led
+from bci_adapt.errors import InputError
+from bci_adapt.metrics import score
+from bci_adapt.protocol.prequential import Predictions, prequential
+from bci_adapt.protocol.supervision import Teaching, stream_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation:
+    """What `evaluate` found.
+
+    `prediction` is on the session's own time: ``predicted_<variable>`` and the true ``<variable>`` (NaN where there is
+    no usable label), in the session's units, and ``held_out (time)``, True where weights were held. `scores` has a row
+    for each variable, part and kind of bins with every metric of `bci_adapt.metrics.score`: parts are ``online``, each
+    bin predicted before its label, ``online_late``, its second half, ``held_out``, and ``continuing`` where asked for;
+    bins are ``in trial``, where the session has trials, and ``all``. `n_labels` counts bins of the stream with any
+    label shown; `weight_change` is the relative change of the weights, NaN for decoders that do not tell. `decoder` is
+    the copy that adapted, as the stream left it. Where it `diverged` scores mean nothing.
+    """
+
+    decoder: Any
+    prediction: xr.Dataset
+    scores: pd.DataFrame
+    session_id: str
+    stream_s: float
+    label_delay_s: float | str
+    n_labels: int
+    weight_change: float
+    diverged: bool
+
+    def r2(self, part: str = "held_out", variable: str | None = None) -> float:
+        """Variance-weighted R² of a part: of bins inside trials, where there are any; of the first variable if None."""
+        rows = self.scores.to_dict("records")
+        name = rows[0]["variable"] if variable is None else variable
+        found = [row["r2"] for row in rows if (row["part"], row["variable"]) == (part, name)]
+        if not found:
+            raise InputError(f"r2: there is no part {part!r} of {name!r}")
+        return float(found[0])
+
+    def __repr__(self) -> str:
+        late = self.label_delay_s if isinstance(self.label_delay_s, str) else f"{self.label_delay_s:g} s"
+        moved = f", weights moved {self.weight_change:.1%}" if np.isfinite(self.weight_change) else ""
+        lines = [f"{self.session_id}: {self.stream_s:.0f} s of stream, {self.n_labels} labels, delay {late}{moved}"]
+        lines += ["DIVERGED"] * self.diverged
+        lines += [
+            "  {variable:12s} {part:12s} {bins:9s} R² {r2:6.3f}  r {pearson:6.3f}".format(**row)
+            for row in self.scores.to_dict("records")
+        ]
+        return "\n".join(lines)
+
+
+def evaluate(
+    decoder: Any,
+    session: xr.Dataset,
+    target: str | Sequence[str] | None = None,
+    *,
+    stream_s: float = 600.0,
+    label_delay_s: float | str | None = None,
+    supervision: str = "true",
+    label_fraction: float = 1.0,
+    budget_s: float | None = None,
+    budget_trials: int | None = None,
+    continuing: bool = False,
+    seed: int = 0,
+) -> Evaluation:
+    """Lead a fitted decoder through a session, as a living animal would meet it, and score what it predicts.
+
+    The first `stream_s` seconds, at most half of the session, are the stream: each bin is predicted, then what has
+    become known is learned. The rest is held out: predicted with the weights held, hidden state and running statistics
+    going on. All of it is done with a copy; `decoder` stays as it was. It is this loop, to the last bit, for a decoder
+    that learns bin by bin:
+
+    >>> import copy, numpy as np, bci_adapt as ba
+    >>> from bci_adapt.decoders.online_rnn import OnlineDecoder
+    >>> rng = np.random.default_rng(0)
+    >>> movement = np.cumsum(rng.normal(size=(400, 2)), axis=0)
+    >>> counts = rng.poisson(np.exp(np.clip(movement @ rng.normal(0, 0.1, (2, 6)), -3, 3)))
+    >>> tuesday = ba.session(counts=counts, target=movement, bin_s=0.05, session_id="tue")
+    >>> decoder = OnlineDecoder(n_hidden=4, n_updates=2, warm_up_s=2.0, label_delay_s=0.5)
+    >>> X, y = tuesday["counts"].values.astype(float), tuesday["position"].values
+    >>> decoder = decoder.fit(X, y)
+
+    >>> mine, n_stream, delay, online = copy.deepcopy(decoder), 200, 10, []
+    >>> mine.begin()
+    >>> for t in range(n_stream):
+    ...     due = y[t - delay] if t >= delay else None  # the label whose time has come
+    ...     online.append(mine.step(X[t], due))  # predicts, then learns
+    >>> held_out = mine.predict(X[n_stream:], continuing=True)
+
+    >>> found = ba.evaluate(decoder, tuesday, "position", stream_s=10.0)
+    >>> bool((found.prediction["predicted_position"].values == np.vstack([*online, held_out])).all())
+    True
+
+    Parameters
+    ----------
+    decoder : a fitted `Decoder`, or one of your own with fit, predict and adapt (`bci_adapt.decoders.own.Own`).
+    session : as `bci_adapt.read` or `bci_adapt.session` makes it, with the channels of the decoder.
+    target : kinematic variable, or several, that the decoder decodes; None: what it was fitted on.
+    stream_s : length of the stream.
+    label_delay_s : how late labels become known, in seconds, or ``"trial_end"``; None: what the decoder is set to.
+    supervision : ``true`` labels, ``intention`` (towards the cued target), ``pseudo`` (its own predictions), ``none``.
+    label_fraction, budget_s, budget_trials : how many labels there are: a share of the bins, drawn by `seed`, and
+        until so many seconds or trials of the stream are over.
+    continuing : whether a copy goes on learning through the held-out part, beside the one whose weights are held.
+
+    Raises
+    ------
+    InputError
+        for a decoder that is not fitted, a session without the target, and settings that cannot be.
+    """
+    at_trial_end = label_delay_s == "trial_end"
+    if isinstance(label_delay_s, str) and not at_trial_end:
+        raise InputError(f"label_delay_s: expected seconds or 'trial_end', got {label_delay_s!r}")
+    arrays = _arrays(decoder, session, target)
+    n_stream = _stream_bins(arrays, stream_s)
+    delay_s = None if label_delay_s is None or isinstance(label_delay_s, str) else float(label_delay_s)
+    ours = led(decoder, bin_s=arrays.bin_s, label_delay_s=delay_s, seed=seed)
+    if isinstance(ours, Own) and (continuing or supervision == "pseudo"):
+        raise InputError("a decoder of your own learns in adapt alone: leave out continuing and 'pseudo'")
+    teaching = Teaching(supervision, at_trial_end, label_fraction, budget_s, budget_trials, seed)
+    found = prequential(
+        ours,
+        stream_of(arrays, teaching, session),
+        n_stream,
+        continuing=stream_of(arrays, teaching.without_budget(), session) if continuing else None,
+        teaches_itself=supervision == "pseudo",
+    )
+    return Evaluation(
+        decoder=ours.decoder if isinstance(ours, Own) else ours,
+        prediction=_prediction(session, arrays, found, n_stream),
+        scores=_scores(arrays, found, n_stream),
+        session_id=arrays.session_id,
+        stream_s=n_stream * arrays.bin_s,
+        label_delay_s="trial_end" if at_trial_end else float(getattr(ours, "label_delay_s", 0.0)),
+        n_labels=found.n_labels,
+        weight_change=found.weight_change,
+        diverged=found.diverged or not all(np.isfinite(part).all() for part in (found.online, found.held_out)),
+    )
+
+
+def _arrays(decoder: Any, session: xr.Dataset, target: str | Sequence[str] | None) -> Arrays:
+    """The session as the decoder takes it."""
+    if target is None:
+        outputs = getattr(decoder, "about_", {}).get("outputs") or []
+        target = [each["variable"] for each in outputs]
+        if not target:
+            raise InputError("evaluate: this decoder does not know what it decodes: name the target")
+    return session_arrays(session, target)
+
+
+def _stream_bins(arrays: Arrays, stream_s: float) -> int:
+    if not stream_s > 0.0:
+        raise InputError(f"stream_s must be positive, got {stream_s}")
+    n_stream = arrays.n_stream(stream_s)
+    if not n_stream:
+        raise InputError(f"{arrays.session_id}: {len(arrays.X)} bins hold no stream of {stream_s:g} s")
+    return n_stream
+
+
+def _scores(arrays: Arrays, found: Predictions, n_stream: int) -> pd.DataFrame:
+    import pandas as pd
+
+    late, end = n_stream // 2, len(arrays.X)
+    parts = {
+        "online": (slice(0, n_stream), found.online),
+        "online_late": (slice(late, n_stream), found.online[late:]),
+        "held_out": (slice(n_stream, end), found.held_out),
+    }
+    if len(found.continuing):
+        parts["continuing"] = slice(n_stream, end), found.continuing
+    kinds = {} if arrays.in_trial is None else {"in trial": arrays.in_trial}
+    kinds["all"] = np.ones(len(arrays.X), bool)
+    rows = []
+    for variable, outputs in arrays.columns.items():
+        for part, (bins, predicted) in parts.items():
+            y = arrays.y[bins, outputs]
+            known = np.isfinite(y)
+            for kind, chosen in kinds.items():
+                mask = known & chosen[bins, None]
+                with np.errstate(over="ignore", invalid="ignore"):  # of weights that diverged, which is told
+                    values = score(np.where(known, y, 0.0), predicted[:, outputs], mask, arrays.axes[outputs])
+                about = {"variable": variable, "part": part, "bins": kind, "n_bins": int(mask.any(axis=1).sum())}
+                rows.append(about | values)
+    return pd.DataFrame(rows)
+
+
+def _prediction(session: xr.Dataset, arrays: Arrays, found: Predictions, n_stream: int) -> xr.Dataset:
+    """Predictions, truth and which bins were held out, on the session's time."""
+    predicted = np.vstack([found.online, found.held_out])
+    made = session[["segment", "valid"]].assign(held_out=("time", np.arange(len(predicted)) >= n_stream))
+    for name, outputs in arrays.columns.items():
+        like = session[name]
+        about = {"units": str(like.attrs.get("units", ""))}
+        made[f"predicted_{name}"] = xr.DataArray(predicted[:, outputs], like.coords, like.dims, attrs=about)
+        made[name] = xr.DataArray(arrays.y[:, outputs], like.coords, like.dims, attrs=about)
+    kept = ("session_id", "subject", "session_start", "bin_s", "bin_edge")
+    made.attrs = {key: session.attrs[key] for key in kept if key in session.attrs}
+    return made

@@ -1,0 +1,138 @@
+"""`ba.compare`: arms and decoders of one's own on sessions in memory."""
+
+import numpy as np
+import pytest
+from test_cli_comparing import write_day
+from test_explain import LESS
+
+import bci_adapt as ba
+from bci_adapt.data.labelled import session_arrays
+from bci_adapt.data.sessions import write_session
+from bci_adapt.decoders.rls import RLSDecoder
+from bci_adapt.decoders.wiener import WienerDecoder
+from bci_adapt.errors import InputError
+from bci_adapt.experiment import comparing
+from bci_adapt.experiment.config import load_config
+from bci_adapt.ground.storage import cache_root
+
+STREAM_S, DELAY_S = 60.0, 0.25
+
+
+class Mine:
+    """Made here, in no file that a worker could load: ours by another way."""
+
+    def __init__(self, label_delay_s):
+        self.decoder = RLSDecoder(label_delay_s=label_delay_s, n_lags=4)
+
+    def fit(self, X, y, reset):
+        self.decoder.fit(X, y, reset)
+
+    def adapt(self, X, y, reset, arrives):
+        return self.decoder.adapt(X, y, reset, arrives)
+
+    def predict(self, X, reset, continuing):
+        return self.decoder.predict(X, reset, continuing)
+
+
+class Broken(Mine):
+    def adapt(self, X, y, reset, arrives):
+        raise ZeroDivisionError("in my own code")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One cache for this file; compiled loops are the user's own."""
+    folder, kernels = tmp_path_factory.mktemp("compare"), cache_root() / "kernels"
+    kernels.mkdir(parents=True, exist_ok=True)
+    (folder / "cache").mkdir()
+    (folder / "cache" / "kernels").symlink_to(kernels)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def days(folder):
+    files = [write_day(folder, number, kind, n_units=8) for number, kind in enumerate(("mon", "rates"))]
+    return [ba.read(file, bin_s=0.05) for file in files]
+
+
+@pytest.fixture(autouse=True)
+def _less(folder, monkeypatch):
+    """A few arms of a tiny network, in a cache of their own."""
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(folder / "cache"))
+    network = LESS["network"] | {"n_hidden": 4, "n_updates": 3, "oracle_updates": 3}
+    monkeypatch.setattr(comparing, "QUICK", LESS | {"network": network})
+    monkeypatch.setattr(comparing, "ARMS", comparing.ARMS[:1])
+
+
+def compared(days, **options):
+    return ba.compare(days, stream_s=STREAM_S, label_delay_s=DELAY_S, quick=True, workers=0, **options)
+
+
+def test_own_decoders_of_a_notebook_are_arms_with_canaries(days):
+    wiener = WienerDecoder(n_lags=4)
+    found = compared(days, decoders={"mine": Mine, "ours": RLSDecoder(n_lags=4), "still": wiener})
+    rows = found.rows[found.rows["study"] == ""]
+    assert {"mine", "ours", "still", "immediate_rmsprop", "frozen", "rls", "persistence"} <= {*rows["arm"]}
+    assert (rows["status"] == "ok").all()
+    scores = rows.set_index(["arm", "phase", "metric"])["value"]
+    monday = session_arrays(days[0], "velocity")
+    for name in ("mine", "ours", "still"):
+        # a decoder of one's own scores as the same decoder through the protocol does
+        decoder = WienerDecoder(n_lags=4) if name == "still" else RLSDecoder(label_delay_s=DELAY_S, n_lags=4)
+        decoder.fit(monday.X, monday.y, monday.reset)
+        alone = ba.evaluate(decoder, days[1], "velocity", stream_s=STREAM_S)
+        for part in ("online", "online_late", "held_out"):
+            assert scores[name, part, "r2"] == pytest.approx(alone.r2(part), abs=1e-12)
+        canary = scores[f"canary:{name}", "held_out", "r2"]
+        assert canary < 0.1 < scores[name, "held_out", "r2"]
+    assert set(rows.loc[rows["arm"] == "mine", "delay_s"]) == {DELAY_S}
+    assert not hasattr(wiener, "coef_"), "a copy was fitted"
+    page = found.report.read_text(encoding="utf-8")
+    assert "mine" in page
+    assert "mine" in repr(found)
+    assert str(found.report) in repr(found)
+    assert load_config(found.folder / "config.toml").label_delay_s == DELAY_S
+
+
+def test_files_of_prepared_sessions_are_compared_as_sessions_are(days, folder):
+    """What has been computed once is not computed again, by whichever way it comes."""
+    first = compared(days)
+    paths = [folder / f"{number}.nc" for number in range(2)]
+    for day, path in zip(days, paths, strict=True):
+        write_session(day, path)
+    again = compared(paths)
+    np.testing.assert_array_equal(again.rows["value"], first.rows["value"])
+    assert again.folder == first.folder
+    said = []
+    mixed = compared([days[0], paths[1]], say=said.append)
+    assert mixed.folder == first.folder
+    assert said
+
+
+@pytest.mark.parametrize(
+    ("decoders", "error", "message"),
+    [
+        ({"mine": 3}, InputError, "decoders: mine lacks fit, predict, adapt"),
+        ({"my own": Mine}, InputError, "names such as 'mine', got 'my own'"),
+        ({"rls": Mine}, InputError, "there is an arm of this name already"),
+        ({"mine": Broken}, ZeroDivisionError, "in my own code"),
+    ],
+)
+def test_decoders_that_cannot_be_compared(days, decoders, error, message):
+    with pytest.raises(error, match=message):
+        compared(days, decoders=decoders)
+
+
+def test_sessions_that_cannot_be_compared(days):
+    with pytest.raises(InputError, match="two recordings or more"):
+        compared(days[:1])
+    with pytest.raises(InputError, match="given twice"):
+        compared([days[0], days[0]])
+    with pytest.raises(InputError, match="give the earliest recording first"):
+        compared(days[::-1])
+    with pytest.raises(InputError, match=r"bins of one width, got 0.05 s, 0.1 s"):
+        compared([days[0], days[1].assign_attrs(bin_s=0.1)])
+    with pytest.raises(InputError, match=r"is prepared in bins of 0.05 s, not of 0.1 s"):
+        compared(days, bin_s=0.1)
+    with pytest.raises(InputError, match=r"unknown target 'velocty'.*did you mean 'velocity'"):
+        compared(days, target="velocty")
