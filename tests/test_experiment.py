@@ -18,7 +18,7 @@ from bci_adapt.experiment import run as experiment
 from bci_adapt.experiment.arms import linear_arms, network_arms
 from bci_adapt.experiment.building import Builder, Foreign, prepare_job
 from bci_adapt.experiment.config import STANDING, ArmSection, arm_name, load_config, parse_config, to_toml
-from bci_adapt.experiment.jobs import adapt, pretrain, score
+from bci_adapt.experiment.jobs import adapt, fit, score
 from bci_adapt.experiment.pairs import Pair, choose_pairs, meet, require_source, unscorable, unusable_halves
 from bci_adapt.experiment.run import open_source, prepare_sessions, run_experiment
 from bci_adapt.ground.jobs import Job
@@ -435,8 +435,8 @@ def test_a_source_without_labels_is_refused_before_any_job_and_a_failing_fit_nam
     }
     parameters["n_streams"] = 0
     with pytest.raises(InputError, match=f"online_rnn on {name}: y: .* constant"):
-        pretrain.run(parameters, {"session0": tmp_path / "still.nc"}, tmp_path / "decoder.npz")
-    pretrain.run(parameters, {"session0": recorded(session, tmp_path)}, tmp_path / "decoder.npz")
+        fit.run(parameters, {"session0": tmp_path / "still.nc"}, tmp_path / "decoder.npz")
+    fit.run(parameters, {"session0": recorded(session, tmp_path)}, tmp_path / "decoder.npz")
     narrow = recorded(session.isel(channel=slice(2, None)), tmp_path)
     adapting = {
         "variables": ["velocity"],
@@ -528,7 +528,7 @@ def test_a_fit_that_fails_costs_what_starts_from_it_and_a_run_without_any_arm_is
     text = two_rules.read_text().replace("updates = 40", "updates = 3")
     text = text.replace("n_lags = 4", "n_lags = 3").replace("label_delay_s = 0.2", "label_delay_s = 0.25")
     two_rules.write_text(text)  # no fit of another test can be reused
-    whole = pretrain.run
+    whole = fit.run
 
     def only(*allowed):
         def run(parameters, inputs, out):
@@ -538,10 +538,10 @@ def test_a_fit_that_fails_costs_what_starts_from_it_and_a_run_without_any_arm_is
 
         return run
 
-    monkeypatch.setattr(pretrain, "run", only())
+    monkeypatch.setattr(fit, "run", only())
     with pytest.raises(InputError, match="no such luck"):
         run_experiment(load_config(two_rules), workers=0)
-    monkeypatch.setattr(pretrain, "run", only(("online_rnn", 0), ("wiener", None)))
+    monkeypatch.setattr(fit, "run", only(("online_rnn", 0), ("wiener", None)))
     done = run_experiment(load_config(two_rules), workers=0)
     rows = read_results(done.folder / "results.nc").rows
     ok, failed = (rows[rows["status"] == status] for status in ("ok", "failed"))

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from bci_adapt.errors import InputError
-from bci_adapt.experiment.jobs import stream_learn
 from bci_adapt.ground.storage import cache_root
+from bci_adapt.paper.jobs import stream_learn
 from bci_adapt.paper.jobs.stream_learn import network_predictions, rival_predictions
 from bci_adapt.paper.planning import LOOKER
 from bci_adapt.paper.streams import base
