@@ -28,7 +28,7 @@ from problems import (
 from bci_adapt.errors import InputError
 from bci_adapt.learning.backends import compiled
 from bci_adapt.learning.cells.base import cells
-from bci_adapt.learning.credit import base as credit
+from bci_adapt.learning.credit import tools
 from bci_adapt.learning.credit.base import rules
 from bci_adapt.learning.credit.eprop import EProp
 from bci_adapt.learning.credit.immediate import Immediate
@@ -41,6 +41,7 @@ from bci_adapt.learning.credit.trace import Trace
 from bci_adapt.learning.credit.uoro import UORO
 from bci_adapt.learning.credit.window import Window
 from bci_adapt.learning.online import run, start
+from bci_adapt.learning.optimizers import SGD, RMSprop
 
 every_cell = pytest.mark.parametrize("cell", cells().values(), ids=lambda cell: cell.name)
 
@@ -51,7 +52,7 @@ def bptt(p, loss="squared", **options):
 
 def kept(rule, p, seed=0):
     """1 where D (k n, k n) is followed by sparse RTRL, 0 elsewhere."""
-    select = rule.make_select(types.SimpleNamespace(scramble=credit._scramble))
+    select = rule.make_select(types.SimpleNamespace(scramble=tools._scramble))
     generator = start(learner(p, rule), p.W, p.C, seeds=[seed]).arrays["generator"][0]
     mask, sources = np.ones((p.hidden.size,) * 2), np.zeros(rule.work_shapes(p.network)[-1])
     select(mask, sources, p.network.n_hidden, rule.constants(p.network), generator)
@@ -322,6 +323,63 @@ class TestEveryPair:
         assert not close(gradients(twice, RULES[name]), [again * g for g in once], 1e-6)
 
 
+# ------------------------------------------------------------------------------------- errors of today's weights
+
+
+def moving(p, rule, delay, backend="plain"):
+    """Predictions and state of a run that learns from labels `delay` bins late."""
+    begin = start(learner(p, rule, RMSprop(1e-2), backend=backend), p.W, p.C, p.hidden)
+    return run(begin, p.X, p.Y, p.weight, arrives=np.arange(len(p.X)) + delay)
+
+
+def same_run(left, right):
+    """Whether two runs agree bit for bit in their predictions and weights."""
+    weights = all(np.array_equal(left[1].arrays[name], right[1].arrays[name]) for name in ("W", "C", "opt_W", "opt_C"))
+    return np.array_equal(left[0], right[0]) and weights
+
+
+@every_cell
+class TestFreshError:
+    @pytest.mark.parametrize("delay", [0, 1, 6])
+    def test_immediate_is_a_window_of_one_at_any_delay(self, cell, delay):
+        p = problem(cell, n_bins=16)
+        fresh, window, made = (moving(p, rule, delay) for rule in (Immediate(fresh_error=True), Window(1), Immediate()))
+        assert same_run(fresh, window)
+        assert same_run(fresh, made) == (delay == 0)
+
+    def test_every_rule_differs_by_it_where_labels_are_late_and_only_there(self, cell):
+        p = problem(cell, n_bins=10)
+        for name, rule in RULES.items():
+            if defined(cell, rule) and rule.refreshes is rule.fresh_error:
+                fresh = replace(rule, fresh_error=True)
+                assert same_run(moving(p, fresh, 0), moving(p, rule, 0)), name
+                assert not np.allclose(moving(p, fresh, 4)[0], moving(p, rule, 4)[0], atol=1e-6), name
+                late = np.arange(10) + 4
+                still = (gradients(p, each, arrives=late) for each in (fresh, rule))
+                assert all(map(np.array_equal, *still)), name
+
+    def test_a_trace_without_memory_is_immediate_with_it_too(self, cell):
+        p = problem(cell, n_bins=16)
+        trace, immediate = (moving(p, rule, 4) for rule in (Trace(0.0, fresh_error=True), Immediate(fresh_error=True)))
+        assert np.allclose(trace[0], immediate[0], rtol=0, atol=1e-9) == (cell.make_mid is None)
+
+
+def test_a_readout_learns_from_the_prediction_of_todays_readout():
+    """In closed form: least mean squares, C ← C − η w (C u − y) uᵀ with the C of the bin in which the label is there."""
+    p, rate, delay = problem(cells()["gru"], n_bins=16), 0.05, 3
+    features, C = [], p.C.copy()
+    state = start(learner(p, Readout()), p.W, p.C, p.hidden)
+    for t in range(16):
+        _, state = run(state, p.X[t : t + 1])
+        features.append(np.append(state.arrays["state"][0, 0], 1.0))
+    for u, y, w in zip(features[:-delay], p.Y, p.weight, strict=False):
+        C -= rate * np.outer(w * (C @ u - y), u)
+    for rule, agrees in ((Readout(fresh_error=True), True), (Readout(), False)):
+        begin = start(learner(p, rule, SGD(rate)), p.W, p.C, p.hidden)
+        _, end = run(begin, p.X, p.Y, p.weight, arrives=np.arange(16) + delay)
+        assert close([end.arrays["C"][0]], [C], 1e-12) == agrees
+
+
 # ------------------------------------------------------------------------------------------------- mutations
 
 
@@ -358,10 +416,10 @@ def holds(identity, cell, module=None):
 
 TERMS = [
     # identity, cell, file, term of the source, what it becomes
-    ("rtrl", "gru", "base", "target[j * n + i] += ds[k, j, i]", "pass"),
-    ("rtrl", "lstm", "base", "target[j] += factor * weights[j]\n                    if", "pass\n                    if"),
-    ("rtrl", "mgu", "base", "target[j * n + unit] += through * vs[j, unit]", "pass"),
-    ("rtrl", "mgu", "base", "target[j] += share * weights[j]", "pass"),
+    ("rtrl", "gru", "tools", "target[j * n + i] += ds[k, j, i]", "pass"),
+    ("rtrl", "lstm", "tools", "target[j] += factor * weights[j]\n                    if", "pass\n                    if"),
+    ("rtrl", "mgu", "tools", "target[j * n + unit] += through * vs[j, unit]", "pass"),
+    ("rtrl", "mgu", "tools", "target[j] += share * weights[j]", "pass"),
     ("rtrl", "gru_textbook", "rtrl", "influence[j] += factor * read[j]\n                                    out", "out"),
     ("rtrl", "gru", "rtrl", "influence[j] += factor * read[j]\n                        out", "out"),
     ("rtrl", "tanh", "rtrl", "np.dot(D, old, panel)", "panel[:] = 0.0"),
@@ -369,17 +427,17 @@ TERMS = [
     ("rtrl", "tanh", "rtrl", "memory[(i - last - 1) % places]", "memory[(i - last) % places]"),
     ("sparse_rtrl", "gru", "sparse_rtrl", "D[k * n + i, slot * n + unit] = 0.0", "pass"),
     ("sparse_rtrl", "lstm", "sparse_rtrl", "target[j] += factor * source[j]", "pass"),
-    ("window", "lstm", "base", "earlier[j, i] += q[k, i] * ds[k, j, i]", "pass"),
-    ("window", "mgu", "base", "earlier[j, i] += r[i] * vs[j, i]", "pass"),
-    ("window", "gru", "base", "target[j] += factor * weights[j]\n\n", "pass\n\n"),
+    ("window", "lstm", "tools", "earlier[j, i] += q[k, i] * ds[k, j, i]", "pass"),
+    ("window", "mgu", "tools", "earlier[j, i] += r[i] * vs[j, i]", "pass"),
+    ("window", "gru", "tools", "target[j] += factor * weights[j]\n\n", "pass\n\n"),
     ("window", "tanh", "window", "out[j] += factor * read[j]", "pass"),
-    ("immediate", "gru_textbook", "base", "p[gate, i] += r[i] * va[gate, i]", "pass"),
-    ("immediate", "tanh_gate", "base", "p[gate, i] += q[k, i] * da[k, gate, i]", "pass"),
-    ("immediate", "lru", "base", "for f in range(len(features)):\n                    for i in range(n):", "for f in range(1):\n                    for i in range(n):"),
-    ("snap1", "tanh", "base", "own_ds[k, 0, i] += da[k, gate, i] * net.W[i, begin + i]", "pass"),
-    ("snap1", "mgu", "base", "own_ds[k, 0, i] += da[k, gate, i] * net.W[i, at + unit] * heard", "pass"),
-    ("snap1", "mgu", "base", "own_ds[k, j, i] += through * vs[j, i]", "pass"),
-    ("snap1", "gru_textbook", "base", "own_da[k, other, i] += through * va[other, i]", "pass"),
+    ("immediate", "gru_textbook", "tools", "p[gate, i] += r[i] * va[gate, i]", "pass"),
+    ("immediate", "tanh_gate", "tools", "p[gate, i] += q[k, i] * da[k, gate, i]", "pass"),
+    ("immediate", "lru", "tools", "for f in range(len(features)):\n                    for i in range(n):", "for f in range(1):\n                    for i in range(n):"),
+    ("snap1", "tanh", "tools", "own_ds[k, 0, i] += da[k, gate, i] * net.W[i, begin + i]", "pass"),
+    ("snap1", "mgu", "tools", "own_ds[k, 0, i] += da[k, gate, i] * net.W[i, at + unit] * heard", "pass"),
+    ("snap1", "mgu", "tools", "own_ds[k, j, i] += through * vs[j, i]", "pass"),
+    ("snap1", "gru_textbook", "tools", "own_da[k, other, i] += through * va[other, i]", "pass"),
     ("snap1", "lru", "own", "target[j] += kept * source[j]", "pass"),
     ("snap1", "gru", "own", "kept * part[j] + factor * read[j]", "factor * read[j]"),
     ("eprop", "lstm", "eprop", "copy_states(own_ds[k], ds[k])", "pass"),
@@ -397,7 +455,7 @@ TERMS = [
 def test_every_identity_notices_a_dropped_term(monkeypatch, identity, cell, file, old, new):
     assert holds(identity, cell)
     changed = mutant(importlib.import_module(f"bci_adapt.learning.credit.{file}"), old, new)
-    if file == "base":
+    if file == "tools":
         monkeypatch.setattr(compiled, "make_tools", changed.make_tools)
         assert not holds(identity, cell)
         return
@@ -409,6 +467,14 @@ def test_every_identity_notices_a_dropped_term(monkeypatch, identity, cell, file
     assert not holds(identity, cell, changed)
 
 
+class Long(Immediate):
+    """A rule of a user's that reads records before the labelled one from the ring."""
+
+    @property
+    def history(self):
+        return 2
+
+
 def test_bad_constants_are_named():
     for call, message in (
         (lambda: Trace(1.5), "decay"),
@@ -417,6 +483,8 @@ def test_bad_constants_are_named():
         (lambda: Window(0), "steps"),
         (lambda: SparseRTRL(0), "paths"),
         (lambda: RTRL(feedback="none"), "feedback"),
+        (lambda: Window(2, fresh_error=False), "fresh_error cannot be False"),
+        (lambda: Long(fresh_error=True), "this rule reads 2 before it"),
     ):
         with pytest.raises(InputError, match=message):
             call()

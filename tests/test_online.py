@@ -68,6 +68,7 @@ DOZEN = [
     # Not Adafactor: a key has no gradient in the first bin of a stretch, whose rounding it would take for one.
     ("rwkv", RULES["snap1"], Momentum(1e-2)),
     ("minlstm", RULES["snap1"], Adafactor(1e-2, weight_decay=0.1)),
+    ("gru_textbook", Immediate(fresh_error=True), SGD(1e-2)),
 ]
 
 

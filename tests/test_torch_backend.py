@@ -83,6 +83,15 @@ def test_every_optimiser_of_the_module_has_its_counterpart_in_torch():
         assert (counterpart.rescale is not None) == (kind.whole and not kind.preconditions)
 
 
+@pytest.mark.parametrize(
+    ("cell", "name"),
+    [(cell, name) for cell, name in PAIRS if cell.name in ("tanh_skip", "lstm", "mgu") and name != "window"],
+    ids=lambda part: getattr(part, "name", part),
+)
+def test_every_rule_with_a_fresh_error_equals_the_kernels(cell, name):
+    agree(problem(cell, BINS, n=UNITS), replace(RULES[name], fresh_error=True))
+
+
 @pytest.mark.parametrize("kind", optimizers().values(), ids=lambda kind: kind.name)
 @pytest.mark.parametrize("clip", [0.0, 0.3])
 def test_every_optimiser_equals_the_kernels(kind, clip):

@@ -238,7 +238,7 @@ class _Passive:
 def _equal(rule: CreditRule, other: CreditRule, network: Network) -> bool:
     return (
         type(rule) is type(other)
-        and (rule.feedback, rule.history) == (other.feedback, other.history)
+        and (rule.feedback, rule.history, rule.fresh_error) == (other.feedback, other.history, other.fresh_error)
         and np.array_equal(rule.constants(network), other.constants(network))
     )
 

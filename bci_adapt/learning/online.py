@@ -276,7 +276,7 @@ def _learning(learner: Learner) -> dict[str, Any]:
         "now_C": known["rate_C"].copy() if scheduled else known["rate_C"],
         "gathered_W": np.zeros((network.n_hidden, network.row_width) if gathers else (0, 0)),
         "gathered_C": np.zeros((network.n_outputs, network.readout_width) if gathers else (0, 0)),
-        "work": tuple(np.zeros(shape) for shape in learner.rule.work_shapes(network)),
+        "work": tuple(np.zeros(shape) for shape in learner.rule.scratch_shapes(network)),
     }
 
 

@@ -25,7 +25,9 @@ from bci_adapt.ground.storage import cache_root
 from bci_adapt.learning import optimizers, schedules
 from bci_adapt.learning.backends import loop as source
 from bci_adapt.learning.cells.base import Cell
-from bci_adapt.learning.credit.base import CreditRule, make_tools
+from bci_adapt.learning.credit.base import CreditRule
+from bci_adapt.learning.credit.fresh import freshened
+from bci_adapt.learning.credit.tools import make_tools
 from bci_adapt.learning.optimizers import Optimizer
 
 _KERNEL_SOURCES = (
@@ -45,7 +47,8 @@ _OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"reassoc", "con
 _OUTER: dict[str, Any] = {"no_cfunc_wrapper": True}
 _INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 # Parts called for every row or unit: a call would hand over dozens of arguments.
-_INLINED = ("row", "update", "partials", "hear", "activate", "shrink", "approach", "stretch", "<lambda>", "_store")
+_INLINED = ("row", "update", "partials", "hear", "activate", "shrink", "approach", "stretch")
+_INLINED += ("<lambda>", "_store", "fresh")
 
 
 @functools.cache
@@ -70,7 +73,7 @@ def bound_loop(
     """Return the loop for these parts; compiled ones are shared by all constants of a rule or optimiser."""
     if not compiled:
         return _bind(cell, rule, optimizer, loss, np, lambda function: function)
-    key = (cell, type(rule), type(optimizer), optimizer.gathers, loss, boundscheck)
+    key = (cell, type(rule), rule.refreshes, type(optimizer), optimizer.gathers, loss, boundscheck)
     if key not in _compiled:
         _compiled[key] = _compile(cell, rule, optimizer, loss, boundscheck)
     return _compiled[key]
@@ -81,7 +84,10 @@ _compiled: dict[tuple, Callable] = {}
 
 def _bind(cell: Cell, rule: CreditRule, optimizer: Optimizer, loss: str, xp: Any, wrap: Callable) -> types.FunctionType:
     tools = make_tools(cell, xp, loss, wrap)
-    prepare, row = (wrap(function) for function in rule.make(tools))
+    prepare, row = rule.make(tools)
+    if rule.refreshes:
+        prepare, row = freshened(tools, prepare, row)
+    prepare, row = wrap(prepare), wrap(row)
     scope = dict(vars(source))
     scope |= {"prepare": prepare, "row": row, "update": wrap(optimizer.make())}
     scope |= {"rescale": wrap(optimizer.make_rescale()), "GATHERS": optimizer.gathers}
@@ -112,7 +118,9 @@ def _compile(cell: Cell, rule: CreditRule, optimizer: Optimizer, loss: str, boun
         folder.mkdir(parents=True, exist_ok=True)
         numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
     options = {**_OPTIONS, "boundscheck": boundscheck}
-    owner = f"{cell.name}_{rule.name}_{optimizer.name}{'_gathers' * optimizer.gathers}_{loss}"
+    owner = (
+        f"{cell.name}_{rule.name}{'_fresh' * rule.refreshes}_{optimizer.name}{'_gathers' * optimizer.gathers}_{loss}"
+    )
     if not on_disk:
         owner += f"_{uuid.uuid4().hex}"  # a cell of the user's may bear the name of a shipped one
     number = itertools.count()

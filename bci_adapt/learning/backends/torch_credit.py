@@ -95,9 +95,14 @@ class Credit:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """u, e and – where the recurrent weights learn – g of record `last`; none before `first` is of its stretch."""
         slot = last % ring["z"].shape[1]
-        e = self.error(*(ring[name][:, slot] for name in ("prediction", "label", "weight")))
-        g = self.gradient(net.W, self.record(ring, slot), self.feed_back(net.B, e)) if learns else None
-        return ring["features"][:, slot], e, g
+        record, u, prediction = self.record(ring, slot), ring["features"][:, slot], ring["prediction"][:, slot]
+        if self.rule.refreshes:
+            s = record.before
+            state, a, v = self.dynamics.step(net.W, record.x, s[:, 0], s)
+            record, (u, prediction) = Record(record.x, v, a, s), self.readout(net.C, state, record.x)
+        e = self.error(prediction, ring["label"][:, slot], ring["weight"][:, slot])
+        g = self.gradient(net.W, record, self.feed_back(net.B, e)) if learns else None
+        return u, e, g
 
     def gradient(self, W: Tensor, record: Record, q: Tensor) -> Tensor:
         """Advance the memory by one record; the gradient for q = ∂E/∂s' (S, k, n)."""

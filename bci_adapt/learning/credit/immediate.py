@@ -8,7 +8,9 @@ from bci_adapt.learning.credit.base import CreditRule, partial_shapes
 
 @dataclass(frozen=True)
 class Immediate(CreditRule):
-    """∂E_t/∂W ≈ p_t ⊗ z_t with p = (∂s'/∂a)ᵀ q: O(parameters) per label, no memory at all (arXiv 2603.28750)."""
+    """∂E_t/∂W ≈ p_t ⊗ z_t with p = (∂s'/∂a)ᵀ q: O(parameters) per label, no memory at all (arXiv 2603.28750).
+    With ``fresh_error`` it is window(1), whatever the delay.
+    """
 
     name: ClassVar[str] = "immediate"
     description: ClassVar[str] = "h_{t-1} held constant: p ⊗ z, no memory (d = 0)"

@@ -1,6 +1,6 @@
 """Truncated backpropagation through time, online: a few steps of history (Williams & Peng 1990)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from bci_adapt.errors import InputError
@@ -10,8 +10,9 @@ from bci_adapt.learning.credit.base import CreditRule, partial_shapes
 @dataclass(frozen=True)
 class Window(CreditRule):
     """TBPTT(K) of the newest label: the last K bins are recomputed with today's weights from the state before them,
-    then the error is propagated back through those K bins. TBPTT(1) without delay is immediate; a window that reaches
-    back to the start of the stretch is exact. O(K · parameters) per label, and the optimiser is paid only once.
+    then the error is propagated back through those K bins. TBPTT(1) is immediate with a fresh error, and without delay
+    immediate itself; a window that reaches back to the start of the stretch is exact. O(K · parameters) per label, and
+    the optimiser is paid only once. The error is fresh by definition: ``fresh_error=False`` is refused.
 
     Parameters
     ----------
@@ -22,10 +23,19 @@ class Window(CreditRule):
     description: ClassVar[str] = "TBPTT(K): the last K bins recomputed with today's weights (Williams & Peng 1990)"
     steps: int = 4
 
+    fresh_error: bool = field(default=True, kw_only=True)
+
     def __post_init__(self):
         super().__post_init__()
+        if not self.fresh_error:
+            raise InputError("window: its bins are recomputed with today's weights, so fresh_error cannot be False")
         if self.steps < 1:
             raise InputError(f"window: steps must be at least 1, got {self.steps}")
+
+    @property
+    def refreshes(self):
+        """Not before the rule sees them: it recomputes its bins by itself."""
+        return False
 
     @property
     def history(self):
