@@ -24,7 +24,7 @@ from bci_adapt.paper.config import FigureConfig, load
 from bci_adapt.paper.jobs.task_adapt import Search
 from bci_adapt.paper.jobs.task_streams import Steps, features, frozen, lagged, method_learner, ridge, scores, squares
 from bci_adapt.paper.pages import markdown, marked, read_claims
-from bci_adapt.paper.reproduce import plan
+from bci_adapt.paper.reproduce import digests
 from bci_adapt.paper.streams.base import installed
 from bci_adapt.results import table as results
 from bci_adapt.results.recovery import recovery_oracle
@@ -71,6 +71,10 @@ def test_every_case_of_a_claim_asks_for_something_that_is_run():
             here = [e for e in planned[figure] if case.n_hidden in (None, e.n_hidden) and e.task == case.task]
             assert {name for name in names if any(e.method == name for e in here)} == set(names), case.when
             assert here, case.when
+            read = [entry for entry in planned[figure] if case.reads(entry)]
+            assert read, case.when
+            assert set(names) <= {entry.method for entry in read}, case.when
+            assert len(read) < len(planned[figure]) or len(planned[figure]) < 3, case.when
 
 
 SMALL = {"figure": "X", "title": "x", "tasks": [{"name": "sine"}], "methods": [{"rule": "immediate"}]}
@@ -417,7 +421,7 @@ def test_rows_of_other_code_are_stale_and_text_is_escaped():
     row = {"figure": "X", "digest": "aa", "verdict": "reproduced", "claim": "<b>a|b</b>", "paper": "", "ours": "1"}
     row |= {"id": "c", "note": "", "command": "make", "made": "now", "quick": False}
     row["cases"] = [{"when": "<i>", "found": "1 | 2", "outcome": "holds"}]
-    fresh, old = marked([row], {"X": "aa"})[0], marked([row], {"X": "bb"})[0]
+    fresh, old = marked([row], {"c": "aa"})[0], marked([row], {"c": "bb"})[0]
     assert (fresh["stale"], old["stale"]) == (False, True)
     assert "(stale)" in markdown([old])
     assert "(stale)" not in markdown([fresh])
@@ -507,15 +511,37 @@ def test_a_tiny_figure_is_run_judged_reused_and_found_stale(call, tmp_path, monk
     assert "unknown figure 'F9'" in told
 
 
-def test_the_digest_of_a_figure_follows_its_config(tmp_path):
-    for name in ("methods", "other"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "methods.toml").write_text(TINY, encoding="utf-8")
-        (tmp_path / name / "claims.toml").write_text(CLAIMS, encoding="utf-8")
-    first, same = (plan(tmp_path / name, quick=False)["methods"].digest for name in ("methods", "other"))
-    (tmp_path / "other" / "methods.toml").write_text(TINY.replace("[0, 1]", "[0, 2]"), encoding="utf-8")
-    assert first == same
-    assert plan(tmp_path / "other", quick=False)["methods"].digest != first
+OTHER_CLAIM = """
+[[claims]]
+id = "other"
+claim = "words"
+paper = "1 %"
+figure = "methods"
+untested = "no reason"
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "moves"),
+    [
+        ("methods", "seeds = [0, 1]", "seeds = [0, 2]", True),
+        ("methods", "min_ratio = 1.2", "min_ratio = 1.3", True),  # which seeds count
+        ("methods", "[[methods]]", '[[methods]]\nrule = "rflo"\n[[methods]]', False),
+        ("methods", 'title = "', 'title = "Another ', False),
+        ("claims", "above = 0.0", "above = 1.0", True),
+        ("claims", 'paper = "102 %"', 'paper = "103 %"', True),  # it stands in the row
+        ("claims", "[[claims]]", f"{OTHER_CLAIM}[[claims]]", False),
+        ("claims", "[[claims]]", "# a remark\n[[claims]]", False),
+    ],
+)
+def test_the_digest_of_a_claim_follows_its_entry_and_what_it_reads(tmp_path, file, old, new, moves):
+    texts = {"methods": TINY, "claims": CLAIMS}
+    assert old in texts[file]
+    for name, text in texts.items():
+        (tmp_path / f"{name}.toml").write_text(text, encoding="utf-8")
+    before = digests(tmp_path)["d0"]
+    (tmp_path / f"{file}.toml").write_text(texts[file].replace(old, new, 1), encoding="utf-8")
+    assert (digests(tmp_path)["d0"] != before) is moves
 
 
 def test_the_pipeline_lays_rules_beside_floor_and_ceiling(capsys):

@@ -247,7 +247,7 @@ def _task(job: Job) -> dict[str, Any]:
     return {
         "function": job.function,
         "modules": tuple(job.modules),
-        "code": digest([job.recipe["sources"], job.recipe["versions"]]),
+        "code": digest([job.recipe["sources"], library_versions()]),
         "parameters": job.recipe["parameters"],
         "inputs": {
             name: str(value.path if isinstance(value, Job) else Path(value).absolute())

@@ -37,8 +37,9 @@ class Job:
     `function` is ``"package.module:name"``, called as ``name(parameters, inputs, out)`` with the parameters as they
     come back from JSON (tuples are lists), `inputs` as a dict of paths, and `out` the path to write. `inputs` are
     other jobs (their results) or raw files (known by their contents). `modules` are further modules whose sources
-    belong to the key, for variants picked by name at run time; a package stands for every module in it. `label`
-    and `cost` (expected seconds) steer display and order only, and `stem` is the human part of the file name.
+    belong to the key, for variants picked by name at run time; a package stands for every module in it. `versions`
+    are those of further packages that the result comes from (None: not installed). `label` and `cost` (expected
+    seconds) steer display and order only, and `stem` is the human part of the file name.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Job:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, Job | Path] = field(default_factory=dict)
     modules: tuple[str, ...] = ()
+    versions: Mapping[str, str | None] = field(default_factory=dict)
     suffix: str = ""
     label: str = ""
     cost: float = 1.0
@@ -69,7 +71,7 @@ class Job:
         return {
             "function": self.function,
             "sources": sources(self.function, self.modules),
-            "versions": library_versions(),
+            "versions": library_versions() | dict(self.versions),
             "parameters": json.loads(_canonical(self.parameters)),
             "inputs": {
                 name: value.key if isinstance(value, Job) else f"sha256:{_content(Path(value).absolute(), self.label)}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,8 +19,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bci_adapt.errors import InputError
-from bci_adapt.ground.statistics import Interval, days_needed, equivalence, ratio_of_means, t_interval
-from bci_adapt.paper.tables import Frame, recoveries_by_seed, usable
+from bci_adapt.ground.statistics import Interval, days_needed, equivalence
+from bci_adapt.paper.case_statistics import STATISTICS, Value, rows_of
+from bci_adapt.paper.tables import Frame
 
 Tables = Mapping[str, Mapping[str, Frame]]  # of every figure that has been run
 REPRODUCED, NOT, ONLY, OPEN, UNTESTED = "reproduced", "not reproduced", "only under", "inconclusive", "not tested here"
@@ -60,6 +61,10 @@ class Case(BaseModel):
             raise ValueError(f"{self.when}: unknown statistic {self.statistic!r} (known: {', '.join(STATISTICS)})")
         return self
 
+    def reads(self, entry: Any) -> bool:
+        """Whether it reads the result of `entry`, a `bci_adapt.paper.planning.Entry` of its figure."""
+        return STATISTICS[self.statistic].reads(self, entry)
+
     @property
     def wanted(self) -> str:
         """The threshold in words."""
@@ -88,12 +93,16 @@ class Claim(BaseModel):
             raise ValueError(f"{self.id}: expected either cases or a reason in untested")
         return self
 
+    def judged(self, quick: bool) -> tuple[Case, ...]:
+        """Its cases, in a `quick` run at the sizes that this has."""
+        return tuple(map(_smaller, self.cases)) if quick else self.cases
 
-class Value(NamedTuple):
-    """What a statistic found: its interval, the values it is of (one for each unit; empty for a count)."""
-
-    interval: Interval
-    values: np.ndarray
+    def reads(self, quick: bool) -> dict[str, list[Case]]:
+        """Its cases by the figure that each reads."""
+        found: dict[str, list[Case]] = {}
+        for case in self.judged(quick):
+            found.setdefault(case.figure or self.figure, []).append(case)
+        return found
 
 
 class Judged(NamedTuple):
@@ -142,8 +151,7 @@ def judge(claim: Claim, tables: Tables, quick: bool = False) -> Row:
     about = claim.id, claim.claim, claim.paper
     if claim.untested:
         return Row(*about, "—", f"{UNTESTED} ({claim.untested})", claim.figure, claim.note)
-    cases = [_smaller(case) for case in claim.cases] if quick else claim.cases
-    found = [judge_case(case, claim, tables) for case in cases]
+    found = [judge_case(case, claim, tables) for case in claim.judged(quick)]
     ours = "; ".join(f"{each.case.when}: {_words(each, claim.unit)}" for each in found)
     return Row(
         *about, ours, verdict(found), claim.figure, claim.note, tuple(_plain(each, claim.unit) for each in found)
@@ -170,12 +178,6 @@ def _smaller(case: Case) -> Case:
     return case.model_copy(update={"n_hidden": None, "when": words})
 
 
-def _at_size(rows: Frame, n_hidden: int | None) -> Frame:
-    """The rows of networks of that size, of the largest where none is asked for."""
-    size = rows["n_hidden"].max() if n_hidden is None else n_hidden
-    return rows[rows["n_hidden"] == size]
-
-
 def verdict(found: Sequence[Judged]) -> str:
     """The verdict of a claim's cases, the first of which is as the paper states it."""
     named = {kind: [each.case.when for each in found if each.outcome == kind] for kind in ("holds", "fails", "open")}
@@ -197,7 +199,7 @@ def judge_case(case: Case, claim: Claim, tables: Tables) -> Judged:
     figure = case.figure or claim.figure
     if figure not in tables:
         return Judged(case, "missing", None, math.nan, f"figure {figure} has not been run")
-    found = STATISTICS[case.statistic](case, tables[figure])
+    found = STATISTICS[case.statistic].find(case, tables[figure])
     if isinstance(found, str):
         return Judged(case, "missing", None, math.nan, found)
     value, sd = found.interval, float(np.std(found.values, ddof=1)) if len(found.values) > 1 else math.nan
@@ -219,7 +221,7 @@ def _at_edge(case: Case, tables: Mapping[str, Frame]) -> str:
     """Which of a case's methods had its best rate at the edge of those tried: its optimum is not known."""
     if case.rates != "tuned":
         return ""
-    both = [(name, _rows(case, tables, name)) for name in (case.method, case.other) if name and "runs" in tables]
+    both = [(name, rows_of(case, tables, name)) for name in (case.method, case.other) if name and "runs" in tables]
     names = [name for name, rows in both if not isinstance(rows, str) and not rows["interior"].astype(bool).all()]
     return f"best rate at the edge of those tried: {', '.join(names)}" if names else ""
 
@@ -255,211 +257,3 @@ def _number(value: float) -> str:
     size = abs(value)
     digits = 0 if size >= 1000 else 1 if size >= 10 else 2 if size >= 0.1 else 3
     return f"{value:,.{digits}f}".replace("-", "−")
-
-
-# ------------------------------------------------------------------------------------------------ statistics
-
-
-def _rows(case: Case, tables: Mapping[str, Frame], method: str) -> Frame | str:
-    """Rows of one method; text says what is missing."""
-    runs = tables["runs"]
-    if runs.empty:
-        return "nothing was run"
-    keep = (runs["task"] == case.task) & (runs["cell"] == case.cell) & (runs["method"] == method)
-    keep &= runs["rates"] == case.rates
-    rows = _at_size(runs[keep], case.n_hidden)
-    return f"{method} on {case.task} at its {case.rates} rate has not been run" if rows.empty else rows
-
-
-def _recovery(case: Case, tables: Mapping[str, Frame]) -> Value | str:
-    """recovery_pre in percent of `method`: ratio of means over usable seeds."""
-    rows = _rows(case, tables, case.method)
-    if isinstance(rows, str):
-        return rows
-    good = usable(rows)
-    if len(good) < 2:
-        return f"{len(good)} of {len(rows)} seeds usable"
-    lost = (good[f"{case.window}_frozen"] - good[f"{case.window}_before"]).to_numpy(float)
-    gained = (good[f"{case.window}_frozen"] - good[case.window]).to_numpy(float)
-    found = ratio_of_means(gained, lost)
-    if found.refused:
-        return found.refused
-    return Value(Interval(100 * found.ratio, 100 * found.low, 100 * found.high, len(good)), 100 * gained / lost)
-
-
-def _recovery_difference(case: Case, tables: Mapping[str, Frame]) -> Value | str:
-    """recovery_pre of `method` less that of `other` in points, paired by seed."""
-    both = [_rows(case, tables, name) for name in (case.method, case.other)]
-    for each in both:
-        if isinstance(each, str):
-            return each
-    apart = (recoveries_by_seed(both[0], case.window) - recoveries_by_seed(both[1], case.window)).dropna()
-    return _of(apart)
-
-
-def _r2(case: Case, tables: Mapping[str, Frame]) -> Value | str:
-    """Held-out R² of `method`."""
-    rows = _rows(case, tables, case.method)
-    return rows if isinstance(rows, str) else _of(_r2_by_seed(rows))
-
-
-def _r2_difference(case: Case, tables: Mapping[str, Frame]) -> Value | str:
-    """Held-out R² of `method` less that of `other`, in points of R² (hundredths), paired by seed."""
-    both = [_rows(case, tables, name) for name in (case.method, case.other)]
-    for each in both:
-        if isinstance(each, str):
-            return each
-    return _of(100 * (_r2_by_seed(both[0]) - _r2_by_seed(both[1])).dropna())
-
-
-def _r2_above_ridge(case: Case, tables: Mapping[str, Frame]) -> Value | str:
-    """Held-out R² of `method` less that of ridge on the same network untrained, paired by seed."""
-    rows = _rows(case, tables, case.method)
-    if isinstance(rows, str):
-        return rows
-    good = rows[~rows["failed"].astype(bool)]
-    return _of(good["held_out_reservoir"].astype(float) - good["held_out"].astype(float))
-
-
-def _r2_by_seed(rows: Frame) -> Frame:
-    good = rows[~rows["failed"].astype(bool)].set_index("seed")
-    return 1.0 - good["held_out"].astype(float)
-
-
-def _decay_over_star(case: Case, tables: Mapping[str, Frame]) -> Value | str:
-    """0.95 / λ*, over the trained networks."""
-    rows = _networks(case, tables)
-    return rows if isinstance(rows, str) else _of(0.95 / rows["lambda_star"].astype(float))
-
-
-def _error_before(case: Case, tables: Mapping[str, Frame]) -> Value | str:
-    """E_before of the trained networks, in variances of the target: what recovery is measured against."""
-    rows = _networks(case, tables)
-    return rows if isinstance(rows, str) else _of(rows["before_last"].astype(float))
-
-
-def _networks(case: Case, tables: Mapping[str, Frame]) -> Frame | str:
-    rows = tables["networks"]
-    if rows.empty:
-        return "nothing was trained"
-    rows = _at_size(rows[(rows["task"] == case.task) & (rows["cell"] == case.cell)], case.n_hidden)
-    return f"no network was trained on {case.task} at this size" if rows.empty else rows
-
-
-def _gradients(case: Case, tables: Mapping[str, Frame]) -> Value | str:
-    """Median of `column` along the run, or of its ratio to the column `over`, over seeds."""
-    rows = tables["gradients"]
-    if rows.empty:
-        return "no gradients were looked at"
-    rows = _at_size(rows[(rows["task"] == case.task) & (rows["cell"] == case.cell)], case.n_hidden)
-    missing = [name for name in (case.column, case.over) if name and name not in rows]
-    if missing or rows.empty:
-        return f"no {missing[0] if missing else 'gradients'} of {case.cell} on {case.task} at this size"
-    values = rows[case.column].astype(float)
-    return _of((values / rows[case.over].astype(float) if case.over else values).dropna())
-
-
-def _gap(case: Case, tables: Mapping[str, Frame]) -> Value | str:
-    """Best Adam less best SGD of `cell`, in points of recovery."""
-    gaps = tables["gaps"]
-    if gaps.empty:
-        return "no pair of optimisers was run"
-    keep = (gaps["task"] == case.task) & (gaps["cell"] == case.cell) & (gaps["rates"] == case.rates)
-    if not keep.any():
-        return f"{case.cell} on {case.task} has not been run with both optimisers"
-    row = gaps[keep].iloc[0]
-    return Value(Interval(row["gap"], row["low"], row["high"], int(row["n"])), np.zeros(0))
-
-
-def _rule_agreement(case: Case, tables: Mapping[str, Frame]) -> Value | str:
-    """Percentage of architectures on which the rule's prediction is what came out – a gap of more than 5 points, whose
-    interval excludes zero, where it predicts one, and none where it does not – with its exact binomial interval.
-    """
-    from scipy import stats
-
-    table = tables["architectures"]
-    if table.empty:
-        return "no pair of optimisers was run"
-    rows = table[(table["task"] == case.task) & (table["rates"] == case.rates) & np.isfinite(table["low"])]
-    if rows.empty:
-        return f"no architecture was run on {case.task}"
-    came_out = (rows["gap"] > 5) & (rows["low"] > 0)
-    agreed, n = int((came_out == rows["rule_predicts_gap"]).sum()), len(rows)
-    found = stats.binomtest(agreed, n).proportion_ci()
-    return Value(Interval(100 * agreed / n, 100 * found.low, 100 * found.high, n), np.zeros(0))
-
-
-def _memory_ratio(case: Case, tables: Mapping[str, Frame]) -> Value | str:
-    """Counted bytes of `other` over those of `method`."""
-    table = tables["memory"]
-    if table.empty:
-        return "no memory was counted"
-    at_size = table[table["n_hidden"] == case.n_hidden].set_index("method")["computed_bytes"]
-    if not {case.method, case.other} <= set(at_size.index):
-        return f"not counted at n = {case.n_hidden}"
-    ratio = float(at_size[case.other] / at_size[case.method])
-    return Value(Interval(ratio, ratio, ratio, 1), np.zeros(0))
-
-
-def _stream_loss(case: Case, tables: Mapping[str, Frame]) -> Value | str:
-    """Prequential loss of `method` on a stream over seeds: nats, or a share of the last value's squared error."""
-    rows = _stream_rows(case, tables, case.method)
-    return rows if isinstance(rows, str) else _of(rows)
-
-
-def _stream_loss_difference(case: Case, tables: Mapping[str, Frame]) -> Value | str:
-    """Prequential loss of `method` less that of `other`, paired by seed."""
-    both: list[Any] = [_stream_rows(case, tables, name) for name in (case.method, case.other)]
-    for each in both:
-        if isinstance(each, str):
-            return each
-    return _of((both[0] - both[1]).dropna())
-
-
-def _stream_rows(case: Case, tables: Mapping[str, Frame], method: str) -> Frame | str:
-    table = tables["streams"]
-    if table.empty:
-        return "no stream was run"
-    keep = (table["task"] == case.task) & (table["cell"] == case.cell) & (table["method"] == method)
-    rows = table[keep & ((table["rates"] == case.rates) | (table["kind"] == "rival"))]  # a rival has one rate
-    if rows.empty:
-        return f"{method} on {case.task} at its {case.rates} rate has not been run"
-    rows = _at_size(rows, case.n_hidden)
-    return rows[~rows["failed"].astype(bool)].set_index("seed")["loss"].astype(float)
-
-
-def _stored_recovery(case: Case, tables: Mapping[str, Frame]) -> Value | str:
-    """recovery_oracle in percent of the arm `method` of the stored run `run`."""
-    table = tables["stored"]
-    rows = table[(table["run"] == case.run) & (table["arm"] == case.method) & (table["cell"] == case.cell)]
-    if rows.empty:
-        return f"no stored run {case.run!r} with this arm"
-    row = rows.iloc[0]
-    if not np.isfinite(np.asarray(row["recovery"], float)):
-        return f"{case.run}: {row['refused'] or 'no recovery'}"
-    return Value(
-        Interval(row["recovery"], row["recovery_low"], row["recovery_high"], int(row["n_targets"])), np.zeros(0)
-    )
-
-
-def _of(values: Any) -> Value | str:
-    array = np.asarray(values, float)
-    return Value(t_interval(array), array) if len(array) > 1 else f"{len(array)} seeds usable"
-
-
-STATISTICS: dict[str, Callable[[Case, Mapping[str, Frame]], Value | str]] = {
-    "recovery": _recovery,
-    "recovery_difference": _recovery_difference,
-    "r2": _r2,
-    "r2_difference": _r2_difference,
-    "r2_above_ridge": _r2_above_ridge,
-    "decay_over_star": _decay_over_star,
-    "error_before": _error_before,
-    "gradients": _gradients,
-    "gap": _gap,
-    "rule_agreement": _rule_agreement,
-    "memory_ratio": _memory_ratio,
-    "stream_loss": _stream_loss,
-    "stream_loss_difference": _stream_loss_difference,
-    "stored_recovery": _stored_recovery,
-}

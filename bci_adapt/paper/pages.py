@@ -38,10 +38,10 @@ def read_claims(path: Path) -> list[dict[str, Any]]:
 
 
 def marked(rows: Sequence[Mapping[str, Any]], digests: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The rows with ``stale``: whether the code behind the figure of a row is another than the one that made it."""
-    return [
-        {**row, STALE: bool(row["digest"]) and row["digest"] != digests.get(str(row["figure"]), "")} for row in rows
-    ]
+    """The rows with ``stale``: whether other code, or another entry, has made a row than stands there now; `digests`
+    are those of the claims by id.
+    """
+    return [{**row, STALE: bool(row["digest"]) and row["digest"] != digests.get(str(row["id"]), "")} for row in rows]
 
 
 def write_claims(

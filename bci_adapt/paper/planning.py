@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from bci_adapt.experiment.building import kernel
 from bci_adapt.ground.jobs import Job
-from bci_adapt.ground.storage import file_digest
 from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.learning.credit.base import rule, rules
 from bci_adapt.paper.config import STAR, FigureConfig, Method, StreamSection, TaskSection
@@ -224,7 +220,7 @@ def _stream_parameters(
     config: FigureConfig, section: StreamSection, delay: int, cell_name: str, n_hidden: int
 ) -> dict[str, Any]:
     return {
-        "stream": {"name": section.name, "constants": section.constants}, "origin": section.made().origin(),
+        "stream": {"name": section.name, "constants": section.constants},
         "delay": delay, "earlier": section.earlier, "n_bins": section.n_bins, "cell": cell_name, "n_hidden": n_hidden,
         "seeds": config.seeds, "tuning_seeds": config.tuning_seeds,
     }  # fmt: skip
@@ -249,6 +245,7 @@ def _learned(
         | {"method": method.parameters(), "shared_rate": config.shared_rate(method), **config.tuning.model_dump()},
         inputs={"kernel": compiled},
         modules=(*_modules(cell_name, method.rule), type(section.made()).__module__),
+        versions=section.made().origin(),
         label=f"{section.late(delay)}, {cell_name} n={n_hidden}: {method.label}",
         cost=0.3 + 1e-9 * per_bin * (section.earlier * n_runs[0] + section.n_bins * n_runs[1]),
     )
@@ -263,23 +260,7 @@ def _rival(config: FigureConfig, section: StreamSection, delay: int, cell_name: 
         suffix=".json",
         parameters=_stream_parameters(config, section, delay, cell_name, n_hidden) | {"rival": name},
         modules=(cell(cell_name).make.__module__, type(section.made()).__module__),
+        versions=section.made().origin(),
         label=f"{section.late(delay)}: {name}",
         cost=0.3 + 1e-4 * section.n_bins * len(config.seeds),
     )
-
-
-def code_digest(found: Sequence[Entry], files: Sequence[Path]) -> str:
-    """Digest of the sources behind every job of a figure and behind its tables, and of the `files` that decide it."""
-    readers = [
-        Job(kind="read", function=f"bci_adapt.paper.{name}", stem=name, folder=FOLDER)
-        for name in ("tables:read", "claims:judge")
-    ]
-    sources: dict[str, str] = {}
-    for job in (*readers, *(entry.job for entry in found)):
-        sources |= job.recipe["sources"]
-    digest = hashlib.sha256()
-    for name, value in sorted(sources.items()):
-        digest.update(f"{name} {value}\n".encode())
-    for path in files:
-        digest.update(f"{path.name} {file_digest(path)}\n".encode())
-    return digest.hexdigest()[:12]

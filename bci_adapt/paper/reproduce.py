@@ -12,11 +12,12 @@ from typing import Any
 from bci_adapt.errors import InputError
 from bci_adapt.ground.catalog import unknown
 from bci_adapt.ground.engine import Failure, Outcome, Progress, execute
+from bci_adapt.ground.jobs import digest, sources
 from bci_adapt.ground.storage import write_text
 from bci_adapt.paper import drawing, pages, stored, tables
-from bci_adapt.paper.claims import judge, load_claims
+from bci_adapt.paper.claims import Case, Claim, judge, load_claims
 from bci_adapt.paper.config import FigureConfig, load
-from bci_adapt.paper.planning import Entry, code_digest, entries
+from bci_adapt.paper.planning import Entry, entries
 from bci_adapt.paper.tables import Frame
 from bci_adapt.results.figures.run import save, svg
 
@@ -50,13 +51,13 @@ class Run:
     """A figure: its config, its jobs, and the tables of what is there of it."""
 
     config: FigureConfig
-    path: Path
     entries: list[Entry]
     stored_runs: Sequence[Path] = ()
 
     @cached_property
-    def digest(self) -> str:
-        return code_digest(self.entries, [self.path, self.path.with_name(CLAIMS)])
+    def stored(self) -> Frame:
+        """What the stored runs say that the figure reads."""
+        return stored.read(self.stored_runs)
 
     @property
     def complete(self) -> bool:
@@ -64,13 +65,22 @@ class Run:
         return all(entry.job.path.exists() for entry in self.entries)
 
     def tables(self) -> dict[str, Frame]:
-        found = tables.read(self.entries, self.config.seeds)
+        """Every table, as the figure is drawn from."""
+        found = self.tables_of(self.entries)
         found["methods"] = tables.methods(found["runs"])
+        found["contests"] = tables.contests(found["streams"])
+        return found
+
+    def tables_of(self, read: Sequence[Entry]) -> dict[str, Frame]:
+        """The tables that claims are judged by, from the results of these entries alone."""
+        found = tables.read(read, self.config.seeds)
         found["gaps"] = tables.best_gaps(found["runs"]) if not found["runs"].empty else found["runs"]
         found["architectures"] = tables.architectures(found)
-        found["contests"] = tables.contests(found["streams"])
-        found["stored"] = stored.read(self.stored_runs)
-        return found
+        return found | {"stored": self.stored}
+
+    def read_by(self, cases: Sequence[Case]) -> list[Entry]:
+        """The entries whose results any of the cases reads."""
+        return [entry for entry in self.entries if any(case.reads(entry) for case in cases)]
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ def plan(folder: Path, quick: bool, runs: Sequence[Path] = ()) -> dict[str, Run]
         if config.figure != name:
             raise InputError(f"{path}: figure is {config.figure!r}; it must be the file's own name")
         of_runs = list(runs or stored.newest(config.runs)) if config.runs else []
-        planned[name] = Run(config, path, entries(config), of_runs)
+        planned[name] = Run(config, entries(config), of_runs)
     return planned
 
 
@@ -133,33 +143,57 @@ def reproduce(
     outcome = execute(jobs, workers=workers, progress=progress)
     # Of what was asked for a failed job costs its own rows only.
     complete = {name: run for name, run in planned.items() if name in asked or run.complete}
-    shown, of_figures = [], {}
+    shown = []
     for name, run in complete.items():
         say(f"drawing {name}")
-        of_figures[name] = found = run.tables()
+        found = run.tables()
         pictures = drawing.draw(name, found)
         _write(out, name, pictures, found)
         shown.append((name, run.config.title, run.config.about, pictures, _page_tables(name, found)))
-    rows = _judged(folder, of_figures, complete, quick)
+    rows = _judged(folder, planned, complete, quick)
     page = pages.write_claims(out, rows, shown)
     return Done(page, outcome, rows, outcome.failed)
 
 
 def digests(folder: Path, quick: bool = False) -> dict[str, str]:
-    """The digest of the code behind every figure, as it is now."""
-    return {name: run.digest for name, run in plan(folder, quick).items()}
+    """The digest of every claim of `folder`, as it is now."""
+    planned = plan(folder, quick)
+    return {claim.id: claim_digest(claim, planned, quick) for claim in load_claims(folder / CLAIMS)}
 
 
-def _judged(
-    folder: Path, of_figures: Mapping[str, Mapping[str, Frame]], complete: Mapping[str, Run], quick: bool
-) -> list[dict[str, Any]]:
+def claim_digest(claim: Claim, planned: Mapping[str, Run], quick: bool = False) -> str:
+    """Digest of what can change the row of a claim: its own entry, the code that reads results and judges them, and
+    the jobs whose results its cases read, with what each is about – without the versions of libraries.
+
+    Stored runs are data, not code: they are not part of it. No job of another claim or figure is.
+    """
+    readers = ["bci_adapt.paper.tables:read", "bci_adapt.paper.claims:judge"]
+    results = []
+    for figure, cases in claim.reads(quick).items():
+        if (run := planned.get(figure)) is None:
+            continue
+        if run.config.runs:
+            readers.append("bci_adapt.paper.stored:read")
+        for entry in run.read_by(cases):
+            about = [entry.kind, entry.task, entry.cell, entry.n_hidden, entry.method, entry.columns]
+            results.append([figure, run.config.seeds, *about, entry.job.key_of_any_release])
+    code = [sources(reader) for reader in readers]
+    return digest([claim.model_dump(mode="json", exclude_unset=True), quick, code, results])[:12]
+
+
+def _judged(folder: Path, planned: Mapping[str, Run], complete: Mapping[str, Run], quick: bool) -> list[dict[str, Any]]:
+    """The row of every claim, judged by the results that it reads and no other."""
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     rows = []
     for claim in load_claims(folder / CLAIMS):
-        run = complete.get(claim.figure)
-        row = judge(claim, of_figures, quick)._asdict()
-        command = f"bci-adapt reproduce {claim.figure}{' --quick' if quick else ''}"
-        row |= {"command": command if run else "", "digest": run.digest if run else "", "made": made if run else ""}
+        reads = {figure: cases for figure, cases in claim.reads(quick).items() if figure in complete}
+        found = {figure: complete[figure].tables_of(complete[figure].read_by(cases)) for figure, cases in reads.items()}
+        row = judge(claim, found, quick)._asdict()
+        if claim.figure in complete:
+            command = f"bci-adapt reproduce {claim.figure}{' --quick' if quick else ''}"
+            row |= {"command": command, "digest": claim_digest(claim, planned, quick), "made": made}
+        else:
+            row |= {"command": "", "digest": "", "made": ""}
         rows.append(row | {"quick": quick})
     return rows
 

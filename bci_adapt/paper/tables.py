@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
 
-from bci_adapt.ground.jobs import Job
 from bci_adapt.ground.statistics import Interval, t_interval
 from bci_adapt.ground.statistics import ratio_of_means as _ratio
 from bci_adapt.learning.cells.base import cells
 from bci_adapt.learning.optimizers import GROUPS as GROUPS
+
+if TYPE_CHECKING:
+    from bci_adapt.ground.jobs import Job
 
 Frame = Any  # a pandas.DataFrame, whose own annotations are unions that no type checker can resolve
 WINDOWS = ("last", "held_out")

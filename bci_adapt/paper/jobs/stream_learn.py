@@ -26,7 +26,7 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     """Choose a rate on the earlier part, then learn what follows from untrained weights, with it and the shared rate.
 
     Parameters: `stream` {name, constants}, `delay`, `earlier` and `n_bins` (of the part that is scored), `cell`,
-    `n_hidden`, `seeds`, `tuning_seeds`, `method`, `shared_rate`, `factor`, `max_points` (as of task_adapt), `origin`.
+    `n_hidden`, `seeds`, `tuning_seeds`, `method`, `shared_rate`, `factor`, `max_points` (as of task_adapt).
 
     Writes JSON: ``surface`` of the rates tried, ``interior``; ``tuned`` and ``shared``: ``rate``, per seed the numbers
     of `bci_adapt.paper.streams.base.Scores`, ``us_per_bin``.
