@@ -148,11 +148,11 @@ def sources(function: str, modules: Iterable[str] = ()) -> dict[str, str]:
     then at all. A data file that a module names and that lies beside it counts like a source.
     """
     entry = function.partition(":")[0]
-    roots = {}
+    roots: dict[str, str] = {}
     for name in {__name__.partition(".")[0], *(module.partition(".")[0] for module in (entry, *modules))}:
         if (spec := importlib.util.find_spec(name)) is None:
             raise ImportError(f"no module named {name!r}, wanted by job function {function!r}")
-        roots[name] = spec
+        roots[name] = next(iter(spec.submodule_search_locations or [spec.origin or ""]))
     pending = [(entry, True)]
     for module in (entry, *modules):
         path = _module_file(module, roots[module.partition(".")[0]])
@@ -173,7 +173,7 @@ def sources(function: str, modules: Iterable[str] = ()) -> dict[str, str]:
             pending.append((parent, True))
         elif below and parent != root:
             pending.append((parent, False))
-        if path is None or path.is_dir():
+        if path is None or path.suffix != ".py":
             continue
         status = path.stat()
         source = _source_at(path, status.st_size, status.st_mtime_ns, name)
@@ -186,18 +186,23 @@ def sources(function: str, modules: Iterable[str] = ()) -> dict[str, str]:
 
 def _with_all_inside(module: str, path: Path) -> list[str]:
     """A module; a package with every module in it."""
-    if path.is_file() and path.name != "__init__.py":
+    if path.suffix == ".py" and path.name != "__init__.py":
         return [module]
-    folder = path if path.is_dir() else path.parent
+    folder = path.parent if path.suffix == ".py" else path
     inside = (file.relative_to(folder).with_suffix("").parts for file in folder.rglob("*.py"))
     return [module, *(".".join((module, *parts)).removesuffix(".__init__") for parts in inside)]
 
 
-def _module_file(name: str, root: Any) -> Path | None:
-    """Source file of a module, the folder of a package without ``__init__``, or None if `name` is no module."""
-    if root.submodule_search_locations is None:
-        return Path(root.origin) if name == root.name else None
-    base = Path(next(iter(root.submodule_search_locations))).joinpath(*name.split(".")[1:])
+@cache
+def _module_file(name: str, root: str) -> Path | None:
+    """Source file of a module, the folder of a package without ``__init__``, or None if `name` is no module.
+
+    `root` is the folder of its outermost package, or the file of a module that lies in none. Where modules lie is
+    looked up once in a process; what is in them, every time.
+    """
+    if root.endswith(".py"):
+        return Path(root) if "." not in name else None
+    base = Path(root, *name.split(".")[1:])
     files = (base / "__init__.py", base.with_name(f"{base.name}.py"))
     return next((path for path in files if path.is_file()), base if base.is_dir() else None)
 
