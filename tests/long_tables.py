@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from bci_adapt.results.table import CANARY, RETRAINED, control_of, long_table
+from bci_adapt.experiment.arms import Arm, arms_of, described
+from bci_adapt.experiment.asked import ArmSection
+from bci_adapt.experiment.comparisons import compared
+from bci_adapt.experiment.config import parse_config
+from bci_adapt.results.arms import Arms
+from bci_adapt.results.table import CANARY, Results, bare_arm, control_of, long_table
 
 NETWORK_ARMS = {
     "frozen": {"tanh": -0.25, "gru": -0.08},
@@ -36,8 +42,52 @@ LINEAR_ARMS = {
     "persistence": -0.4,
 }
 UNLABELLED = ("frozen", "normaliser", "aligned")
+RETRAINED = ("fine_tuned", "kalman_refit", "ridge_oracle", "joint_ridge", "network_oracle", "joint_oracle")
 NOT_LEARNING = (*UNLABELLED, *RETRAINED, "persistence")
 ADAPTIVE = tuple(arm for arm in NETWORK_ARMS | LINEAR_ARMS if arm not in NOT_LEARNING)
+
+
+IMMEDIATE = {"rule": "immediate", "optimizer": "rmsprop"}
+RECOMMENDED = {"rule": "window", "steps": 4, "optimizer": "rmsprop", "average": 0.997, "take_turns": True}
+ASKED = [  # what a config says of the arms that do not stand in every run
+    IMMEDIATE | {"normaliser": "fixed"},
+    IMMEDIATE,
+    IMMEDIATE | {"average": 0.999},
+    {"rule": "immediate", "optimizer": "sgd"},
+    {"rule": "window", "steps": 4, "optimizer": "rmsprop"},
+    {"rule": "rtrl", "optimizer": "rmsprop"},
+    {"rule": "window", "steps": 2, "optimizer": "adam"},
+    RECOMMENDED,
+]
+
+
+def about(rows: Any) -> dict[str, Any]:
+    """The tables that say what the arms of `rows` are and what is compared: those of a config that asks for them."""
+    keys = list(dict.fromkeys((bare_arm(arm), cell) for arm, cell in zip(rows["arm"], rows["cell"], strict=True)))
+    cells = list(dict.fromkeys(cell for _, cell in keys if cell)) or ["tanh"]
+    base = {"name": "x", "source": {"kind": "folder"}, "pairs": [{"source": "a", "targets": ["b"]}], "arms": ASKED}
+    config = parse_config(base | {"network": {"cells": ["tanh"]}}, "a test")
+    listed = {}
+    for arm in arms_of(config, {"velocity": 2}):
+        listed |= {(arm.name, cell): replace(arm, cell=cell) for cell in (cells if arm.cell else [""])}
+    own = [Arm(arm, cell, "own", "source", {}, drawn=True) for arm, cell in keys if (arm, cell) not in listed]
+    asked = [section for section in config.arms if isinstance(section, ArmSection)]
+    held = {arm for arm, _ in keys}
+    return {
+        "arms": long_table(described([*listed.values(), *own]), "arms"),
+        "comparisons": long_table(compared(cells, [each for each in asked if each.name in held]), "comparisons"),
+    }
+
+
+def arms(rows: Any) -> Arms:
+    """What a reader is told of the arms of `rows`."""
+    return Arms(about(rows)["arms"])
+
+
+def stored(rows: Any, **tables: Any) -> Results:
+    """A run's results of `rows` alone, with other `tables`, by their kinds, where they are given."""
+    empty = {kind: long_table([], kind) for kind in ("curves", "trajectories", "blocks")}
+    return Results(**{"rows": rows, **empty, **about(rows), "attrs": {}, **tables})
 
 
 def row(**changes: Any) -> dict[str, Any]:

@@ -4,12 +4,13 @@ import pytest
 
 from bci_adapt.decoders.base import decoder_class
 from bci_adapt.errors import InputError
-from bci_adapt.experiment.arms import HELD_OUT, linear_arms, network_arms
+from bci_adapt.experiment.arms import HELD_OUT, arms_of, described, linear_arms, network_arms, standing_names
+from bci_adapt.experiment.asked import ArmSection
 from bci_adapt.experiment.building import Builder
-from bci_adapt.experiment.config import STANDING, ArmSection, arm_name, parse_config
+from bci_adapt.experiment.config import parse_config
 from bci_adapt.experiment.pairs import Pair
 from bci_adapt.experiment.tuned import Tuned
-from bci_adapt.results.table import ARMS, RETRAINED, arm_label
+from bci_adapt.results.table import long_table
 
 N_AXES = {"velocity": 2, "position": 2, "emg": 7}
 IMMEDIATE = {"rule": "immediate", "optimizer": "rmsprop"}
@@ -29,7 +30,10 @@ def config(arms=(), **more):
 
 
 def listed(made):
-    return [*(arm for cell in made.network.cells for arm in network_arms(made, cell)), *linear_arms(made, N_AXES)]
+    return arms_of(made, N_AXES)
+
+
+STANDING = standing_names(config())
 
 
 def test_every_standing_arm_is_run_and_has_words():
@@ -37,16 +41,18 @@ def test_every_standing_arm_is_run_and_has_words():
     names = [(arm.name, arm.cell) for arm in arms]
     assert {name for name, _ in names} == set(STANDING)
     assert len(set(names)) == len(names)
-    for name in STANDING:
-        assert name in ARMS
-        assert arm_label(name) != name or name in ("frozen", "persistence")
-    assert set(RETRAINED) <= set(STANDING)
+    for arm in arms:
+        assert arm.words or arm.name in ("frozen", "persistence")
+    table = long_table(described(arms), "arms")
+    assert len(table) == len(arms)
+    assert set(table["frozen"]) | set(table["unlabelled"]) | set(table["ceiling"]) <= set(STANDING)
 
 
 def test_only_what_is_trained_on_the_stream_is_scored_held_out_alone():
     for arm in listed(config(ASKED)):
-        assert (arm.phases == HELD_OUT) == (arm.name in RETRAINED), arm.name
-        assert (arm.trained_on != "source") == (arm.name in set(RETRAINED) - {"fine_tuned"})
+        assert (arm.phases == HELD_OUT) == arm.retrained
+        assert (arm.trained_on != "source") == (arm.role == "ceiling"), arm.name
+        assert arm.retrained == (arm.role == "ceiling" or arm.name == "fine_tuned"), arm.name
         assert arm.checked <= arm.learns, "a canary of an arm that learns nothing says nothing"
         assert ("continuing" in arm.phases) <= arm.learns
 
@@ -60,7 +66,7 @@ def test_one_arm_can_be_left_out(name):
 
 
 def test_an_arm_that_does_not_stand_cannot_be_left_out():
-    with pytest.raises(InputError, match=r"controls: unknown standing arm 'pseud'; did you mean 'pseudo'"):
+    with pytest.raises(InputError, match=r"controls.without: unknown standing arm 'pseud'; did you mean 'pseudo'"):
         config(controls={"without": ["pseud"]})
 
 
@@ -121,9 +127,10 @@ def test_an_arm_that_is_asked_for_runs_as_asked():
     assert ("immediate_rmsprop_fixed", "tanh") not in arms
     assert arms["immediate_rmsprop_fixed", "gru"].adapt["normaliser_s"] is None
     assert "normaliser_s" not in arms["immediate_rmsprop", "gru"].adapt
-    assert ("snap1 + Adam", "gru") not in arms
+    assert ("snap1_adam", "gru") not in arms
+    assert ("snap1_adam", "tanh") in arms
     for section in ASKED:
-        assert any(name == arm_name(ArmSection(**section)) for name, _ in arms)
+        assert any(name == ArmSection(**section).name for name, _ in arms)
     # A standing arm that is asked for has what it was asked for with, and is there once.
     own = listed(config([{"rule": "readout", "optimizer": "rmsprop", "learning_rate": 0.02}]))
     assert [arm.adapt["learning_rate"] for arm in own if arm.name == "readout"] == [0.02, 0.02]
@@ -178,3 +185,71 @@ def test_an_arm_of_a_pair_never_has_values_that_were_chosen_on_its_target():
     assert {arm.adapt["learning_rate"] for arm in plain} == {1e-4}
     gru = next(arm for arm in builder.arms(Pair(("a",), "b")) if (arm.name, arm.cell) == ("immediate_rmsprop", "gru"))
     assert gru.adapt["learning_rate"] == 1e-4, "nothing was chosen for it"
+
+
+def test_an_arm_is_what_its_parts_say_however_it_is_asked_for():
+    twice = [IMMEDIATE | {"steps": 4, "rule": "window"}, IMMEDIATE | {"rule": "window"}]
+    with pytest.raises(InputError, match="two arms are 'window4_rmsprop'"):
+        config(twice)
+    at_default = ArmSection(**IMMEDIATE, beta2=ArmSection(**IMMEDIATE).optimizer_type().beta2)
+    assert at_default.name == ArmSection(**IMMEDIATE).name
+    turned = ArmSection(**IMMEDIATE, learns=("recurrent", "input", "bias"))
+    assert turned.name == "recurrent", "the order of the weight groups says nothing"
+    names = [ArmSection(**section).name for section in ASKED]
+    assert len(set(names)) == len(ASKED)
+    assert names[:4] == ["immediate_rmsprop", "immediate_rmsprop_ema", "immediate_sgd", "immediate_rmsprop_fixed"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"rule": "window", "steps": 2}, "2 steps of history + RMSprop"),
+        ({"rule": "trace", "decay": 0.5}, "trace 0.5 + RMSprop"),
+        ({"rule": "snap1"}, "SnAp-1 + RMSprop"),
+        (
+            {"rule": "window", "average": 0.9, "take_turns": True, "learn_every": 2},
+            "4 steps of history + RMSprop + EMA, in turns, every second label",
+        ),
+        ({"normaliser": "fixed"}, "immediate + RMSprop, fixed normaliser"),
+        ({"rule": "readout"}, "readout only"),
+        ({"optimizer": "adam", "beta2": 0.9}, "immediate + Adam(beta2=0.9)"),
+    ],
+)
+def test_words_follow_from_parts(keys, words):
+    assert ArmSection(**IMMEDIATE | keys).words == words
+
+
+def test_any_decoder_can_be_an_arm():
+    asked = [{"decoder": "stacked", "rule": "window", "prior": "mean", "cells": ["gru"]}]
+    asked += [{"decoder": "wiener", "n_lags": 3, "trained_on": "stream"}, {"decoder": "kalman", "state": "position"}]
+    arms = {(arm.name, arm.cell): arm for arm in listed(config(asked, learning_rate=5e-4))}
+    stacked = arms["stacked(rule=window, prior=mean)", "gru"]
+    assert ("stacked(rule=window, prior=mean)", "tanh") not in arms
+    assert (stacked.fit["prior"], stacked.fit["n_lags"], stacked.fit["n_hidden"]) == ("mean", 10, 3)
+    assert (stacked.adapt["rule"], stacked.adapt["learning_rate"]) == ("window", 5e-4)
+    made = decoder_class("stacked")(**stacked.fit, seed=1).set_params(**stacked.adapt)
+    assert (made.rule, made.prior) == ("window", "mean")
+    assert stacked.checked
+    retrained = arms["wiener(n_lags=3)_stream", ""]
+    assert (retrained.phases, retrained.role, retrained.fit["n_lags"]) == (HELD_OUT, "ceiling", 3)
+    assert arms["kalman(state=position)", ""].fit["outputs"] == ["velocity", "velocity"]
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"decoder": "stakced"}, "unknown decoder 'stakced'; did you mean 'stacked'"),
+        ({"decoder": "stacked", "prior_ss": 3.0}, "unknown key 'prior_ss'; did you mean 'prior_s'"),
+        ({"decoder": "stacked", "prior_s": "long"}, "prior_s takes float, got 'long'"),
+        ({"decoder": "rls", "bin_s": 0.1}, "bin_s is the run's"),
+        ({"decoder": "rls", "cells": ["gru"]}, "the decoder rls has no network"),
+        ({"decoder": "wiener", "supervision": "none"}, "'wiener_unlabelled' is the arm 'normaliser' by another name"),
+    ],
+)
+def test_a_decoder_that_cannot_be_an_arm_is_refused(section, message):
+    with pytest.raises(InputError, match=message):
+        listed(config([section]))
+
+
+def test_a_decoder_that_stands_already_is_one_arm():
+    assert listed(config([{"decoder": "rls"}])) == listed(config())

@@ -15,9 +15,10 @@ from bci_adapt.data.prepare import prepare
 from bci_adapt.data.sessions import write_session
 from bci_adapt.errors import InputError
 from bci_adapt.experiment import run as experiment
-from bci_adapt.experiment.arms import linear_arms, network_arms
+from bci_adapt.experiment.arms import linear_arms, network_arms, standing_names
+from bci_adapt.experiment.asked import ArmSection
 from bci_adapt.experiment.building import Builder, Foreign, prepare_job
-from bci_adapt.experiment.config import STANDING, ArmSection, arm_name, load_config, parse_config, to_toml
+from bci_adapt.experiment.config import load_config, parse_config, to_toml
 from bci_adapt.experiment.jobs import adapt, fit, score
 from bci_adapt.experiment.pairs import Pair, choose_pairs, meet, require_source, unscorable, unusable_halves
 from bci_adapt.experiment.run import open_source, prepare_sessions, run_experiment
@@ -26,8 +27,10 @@ from bci_adapt.ground.storage import cache_root
 from bci_adapt.learning.credit.base import rules
 from bci_adapt.learning.optimizers import optimizers
 from bci_adapt.results import report
+from bci_adapt.results.arms import Arms
 from bci_adapt.results.report import comparisons
-from bci_adapt.results.table import json_payload, leak, read_results, summarise
+from bci_adapt.results.summary import json_payload, leak, summarise
+from bci_adapt.results.table import read_results
 
 TINY = """
 name = "tiny"
@@ -204,7 +207,7 @@ def test_shipped_configs_are_valid_and_survive_being_written(request):
         ({"rule": "window", "steps": 4, "optimizer": "rmsprop"}, "window4_rmsprop", "window4", "rmsprop"),
         ({"rule": "window", "optimizer": "rmsprop"}, "window4_rmsprop", "window4", "rmsprop"),
         ({"rule": "readout", "optimizer": "rmsprop"}, "readout", "readout", "rmsprop"),
-        ({"rule": "readout", "optimizer": "sgd"}, "readout + SGD", "readout", "sgd"),
+        ({"rule": "readout", "optimizer": "sgd"}, "readout_sgd", "readout", "sgd"),
         (
             {"rule": "immediate", "optimizer": "rmsprop", "average": 0.9},
             "immediate_rmsprop_ema",
@@ -213,13 +216,13 @@ def test_shipped_configs_are_valid_and_survive_being_written(request):
         ),
         (
             {"rule": "window", "steps": 2, "optimizer": "adam", "average": 0.9, "normaliser": "fixed"},
-            "window2 + Adam + EMA, fixed normaliser",
+            "window2_adam_ema_fixed",
             "window2",
             "adam",
         ),
         (
             {"rule": "trace", "decay": 0.5, "optimizer": "rmsprop", "beta2": 0.9, "epsilon": 1e-6},
-            "trace(0.5) + RMSprop(beta2=0.9, epsilon=1e-06)",
+            "trace(0.5)_rmsprop(beta2=0.9, epsilon=1e-06)",
             "trace(0.5)",
             "rmsprop(beta2=0.9, epsilon=1e-06)",
         ),
@@ -227,7 +230,7 @@ def test_shipped_configs_are_valid_and_survive_being_written(request):
 )
 def test_the_name_of_an_arm_is_made_of_its_parts(keys, name, rule, optimizer):
     arm = ArmSection(**keys, learning_rate=1e-3)
-    assert (arm_name(arm), arm.rule_text, arm.optimizer_text) == (name, rule, optimizer)
+    assert (arm.name, arm.rule_text, arm.optimizer_text) == (name, rule, optimizer)
 
 
 def test_no_constant_has_two_owners():
@@ -274,7 +277,8 @@ def test_a_tiny_experiment_from_nwb_to_report_runs_once(tiny):
     assert {path.name for path in first.folder.iterdir()} == {"config.toml", "manifest.json", "results.nc"}
     assert load_config(first.folder / "config.toml") == config
 
-    rows, curves, trajectories, _, attrs = read_results(first.folder / "results.nc")
+    stored = read_results(first.folder / "results.nc")
+    rows, curves, trajectories, attrs = stored.rows, stored.curves, stored.trajectories, stored.attrs
     expected = {"frozen", "normaliser", "immediate_rmsprop", "window4_rmsprop", "rls", "ridge_oracle"}
     expected |= {"network_oracle", "persistence", "canary:immediate_rmsprop", "canary:window4_rmsprop", "canary:rls"}
     assert set(rows["arm"]) == expected
@@ -295,7 +299,7 @@ def test_a_tiny_experiment_from_nwb_to_report_runs_once(tiny):
     moved = rows.groupby("arm")["weight_change"].max()
     assert moved["normaliser"] == moved["frozen"] == 0.0
     assert moved["immediate_rmsprop"] > 0.0
-    payload = json_payload(rows, first.manifest, summarise(rows))
+    payload = json_payload(stored, first.manifest)
     assert set(payload) >= {"rows", "summary", "unscorable", "refused", "leak", "jobs"}
     assert set(payload["leak"]) == {"immediate_rmsprop", "window4_rmsprop", "rls"}
     assert payload["jobs"]["executed"] == first.executed
@@ -465,11 +469,12 @@ def test_a_diverging_rate_is_counted_as_a_failure_and_shown(tiny):
     )
     tiny.write_text(text.replace('name = "tiny"', 'name = "wild"'))
     done = run_experiment(load_config(tiny), workers=0)
-    rows = read_results(done.folder / "results.nc").rows
+    stored = read_results(done.folder / "results.nc")
+    rows, arms = stored.rows, Arms(stored.arms)
     failed = rows[rows["status"] == "failed"]
     assert set(failed["arm"]) == {"immediate_sgd", "canary:immediate_sgd"}
     assert set(failed["reason"]) <= {"weights diverged", "predictions diverged"}
-    entry = next(each for each in summarise(rows) if each["arm"] == "immediate_sgd" and each["metric"] == "r2")
+    entry = next(each for each in summarise(rows, arms) if each["arm"] == "immediate_sgd" and each["metric"] == "r2")
     assert entry["n_targets"] == 0
     assert "failed" in entry["note"]
     assert np.isfinite(rows.loc[rows["status"] == "ok", "value"]).all()
@@ -721,17 +726,19 @@ def test_arms_of_ones_own_run_with_their_constants_and_canaries(tiny):
         + '[[arms]]\nrule = "trace"\ndecay = 0.5\noptimizer = "adam"\nbeta2 = 0.99\nlearning_rate = 1e-3\nseeds = [1]\n'
     )
     done = run_experiment(load_config(tiny, ["targets=2"]), workers=0)
-    rows = read_results(done.folder / "results.nc").rows
-    own = rows[rows["arm"] == "trace(0.5) + Adam(beta2=0.99)"]
+    stored = read_results(done.folder / "results.nc")
+    rows = stored.rows
+    own = rows[rows["arm"] == "trace(0.5)_adam(beta2=0.99)"]
     assert set(own["rule"]) == {"trace(0.5)"}
     assert set(own["optimizer"]) == {"adam(beta2=0.99)"}
     assert set(own["seed"]) == {1}
-    assert set(rows.loc[rows["arm"] == "canary:trace(0.5) + Adam(beta2=0.99)", "seed"]) == {1}
-    assert leak(rows) == {"rls": False, "trace(0.5) + Adam(beta2=0.99)": False}
+    assert set(rows.loc[rows["arm"] == "canary:trace(0.5)_adam(beta2=0.99)", "seed"]) == {1}
+    assert leak(rows, Arms(stored.arms)) == {"rls": False, "trace(0.5)_adam(beta2=0.99)": False}
     assert load_config(done.folder / "config.toml") == load_config(tiny, ["targets=2"])
     plain = run_experiment(load_config(tiny, ["targets=2", "arms=[]"]), workers=0)
     assert plain.executed == 1, "a score job"
-    assert leak(read_results(plain.folder / "results.nc").rows) == {"rls": False}
+    stored = read_results(plain.folder / "results.nc")
+    assert leak(stored.rows, Arms(stored.arms)) == {"rls": False}
 
 
 def test_a_variable_means_the_same_in_source_and_target(tiny):
@@ -821,7 +828,7 @@ def test_every_arm_has_a_row_for_every_part_it_is_scored_on(everything):
         for seed in arm.seeds:
             phases = set(arm.phases) - (set() if seed == arm.seeds[0] else {"continuing", "back"})
             expected |= {(arm.name, arm.cell, seed, phase) for phase in phases}
-    assert {name for name, *_ in expected} == {*STANDING, "immediate_rmsprop"}
+    assert {name for name, *_ in expected} == {*standing_names(config), "immediate_rmsprop"}
     for target in done.manifest["sessions"][1:]:
         of_target = standing[standing["target"] == target["session_id"]]
         assert table(of_target, "arm", "cell", "seed", "phase") == expected

@@ -272,14 +272,13 @@ def test_stored_runs_are_read_newest_first_and_judged(tmp_path, monkeypatch):
     folders = [tmp_path / "runs" / name for name in ("demo-00", "demo-11", "demo_other-22")]
     for age, folder in enumerate(folders):
         folder.mkdir(parents=True)
-        empty = [results.long_table([], kind) for kind in ("curves", "trajectories", "blocks")]
-        results.write_results(folder / "results.nc", rows, *empty, {})
+        results.write_results(folder / "results.nc", long_tables.stored(rows)._asdict(), {})
         os.utime(folder / "results.nc", (1000 + age, 1000 + age))
     assert stored.newest(["demo", "wrist"]) == [folders[1]]
     table = stored.read([folders[1]])
     mine = table[(table["arm"] == "immediate_rmsprop") & (table["cell"] == "gru")].iloc[0]
     wanted = next(
-        each for each in recovery_oracle(rows)[0]
+        each for each in recovery_oracle(rows, long_tables.arms(rows))[0]
         if (each["arm"], each["cell"], each["variable"]) == ("immediate_rmsprop", "gru", "velocity")
     )  # fmt: skip
     assert (mine["run"], mine["recovery"]) == ("demo", pytest.approx(wanted["mean"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from long_tables import blocks, row, study
+from long_tables import arms, blocks, row, study
 
 from bci_adapt.results.recovery import compare, recovery_joint, recovery_oracle
 from bci_adapt.results.table import long_table
@@ -34,7 +34,7 @@ def test_recovery_is_a_ratio_of_means_over_days():
             ("ridge_oracle", ""): [0.4, 0.4],
         }
     )
-    recovered, refused = recovery_oracle(rows)
+    recovered, refused = recovery_oracle(rows, arms(rows))
     means = {(entry["arm"], entry["cell"]): entry["mean"] for entry in recovered}
     assert refused == []
     assert means == pytest.approx(
@@ -55,7 +55,8 @@ def test_recovery_is_a_ratio_of_means_over_days():
     ],
 )
 def test_recovery_is_refused_with_the_reason(scores, reason):
-    recovered, refused = recovery_oracle(table({(arm, "tanh"): values for arm, values in scores.items()}))
+    rows = table({(arm, "tanh"): values for arm, values in scores.items()})
+    recovered, refused = recovery_oracle(rows, arms(rows))
     assert recovered == []
     assert [(entry["arm"], entry["cell"], entry["variable"]) for entry in refused] == [
         ("immediate_sgd", "tanh", "velocity")
@@ -65,14 +66,15 @@ def test_recovery_is_refused_with_the_reason(scores, reason):
 
 def test_recovery_stays_within_an_architecture():
     rows = study(metrics=("r2",), frozen={"tanh": -0.25, "gru": -0.08, "": 0.06})
-    recovered, refused = recovery_oracle(rows)
+    recovered, refused = recovery_oracle(rows, arms(rows))
     means = {(entry["arm"], entry["cell"]): entry["mean"] for entry in recovered}
     assert means["immediate_rmsprop", "tanh"] == pytest.approx(100 * 0.64 / 0.79, abs=3)
     assert means["immediate_rmsprop", "gru"] == pytest.approx(100 * 0.55 / 0.65, abs=3)
     assert means["rls", ""] == pytest.approx(100 * 0.33 / 0.34, abs=5)
     assert not {"frozen", "network_oracle", "ridge_oracle", "persistence"} & {arm for arm, _ in means}
     assert not any(arm.startswith("canary") for arm, _ in means)
-    _, refused = recovery_oracle(study(metrics=("r2",)))
+    rows = study(metrics=("r2",))
+    _, refused = recovery_oracle(rows, arms(rows))
     reasons = {entry["arm"]: entry["reason"] for entry in refused}
     assert reasons == dict.fromkeys(("aligned", "rls"), "no frozen linear decoder in this run") | {
         "kalman_adaptive": "no frozen Kalman filter in this run"
@@ -107,7 +109,7 @@ def test_each_kind_of_decoder_has_its_own_frozen_one_and_its_own_ceilings():
         ),
         (recovery_joint, {"immediate_rmsprop": 40, "fine_tuned": 80, "rls": 40}),
     ):
-        recovered, refused = recovery(rows)
+        recovered, refused = recovery(rows, arms(rows))
         assert {entry["arm"]: entry["mean"] for entry in recovered} == pytest.approx(expected)
         assert refused == []
 
@@ -144,7 +146,7 @@ def test_rows_of_side_questions_do_not_count():
     everything = pd.concat([rows, side], ignore_index=True)
     names = ("immediate_rmsprop", "tanh"), ("frozen", "tanh")
     assert compare(everything, *names) == compare(rows, *names)
-    assert recovery_oracle(everything) == recovery_oracle(rows)
+    assert recovery_oracle(everything, arms(rows)) == recovery_oracle(rows, arms(rows))
 
 
 def test_pairs_on_seeds_of_one_network_and_on_days_for_an_oracle_of_its_own():
@@ -160,7 +162,7 @@ def test_pairs_on_seeds_of_one_network_and_on_days_for_an_oracle_of_its_own():
             ]
         ]
     )
-    recovered, refused = recovery_oracle(rows)
+    recovered, refused = recovery_oracle(rows, arms(rows))
     assert refused == []
     assert recovered[0]["mean"] == pytest.approx(50.0)
     both = compare(rows, ("rtrl_rmsprop", "tanh"), ("frozen", "tanh"))

@@ -15,16 +15,20 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
-from long_tables import blocks, curves, manifest, row, study, swept, trajectories
+from long_tables import about as arm_tables
+from long_tables import arms as known_arms
+from long_tables import blocks, curves, manifest, row, stored, study, swept, trajectories
 
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import file_digest
+from bci_adapt.results.arms import Arms
 from bci_adapt.results.figures import run as figures
 from bci_adapt.results.figures import studies as figures_study
 from bci_adapt.results.report import plain_words, render_comparison, render_report
 from bci_adapt.results.report.blocks import Cell, Column, Table
 from bci_adapt.results.report.markdown import _table, line
-from bci_adapt.results.table import long_table, read_results, score_text, summarise, write_results
+from bci_adapt.results.summary import score_text, summarise
+from bci_adapt.results.table import long_table, read_results, write_results
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "path", "use", "rect"}
 
@@ -88,7 +92,8 @@ def make_run(folder: Path, rows, about=None, excerpt=None, through=None, attrs=N
     folder.mkdir(parents=True, exist_ok=True)
     through = curves(rows) if through is None else through
     excerpt = trajectories(rows) if excerpt is None else excerpt
-    write_results(folder / "results.nc", rows, through, excerpt, blocks(rows), attrs or {"unit": "cm/s"})
+    tables = {"rows": rows, "curves": through, "trajectories": excerpt, "blocks": blocks(rows), **arm_tables(rows)}
+    write_results(folder / "results.nc", tables, attrs or {"unit": "cm/s"})
     (folder / "manifest.json").write_text(json.dumps(manifest() if about is None else about))
     return Page(render_report(folder).read_text(encoding="utf-8"))
 
@@ -100,7 +105,7 @@ def run(tmp_path_factory) -> tuple[Path, Page]:
 
 
 def said(rows, title: str) -> str:
-    words = {paragraph["title"]: " ".join(paragraph["sentences"]) for paragraph in plain_words(rows)}
+    words = {paragraph["title"]: " ".join(paragraph["sentences"]) for paragraph in plain_words(stored(rows))}
     return words.get(title, "")
 
 
@@ -191,7 +196,7 @@ def test_words_call_nothing_clear_on_one_day_and_skip_absent_arms():
     two = few(rows, "frozen", "rls")
     assert said(two, "The GRU network").startswith("Frozen as trained")
     assert "normaliser" not in said(two, "The GRU network")
-    assert plain_words(rows.iloc[:0]) == []
+    assert plain_words(stored(rows.iloc[:0])) == []
 
 
 SECTIONS = {
@@ -258,9 +263,9 @@ def test_tables_are_written_as_markdown_beside_the_page(run):
         assert set(table[1]) <= set("| -")
     assert "## Velocity, held out" in text
     assert "## Velocity, online" in text
-    stored = read_results(folder / "results.nc")
+    found = read_results(folder / "results.nc")
     names = "rls", "", "velocity", "held_out", "r2"
-    summary = summarise(stored.rows, blocks=stored.blocks)
+    summary = summarise(found.rows, Arms(found.arms), blocks=found.blocks)
     entry = next(e for e in summary if (e["arm"], e["cell"], e["variable"], e["phase"], e["metric"]) == names)
     held_out = text.partition("## Velocity, held out")[2].splitlines()
     shown = next(line for line in held_out if line.startswith("| recursive least squares"))
@@ -293,7 +298,7 @@ def test_figures_are_offered_as_svg_and_csv_inside_and_beside(run):
     arms = pd.read_csv(folder / "figures/velocity-arms-tanh.csv").set_index(["arm", "phase"])
     summary = {
         (e["arm"], e["phase"]): e
-        for e in summarise(few(study(4, 1), "rtrl_rmsprop"))
+        for e in summarise(few(study(4, 1), "rtrl_rmsprop"), known_arms(study(4, 1)))
         if (e["cell"], e["metric"]) == ("tanh", "r2")
     }
     assert arms.loc[("rtrl_rmsprop", "held_out"), "mean"] == pytest.approx(
@@ -328,7 +333,7 @@ def test_page_says_what_leaks_what_failed_and_what_is_left_out(tmp_path):
 
 
 def test_an_arm_and_a_cell_of_ones_own_are_in_every_part(tmp_path):
-    arm = "window2 + Adam + EMA"
+    arm = "an idea of one's own"
     rows = few(study(3, 1, metrics=("r2",), **{arm: {"mgu": 0.9}, "frozen": {"mgu": 0.1}}), *FEW, arm)
     diverged = (rows["arm"] == "canary:rls") & (rows["target"] == "day-11")
     rows.loc[diverged, ["value", "status", "reason"]] = [np.nan, "failed", "weights diverged"]
@@ -338,10 +343,11 @@ def test_an_arm_and_a_cell_of_ones_own_are_in_every_part(tmp_path):
     assert re.search(
         r"recursive least squares no leak linear .*; 2 of 6 canary runs failed \(weights diverged\)", page.text
     )
-    for drawn in (figures.gap_figure(rows), figures.curve_figure(curves(rows))):
+    known = known_arms(rows)
+    for drawn in (figures.gap_figure(rows, known), figures.curve_figure(curves(rows), known)):
         legend = [text.get_text() for text in drawn.figure.legends[0].get_texts()]
         assert arm in legend
-    labels = figures.arms_figure(summarise(rows), "velocity", "mgu").figure.axes[0].get_yticklabels()
+    labels = figures.arms_figure(summarise(rows, known), known, "velocity", "mgu").figure.axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == [arm, "frozen"], "the best on top"
 
 
@@ -432,13 +438,14 @@ def check_svg(figure, name: str) -> None:
 
 def test_figures_draw_what_the_table_holds():
     rows = study(3, 1, metrics=("r2",))
-    summary = summarise(rows)
+    known = known_arms(rows)
+    summary = summarise(rows, known)
     drawn = {
-        "arms": figures.arms_figure(summary, "velocity", "tanh", {"frozen": "none"}),
-        "gap": figures.gap_figure(rows),
-        "curve": figures.curve_figure(curves(rows)),
-        "trajectory": figures.trajectory_figure(trajectories(rows), unit="cm/s"),
-        "controls": figures.controls_figure(summary),
+        "arms": figures.arms_figure(summary, known, "velocity", "tanh", {"frozen": "none"}),
+        "gap": figures.gap_figure(rows, known),
+        "curve": figures.curve_figure(curves(rows), known),
+        "trajectory": figures.trajectory_figure(trajectories(rows), known, unit="cm/s"),
+        "controls": figures.controls_figure(summary, known),
     }
     for name, each in drawn.items():
         assert each is not None
@@ -452,17 +459,17 @@ def test_figures_draw_what_the_table_holds():
     assert filled == [frozen["mean"]], "without labels: a square of its own"
     diamonds = [line for line in axis.lines if line.get_marker() == "D"]
     assert all(line.get_markerfacecolor() != "white" for line in diamonds), "retrained arms have no online score"
-    wide = figures.arms_figure(summary, "velocity", "").figure.axes[0]
+    wide = figures.arms_figure(summary, known, "velocity", "").figure.axes[0]
     assert wide.get_xlim() == axis.get_xlim(), "cells can be laid side by side"
     assert [axis.get_title() for axis in drawn["gap"].figure.axes] == [
         "tanh network",
         "GRU network",
         "linear decoders and controls",
     ]
-    assert figures.gap_figure(rows.assign(day_gap=np.nan)) is None
+    assert figures.gap_figure(rows.assign(day_gap=np.nan), known) is None
     lost = rows.assign(value=np.where(rows["arm"] == "frozen", -40.0, rows["value"]))
-    assert figures.gap_figure(lost).figure.axes[0].get_ylim()[0] > -1.5
-    assert figures.arms_figure(summarise(lost), "velocity", "tanh").figure.axes[0].get_xlim()[0] > -1.5
+    assert figures.gap_figure(lost, known).figure.axes[0].get_ylim()[0] > -1.5
+    assert figures.arms_figure(summarise(lost, known), known, "velocity", "tanh").figure.axes[0].get_xlim()[0] > -1.5
     assert {"time"} == set(drawn["controls"].data["control"]) - {""}
 
 
@@ -473,13 +480,14 @@ def test_tuning_figure_rings_the_chosen_point_and_skips_what_failed():
         for rate, score in ((1e-4, 0.1), (1e-3, 0.3 + ratio / 10), (1e-2, None))
     ]
     chosen = [{"method": "rls", "cell": "", "parameters": {"rate": 1e-3, "ratio": 1.0}, "score": 0.4}]
-    drawn = figures_study.tuning_figure(surface, chosen)
+    known = known_arms(long_table([row(arm="rls", cell="")]))
+    drawn = figures_study.tuning_figure(surface, chosen, known)
     axis = drawn.figure.axes[0]
     (ring,) = [line for line in axis.lines if line.get_markerfacecolor() == "none"]
     assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (1e-3, pytest.approx(0.4))
     assert axis.get_xscale() == "log"
     assert sorted(drawn.data["score"]) == pytest.approx([0.1, 0.1, 0.31, 0.4])
-    assert figures_study.tuning_figure([], []) is None
+    assert figures_study.tuning_figure([], [], known) is None
     assert figures_study.swept_parameter([{"memory_s": 1.0, "n": 3}, {"memory_s": 2.0, "n": 3}]) == "memory_s"
     check_svg(drawn.figure, "tuning")
 

@@ -7,31 +7,47 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from long_tables import ADAPTIVE, LINEAR_ARMS, NETWORK_ARMS, blocks, curves, manifest, row, study, swept, trajectories
+from long_tables import (
+    ADAPTIVE,
+    LINEAR_ARMS,
+    NETWORK_ARMS,
+    about,
+    arms,
+    blocks,
+    curves,
+    manifest,
+    row,
+    stored,
+    study,
+    swept,
+    trajectories,
+)
 from rich.console import Console
 
 from bci_adapt.errors import InputError
-from bci_adapt.results.table import (
-    ARMS,
-    ROWS,
-    VARIATIONS,
+from bci_adapt.results.arms import Arms
+from bci_adapt.results.summary import (
     adaptive,
-    arm_label,
     canary_troubles,
     caption,
-    control_of,
     json_payload,
     leak,
-    long_table,
     not_above_persistence,
-    number,
-    read_results,
     summarise,
     text_table,
-    write_results,
 )
+from bci_adapt.results.table import ROWS, SCHEMAS, control_of, long_table, number, read_results, write_results
 
 PRIMARY = {"arm": "immediate_rmsprop", "cell": "gru", "against": "rls", "against_cell": ""}
+
+
+NOBODY = Arms(long_table([], "arms"))  # every arm is one that no table knows
+
+
+def of(verdict, records):
+    """What a verdict says of records of a long table."""
+    table = long_table(records)
+    return verdict(table, arms(table))
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +58,20 @@ def rows():
 def test_file_returns_what_was_written(tmp_path, rows):
     rows = rows.assign(weight_change=0.2)
     rows.loc[3, ["value", "status", "reason", "day_gap"]] = [np.nan, "failed", "naïve Σ: diverged", np.nan]
-    tables = rows, curves(rows), trajectories(rows), blocks(rows)
-    tables[3].at[1, "error"], tables[3].at[1, "spread"] = tables[3].at[1, "error"][:5], tables[3].at[1, "spread"][:5]
+    own = blocks(rows)
+    own.at[1, "error"], own.at[1, "spread"] = own.at[1, "error"][:5], own.at[1, "spread"][:5]
+    tables = {"rows": rows, "curves": curves(rows), "trajectories": trajectories(rows), "blocks": own, **about(rows)}
     attrs = {"config": {"seeds": [0, 1], "none": None}, "n": 3, "rate": 0.5, "name": "é", "empty": "", "tuned": False}
-    write_results(tmp_path / "results.nc", *tables, attrs)
+    write_results(tmp_path / "results.nc", tables, attrs)
     back = read_results(tmp_path / "results.nc")
-    for written, read in zip(tables, back, strict=False):
-        pd.testing.assert_frame_equal(written, read)
+    for kind, written in tables.items():
+        pd.testing.assert_frame_equal(written, getattr(back, kind))
     assert back.attrs == attrs
     assert [type(back.attrs[name]) for name in ("n", "rate", "tuned")] == [int, float, bool]
-    empty = [long_table([], kind) for kind in ("rows", "curves", "trajectories", "blocks")]
-    write_results(tmp_path / "empty.nc", *empty, {})
-    for written, read in zip(empty, read_results(tmp_path / "empty.nc"), strict=False):
-        pd.testing.assert_frame_equal(written, read)
+    empty = {kind: long_table([], kind) for kind in SCHEMAS}
+    write_results(tmp_path / "empty.nc", empty, {})
+    for kind, written in empty.items():
+        pd.testing.assert_frame_equal(written, getattr(read_results(tmp_path / "empty.nc"), kind))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.nc", "results.nc"]
 
 
@@ -86,9 +103,9 @@ def test_door_names_the_column(tmp_path, change, message):
     bad = [row(), row(target="t2") | change]
     with pytest.raises(InputError, match=message):
         long_table(bad)
-    empty = [long_table([], kind) for kind in ("curves", "trajectories", "blocks")]
+    empty = {kind: long_table([], kind) for kind in SCHEMAS}
     with pytest.raises(InputError, match=message):
-        write_results(tmp_path / "results.nc", pd.DataFrame(bad), *empty, {})
+        write_results(tmp_path / "results.nc", empty | {"rows": pd.DataFrame(bad)}, {})
     assert not list(tmp_path.iterdir()), "nothing half-written"
 
 
@@ -113,26 +130,27 @@ def test_summary_averages_seeds_then_pairs_then_days():
     ok = [row(target=t, source=s, seed=k, value=v) for t, s, k, v in values]
     bad = row(target="t3", value=np.nan, status="failed", reason="diverged")
     faulty = row(target="t4", value=np.nan, status="unscorable", reason="target stands still")
-    (entry,) = summarise(long_table([*ok, bad, faulty]))
+    (entry,) = summarise(long_table([*ok, bad, faulty]), NOBODY)
     assert (entry["mean"], entry["n_targets"]) == (1.5, 2)
     assert entry["low"] <= 0.5 < 2.5 <= entry["high"]
     assert entry["note"] == "1 of 5 runs failed"
-    (axis,) = summarise(long_table([row(metric="r2:z", value=np.nan), row(metric="r2:z", target="t2")]))
+    (axis,) = summarise(long_table([row(metric="r2:z", value=np.nan), row(metric="r2:z", target="t2")]), NOBODY)
     assert (axis["n_targets"], axis["note"]) == (1, ""), "an axis that never moves has no R², which is not a failure"
-    (alone,) = summarise(long_table([bad]))
+    (alone,) = summarise(long_table([bad]), NOBODY)
     assert alone["n_targets"] == 0
     assert np.isnan([alone["mean"], alone["low"], alone["high"]]).all()
-    assert summarise(long_table([])) == []
+    assert summarise(long_table([]), NOBODY) == []
 
 
 def test_summary_of_a_study_lists_every_arm_in_order(rows):
-    summary = summarise(rows)
-    assert summary == summarise(rows.sample(frac=1, random_state=0).sort_index()), "seeded"
-    arms = [entry["arm"] for entry in summary]
-    plain = list(dict.fromkeys(arm for arm in arms if not arm.startswith("canary:")))
-    assert plain == [arm for arm in ARMS if arm in NETWORK_ARMS | LINEAR_ARMS]
+    known = arms(rows)
+    summary = summarise(rows, known)
+    assert summary == summarise(rows.sample(frac=1, random_state=0).sort_index(), known), "seeded"
+    names = [entry["arm"] for entry in summary]
+    plain = list(dict.fromkeys(arm for arm in names if not arm.startswith("canary:")))
+    assert plain == [arm for arm in known.ordered if arm in NETWORK_ARMS | LINEAR_ARMS]
     assert {"frozen", "output_bias", "fine_tuned", "joint_oracle", "kalman_refit"} < set(plain)
-    assert {arm.removeprefix("canary:") for arm in arms if arm.startswith("canary:")} == set(ADAPTIVE)
+    assert {arm.removeprefix("canary:") for arm in names if arm.startswith("canary:")} == set(ADAPTIVE)
     entry = next(e for e in summary if (e["arm"], e["cell"]) == ("frozen", "gru") and e["phase"] == "held_out")
     assert entry["mean"] == pytest.approx(-0.08, abs=0.06)
     assert entry["low"] < entry["mean"] < entry["high"]
@@ -142,10 +160,10 @@ def test_summary_of_a_study_lists_every_arm_in_order(rows):
 def test_summary_says_what_did_not_adapt_and_refuses_to_pool_settings(rows):
     unmoved = rows.assign(weight_change=np.where(rows["arm"] == "readout", 0.004, 0.3))
     unmoved.loc[unmoved["arm"] == "frozen", "weight_change"] = 0.0
-    assert {entry["arm"] for entry in summarise(unmoved) if "did not adapt" in entry["note"]} == {"readout"}
+    assert {entry["arm"] for entry in summarise(unmoved, arms(rows)) if "did not adapt" in entry["note"]} == {"readout"}
     mixed = rows.assign(delay_s=np.where(rows["target"] == "day-10", 0.0, 0.5))
     with pytest.raises(InputError, match=r"delay_s: arm .* several values \[0\.0, 0\.5\]"):
-        summarise(mixed)
+        summarise(mixed, arms(rows))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +179,7 @@ def test_leak_compares_a_canary_with_its_arm(canary, own, verdict):
     quiet = [row(arm=arm, cell="gru", phase="online", value=0.05) for arm in ("canary:readout", "readout")]
     elsewhere = row(arm="readout", phase="online", target="t9", value=5.0)  # no canary for this pair
     alone = row(arm="immediate_sgd", phase="online", value=0.4)
-    assert leak(long_table([*both, *quiet, elsewhere, alone])) == {"readout": verdict, "immediate_sgd": None}
+    assert of(leak, [*both, *quiet, elsewhere, alone]) == {"readout": verdict, "immediate_sgd": None}
 
 
 def test_adaptive_arms_are_told_by_their_columns_and_none_without_a_verdict_is_silent():
@@ -172,9 +190,9 @@ def test_adaptive_arms_are_told_by_their_columns_and_none_without_a_verdict_is_s
 
     failed = {"value": np.nan, "status": "failed", "reason": "weights diverged"}
     records = [
-        *runs("window2 + Adam", [0.5, 0.5]),
-        *runs("canary:window2 + Adam", [0.0], reason=""),
-        row(arm="canary:window2 + Adam", phase="online", target="t1") | failed,
+        *runs("window2_adam", [0.5, 0.5]),
+        *runs("canary:window2_adam", [0.0], reason=""),
+        row(arm="canary:window2_adam", phase="online", target="t1") | failed,
         *runs("immediate_sgd", [0.4, 0.4]),
         *runs("rtrl_rmsprop", [0.4, 0.4]),
         *runs("canary:rtrl_rmsprop", [0.0, 0.0], **failed),
@@ -184,26 +202,27 @@ def test_adaptive_arms_are_told_by_their_columns_and_none_without_a_verdict_is_s
         *(row(arm=arm, cell="", phase="online") for arm in ("persistence", "ridge_oracle")),
     ]
     table = long_table(records)
-    assert adaptive(table) == ["readout", "immediate_sgd", "rtrl_rmsprop", "window2 + Adam"]
-    verdicts = {"readout": None, "immediate_sgd": None, "rtrl_rmsprop": None, "window2 + Adam": False}
-    assert leak(table) == verdicts
-    assert canary_troubles(table) == {
+    known = arms(table)
+    assert adaptive(table, known) == ["readout", "immediate_sgd", "window2_adam", "rtrl_rmsprop"]
+    verdicts = {"readout": None, "immediate_sgd": None, "rtrl_rmsprop": None, "window2_adam": False}
+    assert leak(table, known) == verdicts
+    assert canary_troubles(table, known) == {
         "readout": "the arm itself has no online score on its canary's pairs",
         "immediate_sgd": "no canary was run (tanh)",
         "rtrl_rmsprop": "2 of 2 canary runs failed (weights diverged)",
-        "window2 + Adam": "1 of 2 canary runs failed (weights diverged)",
+        "window2_adam": "1 of 2 canary runs failed (weights diverged)",
     }
     gru = row(arm="immediate_sgd", cell="gru", phase="online", value=0.4)
     both = [gru, gru | {"arm": "canary:immediate_sgd", "canary": True, "control": "time", "value": 0.3}]
-    assert leak(long_table([*records, *both]))["immediate_sgd"] is True, "one cell that leaks is enough"
+    assert of(leak, [*records, *both])["immediate_sgd"] is True, "one cell that leaks is enough"
     quiet = [gru, gru | {"arm": "canary:immediate_sgd", "canary": True, "control": "time", "value": 0.0}]
-    assert leak(long_table([*records, *quiet]))["immediate_sgd"] is None, "the other cell is not checked"
+    assert of(leak, [*records, *quiet])["immediate_sgd"] is None, "the other cell is not checked"
     console = Console(width=160)
     with console.capture() as capture:
-        console.print(text_table(summarise(table), False, leaks=verdicts))
+        console.print(text_table(summarise(table, known), known, False, leaks=verdicts))
     assert capture.get().count("leak not checked") == 3
-    assert "window2 + Adam" in capture.get()
-    assert json_payload(table, manifest())["leak"] == verdicts
+    assert "2 steps of history + Adam" in capture.get()
+    assert json_payload(stored(table), manifest())["leak"] == verdicts
 
 
 def test_an_online_score_no_better_than_persistence_is_flagged():
@@ -211,9 +230,9 @@ def test_an_online_score_no_better_than_persistence_is_flagged():
         return [row(arm=arm, cell=cell, phase="online", target=f"t{day}", value=value, **changes) for day in (0, 1)]
 
     records = [*runs("readout", 0.5), *runs("readout", 0.3, "gru"), *runs("immediate_sgd", 0.5)]
-    assert not_above_persistence(long_table(records)) == {"readout": None, "immediate_sgd": None}
+    assert of(not_above_persistence, records) == {"readout": None, "immediate_sgd": None}
     table = long_table([*records, *runs("persistence", 0.4, "", rate=np.nan)])
-    assert not_above_persistence(table) == {"readout": True, "immediate_sgd": False}
+    assert not_above_persistence(table, arms(table)) == {"readout": True, "immediate_sgd": False}
 
 
 def test_side_questions_and_controls_stay_out_of_summary_leak_and_payload(rows):
@@ -223,20 +242,23 @@ def test_side_questions_and_controls_stay_out_of_summary_leak_and_payload(rows):
     delayed = swept(5).assign(value=lambda table: table["value"].where(table["study"] == "", 0.9))
     side = delayed[delayed["study"] != ""]
     everything = long_table(pd.concat([rows, channels, side], ignore_index=True))
-    plain = [entry for entry in summarise(everything) if entry["arm"] != "channels:readout"]
-    assert plain == summarise(rows)
-    assert leak(everything) == leak(rows), "shuffled channels leave the time courses: no canary"
-    assert "readout only, shuffled channels" in [arm_label(entry["arm"]) for entry in summarise(everything)]
-    payload = json_payload(everything, manifest(primary=PRIMARY))
-    assert payload["refused"] == json_payload(rows, manifest())["refused"]
+    known = arms(everything)
+    plain = [entry for entry in summarise(everything, known) if entry["arm"] != "channels:readout"]
+    assert plain == summarise(rows, known)
+    assert leak(everything, known) == leak(rows, known), "shuffled channels leave the time courses: no canary"
+    labels = [known.label(entry["arm"]) for entry in summarise(everything, known)]
+    assert "readout only, shuffled channels" in labels
+    payload = json_payload(stored(everything), manifest(primary=PRIMARY))
+    assert payload["refused"] == json_payload(stored(rows), manifest())["refused"]
     assert {entry["mean"] for entry in payload["sweeps"]["delay"] if entry["value"] != 0.5} == {0.9}
     assert [entry["primary"] for entry in payload["comparisons"]].count(True) == 1
 
 
 def test_blocks_widen_the_interval_and_leave_the_mean(rows):
     held_out = rows[(rows["phase"] == "held_out") & (rows["metric"] == "r2")]
-    stored = blocks(held_out)
-    for with_blocks, without in zip(summarise(held_out, blocks=stored), summarise(held_out), strict=True):
+    known, drawn = arms(rows), blocks(held_out)
+    both = (summarise(held_out, known, blocks=each) for each in (drawn, None))
+    for with_blocks, without in zip(*both, strict=True):
         assert with_blocks["mean"] == pytest.approx(without["mean"])
         if control_of(with_blocks["arm"]):
             assert with_blocks == without, "controls have no blocks"
@@ -272,7 +294,7 @@ def test_blocks_are_sums_of_squares_of_the_same_bins(change, message):
 def test_payload_is_json_and_complete(rows):
     rows = rows.copy()
     rows.loc[0, "day_gap"] = np.nan
-    payload = json_payload(rows, manifest(unscorable=[{"source": "a", "target": "b", "reason": "flat"}]))
+    payload = json_payload(stored(rows), manifest(unscorable=[{"source": "a", "target": "b", "reason": "flat"}]))
     back = json.loads(json.dumps(payload, allow_nan=False))
     assert list(back) == [
         *("rows", "summary", "variations", "recovery", "refused", "leak", "not_above_persistence", "comparisons"),
@@ -296,7 +318,7 @@ def test_terminal_table(rows, tuned, words):
     console = Console(width=120, record=True, file=None, quiet=False, force_terminal=False)
     beaten = {"rls": True, "readout": False, "intention": None}
     with console.capture() as capture:
-        console.print(text_table(summarise(rows), tuned, leaks={"rls": True}, beaten=beaten))
+        console.print(text_table(summarise(rows, arms(rows)), arms(rows), tuned, leaks={"rls": True}, beaten=beaten))
     text = capture.get()
     assert text.count("persistence") == 2, "the arm, and the note at one that does not beat it"
     assert words in text
@@ -316,10 +338,10 @@ def test_numbers_carry_a_true_minus_and_no_negative_zero():
 
 
 def test_the_summary_in_json_holds_the_standing_arms_only(rows):
-    payload = json_payload(rows, manifest())
-    standing = set(ARMS) - set(VARIATIONS)
+    payload, known = json_payload(stored(rows), manifest()), arms(rows)
+    standing = set(known.ordered) - set(known.variations)
     assert {entry["arm"].removeprefix("canary:") for entry in payload["summary"]} <= standing
-    assert len(payload["summary"]) + len(payload["variations"]) == len(summarise(rows))
+    assert len(payload["summary"]) + len(payload["variations"]) == len(summarise(rows, known))
     assert {entry["arm"].removeprefix("canary:") for entry in payload["variations"]} == {"immediate_rmsprop_fixed"}
 
 
@@ -334,7 +356,9 @@ def test_a_rival_well_below_ridge_is_suspect():
             for phase in ("online", "held_out")
         ]
     )
-    noted = {(entry["arm"], entry["phase"]) for entry in summarise(rows) if "rival suspect" in entry["note"]}
+    noted = {
+        (entry["arm"], entry["phase"]) for entry in summarise(rows, arms(rows)) if "rival suspect" in entry["note"]
+    }
     assert noted == {("kalman_adaptive", "held_out")}
 
 
@@ -351,6 +375,6 @@ def test_one_shift_in_twenty_that_scores_is_seen_whatever_its_number():
         for day in range(3)
         for shift in range(20)
     ]
-    assert leak(long_table(own + shifts)) == {"immediate_rmsprop": True}
+    assert of(leak, own + shifts) == {"immediate_rmsprop": True}
     quiet = [each | {"value": 0.0} for each in shifts]
-    assert leak(long_table(own + quiet)) == {"immediate_rmsprop": False}
+    assert of(leak, own + quiet) == {"immediate_rmsprop": False}

@@ -5,11 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from long_tables import blocks, row, study, swept
+from long_tables import about, arms, blocks, row, study, swept
 
 from bci_adapt.ground.statistics import holm
 from bci_adapt.results import studies
 from bci_adapt.results.table import STUDIES, long_table
+
+
+def declared(rows):
+    """What is compared in a run of these rows."""
+    return studies.declared(about(rows)["comparisons"], "declared")
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +24,9 @@ def rows():
 
 def test_a_sweep_lists_values_in_order_with_the_standing_score_at_its_own(rows):
     points = studies.sweep(rows, "delay", phase="held_out")
-    arms = [(point["arm"], point["value"]) for point in points]
+    found = [(point["arm"], point["value"]) for point in points]
     delays = [0.0, 0.1, 0.5, 2.0, np.inf]
-    assert arms == [(arm, delay) for arm in ("readout", "immediate_rmsprop") for delay in delays] or arms == [
+    assert found == [(arm, delay) for arm in ("readout", "immediate_rmsprop") for delay in delays] or found == [
         (arm, delay) for arm in ("immediate_rmsprop", "readout") for delay in delays
     ]
     means = {point["value"]: point["mean"] for point in points if point["arm"] == "immediate_rmsprop"}
@@ -37,12 +42,12 @@ def test_a_sweep_lists_values_in_order_with_the_standing_score_at_its_own(rows):
 
 
 def budget_rows(levels: dict[float, float], **ceilings: float):
-    arms = [("readout", value, {"study": "budget", "budget_s": budget}) for budget, value in levels.items()]
-    arms += [(arm, value, {}) for arm, value in ceilings.items()]
+    levels_of = [("readout", value, {"study": "budget", "budget_s": budget}) for budget, value in levels.items()]
+    levels_of += [(arm, value, {}) for arm, value in ceilings.items()]
     return long_table(
         [
             row(arm=arm, target=f"t{day}", value=value + day / 100, **changes)
-            for arm, value, changes in arms
+            for arm, value, changes in levels_of
             for day in (0, 1)
         ]
     )
@@ -59,7 +64,8 @@ def budget_rows(levels: dict[float, float], **ceilings: float):
     ],
 )
 def test_time_to_the_ceiling_is_one_of_the_budgets_or_not_reached(levels, ceilings, budget, ceiling):
-    (entry,) = studies.time_to_ceiling(budget_rows(levels, **ceilings))
+    table = budget_rows(levels, **ceilings)
+    (entry,) = studies.time_to_ceiling(table, arms(table))
     assert (entry["budget_s"], entry["reached"], entry["ceiling"]) == (budget, budget is not None, ceiling)
     assert entry["threshold"] == pytest.approx(0.9 * entry["ceiling_r2"])
     assert entry["n_targets"] == 2
@@ -78,11 +84,12 @@ def test_all_labels_of_a_short_session_count_with_all_of_the_others():
 
 
 def test_without_a_ceiling_there_is_no_time_to_it():
-    assert studies.time_to_ceiling(budget_rows({0: 0.1, 30: 0.2})) == []
+    table = budget_rows({0: 0.1, 30: 0.2})
+    assert studies.time_to_ceiling(table, arms(table)) == []
 
 
 def test_forgetting_no_drift_and_shared_rates(rows):
-    lost = {entry["arm"]: entry for entry in studies.forgetting(rows)}
+    lost = {entry["arm"]: entry for entry in studies.forgetting(rows, arms(rows))}
     assert list(lost) == ["immediate_rmsprop", "readout"] or set(lost) == {"immediate_rmsprop", "readout"}
     assert lost["readout"]["mean"] == pytest.approx(-0.3)
     assert lost["readout"]["adapted"] - lost["readout"]["frozen"] == pytest.approx(-0.3)
@@ -102,7 +109,8 @@ def test_forgetting_no_drift_and_shared_rates(rows):
 def test_comparisons_are_declared_adjusted_and_turn_with_the_data(rows):
     stored = blocks(rows)
     primary = ("immediate_rmsprop", "gru"), ("rls", "")
-    entries = studies.comparisons(rows, primary, blocks=stored)
+    pairs = declared(rows)
+    entries = studies.comparisons(rows, pairs, primary, blocks=stored)
     assert [entry["primary"] for entry in entries] == [True, *[False] * (len(entries) - 1)]
     first, *others = entries
     assert (first["first"], first["second"], first["p_holm"]) == ("immediate_rmsprop", "rls", first["p_sign_flip"])
@@ -119,16 +127,17 @@ def test_comparisons_are_declared_adjusted_and_turn_with_the_data(rows):
     assert level["equivalence"] == "equivalent", "a hundredth apart with little spread"
     assert 2 <= level["n_needed"] <= 5
     assert level["power"] > 0.8
-    none = studies.comparisons(rows)
+    none = studies.comparisons(rows, pairs)
     assert not any(entry["primary"] for entry in none)
     assert {entry["p_holm"] >= entry["p_sign_flip"] for entry in none} == {True}
-    mirrored = studies.comparisons(rows, primary[::-1])[0]
+    mirrored = studies.comparisons(rows, pairs, primary[::-1])[0]
     assert mirrored["mean"] == pytest.approx(-first["mean"])
     assert (mirrored["g_low"], mirrored["g_high"]) == pytest.approx((-first["g_high"], -first["g_low"]))
 
 
 def test_one_day_gives_comparisons_without_verdicts():
-    entries = studies.comparisons(study(1, metrics=("r2",)))
+    day = study(1, metrics=("r2",))
+    entries = studies.comparisons(day, declared(day))
     assert {entry["equivalence"] for entry in entries} == {"inconclusive"}
     assert np.isnan([entry["power"] for entry in entries]).all()
 
@@ -143,9 +152,10 @@ def test_what_goes_with_drift_is_found_and_what_does_not_is_not():
             records += [row(arm=arm, value=value, **own) for arm, value in scores.items()]
             measures = {"follows": loss**2, "opposes": -loss, "unrelated": rng.normal(), "missing": None}
             drift.append({**own, "measures": {name: {"value": value} for name, value in measures.items()}})
+    known = arms(long_table(records))
     found = {
         (each["measure"], each["outcome"], each["arm"]): each
-        for each in studies.associations(long_table(records), drift)
+        for each in studies.associations(long_table(records), known, drift)
     }
     assert {key[0] for key in found} == {"follows", "opposes", "unrelated"}
     assert found["follows", "loss", "frozen"]["rho"] == pytest.approx(1.0)
@@ -154,4 +164,4 @@ def test_what_goes_with_drift_is_found_and_what_does_not_is_not():
     assert unrelated["low"] < 0 < unrelated["high"]
     assert unrelated["n_targets"] == 10, "days, not pairs"
     assert abs(found["follows", "recovered", "normaliser"]["rho"]) < 0.5
-    assert studies.associations(long_table(records), []) == []
+    assert studies.associations(long_table(records), known, []) == []

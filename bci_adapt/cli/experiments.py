@@ -96,18 +96,20 @@ def run(
 
 def tell_run(done: Any, loaded: Any, json_file: str | None, quiet: bool) -> None:
     """Show a finished run of the config `loaded`, and write its JSON; the exit code is 1 where a job failed."""
-    from bci_adapt.results import table as results
+    from bci_adapt.results.arms import Arms
     from bci_adapt.results.recovery import coded
+    from bci_adapt.results.summary import json_payload, summarise
+    from bci_adapt.results.table import read_results
 
-    stored = results.read_results(done.folder / "results.nc")
-    rows = coded(stored.rows)
-    summary = results.summarise(rows, blocks=stored.blocks)
+    stored = read_results(done.folder / "results.nc")
+    stored = stored._replace(rows=coded(stored.rows))
+    summary = summarise(stored.rows, Arms(stored.arms), blocks=stored.blocks)
     failed = done.manifest["jobs"]["failed"]
     if json_file is not None:
         jobs = {"executed": done.executed, "reused": done.reused, "failed": failed}  # of this call
-        write_json(json_file, results.json_payload(rows, {**done.manifest, "jobs": jobs}, summary, stored.blocks))
+        write_json(json_file, json_payload(stored, {**done.manifest, "jobs": jobs}, summary))
     if not quiet and json_file != "-":
-        _say_run(done, loaded, rows, summary)
+        _say_run(done, loaded, stored, summary)
     for each in failed:
         text = f"failed: {each['label']}: {each['error']}"
         err.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
@@ -137,19 +139,21 @@ def _say_shard(done: Any, part: tuple[int, int], quiet: bool) -> None:
         raise typer.Exit(1)
 
 
-def _say_run(done: Any, config: Any, rows: Any, summary: list[dict[str, Any]]) -> None:
-    from bci_adapt.results import table as results
+def _say_run(done: Any, config: Any, stored: Any, summary: list[dict[str, Any]]) -> None:
+    from bci_adapt.results.arms import Arms
+    from bci_adapt.results.summary import canary_troubles, leak, not_above_persistence, text_table
+    from bci_adapt.results.table import RUN, cell_label
 
-    leaks, beaten = results.leak(rows), results.not_above_persistence(rows)
+    rows, arms = stored.rows, Arms(stored.arms)
+    leaks, beaten = leak(rows, arms), not_above_persistence(rows, arms)
 
     def line(text: str, style: str = "") -> None:
         out.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     if summary:
         for variable in config.variables:
-            out.print(
-                results.text_table(summary, done.manifest["rates_tuned"], variable=variable, leaks=leaks, beaten=beaten)
-            )
+            tuned = done.manifest["rates_tuned"]
+            out.print(text_table(summary, arms, tuned, variable=variable, leaks=leaks, beaten=beaten))
     for met in done.manifest["channels"]:
         changed = {what: sum(len(each[what]) for each in met["targets"].values()) for what in ("zeroed", "left_out")}
         words = f"channels of {met['source']}: matched by {met['policy']}, {met['n_channels']} of them"
@@ -161,16 +165,16 @@ def _say_run(done: Any, config: Any, rows: Any, summary: list[dict[str, Any]]) -
             f"not tuned for these settings: {config.tuned} was made with {name} = {before}, here it is {now}", "yellow"
         )
     for arm in (done.manifest["tuning"] or {}).get("untuned", []):
-        line(f"no tuned value: {results.arm_label(arm['method'])} ({results.cell_label(arm['cell'])})", "yellow")
+        line(f"no tuned value: {arms.label(arm['method'])} ({cell_label(arm['cell'])})", "yellow")
     for pair in done.manifest["unscorable"]:
         line(f"unscorable: {pair['source']} → {pair['target']}: {pair['reason']}", "yellow")
-    runs = rows.drop_duplicates(results.RUN)
+    runs = rows.drop_duplicates(RUN)
     if n_failed := int((runs["status"] == "failed").sum()):
         line(f"{n_failed} of {len(runs)} runs failed; their reasons are in the report", "red")
-    for arm, trouble in results.canary_troubles(rows).items():
+    for arm, trouble in canary_troubles(rows, arms).items():
         what = "leak not checked" if leaks[arm] is None else "leak canary"
-        line(f"{what}: {results.arm_label(arm)}: {trouble}", "yellow")
-    leaking = [results.arm_label(arm) for arm, leaks_here in leaks.items() if leaks_here]
+        line(f"{what}: {arms.label(arm)}: {trouble}", "yellow")
+    leaking = [arms.label(arm) for arm, leaks_here in leaks.items() if leaks_here]
     checked = sum(verdict is not None for verdict in leaks.values())
     if leaking:
         line(f"this setting leaks: {', '.join(leaking)} score online without neurons", "bold red")
@@ -232,18 +236,19 @@ def _say_tuned(path: Path) -> None:
     from rich.text import Text
 
     from bci_adapt.experiment.tuned import read_tuned
-    from bci_adapt.results.table import arm_label, cell_label, number
+    from bci_adapt.results.table import cell_label, number
 
     tuned = read_tuned(path)
+    words = tuned.words()
     table = Table("cell", "arm", "chosen", "held-out R²", "tried", "interior", box=None, padding=(0, 2, 0, 0))
     for key in tuned.methods():
         found = tuned.choice(*key)
         if found is None:
-            table.add_row(cell_label(key[1]), Text(arm_label(key[0])), "nothing: every setting failed")
+            table.add_row(cell_label(key[1]), Text(words.get(key[0], key[0])), "nothing: every setting failed")
             continue
         values = ", ".join(f"{name} {value:g}" for name, value in found.parameters.items())
         interior = "yes" if found.interior else "no"
-        cells = (cell_label(found.cell), Text(arm_label(found.method)), values, number(found.score, 3))
+        cells = (cell_label(found.cell), Text(words.get(found.method, found.method)), values, number(found.score, 3))
         table.add_row(*cells, str(found.n_points), interior)
     out.print(table)
     out.print(f"tuned values: {path}", markup=False, highlight=False, soft_wrap=True)

@@ -1,24 +1,37 @@
-"""The arms of a cross-session run: what each is trained on, how it adapts, what is chosen for it by tuning.
+"""The arms of a cross-session run: what each is trained on, how it adapts, what is chosen for it by tuning, and what a
+reader is told of it.
 
-An arm is data. `network_arms` and `linear_arms` list those of a config: the standing ones, which every run has unless
-``controls.without`` names them, and the ones its ``[[arms]]`` ask for. A credit rule, an optimiser or a decoder is a
-file of its own; an arm only says which of them meet.
+An arm is data, and this is the one place that knows the names of those that stand in every run: `network_arms` and
+`linear_arms` list those of a config, the standing ones – unless ``controls.without`` names them – and the ones its
+``[[arms]]`` ask for. A credit rule, an optimiser or a decoder is a file of its own; an arm only says which of them
+meet. What results know of arms is the table that `described` makes of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from bci_adapt.errors import InputError
+from bci_adapt.experiment.asked import (
+    ASKED_PLACE,
+    LATE_PLACE,
+    OWN_PLACE,
+    ArmSection,
+    DecoderSection,
+    standing_sections,
+)
 
 if TYPE_CHECKING:
-    from bci_adapt.experiment.config import ArmSection, Config
+    from bci_adapt.experiment.config import Config
 
 SOURCE, STREAM, BOTH = "source", "stream", "both"
 ONLINE, HELD_OUT = ("online", "online_late", "held_out"), ("held_out",)
 LEARNING = (*ONLINE, "continuing", "back")
 READOUT_RATIO = "readout_ratio"  # of a grid: the readout's learning rate over that of the other weights
-
+Role = Literal["bound", "standing", "rival", "ceiling", "control"]
 
 # Keys of [network] that are parameters of every network's decoder.
 _TRAINING = (
@@ -27,19 +40,66 @@ _TRAINING = (
 )
 
 
+class Family(NamedTuple):
+    """Decoders of one architecture and the arms, by name, that they are judged by: frozen, adapted without labels,
+    retrained on the target's stream, and on earlier days and the stream (empty where there is none); `reference` is
+    the adaptive arm that sentences set the others beside.
+    """
+
+    kind: str
+    frozen: str
+    unlabelled: str
+    ceiling: str
+    joint_ceiling: str
+    reference: str
+
+
+NETWORK = Family("network", "frozen", "normaliser", "network_oracle", "joint_oracle", "immediate_rmsprop")
+LINEAR = Family("linear decoder", "frozen", "normaliser", "ridge_oracle", "joint_ridge", "rls")
+
+
+def _kalman(name: str) -> Family:
+    """The family of one kind of Kalman filter; none is retrained jointly."""
+    return Family("Kalman filter", f"{name}_frozen", f"{name}_normaliser", f"{name}_refit", "", LINEAR.reference)
+
+
+KALMAN, KALMAN_PV = _kalman("kalman"), _kalman("kalman_pv")
+
+# Colour and marker. Arms that are drawn in every figure of a run have one of their own, the others take turns.
+_STYLES = {
+    NETWORK.frozen: ("#000000", "X"),
+    NETWORK.unlabelled: ("#56B4E9", "v"),
+    NETWORK.reference: ("#0072B2", "o"),
+    "immediate_rmsprop_ema": ("#CC79A7", "P"),
+    "window4_rmsprop": ("#D55E00", "s"),
+    NETWORK.ceiling: ("#009E73", "D"),
+    LINEAR.reference: ("#E69F00", "^"),
+    LINEAR.ceiling: ("#009E73", "D"),
+    "persistence": ("#999999", "*"),
+}
+_TURNS = (("#882255", "h"), ("#44AA99", "<"), ("#999933", ">"), ("#AA4499", "d"))
+# Whose decoded series a run's excerpt shows.
+_EXCERPT = (NETWORK.frozen, NETWORK.reference, "window4_rmsprop", LINEAR.reference, NETWORK.ceiling)
+
+
 @dataclass(frozen=True)
 class Arm:
     """One way of coping with a later day.
 
     Parameters
     ----------
-    name, cell : as in the long table (`bci_adapt.results.table.ARMS`); the cell is empty for decoders without a
-    network. decoder : its class, by name; `trained_as` another class whose fitted decoder it starts from, its own when
-    empty. trained_on : the source days, the target's adaptation stream, or both. fit : constants of the decoder that
-    its training depends on. adapt : constants that are set before it meets the target. supervision : of the labels it
-    learns from: true, intention, pseudo, none. columns : what the long table says of it besides. seeds : the seeds it
-    is run with. phases : the parts that are scored; those after the stream only where the run asks for them. grid :
-    parameters that tuning chooses, and the factor between values that it tries. checked : whether it has a leak canary.
+    name, cell : as in the long table; the cell is empty for decoders without a network. decoder : its class, by name;
+    `trained_as` another class whose fitted decoder it starts from, its own when empty. trained_on : the source days,
+    the target's adaptation stream, or both. fit : constants of the decoder that its training depends on. adapt :
+    constants that are set before it meets the target. supervision : of the labels it learns from: true, intention,
+    pseudo, none. columns : what the long table says of it besides. seeds : the seeds it is run with. phases : the parts
+    that are scored; those after the stream only where the run asks for them. grid : parameters that tuning chooses, and
+    the factor between values that it tries. checked : whether it has a leak canary.
+
+    role : a *bound* learns nothing, a *ceiling* is retrained, a *rival* is what others must beat, a *control* reads no
+    neuron; the rest are *standing*. words : what a reader sees, the name when empty. order : place in every list.
+    family : what it is judged by. variation : it varies another arm, and is listed apart. drawn : figures that show
+    few arms show it, too.
     """
 
     name: str
@@ -55,11 +115,27 @@ class Arm:
     grid: Mapping[str, float] = field(default_factory=dict)
     trained_as: str = ""
     checked: bool = False
+    role: Role = "standing"
+    words: str = ""
+    order: int = OWN_PLACE
+    family: Family = LINEAR
+    variation: bool = False
+    drawn: bool = False
 
     @property
     def learns(self) -> bool:
         """Whether it is shown labels while it adapts."""
         return self.supervision != "none"
+
+    @property
+    def retrained(self) -> bool:
+        """Whether it is trained on the whole stream: no score of the stream is a prediction."""
+        return "online" not in self.phases
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it is its family's frozen decoder."""
+        return self.name == self.family.frozen
 
     def value(self, parameter: str) -> Any:
         """The value that `parameter` of the grid has now."""
@@ -80,12 +156,99 @@ class Arm:
         return replace(self, fit=fit, adapt=adapt, columns=columns)
 
 
+def is_main(arm: Arm) -> bool:
+    """Whether an arm is the frozen, the unlabelled or the retrained one of the networks or the linear decoders."""
+    family = arm.family
+    return family in (NETWORK, LINEAR) and arm.name in (family.frozen, family.unlabelled, family.ceiling)
+
+
+def described(arms: Iterable[Arm]) -> list[dict[str, Any]]:
+    """What results know of arms: one record each, with the columns of `bci_adapt.results.table.ARMS`."""
+    records = {}
+    ordered = sorted({(arm.name, arm.cell): arm for arm in arms}.values(), key=lambda arm: (arm.order, arm.name))
+    plain = list(dict.fromkeys(arm.name for arm in ordered if arm.name not in _STYLES))
+    for arm in ordered:
+        turn = _TURNS[plain.index(arm.name) % len(_TURNS)] if arm.name in plain else ("", "")
+        colour, marker = _STYLES.get(arm.name, turn)
+        drawn = arm.drawn or arm.name in _STYLES
+        records[arm.name, arm.cell] = {
+            "arm": arm.name, "cell": arm.cell, "words": arm.words or arm.name, "role": arm.role, "order": arm.order,
+            "colour": colour, "marker": marker, "drawn": drawn, "in_excerpt": arm.name in _EXCERPT,
+            "supervision": str(arm.columns.get("supervision", arm.supervision)), "retrained": arm.retrained,
+            "variation": arm.variation, **arm.family._asdict(),
+        }  # fmt: skip
+    return list(records.values())
+
+
+# ------------------------------------------------------------------------------------------------ the arms of a config
+
+
+def arms_of(config: Config, n_axes: Mapping[str, int]) -> list[Arm]:
+    """The arms of a config, in order; `n_axes` is the number of axes of each variable.
+
+    Raises `InputError` where the config asks for an arm that another one is already, under another name.
+    """
+    arms = [arm for cell in config.network.cells for arm in network_arms(config, cell)]
+    arms += linear_arms(config, n_axes)
+    known: dict[str, str] = {}
+    for arm in arms:
+        about = [arm.cell, arm.decoder, arm.trained_as, arm.trained_on, {**arm.fit, **arm.adapt}, arm.supervision]
+        other = known.setdefault(json.dumps(about, sort_keys=True, default=str), arm.name)
+        if other != arm.name:
+            raise InputError(f"arms: {arm.name!r} is the arm {other!r} by another name; leave one of them out")
+    return arms
+
+
+def standing_names(config: Config) -> list[str]:
+    """The arms that every run has unless ``controls.without`` names them, those of a Kalman filter among them."""
+    first, later = _bounds(config, ""), [*_retrained(config, ""), *_linear(config), *_kalman_arms(config, {})]
+    names = [*(arm.name for arm in first), *standing_sections(), *(arm.name for arm in later)]
+    return list(dict.fromkeys(names))
+
+
 def network_arms(config: Config, cell: str) -> list[Arm]:
     """The arms of one kind of network, in order."""
-    from bci_adapt.experiment.config import arm_name
+    standing = standing_sections()
+    sections = {section.name: section for section in config.arms if isinstance(section, ArmSection)}
+    ranked = sorted(sections, key=lambda name: sections[name].place)
+    places = {name: place for place, name in enumerate(ranked, ASKED_PLACE)}
+    places |= {name: each.place for name, each in standing.items()}
+    arms = _bounds(config, cell)
+    for name, section in {**{name: each.section for name, each in standing.items()}, **sections}.items():
+        if cell in (section.cells or config.network.cells):
+            arms.append(replace(_adapting(config, cell, section), order=places[name]))
+    arms += _retrained(config, cell)
+    arms += [
+        _by_decoder(config, section, cell)
+        for section in config.arms
+        if isinstance(section, DecoderSection) and section.has_cells and cell in (section.cells or config.network.cells)
+    ]
+    return _asked_once(config, arms)
 
-    network, left_out = config.network, config.controls.without
-    fit = {
+
+def linear_arms(config: Config, n_axes: Mapping[str, int]) -> list[Arm]:
+    """The arms without a network, in order; `n_axes` is the number of axes of each variable."""
+    arms = [*_linear(config), *(_kalman_arms(config, n_axes) if config.has_kalman else [])]
+    arms += [
+        _by_decoder(config, section, "", n_axes)
+        for section in config.arms
+        if isinstance(section, DecoderSection) and not section.has_cells
+    ]
+    return _asked_once(config, arms)
+
+
+def _asked_once(config: Config, arms: list[Arm]) -> list[Arm]:
+    """The arms that are not left out; a decoder that is asked for with the constants of a standing arm is that arm."""
+    first: dict[str, Arm] = {}
+    for arm in arms:
+        first.setdefault(arm.name, arm)
+    return [arm for name, arm in first.items() if name not in config.controls.without]
+
+
+def _training(config: Config, cell: str) -> dict[str, Any]:
+    """What the training of every network depends on."""
+    network = config.network
+    return {
         "cell": cell,
         "n_hidden": network.n_hidden,
         "bin_s": config.bin_s,
@@ -95,64 +258,33 @@ def network_arms(config: Config, cell: str) -> list[Arm]:
         "average": None,
         **{name: getattr(network, name) for name in _TRAINING},
     }
-    # Nothing learns in these arms; the cheapest rule spares them an optimiser to warm.
-    still = {"rule": "readout"}
-    arms = [
+
+
+# Nothing learns in these arms; the cheapest rule spares them an optimiser to warm.
+_STILL = {"rule": "readout"}
+
+
+def _bounds(config: Config, cell: str) -> list[Arm]:
+    """A network that learns nothing: as it was trained, and with the causal normaliser alone."""
+    fit = _training(config, cell)
+    shared: dict[str, Any] = {"seeds": config.seeds, "phases": (*ONLINE, "back"), "role": "bound", "family": NETWORK}
+    return [
         Arm(
-            *("frozen", cell, "online_rnn", SOURCE, fit, still | {"normaliser_s": None}),
+            *(NETWORK.frozen, cell, "online_rnn", SOURCE, fit, _STILL | {"normaliser_s": None}),
             columns={"normaliser": "fixed"},
-            seeds=config.seeds,
-            phases=(*ONLINE, "back"),
+            order=0,
+            **shared,
         ),
-        Arm("normaliser", cell, "online_rnn", SOURCE, fit, still, seeds=config.seeds, phases=(*ONLINE, "back")),
-    ]
-    asked = {arm_name(section): section for section in config.arms}
-    for name, section in {**_standing_sections(), **asked}.items():
-        if cell in (section.cells or network.cells):
-            arms.append(_adapting(config, cell, name, section, fit))
-    arms.append(
         Arm(
-            *("fine_tuned", cell, "fine_tuned", SOURCE, fit),
-            adapt={"tune_updates": network.tune_updates, "tune_rate": network.tune_rate},
-            supervision="true",
-            columns={"rule": "bptt", "optimizer": "adam", "rate": network.tune_rate},
-            seeds=config.seeds,
-            phases=HELD_OUT,
-            grid={"tune_rate": 10**0.5, "tune_updates": 2.0},
-            trained_as="online_rnn",
-        )
-    )
-    for name, trained_on, steps, n_updates in (
-        ("network_oracle", STREAM, "n_updates", network.oracle_updates),
-        ("joint_oracle", BOTH, "added_updates" if network.carried else "n_updates", network.joint_updates),
-    ):
-        arms.append(
-            Arm(
-                *(name, cell, "online_rnn", trained_on, fit | {steps: n_updates}, still),  # type: ignore[arg-type]
-                columns={"supervision": "true", "rule": "bptt", "optimizer": "adam"},
-                seeds=network.oracle_seeds or config.seeds,
-                phases=HELD_OUT,
-                grid={steps: 2.0},
-            )
-        )
-    return [arm for arm in arms if arm.name not in left_out]
+            *(NETWORK.unlabelled, cell, "online_rnn", SOURCE, fit, _STILL),
+            words="causal normaliser only",
+            order=1,
+            **shared,
+        ),
+    ]
 
 
-def _standing_sections() -> dict[str, ArmSection]:
-    from bci_adapt.experiment.config import ArmSection
-
-    immediate: Any = {"rule": "immediate", "optimizer": "rmsprop"}
-    return {
-        "output_bias": ArmSection(rule="readout", optimizer="rmsprop", learns=("output_bias",)),
-        "readout": ArmSection(rule="readout", optimizer="rmsprop"),
-        "recurrent": ArmSection(**immediate, learns=("input", "bias", "recurrent")),
-        "from_random": ArmSection(**immediate, weights="random"),
-        "intention": ArmSection(**immediate, supervision="intention"),
-        "pseudo": ArmSection(**immediate, supervision="pseudo"),
-    }
-
-
-def _adapting(config: Config, cell: str, name: str, section: ArmSection, fit: Mapping[str, Any]) -> Arm:
+def _adapting(config: Config, cell: str, section: ArmSection) -> Arm:
     """A network that learns bin by bin."""
     rate = config.learning_rate if section.learning_rate is None else section.learning_rate
     adapt = {
@@ -171,7 +303,7 @@ def _adapting(config: Config, cell: str, name: str, section: ArmSection, fit: Ma
     adapt |= {"normaliser_s": None} if section.normaliser == "fixed" else {}
     adapt |= {"pretrained": False} if section.weights == "random" else {}
     return Arm(
-        *(name, cell, "online_rnn", SOURCE, fit),
+        *(section.name, cell, "online_rnn", SOURCE, _training(config, cell)),
         adapt=adapt,
         supervision=section.supervision,
         columns={
@@ -185,83 +317,218 @@ def _adapting(config: Config, cell: str, name: str, section: ArmSection, fit: Ma
         phases=LEARNING,
         grid={"learning_rate": step} | ({READOUT_RATIO: step} if learns_all else {}),
         checked=True,
+        words=section.words,
+        family=NETWORK,
+        variation=section.name == f"{NETWORK.reference}_fixed",
+        drawn=section.is_novel,
     )
 
 
-def linear_arms(config: Config, n_axes: Mapping[str, int]) -> list[Arm]:
-    """The arms without a network, in order; `n_axes` is the number of axes of each variable."""
-    linear = config.linear
+def _retrained(config: Config, cell: str) -> list[Arm]:
+    """A network trained again with the target's labels: from where it was, from the start, with the earlier days."""
+    network, fit = config.network, _training(config, cell)
+    shared: dict[str, Any] = {"phases": HELD_OUT, "family": NETWORK}
+    arms = [
+        Arm(
+            *("fine_tuned", cell, "fine_tuned", SOURCE, fit),
+            adapt={"tune_updates": network.tune_updates, "tune_rate": network.tune_rate},
+            supervision="true",
+            columns={"rule": "bptt", "optimizer": "adam", "rate": network.tune_rate},
+            seeds=config.seeds,
+            grid={"tune_rate": 10**0.5, "tune_updates": 2.0},
+            trained_as="online_rnn",
+            role="rival",
+            words="fine-tuned by BPTT",
+            order=LATE_PLACE + 10,
+            **shared,
+        )
+    ]
+    steps = "added_updates" if network.carried else "n_updates"
+    for name, trained_on, grown, n_updates, words in (
+        (NETWORK.ceiling, STREAM, "n_updates", network.oracle_updates, "network, retrained"),
+        (NETWORK.joint_ceiling, BOTH, steps, network.joint_updates, "network, retrained with earlier days"),
+    ):
+        arms.append(
+            Arm(
+                *(name, cell, "online_rnn", trained_on, fit | {grown: n_updates}, _STILL),  # type: ignore[arg-type]
+                columns={"supervision": "true", "rule": "bptt", "optimizer": "adam"},
+                seeds=network.oracle_seeds or config.seeds,
+                grid={grown: 2.0},
+                role="ceiling",
+                words=words,
+                order=LATE_PLACE + 40 + len(arms),
+                **shared,
+            )
+        )
+    return arms
+
+
+def _shared(config: Config) -> dict[str, Any]:
+    """What every decoder without a network depends on."""
+    return {"bin_s": config.bin_s, "normaliser_s": config.normaliser_s}
+
+
+def _memory(config: Config) -> dict[str, Any]:
+    return {"memory_s": config.linear.memory_s, "update_every_s": config.linear.update_every_s}
+
+
+_TAUGHT: dict[str, Any] = {"supervision": "true"}
+_FIXED = {"normaliser_s": None}
+
+
+def _linear(config: Config) -> list[Arm]:
+    """Regressions on lagged counts, the aligner, and persistence."""
+    linear, seeds = config.linear, config.seeds[:1]
     late = {"label_delay_s": config.label_delay_s}
-    shared = {"bin_s": config.bin_s, "normaliser_s": config.normaliser_s}
-    lagged = shared | {"n_lags": linear.n_lags, "penalty": linear.penalty}
-    regression = {"penalty": 10**0.5, "n_lags": 1.5}
-    memory = {"memory_s": linear.memory_s, "update_every_s": linear.update_every_s}
-    fixed = {"normaliser_s": None}
-    seeds = config.seeds[:1]
+    lagged = _shared(config) | {"n_lags": linear.n_lags, "penalty": linear.penalty}
+    regression, half = {"penalty": 10**0.5, "n_lags": 1.5}, 10**0.5
 
     def arm(name: str, decoder: str, trained_on: Any, fit: Any, adapt: Any = None, **more: Any) -> Arm:
         return Arm(name, "", decoder, trained_on, fit, adapt or {}, seeds=seeds, **more)
 
-    taught: dict[str, Any] = {"supervision": "true"}
-    arms = [
-        arm("frozen", "wiener", SOURCE, lagged, fixed, columns={"normaliser": "fixed"}, grid=regression),
-        arm("normaliser", "wiener", SOURCE, lagged, grid=regression),
+    bound: dict[str, Any] = {"role": "bound", "grid": regression}
+    ceiling: dict[str, Any] = {"role": "ceiling", "grid": regression, "phases": HELD_OUT}
+    ceiling |= {"columns": _TAUGHT | {"rule": "ridge"}}
+    return [
+        arm(LINEAR.frozen, "wiener", SOURCE, lagged, _FIXED, columns={"normaliser": "fixed"}, order=0, **bound),
+        arm(LINEAR.unlabelled, "wiener", SOURCE, lagged, words="causal normaliser only", order=1, **bound),
         arm(
-            *("rls", "rls", SOURCE, lagged | late | memory),
-            **taught,
+            *(LINEAR.reference, "rls", SOURCE, lagged | late | _memory(config)),
+            **_TAUGHT,
             columns={"rule": "rls", "rate": 1.0 / linear.memory_s},
             phases=LEARNING,
-            grid={"memory_s": 10**0.5, "penalty": 10**0.5, "n_lags": 1.5},
+            grid={"memory_s": half, "penalty": half, "n_lags": 1.5},
             checked=True,
+            role="rival",
+            words="recursive least squares",
+            order=LATE_PLACE + 30,
         ),
+        arm(LINEAR.ceiling, "wiener", STREAM, lagged, words="ridge, retrained", order=LATE_PLACE + 31, **ceiling),
         arm(
-            *("ridge_oracle", "wiener", STREAM, lagged),
-            columns=taught | {"rule": "ridge"},
-            phases=HELD_OUT,
-            grid=regression,
-        ),
-        arm(
-            *("joint_ridge", "wiener", BOTH, lagged),
-            columns=taught | {"rule": "ridge"},
-            phases=HELD_OUT,
-            grid=regression,
+            *(LINEAR.joint_ceiling, "wiener", BOTH, lagged),
+            words="ridge, retrained with earlier days",
+            order=LATE_PLACE + 32,
+            **ceiling,
         ),
         arm(
             *("aligned", "aligned", SOURCE, lagged | {"n_latents": linear.n_latents}),
-            grid={"n_latents": 2.0, "penalty": 10**0.5},
+            grid={"n_latents": 2.0, "penalty": half},
+            role="rival",
+            words="factor analysis, aligned",
+            order=2,
         ),
         arm(
             *("persistence", "persistence", SOURCE, {"bin_s": config.bin_s} | late),
-            **taught,
+            **_TAUGHT,
             columns={"normaliser": ""},
+            role="control",
+            order=LATE_PLACE + 90,
         ),
     ]
-    if config.has_kalman:
-        kinds = {variable: "position" if variable == "position" else "velocity" for variable in config.variables}
-        outputs = [kind for variable, kind in kinds.items() for _ in range(n_axes[variable])]
-        for prefix, state in (("kalman_", "velocity"), ("kalman_pv_", "position_velocity")):
-            fit = shared | late | {"state": state, "outputs": outputs, "lag_bins": config.kalman_lag_bins}
-            lag = {"lag_bins": 2.0}
-            adaptive = {"adaptive": True, **memory}
-            arms += [
-                arm(f"{prefix}frozen", "kalman", SOURCE, fit, fixed, columns={"normaliser": "fixed"}, grid=lag),
-                arm(f"{prefix}normaliser", "kalman", SOURCE, fit, grid=lag),
-                arm(
-                    *(f"{prefix}adaptive", "kalman", SOURCE, fit | adaptive),
-                    **taught,
-                    columns={"rule": "kalman", "rate": 1.0 / linear.memory_s},
-                    phases=LEARNING,
-                    grid={"memory_s": 10**0.5, **lag},
-                    checked=True,
-                ),
-                arm(
-                    f"{prefix}refit",
-                    "kalman",
-                    STREAM,
-                    fit,
-                    columns=taught | {"rule": "kalman"},
-                    phases=HELD_OUT,
-                    grid=lag,
-                ),
-            ]
-    return [arm for arm in arms if arm.name not in config.controls.without]
+
+
+def _kalman_arms(config: Config, n_axes: Mapping[str, int]) -> list[Arm]:
+    """Kalman filters of velocity, and of position and velocity together."""
+    late, seeds = {"label_delay_s": config.label_delay_s}, config.seeds[:1]
+    kinds = {variable: "position" if variable == "position" else "velocity" for variable in config.variables}
+    outputs = [kind for variable, kind in kinds.items() for _ in range(n_axes.get(variable, 0))]
+    arms: list[Arm] = []
+    for family, state, words in (
+        (KALMAN, "velocity", "Kalman"),
+        (KALMAN_PV, "position_velocity", "Kalman with position"),
+    ):
+        fit = _shared(config) | late | {"state": state, "outputs": outputs, "lag_bins": config.kalman_lag_bins}
+        lag, place = {"lag_bins": 2.0}, LATE_PLACE + 20 + len(arms)
+
+        def arm(name: str, trained_on: Any, fit: Any, adapt: Any = None, *, of: Family = family, **more: Any) -> Arm:
+            return Arm(name, "", "kalman", trained_on, fit, adapt or {}, seeds=seeds, family=of, **more)
+
+        arms += [
+            arm(
+                *(family.frozen, SOURCE, fit, _FIXED),
+                columns={"normaliser": "fixed"},
+                grid=lag,
+                role="bound",
+                words=f"{words}, frozen",
+                order=place,
+            ),
+            arm(
+                *(family.unlabelled, SOURCE, fit),
+                grid=lag,
+                role="bound",
+                words=f"{words}, causal normaliser only",
+                order=place + 1,
+            ),
+            arm(
+                *(family.frozen.replace("frozen", "adaptive"), SOURCE, fit | {"adaptive": True} | _memory(config)),
+                **_TAUGHT,
+                columns={"rule": "kalman", "rate": 1.0 / config.linear.memory_s},
+                phases=LEARNING,
+                grid={"memory_s": 10**0.5, **lag},
+                checked=True,
+                role="rival",
+                words=f"{words}, adaptive",
+                order=place + 2,
+            ),
+            arm(
+                *(family.ceiling, STREAM, fit),
+                columns=_TAUGHT | {"rule": "kalman"},
+                phases=HELD_OUT,
+                grid=lag,
+                role="ceiling",
+                words=f"{words}, retrained",
+                order=place + 3,
+            ),
+        ]
+    return arms
+
+
+def _by_decoder(config: Config, section: DecoderSection, cell: str, n_axes: Mapping[str, int] | None = None) -> Arm:
+    """Any decoder by the name of its class: its constants as given, else the config's, else its own."""
+    from bci_adapt.decoders.base import decoder_class
+
+    known = section.parameters
+    usual = _training(config, cell) if cell else _shared(config) | {"label_delay_s": config.label_delay_s}
+    usual |= _memory(config) | {name: getattr(config.linear, name) for name in ("n_lags", "penalty", "n_latents")}
+    usual |= {"learning_rate": config.learning_rate, "lag_bins": config.kalman_lag_bins}
+    kinds = {variable: "position" if variable == "position" else "velocity" for variable in config.variables}
+    usual["outputs"] = [kind for name, kind in kinds.items() for _ in range((n_axes or {}).get(name, 0))]
+    set_ = {name: value for name, value in usual.items() if name in known} | section.constants
+    later = {name: set_.pop(name, known[name]) for name in _ONLINE_CONSTANTS if name in known}
+    made_of = "online_rnn" if hasattr(decoder_class(section.decoder), "of") else ""
+    if made_of:  # it starts from another decoder's training: what that has no parameter for is said when it becomes one
+        from_ = decoder_class(made_of)().get_params()
+        later |= {name: set_.pop(name) for name in list(set_) if name not in from_}
+    online = section.trained_on == SOURCE and not made_of
+    taught = section.supervision == "true"
+    return Arm(
+        *(section.name, cell, section.decoder, section.trained_on, set_, later),
+        supervision=section.supervision if section.trained_on == SOURCE else "none",
+        columns={"supervision": section.supervision, "rule": str(later.get("rule", "")), "rate": _rate_of(set_, later)},
+        seeds=[
+            seed for seed in (config.seeds if cell else config.seeds[:1]) if seed in (section.seeds or config.seeds)
+        ],
+        phases=(LEARNING if taught else ONLINE) if online else HELD_OUT,
+        trained_as=made_of,
+        checked=taught and online,
+        role="rival" if online or made_of else "ceiling",
+        words=section.words,
+        family=Family("network" if cell else "linear decoder", *_OWN_FAMILY),
+        drawn=True,
+    )
+
+
+# Constants that a network's decoder is given before it meets the target; its training does not depend on them.
+_ONLINE_CONSTANTS = (
+    *("rule", "rule_constants", "optimizer", "optimizer_constants", "take_turns", "learn_every", "learning_rate"),
+    *("group_rates", "learns"),
+)
+# Another architecture than the standing decoders has neither their frozen form nor their ceilings.
+_OWN_FAMILY = ("", "", "", "", NETWORK.reference)
+
+
+def _rate_of(*constants: Mapping[str, Any]) -> float | None:
+    """The learning rate among constants, or that of a memory; None without either."""
+    given = {name: value for each in constants for name, value in each.items()}
+    memory_s = given.get("memory_s")
+    return given.get("learning_rate", 1.0 / memory_s if memory_s else None)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bci_adapt.errors import InputError
-from bci_adapt.experiment.arms import Arm, linear_arms, network_arms
+from bci_adapt.experiment.arms import Arm, arms_of, is_main, network_arms
 from bci_adapt.experiment.config import Config
 from bci_adapt.experiment.pairs import Pair
 from bci_adapt.experiment.tuned import Tuned
@@ -23,9 +23,6 @@ from bci_adapt.ground.jobs import Job
 
 if TYPE_CHECKING:
     from bci_adapt.learning.cells.base import Network
-
-# What a pair without drift is run with: the drift of a pair is judged beside it.
-_WITHOUT_DRIFT = ("frozen", "normaliser", "network_oracle", "ridge_oracle")
 
 
 @dataclass(frozen=True)
@@ -87,6 +84,11 @@ class Foreign:
             cost=10.0,
         )
         return builder.known.setdefault(job.key, job)
+
+    @property
+    def arm(self) -> Arm:
+        """What it is among the arms."""
+        return Arm(self.name, "", self.name, "source", {}, supervision="true", drawn=True)
 
     def delay_s(self, asked_s: float) -> float:
         """The label delay it works at: none unless it can know of the delay."""
@@ -218,7 +220,9 @@ class Builder:
         if not (arm.cell and self.config.network.carried):
             return self._fitted(arm, whole, streams, seed)
         # as it was before the target: the steps of an arm that goes on with its stream are those of that day alone
-        common = next(each for each in network_arms(self.config, arm.cell) if each.trained_on == "source")
+        own = arm.trained_as or arm.decoder
+        alike = [each for each in network_arms(self.config, arm.cell) if own == (each.trained_as or each.decoder)]
+        common = next((each for each in alike if each.trained_on == "source"), arm)
         job = None
         for n_days in range(1, len(whole) + 1):
             job = self._fitted(common, whole[:n_days], (), seed, job)
@@ -274,7 +278,7 @@ class Builder:
         if arm.decoder == "fine_tuned":
             return 1e-6 * self._n_weights(target, arm.cell) * arm.adapt["tune_updates"] * members
         if not arm.cell:
-            return (8.0 if arm.name == "rls" else 2.0 if arm.learns else 0.3) * scale
+            return (8.0 if arm.decoder == "rls" else 2.0 if arm.learns else 0.3) * scale
         if not arm.learns:
             return 0.2
         from bci_adapt.learning.credit.base import rule
@@ -441,8 +445,7 @@ class Builder:
         of which its target is a part.
         """
         config = self.config
-        arms = [arm for cell in config.network.cells for arm in network_arms(config, cell)]
-        arms += linear_arms(config, self.about[pair.target]["n_axes"])
+        arms = arms_of(config, self.about[pair.target]["n_axes"])
         arms = [arm for arm in arms if arm.supervision != "intention" or self._has_intention(pair)]
         if self.tuned is None or not tuned:
             return arms
@@ -522,8 +525,9 @@ class Builder:
         config, seed = self.config, self.config.seeds[0]
         for permutation in (None, seed):
             prefix = "" if permutation is None else "canary:"
-            arm = Arm(f"{prefix}{own.name}", "", own.name, "source", {}, supervision="true")
-            columns = self._columns(pair, arm, seed, normaliser="", delay_s=own.delay_s(config.label_delay_s))
+            columns = self._columns(
+                pair, own.arm, seed, prefix, normaliser="", delay_s=own.delay_s(config.label_delay_s)
+            )
             columns |= {"canary": bool(prefix), "control": "time" if prefix else ""}
             scored.add(own.predictions(self, pair, seed, permutation), columns, ("online", "online_late", "held_out"))
 
@@ -556,9 +560,9 @@ class Builder:
         within = Builder(self.config, halves, about, self.known, self.tuned, self.in_trial)
         earlier, later = halves
         pair, scored = Pair((earlier,), later), _Scored()
-        wanted = {*_WITHOUT_DRIFT, *self.config.sweeps.arms}
         for arm in within.arms(pair, day=source):
-            if arm.name in wanted:
+            # the drift of a pair is judged beside its bounds and its ceiling
+            if is_main(arm) or arm.name in self.config.sweeps.arms:
                 phases = [phase for phase in ("online", "held_out") if phase in arm.phases]
                 columns = within._columns(pair, arm, arm.seeds[0], study="no_drift")
                 scored.add(within.adapt(arm, pair, arm.seeds[0], name=f"no drift {arm.name}"), columns, phases)

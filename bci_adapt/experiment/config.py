@@ -2,61 +2,38 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from bci_adapt.data.faults import Thresholds
 from bci_adapt.errors import InputError
+from bci_adapt.experiment.asked import (
+    ASKED_TAGS,
+    ArmSection,
+    Asked,
+    Cells,
+    Count,
+    Names,
+    NotNegative,
+    Positive,
+    Section,
+    Seed,
+    Seeds,
+    Unlike,
+    repeated,
+)
 from bci_adapt.ground.catalog import unknown
-
-if TYPE_CHECKING:
-    from bci_adapt.learning.credit.base import CreditRule
-    from bci_adapt.learning.optimizers import Optimizer
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
-
-
-def _unlike(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
-        raise ValueError(f"{twice[0]!r} is given twice")
-    return values
-
-
-Unlike = AfterValidator(_unlike)
-Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), Unlike]
-Cells = Annotated[tuple[str, ...], Field(min_length=1), Unlike]
-Names = Annotated[tuple[str, ...], Unlike]
-# Arms that every run has unless it leaves them out (`bci_adapt.experiment.arms`).
-_NETWORK_STANDING = (
-    *("frozen", "normaliser", "output_bias", "readout", "recurrent", "from_random", "intention", "pseudo"),
-    *("fine_tuned", "network_oracle", "joint_oracle"),
-)
-_LINEAR_STANDING = (
-    *("frozen", "normaliser", "rls", "ridge_oracle", "joint_ridge", "aligned", "persistence"),
-    *(f"kalman_{state}{how}" for state in ("", "pv_") for how in ("frozen", "normaliser", "adaptive", "refit")),
-)
-STANDING = tuple(dict.fromkeys((*_NETWORK_STANDING, *_LINEAR_STANDING)))
-
 
 _VELOCITIES = ("velocity", "recorded_velocity")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
-
-
-class SimulatedSource(_Section):
+class SimulatedSource(Section):
     """Simulated recordings, written as NWB files in the layout of DANDI 000688."""
 
     kind: Literal["simulated"]
@@ -68,14 +45,14 @@ class SimulatedSource(_Section):
     seed: Seed = 0
 
 
-class FolderSource(_Section):
+class FolderSource(Section):
     """A folder of NWB files; `path` may be given by ``--data`` instead."""
 
     kind: Literal["folder"]
     path: str = ""
 
 
-class DandiSource(_Section):
+class DandiSource(Section):
     """Recordings of a dandiset, fetched from the DANDI archive and pinned in ``sessions.lock.toml`` beside the config.
 
     `paths` are asset paths or globs of them (any of them is meant); `subject` and `session` as in ``bci-adapt fetch``.
@@ -89,7 +66,7 @@ class DandiSource(_Section):
     session: str | None = None
 
 
-class ChannelSection(_Section):
+class ChannelSection(Section):
     """What makes a channel of one session the same as one of another (`bci_adapt.data.channels`), and which are left
     out.
 
@@ -111,7 +88,7 @@ class ChannelSection(_Section):
         return self
 
 
-class FilesSource(_Section):
+class FilesSource(Section):
     """Recordings given one by one, anywhere; what ``bci-adapt compare`` writes."""
 
     kind: Literal["files"]
@@ -129,7 +106,7 @@ Several = Annotated[tuple[Which, ...], BeforeValidator(_as_list), Field(min_leng
 EARLIER = "earlier"
 
 
-class PairSection(_Section):
+class PairSection(Section):
     """Source days, trained on together, and the later days they are tried on: session numbers in chronological order
     (from 1, or from −1 backwards), or session ids, or any part of an id that only one session has.
 
@@ -150,7 +127,7 @@ class ContinualSection(PairSection):
     arms: Names = ("immediate_rmsprop", "rls")
 
 
-class NetworkSection(_Section):
+class NetworkSection(Section):
     """The networks that are compared, and how they are trained before they adapt: gradient steps (`n_updates`), of
     retraining on the target alone (`oracle_updates`), on source and target together (`joint_updates`), for
     `oracle_seeds` alone where they are given, and the steps and rate of fine-tuning.
@@ -182,7 +159,7 @@ class NetworkSection(_Section):
     warm_up_s: NotNegative = 60.0
 
 
-class LinearSection(_Section):
+class LinearSection(Section):
     """The decoders without a network: lags, ridge penalty per bin, the memory of what adapts (recursive least squares,
     Kalman), the lag of the Kalman filter's neurons, and the latent dimensions of the aligner.
     """
@@ -198,7 +175,7 @@ class LinearSection(_Section):
 Delay = NotNegative | Literal["trial_end"]
 
 
-class SweepSection(_Section):
+class SweepSection(Section):
     """Label delay, fraction and budget (in seconds, and in trials from the first on), each swept with the others as in
     the run, for the `arms` named: first seed, pairs of the first source.
     """
@@ -210,7 +187,7 @@ class SweepSection(_Section):
     budget_trials: Annotated[tuple[Count, ...], Unlike] = (4, 8, 16, 32)
 
 
-class ControlSection(_Section):
+class ControlSection(Section):
     """Standing arms and controls; all are on unless left out here.
 
     `without` names standing arms that are left out. A canary is one permutation of the counts in time; those of the
@@ -230,15 +207,8 @@ class ControlSection(_Section):
     costs: bool = True
     drift: bool = True
 
-    @model_validator(mode="after")
-    def _known_arms(self) -> ControlSection:
-        for name in self.without:
-            if name not in STANDING:
-                raise ValueError(unknown(name, STANDING, "standing arm"))
-        return self
 
-
-class TuningSection(_Section):
+class TuningSection(Section):
     """What ``bci-adapt tune`` chooses rates and other settings on: pairs of sessions, apart from those of the run or
     not – values for a target never come from a pair with that target.
 
@@ -254,7 +224,7 @@ class TuningSection(_Section):
     max_tune_updates: Count = 800
 
 
-class PrimarySection(_Section):
+class PrimarySection(Section):
     """The one comparison that was declared before looking: `arm` of `cell` against another, held out."""
 
     arm: str = "immediate_rmsprop"
@@ -263,117 +233,7 @@ class PrimarySection(_Section):
     against_cell: str = ""
 
 
-class ArmSection(_Section):
-    """One way of adapting a network. Its name is built from what it is (`arm_name`).
-
-    `learning_rate` is the config's own where none is given, or the tuned one. `learns` names the weight groups that
-    learn, all when absent; `weights` at random leave out the pretraining. With `take_turns` each label teaches one of
-    the ``network.n_members``; with `learn_every` only every so-many-th label teaches at all. `supervision` is by the
-    true movement, by the intention (trials must carry their target) or by the decoder's own smoothed predictions
-    (pseudo).
-
-    Beside the keys below it takes every constant that its rule or its optimiser declares: ``steps`` of ``window``,
-    ``beta2`` of ``rmsprop``.
-    """
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, bool | int | float | str] = Field(init=False)  # type: ignore[assignment]
-
-    rule: str
-    optimizer: str
-    learning_rate: Positive | None = None
-    average: Annotated[float, Field(gt=0, lt=1)] | None = None
-    normaliser: Literal["causal", "fixed"] = "causal"
-    supervision: Literal["true", "intention", "pseudo"] = "true"
-    learns: Annotated[tuple[str, ...], Field(min_length=1), Unlike] | None = None
-    weights: Literal["pretrained", "random"] = "pretrained"
-    take_turns: bool = False
-    learn_every: Count = 1
-    cells: Cells | None = None
-    seeds: Seeds | None = None
-
-    @model_validator(mode="after")
-    def _declared_constants(self) -> ArmSection:
-        declared = {**_constants(self.rule_type), **_constants(self.optimizer_type)}
-        for key, value in self.__pydantic_extra__.items():
-            if key not in declared:
-                raise ValueError(unknown(key, [*type(self).model_fields, *declared], "key"))
-            default = declared[key].default
-            kind = float if default is None else type(default)
-            if kind not in (bool, int, float, str):
-                raise ValueError(f"{key} cannot be given in a config; it stays at its default")
-            if type(value) is not kind and not (kind is float and type(value) is int):
-                raise ValueError(f"{key} takes {kind.__name__}, got {value!r}")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{key} must be finite, got {value!r}")
-        self.rule_type(**self.rule_constants)
-        self.optimizer_type(**self.optimizer_constants)
-        from bci_adapt.learning.optimizers import GROUPS
-
-        for group in self.learns or ():
-            if group not in GROUPS:
-                raise ValueError(unknown(group, GROUPS, "weight group"))
-        return self
-
-    @property
-    def rule_type(self) -> type[CreditRule]:
-        from bci_adapt.learning.credit.base import rules
-
-        return _known(self.rule, rules(), "rule")
-
-    @property
-    def optimizer_type(self) -> type[Optimizer]:
-        from bci_adapt.learning.optimizers import optimizers
-
-        return _known(self.optimizer, optimizers(), "optimizer")
-
-    @property
-    def rule_constants(self) -> dict[str, Any]:
-        """The constants given that are the rule's."""
-        declared = _constants(self.rule_type)
-        return {key: value for key, value in self.__pydantic_extra__.items() if key in declared}
-
-    @property
-    def optimizer_constants(self) -> dict[str, Any]:
-        """The constants given that are the optimiser's, without the learning rate."""
-        declared = _constants(self.rule_type)
-        return {key: value for key, value in self.__pydantic_extra__.items() if key not in declared}
-
-    @property
-    def rule_text(self) -> str:
-        """The rule with its constants, its main one even where it is not given: ``window4``, ``trace(0.5)``."""
-        main = next((name for name, each in _constants(self.rule_type).items() if not each.kw_only), None)
-        others = {key: value for key, value in self.rule_constants.items() if key != main}
-        if main is None:
-            return self.rule + _listed(others)
-        value = self.rule_constants.get(main, _constants(self.rule_type)[main].default)
-        return f"{self.rule}{value}{_listed(others)}" if type(value) is int else self.rule + _listed(others, value)
-
-    @property
-    def optimizer_text(self) -> str:
-        """The optimiser with the constants given: ``rmsprop``, ``adam(beta2=0.99)``."""
-        return self.optimizer + _listed(self.optimizer_constants)
-
-
-def _known(name: str, variants: Mapping[str, Any], what: str) -> Any:
-    if name not in variants:
-        raise InputError(unknown(name, variants, what))
-    return variants[name]
-
-
-def _constants(variant: type) -> dict[str, dataclasses.Field]:
-    """The constants that a rule or optimiser declares; its learning rate is a key of its own."""
-    declared = dataclasses.fields(variant)  # type: ignore[arg-type]
-    return {each.name: each for each in declared if each.name != "learning_rate"}
-
-
-def _listed(constants: Mapping[str, Any], *first: Any) -> str:
-    parts = [f"{value:g}" if type(value) is float else str(value) for value in first]
-    parts += [f"{key}={value:g}" if type(value) is float else f"{key}={value}" for key, value in constants.items()]
-    return f"({', '.join(parts)})" if parts else ""
-
-
-class ThresholdSection(_Section):
+class ThresholdSection(Section):
     """Rules for faulty recordings (`bci_adapt.data.faults`)."""
 
     silent_s: NotNegative = Thresholds.silent_s
@@ -384,7 +244,7 @@ class ThresholdSection(_Section):
     min_agreement: NotNegative = Thresholds.min_agreement
 
 
-class Config(_Section):
+class Config(Section):
     """Everything that decides an experiment's numbers."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
@@ -418,7 +278,7 @@ class Config(_Section):
     controls: ControlSection = ControlSection()
     channels: ChannelSection = ChannelSection()
     thresholds: ThresholdSection = ThresholdSection()
-    arms: tuple[ArmSection, ...]
+    arms: tuple[Asked, ...]
 
     @property
     def has_kalman(self) -> bool:
@@ -448,72 +308,44 @@ class Config(_Section):
         for name in self.network.cells:
             cell(name)
         for arm in self.arms:
-            for name in arm.cells or self.network.cells:
-                arm.rule_type(**arm.rule_constants).check(Network(cell(name), 1, 1, 1))
+            if isinstance(arm, ArmSection):
+                for name in arm.cells or self.network.cells:
+                    arm.rule_type(**arm.rule_constants).check(Network(cell(name), 1, 1, 1))
             for name in arm.cells or ():
                 if name not in self.network.cells:
-                    raise ValueError(f"arm {arm_name(arm)}: cell {name!r} is not among network.cells")
+                    raise ValueError(f"arm {arm.name}: cell {name!r} is not among network.cells")
             for seed in arm.seeds or ():
                 if seed not in self.seeds:
-                    raise ValueError(f"arm {arm_name(arm)}: seed {seed} is not among seeds")
-        names = [arm_name(arm) for arm in self.arms]
+                    raise ValueError(f"arm {arm.name}: seed {seed} is not among seeds")
+        self._refuse_unknown_arms()
+        return self
+
+    def _refuse_unknown_arms(self) -> None:
+        """Arms are named by their parts: refuse names of none, and two arms of one name."""
+        from bci_adapt.experiment.arms import standing_names
+
+        names = [arm.name for arm in self.arms]
+        if twice := repeated(names):
+            raise ValueError(
+                f"two arms are {twice!r}: arms differ in rule, optimiser, constants, normaliser, supervision, what "
+                "learns, or being averaged; another rate, decay of an average, seed or cell goes into another config"
+            )
+        standing = standing_names(self)
+        known = list(dict.fromkeys([*standing, *names]))
+        for name in self.controls.without:
+            if name not in standing:
+                raise ValueError(f"controls.without: {unknown(name, standing, 'standing arm')}")
         declared = self.primary if self.primary != PrimarySection() else None
         for key in ("arm", "against") if declared else ():
-            if getattr(declared, key) not in {*STANDING, *names}:
-                raise ValueError(f"primary.{key}: {unknown(getattr(declared, key), [*STANDING, *names], 'arm')}")
+            if getattr(declared, key) not in known:
+                raise ValueError(f"primary.{key}: {unknown(getattr(declared, key), known, 'arm')}")
         for key in ("cell", "against_cell") if declared else ():
             if getattr(declared, key) not in ("", *self.network.cells):
                 raise ValueError(f"primary.{key}: {getattr(declared, key)!r} is not among network.cells")
-        asked = [("sweeps", self.sweeps), *(("continual", section) for section in self.continual)]
-        for where, section in asked:
+        for where, section in [("sweeps", self.sweeps), *(("continual", section) for section in self.continual)]:
             for name in section.arms if "arms" in section.model_fields_set else ():
-                if name not in {*STANDING, *names}:
-                    raise ValueError(f"{where}.arms: {unknown(name, [*STANDING, *names], 'arm')}")
-        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-            raise ValueError(
-                f"two arms are {twice[0]!r}: arms differ in rule, optimiser, constants, normaliser, supervision, what "
-                "learns, or being averaged; another rate, decay of an average, seed or cell goes into another config"
-            )
-        return self
-
-
-def arm_name(arm: ArmSection) -> str:
-    """The name of an arm, from its parts: that of `bci_adapt.results.table.ARMS` (``window4_rmsprop``, ``readout``) for
-    the arms of the published runs, else its parts in words (``window2 + Adam + EMA``).
-    """
-    from bci_adapt.results.table import ARMS
-
-    special = _SPECIAL.get((arm.rule_text, arm.optimizer_text, arm.supervision, arm.learns, arm.weights))
-    if special and arm.normaliser == "causal" and arm.average is None and not arm.take_turns and arm.learn_every == 1:
-        return special
-    plain = arm.supervision == "true" and arm.learns is None and arm.weights == "pretrained"
-    parts = [arm.rule_text, arm.optimizer_text, *(["ema"] if arm.average else []), *(["turns"] * arm.take_turns)]
-    parts += [f"every{arm.learn_every}"] if arm.learn_every > 1 else []
-    key = "_".join(parts) + ("_fixed" if arm.normaliser == "fixed" else "")
-    if plain and key in ARMS:
-        return key
-    optimizer = arm.optimizer_type.__name__ + _listed(arm.optimizer_constants)
-    words = " + ".join([arm.rule_text, optimizer, *(["EMA"] if arm.average else [])])
-    also = [
-        *([f"{' and '.join(arm.learns)} only"] if arm.learns else []),
-        *(["fixed normaliser"] if arm.normaliser == "fixed" else []),
-        *(["in turns"] if arm.take_turns else []),
-        *([f"every {arm.learn_every} labels"] if arm.learn_every > 1 else []),
-        *([f"{arm.supervision} labels"] if arm.supervision != "true" else []),
-        *(["random weights"] if arm.weights == "random" else []),
-    ]
-    return ", ".join([words, *also])
-
-
-# Arms that go by a word of their own: (rule, optimiser, supervision, what learns, weights).
-_SPECIAL = {
-    ("readout", "rmsprop", "true", None, "pretrained"): "readout",
-    ("readout", "rmsprop", "true", ("output_bias",), "pretrained"): "output_bias",
-    ("immediate", "rmsprop", "true", ("input", "bias", "recurrent"), "pretrained"): "recurrent",
-    ("immediate", "rmsprop", "true", None, "random"): "from_random",
-    ("immediate", "rmsprop", "intention", None, "pretrained"): "intention",
-    ("immediate", "rmsprop", "pseudo", None, "pretrained"): "pseudo",
-}
+                if name not in known:
+                    raise ValueError(f"{where}.arms: {unknown(name, known, 'arm')}")
 
 
 # -------------------------------------------------------------------------------------------- reading a config
@@ -581,7 +413,7 @@ def _override(raw: dict[str, Any], setting: str) -> None:
 
 
 def _explain(problem: Any) -> str:
-    where = [str(part) for part in problem["loc"] if part not in ("simulated", "folder", "files", "dandi")]
+    where = [str(part) for part in problem["loc"] if part not in ("simulated", "folder", "files", "dandi", *ASKED_TAGS)]
     key = ".".join(where)
     if problem["type"] == "extra_forbidden":
         known = _keys_at(problem["loc"][:-1])
@@ -598,12 +430,12 @@ def _explain(problem: Any) -> str:
 
 
 def _keys_at(location: Sequence[Any]) -> list[str]:
-    sections: dict[str, type[_Section]] = {
+    sections: dict[str, type[Section]] = {
         "pairs": PairSection, "network": NetworkSection, "linear": LinearSection, "arms": ArmSection,
         "continual": ContinualSection, "tuning": TuningSection, "primary": PrimarySection, "sweeps": SweepSection,
         "controls": ControlSection, "files": FilesSource,
         "thresholds": ThresholdSection, "simulated": SimulatedSource, "folder": FolderSource,
-        "dandi": DandiSource, "channels": ChannelSection,
+        "dandi": DandiSource, "channels": ChannelSection, **ASKED_TAGS,
     }  # fmt: skip
     named = [sections[part] for part in location if part in sections]
     return list((named[-1] if named else Config).model_fields)

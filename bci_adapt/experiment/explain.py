@@ -16,9 +16,9 @@ import numpy as np
 
 from bci_adapt.data.labelled import load_arrays
 from bci_adapt.errors import InputError
-from bci_adapt.experiment.arms import Arm
+from bci_adapt.experiment.arms import LINEAR, NETWORK, Arm
 from bci_adapt.experiment.building import Builder
-from bci_adapt.experiment.config import Config, ControlSection, SweepSection, arm_name, load_config
+from bci_adapt.experiment.config import Config, ControlSection, SweepSection, load_config
 from bci_adapt.experiment.pairs import Pair
 from bci_adapt.experiment.run import prepare_sessions
 from bci_adapt.experiment.tuned import read_tuned
@@ -154,8 +154,9 @@ Step = tuple[str, str, Job, str]  # part, words, job, which of its predictions
 def _plan(builder: Builder, pair: Pair, cell: str, variable: str) -> list[Step]:
     """What is run for one decoder; the frozen one comes second."""
     arms = {arm.name: arm for arm in builder.arms(pair) if arm.cell == cell}
-    frozen = builder.adapt(arms["frozen"], pair, arms["frozen"].seeds[0])
-    learning, refit = ("rls", "ridge_oracle") if not cell else (_learning(arms, builder.config), "network_oracle")
+    kind = NETWORK if cell else LINEAR
+    frozen = builder.adapt(arms[kind.frozen], pair, arms[kind.frozen].seeds[0])
+    learning, refit = _learning(arms, builder.config) if cell else kind.reference, kind.ceiling
 
     def arm(name: str) -> Job:
         return builder.adapt(arms[name], pair, arms[name].seeds[0])
@@ -194,7 +195,7 @@ def _plan(builder: Builder, pair: Pair, cell: str, variable: str) -> list[Step]:
         ("frozen", "frozen, on the target", frozen, "held_out"),
         ("normaliser", "the target's own statistics, known beforehand", other("own statistics", statistics="target"),
          "predicted"),
-        ("normaliser, causal", "a causal normaliser", arm("normaliser"), "held_out"),
+        ("normaliser, causal", "a causal normaliser", arm(kind.unlabelled), "held_out"),
         ("channels", "without the channels that changed most", other("channels", silence=True), "predicted"),
         ("lag", "counts moved in time", other("lag", lags=lags), "predicted"),
         ("all three", "own statistics, moved, and without these channels",
@@ -210,7 +211,7 @@ def _learning(arms: dict[str, Arm], config: Config) -> str:
     config asks for, else a standing one.
     """
     taught = [name for name, arm in arms.items() if arm.checked and arm.supervision == "true"]
-    order = ["immediate_rmsprop", *(arm_name(section) for section in config.arms), *taught]
+    order = [NETWORK.reference, *(section.name for section in config.arms), *taught]
     return next((name for name in order if name in taught), "")
 
 
@@ -218,7 +219,7 @@ def _own_day(builder: Builder, pair: Pair, cell: str) -> Job:
     """The frozen decoder of the source day's earlier half, as the run's control without drift has it."""
     score = builder.without_drift(pair.sources[-1])
     for entry in score.parameters["arms"]:
-        if (entry["columns"]["arm"], entry["columns"]["cell"]) == ("frozen", cell):
+        if (entry["columns"]["arm"], entry["columns"]["cell"]) == ((NETWORK if cell else LINEAR).frozen, cell):
             job = score.inputs[entry["input"]]
             assert isinstance(job, Job)
             return job

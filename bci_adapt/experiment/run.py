@@ -16,17 +16,18 @@ from typing import Any
 
 from bci_adapt.archive.sources.base import Source
 from bci_adapt.errors import InputError
+from bci_adapt.experiment.arms import described, standing_names
+from bci_adapt.experiment.asked import ArmSection
 from bci_adapt.experiment.building import Builder, Foreign, prepare_job
+from bci_adapt.experiment.comparisons import compared
 from bci_adapt.experiment.config import (
     EARLIER,
-    STANDING,
     Config,
     ContinualSection,
     DandiSource,
     FilesSource,
     PairSection,
     SimulatedSource,
-    arm_name,
     to_toml,
 )
 from bci_adapt.experiment.pairs import (
@@ -270,8 +271,26 @@ def run_experiment(
     session = next(iter(prepared.sessions.values()))
     unit = str(session[config.variables[0]].attrs.get("units", ""))
     beside = [path for path in (tuned if config.tuned else None, lock) if path is not None and path.is_file()]
-    _write_run(folder, config, manifest, [job for job in scores if job.path.exists()], unit, beside)
+    about = {
+        "arms": _described(builders, pairs, foreign, values),
+        "comparisons": compared(config.network.cells, [arm for arm in config.arms if isinstance(arm, ArmSection)]),
+    }
+    _write_run(folder, config, manifest, [job for job in scores if job.path.exists()], about, unit, beside)
     return Run(folder, manifest, executed, reused)
+
+
+def _described(
+    builders: Mapping[tuple[str, ...], Builder],
+    pairs: Sequence[Pair],
+    foreign: Sequence[Foreign],
+    values: Tuned | None,
+) -> list[dict[str, Any]]:
+    """The table of arms: those of the run, decoders of the user's own, and those that were tuned besides."""
+    arms = {(arm.name, arm.cell): arm for pair in pairs for arm in builders[pair.sources].arms(pair, tuned=False)}
+    records = described([*arms.values(), *(own.arm for own in foreign)])
+    known = {(record["arm"], record["cell"]) for record in records}
+    tuned = values.about.get("arms", ()) if values is not None else ()
+    return records + [record for record in tuned if (record["arm"], record["cell"]) not in known]
 
 
 def _measured(plan: Plan, workers: int | None, scheduler: str | None, progress: Progress | None) -> Outcome:
@@ -286,7 +305,7 @@ def _measured(plan: Plan, workers: int | None, scheduler: str | None, progress: 
 
 def _refuse_names(config: Config, foreign: Sequence[Foreign]) -> None:
     """Refuse decoders of the user's own that go by the name of another arm: their scores would be taken for its."""
-    taken = {*STANDING, *(arm_name(section) for section in config.arms)}
+    taken = {*standing_names(config), *(section.name for section in config.arms)}
     for own in foreign:
         if own.name in taken:
             raise InputError(f"decoder {own.name}: there is an arm of this name already; rename it")
@@ -316,7 +335,7 @@ def _plan(
         if controls.costs:
             builder = builders[pairs[0].sources]
             for arm in builder.arms(pairs[0]):
-                if "online" in arm.phases and not (arm.cell and arm.name == "frozen"):
+                if "online" in arm.phases and not (arm.cell and arm.is_frozen):
                     costs[arm.name, arm.cell] = builder.cost(arm, pairs[0])
         if controls.no_drift:
             for source in dict.fromkeys(pair.sources[-1] for pair in pairs):
@@ -513,15 +532,24 @@ def _records(files: Sequence[Job], kind: str) -> Iterator[dict[str, Any]]:
 
 
 def _write_run(
-    folder: Path, config: Config, manifest: dict[str, Any], scored: Sequence[Job], unit: str, beside: Sequence[Path]
+    folder: Path,
+    config: Config,
+    manifest: dict[str, Any],
+    scored: Sequence[Job],
+    about: Mapping[str, list[dict[str, Any]]],
+    unit: str,
+    beside: Sequence[Path],
 ) -> None:
-    """Write a run's folder; `beside` are files that its config needs beside itself to be run again from there."""
+    """Write a run's folder; `about` holds the tables that say what its arms are and what is compared, `beside` are the
+    files that its config needs beside itself to be run again from there.
+    """
     from bci_adapt.results.report import render_report
     from bci_adapt.results.table import long_table, write_results
 
-    tables = [long_table(_records(scored, kind), kind) for kind in KINDS]
+    tables = {kind: long_table(_records(scored, kind), kind) for kind in KINDS}
+    tables |= {kind: long_table(records, kind) for kind, records in about.items()}
     attrs = {name: manifest[name] for name in ("name", "created", "delay_bins", "primary_bins")} | {"unit": unit}
-    write_results(folder / "results.nc", *tables, attrs=attrs)
+    write_results(folder / "results.nc", tables, attrs)
     write_text(folder / "config.toml", to_toml(config.model_dump(mode="json", exclude_none=True)))
     for path in beside:
         if path.resolve().parent != folder.resolve():

@@ -44,6 +44,10 @@ class Tuned:
         """(method, cell) of everything that was tuned, in order."""
         return list(dict.fromkeys((point["method"], point["cell"]) for point in self.surface))
 
+    def words(self) -> dict[str, str]:
+        """What a reader calls each method, where the file says it."""
+        return {str(record["arm"]): str(record["words"]) for record in self.about.get("arms", ())}
+
     def choice(self, method: str, cell: str, target: str = "") -> Choice | None:
         """The best setting of a method, no point on `target` looked at; None where there is none.
 

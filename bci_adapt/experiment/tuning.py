@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bci_adapt.errors import InputError
-from bci_adapt.experiment.arms import Arm
+from bci_adapt.experiment.arms import Arm, described
 from bci_adapt.experiment.building import Builder
 from bci_adapt.experiment.config import Config
 from bci_adapt.experiment.pairs import Pair, require_source, unscorable
@@ -165,6 +165,7 @@ def tune(
         "score": f"held-out R² ({', '.join(config.variables)}, averaged)",
         "sessions": {name: session.attrs["source_sha256"] for name, session in prepared.sessions.items()},
         "settings": _settings(config),
+        "arms": described(search.arm for search in searches),
     }
     return about, [point for search in searches for point in search.points]
 

@@ -10,8 +10,10 @@ import pandas as pd
 
 from bci_adapt.ground.storage import cache_root
 from bci_adapt.paper.tables import Frame
+from bci_adapt.results.arms import Arms
 from bci_adapt.results.recovery import coded, recovery_oracle
-from bci_adapt.results.table import arm_label, control_of, read_results, summarise
+from bci_adapt.results.summary import summarise
+from bci_adapt.results.table import control_of, read_results
 
 COLUMNS = (
     "run",
@@ -46,10 +48,11 @@ def read(folders: Sequence[Path], variable: str = "velocity") -> Frame:
     for folder in folders:
         stored = read_results(folder / "results.nc")
         of_run = coded(stored.rows)
-        recovered, refused = recovery_oracle(of_run)
+        arms = Arms(stored.arms)
+        recovered, refused = recovery_oracle(of_run, arms)
         percent = {(e["arm"], e["cell"]): e for e in recovered if e["variable"] == variable}
         reasons = {(e["arm"], e["cell"]): e["reason"] for e in refused if e["variable"] == variable}
-        for entry in summarise(of_run, blocks=stored.blocks):
+        for entry in summarise(of_run, arms, blocks=stored.blocks):
             if (entry["variable"], entry["phase"], entry["metric"]) != (variable, "held_out", "r2") or control_of(
                 entry["arm"]
             ):
@@ -58,7 +61,7 @@ def read(folders: Sequence[Path], variable: str = "velocity") -> Frame:
             found = percent.get(key, {})
             rows.append(
                 {
-                    "run": folder.name.rpartition("-")[0], "arm": entry["arm"], "label": arm_label(entry["arm"]),
+                    "run": folder.name.rpartition("-")[0], "arm": entry["arm"], "label": arms.label(entry["arm"]),
                     "cell": entry["cell"] or "linear", "mean": entry["mean"], "low": entry["low"],
                     "high": entry["high"], "n_targets": entry["n_targets"], "recovery": found.get("mean"),
                     "recovery_low": found.get("low"), "recovery_high": found.get("high"),

@@ -1,8 +1,8 @@
 """How much of what retraining regains an arm regains, and how two arms compare.
 
-Everything here reads the long table (`bci_adapt.results.table`) and nothing else. Scores are compared on the same pairs
-of sessions, and on the same seeds where both arms start from the same network. Recovery is a percentage with guards,
-never a score by itself.
+Everything here reads the long table and the table of arms (`bci_adapt.results.table`), and nothing else. Scores are
+compared on the same pairs of sessions, and on the same seeds where both arms start from the same network. Recovery is a
+percentage with guards, never a score by itself.
 """
 
 from __future__ import annotations
@@ -19,12 +19,9 @@ from bci_adapt.ground.statistics import (
     sign_flip_test,
     t_interval,
 )
+from bci_adapt.results.arms import Arms
+from bci_adapt.results.table import Frame, padded
 
-Frame = Any  # a pandas.DataFrame, whose own annotations are unions that no type checker can resolve
-ORACLES = {"network": "network_oracle", "linear": "ridge_oracle"}  # retrained on the target's stream alone
-JOINT = {"network": "joint_oracle", "linear": "joint_ridge"}  # retrained on earlier days and the target's stream
-KALMAN = ("kalman_pv_", "kalman_")  # families of arms with a frozen and a refit member of their own
-WITHOUT_RECOVERY = (*ORACLES.values(), *JOINT.values(), "persistence")
 FEW_DAYS = 5
 SMALLEST_DENOMINATOR, SMALLEST_CEILING = 0.05, 0.10
 
@@ -153,45 +150,45 @@ def by_day(both: Frame) -> Frame:
 
 
 def recovery_oracle(
-    rows: Frame, metric: str = "r2", seed: int = 0
+    rows: Frame, arms: Arms, metric: str = "r2", seed: int = 0
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """recovery_oracle = 100 (s_adapted − s_frozen) / (s_oracle − s_frozen), in percent, of held-out scores.
 
     Returns two lists: ``{arm, cell, variable, mean, low, high, n_targets}`` and, for arms that get no number,
-    ``{arm, cell, variable, reason}``. The oracle is the same architecture retrained on the target's own stream:
-    network_oracle of the same cell, ridge_oracle for linear arms, a Kalman filter's refit for its kind. It is a ratio
-    of means over target days, unclipped, with an interval from a bootstrap that draws the days of numerator and
-    denominator together. Refused when fewer than two days are scored for all three, when the denominator's interval
-    reaches zero, when the denominator is below 0.05, or when the interval of the oracle's own score reaches below 0.10.
+    ``{arm, cell, variable, reason}``. The oracle is the same architecture retrained on the target's own stream: the
+    arm's `ceiling` in the table of arms. It is a ratio of means over target days, unclipped, with an interval from a
+    bootstrap that draws the days of numerator and denominator together. Refused when fewer than two days are scored for
+    all three, when the denominator's interval reaches zero, when the denominator is below 0.05, or when the interval of
+    the oracle's own score reaches below 0.10.
     """
-    return _recoveries(rows, ORACLES, "retrained", metric, seed)
+    return _recoveries(rows, arms, "ceiling", "retrained", metric, seed)
 
 
-def recovery_joint(rows: Frame, metric: str = "r2", seed: int = 0) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """As `recovery_oracle`, with the ceiling retrained on earlier days and the target's stream together: joint_oracle
-    of the same cell, joint_ridge for linear arms.
+def recovery_joint(
+    rows: Frame, arms: Arms, metric: str = "r2", seed: int = 0
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """As `recovery_oracle`, with the ceiling retrained on earlier days and the target's stream together: the arm's
+    `joint_ceiling`.
     """
-    return _recoveries(rows, JOINT, "jointly retrained", metric, seed)
+    return _recoveries(rows, arms, "joint_ceiling", "jointly retrained", metric, seed)
 
 
 def _recoveries(
-    rows: Frame, ceilings: dict[str, str], words: str, metric: str, seed: int
+    rows: Frame, arms: Arms, against: str, words: str, metric: str, seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     rows, recovered, refused = standing(rows), [], []
     scored = rows[(rows["phase"] == "held_out") & (rows["metric"] == metric)]
-    arms = rows.loc[(rows["control"] == "") & ~rows["arm"].isin(WITHOUT_RECOVERY), ["arm", "cell", "variable"]]
-    for arm, cell, variable in arms.drop_duplicates().itertuples(index=False):
-        family = next((each for each in KALMAN if arm.startswith(each)), "")
-        if family and ceilings is JOINT:
-            continue  # no Kalman filter is retrained jointly
-        frozen = f"{family}frozen"
-        ceiling = f"{family}refit" if family else ceilings["network" if cell else "linear"]
-        if arm in (frozen, ceiling):
+    without = arms.with_role("ceiling", "control")
+    judged = rows.loc[(rows["control"] == "") & ~rows["arm"].isin(without), ["arm", "cell", "variable"]]
+    for arm, cell, variable in judged.drop_duplicates().itertuples(index=False):
+        kind = arms.kind(arm, cell)
+        ceiling = getattr(kind, against)
+        if not ceiling or arm == kind.frozen:  # of some architectures nothing is retrained
             continue
-        kind = "Kalman filter" if family else f"{cell} network" if cell else "linear decoder"
         name = {"arm": arm, "cell": cell, "variable": variable}
-        kinds = f"frozen {kind}", f"{words} {kind}"
-        result = _recovery(scored, (arm, frozen, ceiling), cell, variable, kinds, metric, seed)
+        what = f"{cell} {kind.kind}" if cell else kind.kind
+        kinds = f"frozen {what}", f"{words} {what}"
+        result = _recovery(scored, (arm, kind.frozen, ceiling), cell, variable, kinds, metric, seed)
         if isinstance(result, str):
             refused.append({**name, "reason": result})
         else:
@@ -273,11 +270,3 @@ def _block_difference(both: Frame, right: Frame, blocks: tuple[Frame, Frame], se
         others.append(np.mean([each[0] for each in rival if each], axis=0))
     error, spread, other = (padded(each) for each in (errors, spreads, others))
     return block_bootstrap(error, spread, levels, other_error=other, seed=seed)
-
-
-def padded(rows: Any) -> Any:
-    """Arrays of several lengths as one (n_rows, longest), NaN behind their ends."""
-    out = np.full((len(rows), max(map(len, rows), default=0)), np.nan)
-    for line, row in zip(out, rows, strict=True):
-        line[: len(row)] = row
-    return out

@@ -7,18 +7,15 @@ are plain dicts, in the order in which the table has its arms. Controls (canarie
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from bci_adapt.ground.statistics import Interval, equivalence, hedges_g, holm, power, rank_correlation, wilcoxon_test
+from bci_adapt.results.arms import Arms, Key
 from bci_adapt.results.recovery import (
-    JOINT,
-    ORACLES,
-    Frame,
     arm_scores,
     by_day,
     compare,
@@ -27,37 +24,11 @@ from bci_adapt.results.recovery import (
     paired,
     standing,
 )
+from bci_adapt.results.table import Frame
 
 SWEPT = {"delay": "delay_s", "fraction": "label_fraction", "budget": "budget_s", "trials": "budget_trials"}
 CEILING_FRACTION = 0.9
 MARGIN = 0.03  # of R², for "equivalent"
-Arm = tuple[str, str]  # name and cell
-
-# What is compared within each cell, declared before looking.
-DECLARED = (
-    ("immediate_rmsprop", "normaliser"),
-    ("normaliser", "frozen"),
-    ("immediate_rmsprop", "output_bias"),
-    ("immediate_rmsprop", "readout"),
-    ("immediate_rmsprop", "recurrent"),
-    ("immediate_rmsprop_ema", "immediate_rmsprop"),
-    ("immediate_sgd", "immediate_rmsprop"),
-    ("window4_rmsprop", "immediate_rmsprop"),
-    ("rtrl_rmsprop", "immediate_rmsprop"),
-    ("rtrl_rmsprop", "window4_rmsprop"),
-    ("intention", "immediate_rmsprop"),
-    ("pseudo", "normaliser"),
-    ("from_random", "immediate_rmsprop"),
-    ("immediate_rmsprop", "fine_tuned"),
-    ("immediate_rmsprop", "network_oracle"),
-    ("immediate_rmsprop", "joint_oracle"),
-    ("rls", "normaliser"),
-    ("aligned", "frozen"),
-    ("kalman_adaptive", "kalman_normaliser"),
-    ("rls", "ridge_oracle"),
-    ("rls", "joint_ridge"),
-)
-ADAPTED = ("normaliser", "immediate_rmsprop", "aligned", "rls")  # whose recovery is set beside drift
 
 
 def sweep(
@@ -91,7 +62,7 @@ class Life(NamedTuple):
     ceiling: float | None
 
 
-def life(rows: Frame, variable: str = "velocity", shown_s: Sequence[float] = (30.0, 120.0)) -> Life | None:
+def life(rows: Frame, arms: Arms, variable: str = "velocity", shown_s: Sequence[float] = (30.0, 120.0)) -> Life | None:
     """Held-out R² by target day of the first network that was swept over budgets, those of `shown_s` that there are.
 
     None where none was, or where all targets are of one day.
@@ -102,12 +73,13 @@ def life(rows: Frame, variable: str = "velocity", shown_s: Sequence[float] = (30
     budgets = sorted({point["value"] for point in swept if (point["arm"], point["cell"]) == (arm, cell)})
     shown = [budget for budget in budgets if budget in shown_s] or budgets[1:-1][:2]
     usual, of_budget = scored["study"] == "", scored["study"] == "budget"
-    lines = [("frozen", "frozen", usual), ("no labels", "normaliser", usual)]
+    kind = arms.kind(arm, cell)
+    lines = [("frozen", kind.frozen, usual), ("no labels", kind.unlabelled, usual)]
     lines += [(f"{value:g} s of labels", arm, of_budget & (scored["budget_s"] == value)) for value in shown]
     lines += [
         ("all labels", arm, usual),
-        ("retrained on the day", ORACLES["network"], usual),
-        ("retrained, earlier days too", JOINT["network"], usual),
+        ("retrained on the day", kind.ceiling, usual),
+        ("retrained, earlier days too", kind.joint_ceiling, usual),
     ]
     kept = [(order, name, scored[keep & (scored["arm"] == other)]) for order, (name, other, keep) in enumerate(lines)]
     canary = _scored(rows.assign(control=""), variable, "r2", "held_out")
@@ -122,12 +94,12 @@ def life(rows: Frame, variable: str = "velocity", shown_s: Sequence[float] = (30
     if not arm or len(set(points["date"])) < 2:
         return None
     labels = pd.DataFrame([p for p in swept if not p["cell"] or (p["arm"], p["cell"]) == (arm, cell)])
-    ceilings = {entry["cell"]: entry["ceiling_r2"] for entry in time_to_ceiling(rows, variable)}
+    ceilings = {entry["cell"]: entry["ceiling_r2"] for entry in time_to_ceiling(rows, arms, variable)}
     return Life(arm, cell, points, labels, ceilings.get(cell))
 
 
 def time_to_ceiling(
-    rows: Frame, variable: str = "velocity", fraction: float = CEILING_FRACTION, seed: int = 0
+    rows: Frame, arms: Arms, variable: str = "velocity", fraction: float = CEILING_FRACTION, seed: int = 0
 ) -> list[dict[str, Any]]:
     """The label budget of each arm of the budget study from which on its held-out R² reaches the ceiling's part.
 
@@ -138,9 +110,9 @@ def time_to_ceiling(
     found = []
     rows = _scored(rows, variable, "r2", "held_out")
     for arm, cell in _arms(rows[rows["study"] == "budget"]):
-        kind = "network" if cell else "linear"
+        kind = arms.kind(arm, cell)
         own = _whole_sweep(rows, "budget", arm, cell)
-        for ceiling in (JOINT[kind], ORACLES[kind]):
+        for ceiling in (kind.joint_ceiling, kind.ceiling):
             top = arm_scores(rows, ceiling, cell, variable)
             top = top[_pairs(top).isin(_pairs(own))]
             if len(top):
@@ -165,7 +137,7 @@ def time_to_ceiling(
     return found
 
 
-def forgetting(rows: Frame, variable: str = "velocity", seed: int = 0) -> list[dict[str, Any]]:
+def forgetting(rows: Frame, arms: Arms, variable: str = "velocity", seed: int = 0) -> list[dict[str, Any]]:
     """What adaptation cost on the source day: R² there with the adapted weights, less that of the frozen decoder.
 
     ``{arm, cell, variable, adapted, frozen, mean, low, high, n_targets, days}`` with `mean` the difference and `days` a
@@ -174,10 +146,11 @@ def forgetting(rows: Frame, variable: str = "velocity", seed: int = 0) -> list[d
     found = []
     rows = _scored(standing(rows), variable, "r2", "back")
     for arm, cell in _arms(rows):
-        both = compare(rows, (arm, cell), ("frozen", cell), variable, "back", seed=seed) if arm != "frozen" else None
+        frozen = arms.kind(arm, cell).frozen
+        both = compare(rows, (arm, cell), (frozen, cell), variable, "back", seed=seed) if arm != frozen else None
         if both is None:
             continue
-        days = by_day(paired(rows, (arm, cell), ("frozen", cell), variable, "back"))
+        days = by_day(paired(rows, (arm, cell), (frozen, cell), variable, "back"))
         changes = days["value"] - days["other"]
         daily = [{"target": str(day), "value": float(change)} for day, change in changes.items()]
         found.append(
@@ -229,15 +202,23 @@ def beside(
     return found
 
 
+def declared(comparisons: Frame, family: str) -> list[tuple[Key, Key]]:
+    """The pairs of one family of a run's table of comparisons."""
+    own = comparisons[comparisons["family"] == family]
+    lines = own[["first", "first_cell", "second", "second_cell"]].itertuples(index=False, name=None)
+    return [((first, cell), (second, other)) for first, cell, second, other in lines]
+
+
 def comparisons(
     rows: Frame,
-    primary: tuple[Arm, Arm] | None = None,
+    pairs: Iterable[tuple[Key, Key]],
+    primary: tuple[Key, Key] | None = None,
     variable: str = "velocity",
     blocks: Frame | None = None,
     margin: float = MARGIN,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """The declared comparisons of held-out R² with their statistics, the primary one first.
+    """Comparisons of held-out R² with their statistics, the primary one first, then those of `pairs` that were run.
 
     `primary` is ((arm, cell), (arm, cell)), or None where none was declared. It is tested by itself, all others are one
     family: `p_holm` is the sign-flip p, Holm-adjusted over them.
@@ -249,10 +230,9 @@ def comparisons(
     these would have 80 % power, and `power` that of the days there are to see a difference as large as the margin.
     """
     rows = _scored(standing(rows), variable, "r2", "held_out")
-    families = list(_declared(rows))
-    entries = []
-    pairs: list[tuple[Arm, Arm]] = [primary, *families] if primary else families
-    for first, second in dict.fromkeys(pairs):
+    held, entries = set(_arms(rows)), []
+    family = [pair for pair in pairs if held.issuperset(pair)]
+    for first, second in dict.fromkeys([primary, *family] if primary else family):
         both = compare(rows, first, second, variable, seed=seed, blocks=blocks)
         if both is None:
             continue
@@ -279,16 +259,17 @@ def comparisons(
 
 def associations(
     rows: Frame,
+    arms: Arms,
     drift: Iterable[Mapping[str, Any]],
     variable: str = "velocity",
-    adapted: Sequence[str] = ADAPTED,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """How measures of drift go with the frozen decoder's loss, and with what adaptation regains, over target days.
 
     `drift` lists ``{source, target, measures: {name: {value, …}}}``. The loss is the retrained decoder's held-out R²
-    less the frozen one's, a recovery an adapted arm's less the frozen one's. Returns ``{measure, outcome, arm, cell,
-    variable, rho, low, high, n_targets}`` with Spearman's rho; `outcome` is loss or recovered.
+    less the frozen one's, a recovery an adapted arm's less the frozen one's: of the decoder without labels, of the one
+    that others are set beside, and of rivals of the same kind that are not retrained. Returns ``{measure, outcome,
+    arm, cell, variable, rho, low, high, n_targets}`` with Spearman's rho; `outcome` is loss or recovered.
     """
     rows = _scored(standing(rows), variable, "r2", "held_out")
     measured = pd.DataFrame.from_records(
@@ -302,29 +283,28 @@ def associations(
     )
     found = []
     for cell in dict.fromkeys(rows["cell"]):
-        oracle = ORACLES["network" if cell else "linear"]
-        for outcome, arm in [("loss", oracle), *(("recovered", name) for name in adapted)]:
-            both = paired(rows, (arm, cell), ("frozen", cell), variable)
+        kind = arms.of_cell(cell)
+        rivals = [name for name in arms.with_role("rival") if arms.kind(name, cell) == kind]
+        adapted = {kind.unlabelled, kind.reference, *rivals} - {*arms.retrained}
+        for outcome, arm in [
+            ("loss", kind.ceiling),
+            *(("recovered", name) for name in sorted(adapted, key=arms.place)),
+        ]:
+            both = paired(rows, (arm, cell), (kind.frozen, cell), variable)
             gained = both.assign(y=both["value"] - both["other"])
             gained = gained.groupby(["source", "target"], sort=False, as_index=False)["y"].mean()
             for name, table in measured.merge(gained, on=["source", "target"]).groupby("measure", sort=False):
                 rho = rank_correlation(table["x"], table["y"], table["target"].tolist(), seed=seed)
                 found.append(
-                    {"measure": name, "outcome": outcome, "arm": "frozen" if outcome == "loss" else arm, "cell": cell}
+                    {
+                        "measure": name,
+                        "outcome": outcome,
+                        "arm": kind.frozen if outcome == "loss" else arm,
+                        "cell": cell,
+                    }
                     | {"variable": variable, "rho": rho.mean, "low": rho.low, "high": rho.high, "n_targets": rho.n}
                 )
     return found
-
-
-def _declared(rows: Frame) -> Iterator[tuple[Arm, Arm]]:
-    """The comparisons that the rows can answer: within cells, between networks, and of networks with linear arms."""
-    held = set(_arms(rows))
-    cells = list(dict.fromkeys(rows["cell"]))
-    networks = [cell for cell in cells if cell]
-    asked = [((first, cell), (second, cell)) for cell in cells for first, second in DECLARED]
-    asked += [(("immediate_rmsprop", one), ("immediate_rmsprop", other)) for other, one in pairwise(networks)]
-    asked += [(("immediate_rmsprop", cell), ("rls", "")) for cell in networks]
-    return (pair for pair in asked if held.issuperset(pair))
 
 
 def _scored(rows: Frame, variable: str, metric: str, phase: str | None = None) -> Frame:
@@ -334,7 +314,7 @@ def _scored(rows: Frame, variable: str, metric: str, phase: str | None = None) -
     return rows[keep if phase is None else keep & (rows["phase"] == phase)]
 
 
-def _arms(rows: Frame) -> list[Arm]:
+def _arms(rows: Frame) -> list[Key]:
     return list(rows[["arm", "cell"]].drop_duplicates().itertuples(index=False, name=None))
 
 

@@ -1,9 +1,11 @@
-"""The long table: its schema, its file, its summary. One row is one value; an arm is described by its columns.
+"""The long table: its schema and its file. One row is one value; an arm is described by its columns.
 
-A run's ``results.nc`` holds four tables as netCDF groups (dimension ``row``): ``rows`` (scores), ``curves`` (R² in
+A run's ``results.nc`` holds six tables as netCDF groups (dimension ``row``): ``rows`` (scores), ``curves`` (R² in
 consecutive windows through adaptation stream and held-out part), ``trajectories`` (an excerpt of decoded and true
-series) and ``blocks`` (squared errors and deviations of the held-out part in blocks of 10 s, along a second dimension
-``block``). Text columns are UTF-8 characters of fixed width, so that any netCDF reader opens them.
+series), ``blocks`` (squared errors and deviations of the held-out part in blocks of 10 s, along a second dimension
+``block``), ``arms`` (what a reader is told of each arm, `bci_adapt.results.arms`) and ``comparisons`` (what is
+compared, declared before looking, and in which words). Text columns are UTF-8 characters of fixed
+width, so that any netCDF reader opens them.
 
 The rows of a run's own question have ``study == ""`` (`standing`); every other row says which side question it answers.
 Summaries, verdicts and recovery are made of standing rows.
@@ -12,34 +14,17 @@ Summaries, verdicts and recovery are made of standing rows.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from bci_adapt.errors import InputError
-from bci_adapt.ground.storage import atomic_path, json_safe
-from bci_adapt.results import studies
-from bci_adapt.results.recovery import (
-    FEW_DAYS,
-    Frame,
-    arm_scores,
-    compare,
-    compare_scores,
-    interval,
-    of_arm,
-    padded,
-    recovery_joint,
-    recovery_oracle,
-    standing,
-)
+from bci_adapt.ground.storage import atomic_path
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
+Frame = Any  # a pandas.DataFrame, whose own annotations are unions that no type checker can resolve
 ROWS: dict[str, type] = {
     "source": str,  # session ids; several sources in one word (`bci_adapt.experiment.pairs.Pair.source`)
     "target": str,
@@ -94,64 +79,40 @@ BLOCKS: dict[str, type] = {  # of standing arms; R² = 1 − Σ error / Σ sprea
     "error": list,  # squared errors, summed over axes and the primary bins of each block, float (n_blocks,)
     "spread": list,  # squared deviations from the mean of the whole held-out part, likewise
 }
+ARMS: dict[str, type] = {  # one row an arm and cell
+    "arm": str,
+    "cell": str,
+    "words": str,  # what a reader sees
+    "role": str,  # of `ROLES`
+    "order": int,  # place in every list
+    "colour": str,
+    "marker": str,
+    "drawn": bool,  # whether figures that show few arms show it
+    "in_excerpt": bool,  # whether its decoded series are shown
+    "supervision": str,
+    "retrained": bool,  # trained on the whole stream: its online score, where it has one, is of training data
+    "variation": bool,  # it varies another arm, and is listed apart
+    "kind": str,  # what its architecture is called; then arms of that, by name: what it is judged by
+    **dict.fromkeys(("frozen", "unlabelled", "ceiling", "joint_ceiling", "reference"), str),
+}
+COMPARISONS: dict[str, type] = {  # in order; the text of a sentence is empty where none is said
+    "family": str,  # what Holm's correction is over, or which part of the verdict it is said in
+    **dict.fromkeys(("first", "first_cell", "second", "second_cell"), str),
+    "start": str,  # of the first arm alone: {score}
+    **dict.fromkeys(("ahead", "behind", "level"), str),  # by the sign of the difference: {first}, {second}, {change}
+}
+ROLES = ("bound", "standing", "rival", "ceiling", "control")
 RUN = ["source", "target", "arm", "cell", "seed"]  # what tells one run from another
-SCHEMAS = {"rows": ROWS, "curves": CURVES, "trajectories": TRAJECTORIES, "blocks": BLOCKS}
+SCHEMAS = {
+    "rows": ROWS,
+    "curves": CURVES,
+    "trajectories": TRAJECTORIES,
+    "blocks": BLOCKS,
+    "arms": ARMS,
+    "comparisons": COMPARISONS,
+}
 OPTIONAL: dict[str, type] = {"weight_change": float}  # ‖θ_end − θ_start‖ / ‖θ_start‖ of the trained weights
 
-ARMS = {  # known arms in order of presentation, with the words a reader sees; any other comes after them by its name
-    "frozen": "frozen",
-    "normaliser": "causal normaliser only",
-    "aligned": "factor analysis, aligned",
-    "output_bias": "output bias only",
-    "readout": "readout only",
-    "recurrent": "input and recurrent weights only",
-    "immediate_rmsprop_fixed": "immediate + RMSprop, fixed normaliser",
-    "immediate_rmsprop": "immediate + RMSprop",
-    "immediate_rmsprop_ema": "immediate + RMSprop + EMA",
-    "immediate_sgd": "immediate + SGD",
-    "window2_rmsprop": "2 steps of history + RMSprop",
-    "window4_rmsprop": "4 steps of history + RMSprop",
-    "window4_rmsprop_ema": "4 steps of history + RMSprop + EMA",
-    "window4_rmsprop_ema_turns": "4 steps of history + RMSprop + EMA, in turns",
-    "window4_rmsprop_ema_turns_every2": "4 steps of history + RMSprop + EMA, in turns, every second label",
-    "window8_rmsprop": "8 steps of history + RMSprop",
-    "trace(0.5)_rmsprop": "trace 0.5 + RMSprop",
-    "snap1_rmsprop": "SnAp-1 + RMSprop",
-    "rflo_rmsprop": "RFLO + RMSprop",
-    "eprop_rmsprop": "e-prop + RMSprop",
-    "uoro_rmsprop": "UORO + RMSprop",
-    "rtrl_rmsprop": "RTRL + RMSprop",
-    "from_random": "immediate + RMSprop, from random weights",
-    "intention": "immediate + RMSprop, taught by the cued direction",
-    "pseudo": "immediate + RMSprop, taught by itself",
-    "fine_tuned": "fine-tuned by BPTT",
-    "kalman_frozen": "Kalman, frozen",
-    "kalman_normaliser": "Kalman, causal normaliser only",
-    "kalman_adaptive": "Kalman, adaptive",
-    "kalman_refit": "Kalman, retrained",
-    "kalman_pv_frozen": "Kalman with position, frozen",
-    "kalman_pv_normaliser": "Kalman with position, causal normaliser only",
-    "kalman_pv_adaptive": "Kalman with position, adaptive",
-    "kalman_pv_refit": "Kalman with position, retrained",
-    "rls": "recursive least squares",
-    "ridge_oracle": "ridge, retrained",
-    "joint_ridge": "ridge, retrained with earlier days",
-    "network_oracle": "network, retrained",
-    "joint_oracle": "network, retrained with earlier days",
-    "persistence": "persistence",
-}
-# Arms that vary another one; a machine-readable summary lists them apart from the standing arms.
-VARIATIONS = ("immediate_rmsprop_fixed",)
-CONTROLS = ("persistence",)  # they read labels and no neuron
-RETRAINED = (  # trained on the whole stream: their online score, where they have one, is of training data
-    *("fine_tuned", "kalman_refit", "kalman_pv_refit"),
-    *("ridge_oracle", "joint_ridge", "network_oracle", "joint_oracle"),
-)
-RIVALS = (  # arms that others are measured against; ridge retrained on the same labels is what they should reach
-    *("rls", "joint_ridge", "kalman_adaptive", "kalman_refit", "kalman_pv_adaptive", "kalman_pv_refit"),
-    *("fine_tuned", "network_oracle", "joint_oracle"),
-)
-SUSPECT_GAP = 0.03
 CANARY = "canary:"
 CONTROL_PREFIXES = {"": "", "time": CANARY, "channels": "channels:"}  # kind of control → how its arm's name begins
 CONTROL_WORDS = {"time": "shuffled neurons", "channels": "shuffled channels"}
@@ -175,8 +136,6 @@ STUDIES = {  # why a row that is not of a standing arm is there; a sweep's value
     "cold": "optimiser and traces not warmed",
 }
 STATUSES = ("ok", "failed", "unscorable")
-UNMOVED = 0.01
-LEAK_FRACTION, LEAK_FLOOR = 0.5, 0.1
 
 
 class Results(NamedTuple):
@@ -186,6 +145,8 @@ class Results(NamedTuple):
     curves: Frame
     trajectories: Frame
     blocks: Frame
+    arms: Frame
+    comparisons: Frame
     attrs: dict[str, Any]
 
 
@@ -197,7 +158,7 @@ def variables(rows: pd.DataFrame) -> list[str]:
 
 
 def long_table(records: Iterable[Mapping[str, Any]] | Frame, kind: str = "rows") -> Frame:
-    """Table of one `kind` (rows, curves, trajectories, blocks) with the columns, order and types of its schema.
+    """Table of one `kind` (of `SCHEMAS`) with the columns, order and types of its schema.
 
     Raises `InputError` naming the column that is missing, unknown, of the wrong type or out of its vocabulary.
     """
@@ -216,24 +177,29 @@ def long_table(records: Iterable[Mapping[str, Any]] | Frame, kind: str = "rows")
     return table
 
 
+def padded(rows: Any) -> Any:
+    """Arrays of several lengths as one (n_rows, longest), NaN behind their ends."""
+    out = np.full((len(rows), max(map(len, rows), default=0)), np.nan)
+    for line, row in zip(out, rows, strict=True):
+        line[: len(row)] = row
+    return out
+
+
 def _types(table: Frame, kind: str) -> dict[str, type]:
     """The columns of a table of one kind, those included that need not be there."""
     optional = OPTIONAL if kind == "rows" else {}
     return SCHEMAS[kind] | {name: type_ for name, type_ in optional.items() if name in table}
 
 
-def write_results(
-    path: Path, rows: Frame, curves: Frame, trajectories: Frame, blocks: Frame, attrs: Mapping[str, Any]
-) -> None:
-    """Write the four tables and `attrs` (JSON-like values) to one netCDF file, atomically.
+def write_results(path: Path, tables: Mapping[str, Frame], attrs: Mapping[str, Any]) -> None:
+    """Write the tables, by their kinds, and `attrs` (JSON-like values) to one netCDF file, atomically.
 
     Raises `InputError` as `long_table` does; nothing is written then.
     """
     import h5netcdf
     import xarray as xr
 
-    tables = {"rows": rows, "curves": curves, "trajectories": trajectories, "blocks": blocks}
-    checked = {kind: long_table(table, kind) for kind, table in tables.items()}
+    checked = {kind: long_table(tables[kind], kind) for kind in SCHEMAS}
     with atomic_path(Path(path)) as temporary:
         with h5netcdf.File(temporary, "w") as file:
             for name, value in attrs.items():
@@ -290,284 +256,6 @@ def read_results(path: Path) -> Results:
     return Results(**tables, attrs=attrs)
 
 
-def summarise(rows: Frame, seed: int = 0, blocks: Frame | None = None) -> list[dict[str, Any]]:
-    """One entry per standing arm, cell, variable, phase and metric: ``{…, mean, low, high, n_targets, note}``.
-
-    Only values whose status is ok count. Seeds are averaged within a pair of sessions, pairs within a target day, days
-    give the mean; the 95 % interval resamples days, and seeds within them (NaN below two days); with `blocks` that of a
-    held-out R² resamples blocks of time too. Controls are arms of their own. `note` says when weights moved by less
-    than 1 %, how many runs failed or gave no value, and when a rival is suspect. Raises `InputError` when one arm mixes
-    settings that must not be pooled.
-    """
-    rows = standing(rows)
-    summary = []
-    names = ["arm", "cell", "variable", "phase", "metric"]
-    for key, group in rows.groupby(names, sort=False):
-        arm, cell = str(key[0]), str(key[1])
-        for column in ("n_hidden", "delay_s", "label_fraction"):
-            if group[column].nunique() > 1:
-                raise InputError(
-                    f"{column}: arm {arm!r} ({cell or 'linear'}) has several values {sorted(set(group[column]))}; "
-                    "select one setting before summarising"
-                )
-        scorable = group[group["status"] != "unscorable"]
-        ok = scorable[(scorable["status"] == "ok") & np.isfinite(scorable["value"])]
-        entry = dict(zip(names, map(str, key), strict=True))
-        own = of_arm(blocks, arm, cell, entry["variable"]) if key[3:] == ("held_out", "r2") else None
-        mean, low, high, n = interval(ok[["target", "source", "seed", "value"]], seed, own)
-        summary.append({**entry, "mean": mean, "low": low, "high": high, "n_targets": n, "note": _note(arm, scorable)})
-    _mark_suspects(summary)
-    return sorted(summary, key=_order)
-
-
-def _mark_suspects(summary: list[dict[str, Any]]) -> None:
-    """Note, on rivals that score more than `SUSPECT_GAP` below ridge on the same labels, that they may be badly set: a
-    victory over them is worth nothing.
-    """
-    held_out = [entry for entry in summary if entry["phase"] == "held_out" and entry["metric"] == "r2"]
-    ridge = {entry["variable"]: entry["mean"] for entry in held_out if entry["arm"] == "ridge_oracle"}
-    for entry in held_out:
-        below = ridge.get(entry["variable"], math.nan) - entry["mean"]
-        if entry["arm"] in RIVALS and below > SUSPECT_GAP:
-            words = f"rival suspect: {number(below)} below ridge, retrained"
-            entry["note"] = "; ".join(filter(None, [entry["note"], words]))
-
-
-def adaptive(rows: Frame) -> list[str]:
-    """Arms that learn from labels as they arrive, in order of presentation: none retrained, no control, no canary."""
-    rows = standing(rows)
-    learning = set(rows.loc[rows["supervision"].isin(["true", "intention"]) & (rows["control"] == ""), "arm"])
-    return sorted(learning - {*RETRAINED, *CONTROLS}, key=arm_order)
-
-
-def leak(rows: Frame, leak_fraction: float = LEAK_FRACTION) -> dict[str, bool | None]:
-    """Whether each adaptive arm's online score can be had without neurons; None where no canary can tell.
-
-    A canary is the same job with the counts shuffled in time. An arm leaks when, for any cell or variable, its canary's
-    mean online R² on the pairs both share is above 0.1 and at least `leak_fraction` of the arm's own. It does not when
-    every cell and variable has such a pair and none leaks.
-    """
-    found: dict[str, bool | None] = {}
-    online = _online(rows)
-    for arm in adaptive(rows):
-        verdicts = []
-        for cell, variable in _cells_and_variables(rows, arm):
-            # on the pair: with several shifts, each is a canary of the arm, whatever seeds that has
-            canaries, own = (arm_scores(online, name, cell, variable, "online") for name in (CANARY + arm, arm))
-            both = compare_scores(canaries, own, same_network=False)
-            leaks = both and both.first > LEAK_FLOOR and both.first >= leak_fraction * both.second
-            verdicts.append(None if both is None else bool(leaks))
-        found[arm] = _worst(verdicts)
-    return found
-
-
-def not_above_persistence(rows: Frame) -> dict[str, bool | None]:
-    """Whether each adaptive arm's online score, at its label delay, is no better than repeating the last known label.
-
-    True where, for any cell or variable, its mean online R² is not above that of persistence on the pairs both share:
-    such an online score is no sign of decoding. None without persistence to set beside it.
-    """
-    found: dict[str, bool | None] = {}
-    online = _online(rows)
-    for arm in adaptive(rows):
-        verdicts = []
-        for cell, variable in _cells_and_variables(rows, arm):
-            both = compare(online, (arm, cell), ("persistence", ""), variable, "online")
-            verdicts.append(None if both is None else both.first <= both.second)
-        found[arm] = _worst(verdicts)
-    return found
-
-
-def _online(rows: Frame) -> Frame:
-    return standing(rows[(rows["phase"] == "online") & (rows["metric"] == "r2")])
-
-
-def _cells_and_variables(rows: Frame, arm: str) -> list[tuple[str, str]]:
-    rows = standing(rows)
-    return list(rows.loc[rows["arm"] == arm, ["cell", "variable"]].drop_duplicates().itertuples(index=False, name=None))
-
-
-def _worst(verdicts: list[bool | None]) -> bool | None:
-    return True if True in verdicts else None if None in verdicts else False
-
-
-def canary_troubles(rows: Frame) -> dict[str, str]:
-    """What is wrong with the canaries of adaptive arms, by arm: not run, failed (how many, why), nothing to compare."""
-    online, troubles = _online(rows), {}
-    for arm, verdict in leak(rows).items():
-        runs = online[online["arm"] == CANARY + arm]
-        failed = runs[runs["status"] == "failed"]
-        cells = {cell for cell, _ in _cells_and_variables(rows, arm)}
-        missing = sorted(cells - set(runs["cell"]), key=_cell_order)
-        parts = []
-        if missing:
-            parts.append(f"no canary was run ({', '.join(map(cell_label, missing))})")
-        if len(failed):
-            reasons = ", ".join(dict.fromkeys(failed["reason"]))
-            parts.append(f"{len(failed)} of {len(runs)} canary runs failed ({reasons})")
-        if verdict is None and not parts:
-            parts.append("the arm itself has no online score on its canary's pairs")
-        if parts:
-            troubles[arm] = "; ".join(parts)
-    return troubles
-
-
-def json_payload(
-    rows: Frame,
-    manifest: Mapping[str, Any],
-    summary: list[dict[str, Any]] | None = None,
-    blocks: Frame | None = None,
-) -> dict[str, Any]:
-    """What ``run --json`` writes, free of NaN: rows (the long table, its columns' names and its values apart), summary,
-    variations, recovery, refused, leak, not_above_persistence, comparisons, associations, sweeps, time_to_ceiling,
-    forgetting, no_drift, beside, unscorable and jobs.
-
-    `summary` holds every standing arm but `VARIATIONS`, controls too, `variations` those; an entry's `leak`, as `leak`
-    by arm, is null where nothing can tell. `recovery` and `refused` say ``against`` which ceiling they are. A delay
-    that is null is the end of the trial.
-    """
-    everything = summarise(rows, blocks=blocks) if summary is None else summary
-    verdicts = leak(rows)
-    everything = [{**entry, "leak": verdicts.get(entry["arm"])} for entry in everything]
-    apart = [bare_arm(entry["arm"]) in VARIATIONS for entry in everything]
-    recovered, refused = [], []
-    for against, recovery in (("retrained", recovery_oracle), ("jointly retrained", recovery_joint)):
-        for found, entries in zip((recovered, refused), recovery(rows), strict=True):
-            found += [entry | {"against": against} for entry in entries]
-    names, primary = variables(rows), manifest.get("primary")
-    scores = rows[rows["metric"] == "r2"]
-    declared = None
-    if primary:
-        declared = (primary["arm"], primary["cell"]), (primary["against"], primary["against_cell"])
-    drift, jobs = manifest.get("drift", []), manifest.get("jobs", {})
-    return json_safe(
-        {
-            "rows": {"columns": list(rows.columns), "data": rows.to_numpy(object).tolist()},
-            "summary": [entry for entry, other in zip(everything, apart, strict=True) if not other],
-            "variations": [entry for entry, other in zip(everything, apart, strict=True) if other],
-            "recovery": recovered,
-            "refused": refused,
-            "leak": verdicts,
-            "not_above_persistence": not_above_persistence(rows),
-            "comparisons": [
-                each
-                for name in names
-                for each in studies.comparisons(scores, declared if name == names[0] else None, name, blocks)
-            ],
-            "associations": [each for name in names for each in studies.associations(scores, drift, name)],
-            "sweeps": {
-                study: [each for name in names for each in studies.sweep(scores, study, name)]
-                for study in studies.SWEPT
-            },
-            "time_to_ceiling": [each for name in names for each in studies.time_to_ceiling(scores, name)],
-            "forgetting": [each for name in names for each in studies.forgetting(scores, name)],
-            "no_drift": [each for name in names for each in studies.no_drift(scores, name)],
-            "beside": {
-                study: [each for name in names for each in studies.beside(scores, study, name)]
-                for study in ("shared_rate", "continual", "cold")
-            },
-            "unscorable": list(manifest.get("unscorable", [])),
-            "jobs": {"executed": 0, "reused": 0, **jobs},
-        }
-    )
-
-
-def text_table(
-    summary: list[dict[str, Any]],
-    rates_tuned: bool,
-    variable: str = "velocity",
-    metric: str = "r2",
-    leaks: Mapping[str, bool | None] | None = None,
-    beaten: Mapping[str, bool | None] | None = None,
-) -> Table:
-    """Table of arms for a terminal: online and held-out mean [low, high] and the number of target days.
-
-    `leaks` are the verdicts of `leak`, `beaten` those of `not_above_persistence`; arms that they flag have a note.
-    """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        title=f"{variable}, {metric_label(metric)}: mean [95 % interval] over days",
-    )
-    for heading in ("cell", "arm"):
-        table.add_column(heading, no_wrap=heading == "cell")
-    for heading in (*PHASES.values(), "days"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    lines = arm_lines(summary, variable, metric)
-    verdicts = {arm: [] for arm in (*(leaks or {}), *(beaten or {}))}
-    for arm, leaking in (leaks or {}).items():
-        verdicts[arm] += {True: ["this setting leaks"], None: ["leak not checked"]}.get(leaking, [])
-    for arm, flagged in (beaten or {}).items():
-        verdicts[arm] += ["online: not above persistence"] if flagged else []
-    noted = any(line["note"] or verdicts.get(line["arm"]) for line in lines)
-    if noted:
-        table.add_column("note")
-    for position, line in enumerate(lines):
-        new_cell = not position or lines[position - 1]["cell"] != line["cell"]
-        if new_cell and position:
-            table.add_section()
-        leaks_here = bool(leaks and leaks.get(line["arm"]))
-        note = "; ".join(filter(None, [line["note"], *verdicts.get(line["arm"], [])]))
-        scores = [score_text(line[phase]) for phase in PHASES]
-        table.add_row(
-            Text(cell_label(line["cell"]) if new_cell else ""),
-            Text(arm_label(line["arm"])),
-            *map(Text, scores),
-            str(line["n_targets"]),
-            *([Text(note, style="bold red" if leaks_here else "dim")] if noted else []),
-        )
-    table.caption = caption(rates_tuned, summary)
-    return table
-
-
-def arm_lines(summary: list[dict[str, Any]], variable: str = "velocity", metric: str = "r2") -> list[dict[str, Any]]:
-    """One line per arm and cell, controls left out: ``{arm, cell, online, held_out, n_targets, note}``.
-
-    `online` and `held_out` are entries of `summary`, or None where the arm has no such score.
-    """
-    lines: dict[tuple[str, str], dict[str, Any]] = {}
-    for entry in summary:
-        if entry["variable"] != variable or entry["metric"] != metric or control_of(entry["arm"]):
-            continue
-        blank: dict[str, Any] = {
-            "arm": entry["arm"],
-            "cell": entry["cell"],
-            **dict.fromkeys(PHASES),
-            "n_targets": 0,
-            "note": "",
-        }
-        if entry["phase"] not in PHASES:
-            continue
-        line = lines.setdefault((entry["cell"], entry["arm"]), blank)
-        line[entry["phase"]] = entry
-        line["n_targets"] = max(line["n_targets"], entry["n_targets"])
-        seen = "online: training data" if entry["arm"] in RETRAINED and entry["phase"] == "online" else ""
-        notes = [part for part in (line["note"], entry.get("note", ""), seen) if part]
-        line["note"] = "; ".join(dict.fromkeys(notes))
-    return sorted(lines.values(), key=lambda line: (_cell_order(line["cell"]), arm_order(line["arm"])))
-
-
-def caption(rates_tuned: bool, summary: list[dict[str, Any]] | None = None) -> str:
-    """What stands under every table of scores; `summary` adds a warning where its intervals rest on few days."""
-    tuned = "rates tuned on held-out scores of other pairs" if rates_tuned else "rates not tuned"
-    days = max((entry["n_targets"] for entry in summary or []), default=FEW_DAYS)
-    few = f"; intervals over {days} days are too narrow" if 1 < days < FEW_DAYS else ""
-    return f"{tuned}; n is target days; pairs of one day are averaged first{few}"
-
-
-def score_text(entry: Mapping[str, Any] | None) -> str:
-    """``0.39 [0.31, 0.46]`` with true minus signs; the mean alone without an interval; a dash without a score."""
-    if entry is None or not _finite(entry["mean"]):
-        return "–"
-    if not (_finite(entry["low"]) and _finite(entry["high"])):
-        return number(entry["mean"])
-    return f"{number(entry['mean'])} [{number(entry['low'])}, {number(entry['high'])}]"
-
-
 def number(value: float, digits: int = 2) -> str:
     """`value` with a true minus sign, and no minus before a rounded zero."""
     text = f"{value:.{digits}f}"
@@ -584,12 +272,6 @@ def bare_arm(arm: str) -> str:
     return arm.removeprefix(CONTROL_PREFIXES[control_of(arm)])
 
 
-def arm_label(arm: str) -> str:
-    """Words for an arm's name; its name where it is none of `ARMS`."""
-    name, control = ARMS.get(bare_arm(arm), bare_arm(arm)), control_of(arm)
-    return f"{name}, {CONTROL_WORDS[control]}" if control else name
-
-
 def cell_label(cell: str) -> str:
     """Words for a cell's name, its name where it has none of its own; "linear" for decoders without a network."""
     return CELLS.get(cell, cell)
@@ -602,40 +284,8 @@ def metric_label(metric: str) -> str:
     return known.get(metric, metric.replace("r2:", "R² of ", 1))
 
 
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def arm_order(arm: str) -> tuple[int, int, str]:
-    """Sorting key: known arms in the order of `ARMS`, others by name, controls last."""
-    name = bare_arm(arm)
-    place = list(ARMS).index(name) if name in ARMS else len(ARMS)
-    return list(CONTROL_PREFIXES).index(control_of(arm)), place, name
-
-
-def _cell_order(cell: str) -> tuple[bool, int, str]:
+def cell_order(cell: str) -> tuple[bool, int, str]:
     return cell == "", list(CELLS).index(cell) if cell in CELLS else len(CELLS), cell
-
-
-def _order(entry: Mapping[str, Any]) -> tuple:
-    phases, metrics = [*PHASES, *MORE_PHASES], ("r2", "r2_all_bins", "r2_uniform", "pearson", "rmse")
-    metric = metrics.index(entry["metric"]) if entry["metric"] in metrics else len(metrics)
-    return (
-        *(entry["variable"] != "velocity", entry["variable"], arm_order(entry["arm"]), _cell_order(entry["cell"])),
-        *(phases.index(entry["phase"]), metric, entry["metric"]),
-    )
-
-
-def _note(arm: str, scorable: Frame) -> str:
-    notes = []
-    learns = (scorable["supervision"] != "none").any() and arm not in (*RETRAINED, *CONTROLS) and not control_of(arm)
-    if "weight_change" in scorable and learns:
-        change = scorable.loc[scorable["status"] == "ok", "weight_change"].dropna()
-        if len(change) and change.median() < UNMOVED:
-            notes.append("did not adapt")
-    if n_failed := int((scorable["status"] == "failed").sum()):
-        notes.append(f"{n_failed} of {len(scorable)} runs failed")
-    return "; ".join(notes)
 
 
 def _column(table: str, name: str, values: Any, kind: type) -> Any:
@@ -676,7 +326,13 @@ def _check_vocabulary(table: Frame, kind: str) -> None:
             row = int(bad.to_numpy().argmax())
             raise InputError(f"{kind}: column {column!r}, row {row}: expected {expected}, got {table[column][row]!r}")
 
+    if kind == "comparisons":
+        refuse("first", table["first"] == "", "the name of an arm")
+        return
     refuse("arm", table["arm"].map(bare_arm) == "", f"the name of an arm, or {CANARY}ARM")
+    if kind == "arms":
+        refuse("role", ~table["role"].isin(ROLES), " or ".join(ROLES))
+        refuse("arm", table.duplicated(["arm", "cell"]), "each arm of a cell once")
     if "phase" in table:
         phases = PHASES | (MORE_PHASES if kind == "rows" else {})
         refuse("phase", ~table["phase"].isin(list(phases)), " or ".join(phases))

@@ -17,39 +17,15 @@ import numpy as np
 import pandas as pd
 
 from bci_adapt.ground.storage import atomic_path
-from bci_adapt.results.recovery import Frame
-from bci_adapt.results.table import (
-    ARMS,
-    CANARY,
-    CELLS,
-    CONTROL_PREFIXES,
-    CONTROLS,
-    LEAK_FLOOR,
-    PHASES,
-    RETRAINED,
-    arm_label,
-    arm_order,
-    cell_label,
-    control_of,
-)
+from bci_adapt.results.arms import Arms
+from bci_adapt.results.summary import LEAK_FLOOR
+from bci_adapt.results.table import CANARY, CONTROL_PREFIXES, PHASES, Frame, cell_label, cell_order, control_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, GRID, GREY = "#1c2530", "#5b6673", "#e3e7ec", "#9aa4af"
 WIDTH_IN = 8.8
-ARM_STYLE = {  # the known arms worth a line of their own: colour, marker
-    "frozen": ("#000000", "X"),
-    "normaliser": ("#56B4E9", "v"),
-    "immediate_rmsprop": ("#0072B2", "o"),
-    "immediate_rmsprop_ema": ("#CC79A7", "P"),
-    "window4_rmsprop": ("#D55E00", "s"),
-    "network_oracle": ("#009E73", "D"),
-    "rls": ("#E69F00", "^"),
-    "ridge_oracle": ("#009E73", "D"),
-    "persistence": ("#999999", "*"),
-}
-SPARE_STYLES = (("#882255", "h"), ("#44AA99", "<"), ("#999933", ">"), ("#AA4499", "d"))  # arms that are not known
 KIND_STYLE = {
     "no labels": ("#4d4d4d", "s"),
     "learns online": ("#0072B2", "o"),
@@ -72,7 +48,7 @@ class Drawn(NamedTuple):
 
 
 def arms_figure(
-    summary: list[dict[str, Any]], variable: str, cell: str, supervision: Mapping[str, str] | None = None
+    summary: list[dict[str, Any]], arms: Arms, variable: str, cell: str, supervision: Mapping[str, str] | None = None
 ) -> Drawn | None:
     """R² of every arm of one cell, best held-out score on top: held out filled, online hollow, with their intervals.
 
@@ -81,32 +57,32 @@ def arms_figure(
     """
     shown = [e for e in summary if (e["variable"], e["metric"]) == (variable, "r2") and finite(e["mean"])]
     shown = [e for e in shown if e["phase"] in PHASES and not control_of(e["arm"])]
-    shown = [e for e in shown if e["phase"] == "held_out" or e["arm"] not in RETRAINED]  # trained on the stream
+    shown = [e for e in shown if e["phase"] == "held_out" or e["arm"] not in arms.retrained]  # trained on the stream
     entries = [e for e in shown if e["cell"] == cell]
     if not entries:
         return None
     held_out = {e["arm"]: e["mean"] for e in entries if e["phase"] == "held_out"}
-    arms = sorted({e["arm"] for e in entries}, key=lambda arm: (-held_out.get(arm, -np.inf), arm_order(arm)))
+    names = sorted({e["arm"] for e in entries}, key=lambda arm: (-held_out.get(arm, -np.inf), arms.place(arm)))
     edges = [value for e in shown for value in (e["mean"], e["low"], e["high"]) if finite(value)]
-    kinds = {arm: _kind(arm, (supervision or {}).get(arm, "true")) for arm in arms}
+    kinds = {arm: _kind(arm, arms, (supervision or {}).get(arm, "true")) for arm in names}
     with house_style():
-        figure = new_figure(0.95 + 0.2 * len(arms))
+        figure = new_figure(0.95 + 0.2 * len(names))
         axis = figure.subplots()
         for entry in entries:
             colour, marker = KIND_STYLE[kinds[entry["arm"]]]
             online = entry["phase"] == "online"
-            y = arms.index(entry["arm"]) + (0.2 if online else -0.14)
+            y = names.index(entry["arm"]) + (0.2 if online else -0.14)
             x = max(entry["mean"], FLOOR_R2)
             if finite(entry["low"]):
                 ends = np.clip([entry["low"], entry["high"]], FLOOR_R2, None)
                 axis.plot(ends, [y, y], color=colour, linewidth=0.8 if online else 1.8, alpha=0.7)
             face = "white" if online else colour
             axis.plot(x, y, marker, color=colour, markersize=4 if online else 5, markerfacecolor=face, linestyle="none")
-        for y in range(1, len(arms), 2):  # every other line shaded: the eye keeps it from name to mark
+        for y in range(1, len(names), 2):  # every other line shaded: the eye keeps it from name to mark
             axis.axhspan(y - 0.5, y + 0.5, color="#f4f6f8", zorder=0, linewidth=0)
         axis.set_xlim(max(min(edges) - 0.04, FLOOR_R2 - 0.04), min(max(edges) + 0.04, 1.02))
-        axis.set_yticks(range(len(arms)), [plain(arm_label(arm)) for arm in arms])
-        axis.set_ylim(len(arms) - 0.5, -0.5)
+        axis.set_yticks(range(len(names)), [plain(arms.label(arm)) for arm in names])
+        axis.set_ylim(len(names) - 0.5, -0.5)
         axis.axvline(0, color=MUTED, linewidth=0.8)
         axis.grid(axis="x")
         axis.set_xlabel(f"{variable} R² (filled: held out, weights frozen; hollow: online, predict then learn)")
@@ -116,18 +92,18 @@ def arms_figure(
     return Drawn(figure, pd.DataFrame([{name: e[name] for name in columns} for e in entries]))
 
 
-def _kind(arm: str, supervision: str) -> str:
-    if arm in CONTROLS:
+def _kind(arm: str, arms: Arms, supervision: str) -> str:
+    if arm in arms.controls:
         return "control, no neuron"
-    if arm in RETRAINED:
+    if arm in arms.retrained:
         return "retrained on the whole stream"
     return "no labels" if supervision == "none" else "learns online"
 
 
-def gap_figure(rows: Frame, variable: str = "velocity") -> Drawn | None:
+def gap_figure(rows: Frame, arms: Arms, variable: str = "velocity") -> Drawn | None:
     """Held-out R² of each pair of sessions against the days between them, a panel per cell."""
     keep = (rows["variable"] == variable) & (rows["metric"] == "r2") & (rows["phase"] == "held_out")
-    styles = _arm_styles(rows["arm"])
+    styles = _arm_styles(arms, rows["arm"])
     keep &= (rows["status"] == "ok") & np.isfinite(rows["day_gap"]) & rows["arm"].isin(list(styles))
     keys = ["cell", "arm", "source", "target"]
     pairs = rows[keep].groupby(keys, sort=False, as_index=False)[["day_gap", "value"]].mean()
@@ -156,18 +132,18 @@ def gap_figure(rows: Frame, variable: str = "velocity") -> Drawn | None:
                 note = f"{lost} below {FLOOR_R2:g} drawn at {FLOOR_R2:g}".replace("-", "−")
                 axis.text(0.02, 0.02, note, transform=axis.transAxes, color=MUTED, fontsize=7)
         axes[0].set_ylabel(f"held-out {variable} R²")
-        _arm_legend(figure, styles, pairs)
+        _arm_legend(figure, arms, styles, pairs)
     return Drawn(figure, pairs)
 
 
-def curve_figure(curves: Frame, variable: str = "velocity") -> Drawn | None:
+def curve_figure(curves: Frame, arms: Arms, variable: str = "velocity") -> Drawn | None:
     """R² in consecutive windows through stream and held-out part: median over pairs, with the middle half as a band.
 
     Retrained arms are drawn over the held-out part alone: the stream is what they were trained on.
     """
-    styles = _arm_styles(curves["arm"])
+    styles = _arm_styles(arms, curves["arm"])
     shown = curves[curves["arm"].isin(list(styles)) & np.isfinite(curves["r2"]) & (curves["variable"] == variable)]
-    shown = shown[(shown["phase"] == "held_out") | ~shown["arm"].isin(RETRAINED)]
+    shown = shown[(shown["phase"] == "held_out") | ~shown["arm"].isin(arms.retrained)]
     if shown.empty:
         return None
     shown = shown.groupby(["cell", "arm", "source", "target", "phase", "time_s"], sort=False, as_index=False)["r2"]
@@ -204,11 +180,11 @@ def curve_figure(curves: Frame, variable: str = "velocity") -> Drawn | None:
                     )
                 axis.set_title(axis.get_title(), pad=14)
         axes[0].set_ylabel(f"{variable} R² in windows, median over pairs")
-        _arm_legend(figure, styles, shown, lines=True)
+        _arm_legend(figure, arms, styles, shown, lines=True)
     return Drawn(figure, pd.concat(data, ignore_index=True))
 
 
-def trajectory_figure(trajectories: Frame, variable: str = "velocity", unit: str = "") -> Drawn | None:
+def trajectory_figure(trajectories: Frame, arms: Arms, variable: str = "velocity", unit: str = "") -> Drawn | None:
     """A held-out excerpt, decoded against true: an arm per row, a movement axis per column."""
     trajectories = trajectories[trajectories["variable"] == variable]
     if trajectories.empty:
@@ -216,11 +192,8 @@ def trajectory_figure(trajectories: Frame, variable: str = "velocity", unit: str
     first = trajectories.iloc[0]
     pair = trajectories[(trajectories["source"] == first["source"]) & (trajectories["target"] == first["target"])]
     pair = pair[pair["arm"].map(control_of) == ""]
-    networks = [cell for cell in cells_in_order(pair["cell"]) if cell][-1:]
-    runs = [(arm, cell) for cell in networks for arm in ("frozen", "immediate_rmsprop", "window4_rmsprop")]
-    runs += [("rls", ""), *(("network_oracle", cell) for cell in networks)]
     available = set(zip(pair["arm"], pair["cell"], strict=True))
-    runs = [run for run in runs if run in available] or sorted(available)[:3]
+    runs = _excerpt(arms, available) or sorted(available)[:3]
     names = list(dict.fromkeys(pair["axis"]))[:3]
     if not runs:
         return None
@@ -236,10 +209,10 @@ def trajectory_figure(trajectories: Frame, variable: str = "velocity", unit: str
                 data.append(series[["cell", "arm", "seed", "axis", "time_s", "true", "decoded"]])
                 seconds = series["time_s"] - series["time_s"].min()
                 axis.plot(seconds, series["true"], color="#9aa4af", linewidth=2.2, solid_capstyle="round")
-                axis.plot(seconds, series["decoded"], color=ARM_STYLE.get(arm, (INK, ""))[0], linewidth=1.1)
+                axis.plot(seconds, series["decoded"], color=arms.style(arm)[0], linewidth=1.1)
                 axis.grid(axis="y")
             kind = cell_label(cell) if cell else "linear"
-            row[0].set_title(plain(f"{kind}: {arm_label(arm)}"), loc="left", fontsize=8)
+            row[0].set_title(plain(f"{kind}: {arms.label(arm)}"), loc="left", fontsize=8)
         for axis, name in zip(axes[-1], names, strict=True):
             axis.set_xlabel(plain(f"time (s), {name} axis"))
             reach = pair.loc[pair["axis"] == name, "true"].abs().max() * 1.5
@@ -250,7 +223,22 @@ def trajectory_figure(trajectories: Frame, variable: str = "velocity", unit: str
     return Drawn(figure, pd.concat(data, ignore_index=True))
 
 
-def controls_figure(summary: list[dict[str, Any]], variable: str = "velocity") -> Drawn | None:
+def _excerpt(arms: Arms, available: set[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The arms whose excerpt is shown: of the last network, and of the linear ones the one that others are set beside;
+    what is retrained comes last.
+    """
+    network = [cell for cell in cells_in_order(cell for _, cell in available) if cell][-1:]
+    rival = arms.of_cell("").reference
+    wanted = [(arm, cell) for arm in arms.in_excerpt for cell in network]
+    wanted = (
+        [key for key in wanted if key[0] not in arms.retrained]
+        + [(rival, "")]
+        + [key for key in wanted if key[0] in arms.retrained]
+    )
+    return [key for key in wanted if key in available]
+
+
+def controls_figure(summary: list[dict[str, Any]], arms: Arms, variable: str = "velocity") -> Drawn | None:
     """Online R² of each arm that learns, a panel per cell: itself, and with neurons shuffled in time or by channel."""
     scores = {
         (e["arm"], e["cell"]): e["mean"]
@@ -258,17 +246,17 @@ def controls_figure(summary: list[dict[str, Any]], variable: str = "velocity") -
         if (e["variable"], e["metric"], e["phase"]) == (variable, "r2", "online") and finite(e["mean"])
     }
     names = [name for name in scores if any((prefix + name[0], name[1]) in scores for prefix in CONTROL_STYLE)]
-    names.sort(key=lambda name: arm_order(name[0]))
+    names.sort(key=lambda name: arms.place(name[0]))
     if not names:
         return None
     cells, data = cells_in_order(cell for _, cell in names), []
-    arms = {cell: [arm for arm, its in names if its == cell] for cell in cells}
+    of_cell = {cell: [arm for arm, its in names if its == cell] for cell in cells}
     with house_style():
         figure = new_figure(0.8 + 0.32 * len(cells) + 0.2 * len(names))
-        heights = [len(arms[cell]) + 0.5 for cell in cells]
+        heights = [len(of_cell[cell]) + 0.5 for cell in cells]
         axes = figure.subplots(len(cells), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for axis, cell in zip(axes, cells, strict=True):
-            for y, arm in enumerate(arms[cell]):
+            for y, arm in enumerate(of_cell[cell]):
                 own = max(scores[arm, cell], FLOOR_R2)
                 axis.plot(own, y, "o", color="#0072B2", markersize=5)
                 data.append({"cell": cell, "arm": arm, "control": "", "online_r2": scores[arm, cell]})
@@ -282,8 +270,8 @@ def controls_figure(summary: list[dict[str, Any]], variable: str = "velocity") -
                     data.append({"cell": cell, "arm": arm, "control": control, "online_r2": value})
             axis.axvline(0, color=MUTED, linewidth=0.8)
             axis.axvline(LEAK_FLOOR, color="#B00020", linewidth=0.9, linestyle=(0, (4, 3)))
-            axis.set_yticks(range(len(arms[cell])), [plain(arm_label(arm)) for arm in arms[cell]])
-            axis.set_ylim(len(arms[cell]) - 0.5, -0.5)
+            axis.set_yticks(range(len(of_cell[cell])), [plain(arms.label(arm)) for arm in of_cell[cell]])
+            axis.set_ylim(len(of_cell[cell]) - 0.5, -0.5)
             axis.set_title(cell_title(cell), loc="left")
             axis.grid(axis="x")
         axes[-1].set_xlabel(f"online {variable} R²")
@@ -293,27 +281,27 @@ def controls_figure(summary: list[dict[str, Any]], variable: str = "velocity") -
     return Drawn(figure, pd.DataFrame(data))
 
 
-def runs_figure(points: Frame, variable: str) -> Drawn | None:
+def runs_figure(points: Frame, arms: Arms, variable: str) -> Drawn | None:
     """Held-out R² of the same arms in several runs, a panel per cell; `points` has cell, arm, run, mean, low, high."""
     if points.empty:
         return None
     cells, names = cells_in_order(points["cell"]), list(dict.fromkeys(points["run"]))
     styles = {name: RUN_STYLES[place % len(RUN_STYLES)] for place, name in enumerate(names)}
-    arms = {cell: sorted(set(points.loc[points["cell"] == cell, "arm"]), key=arm_order) for cell in cells}
+    of_cell = {cell: sorted(set(points.loc[points["cell"] == cell, "arm"]), key=arms.place) for cell in cells}
     with house_style():
-        n_lines = sum(map(len, arms.values()))
+        n_lines = sum(map(len, of_cell.values()))
         figure = new_figure(0.8 + 0.32 * len(cells) + 0.2 * n_lines)
-        heights = [len(arms[cell]) + 0.5 for cell in cells]
+        heights = [len(of_cell[cell]) + 0.5 for cell in cells]
         axes = figure.subplots(len(cells), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for axis, cell in zip(axes, cells, strict=True):
             for point in points[points["cell"] == cell].itertuples(index=False):
                 colour, marker = styles[point.run]
-                y = arms[cell].index(point.arm) + 0.5 * ((names.index(point.run) + 0.5) / len(names) - 0.5)
+                y = of_cell[cell].index(point.arm) + 0.5 * ((names.index(point.run) + 0.5) / len(names) - 0.5)
                 if finite(point.low):
                     axis.plot(np.clip([point.low, point.high], FLOOR_R2, None), [y, y], color=colour, linewidth=1.2)
                 axis.plot(max(point.mean, FLOOR_R2), y, marker, color=colour, markersize=4.5)
-            axis.set_yticks(range(len(arms[cell])), [plain(arm_label(arm)) for arm in arms[cell]])
-            axis.set_ylim(len(arms[cell]) - 0.5, -0.5)
+            axis.set_yticks(range(len(of_cell[cell])), [plain(arms.label(arm)) for arm in of_cell[cell]])
+            axis.set_ylim(len(of_cell[cell]) - 0.5, -0.5)
             axis.set_title(cell_title(cell), loc="left")
             axis.axvline(0, color=MUTED, linewidth=0.8)
             axis.grid(axis="x")
@@ -427,12 +415,14 @@ def legend(figure: Figure, entries: Mapping[str, tuple[str, str, Any]], hollow: 
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
 
 
-def _arm_legend(figure: Figure, styles: Mapping[str, tuple[str, str]], table: Frame, lines: bool = False) -> None:
+def _arm_legend(
+    figure: Figure, arms: Arms, styles: Mapping[str, tuple[str, str]], table: Frame, lines: bool = False
+) -> None:
     entries: dict[str, tuple[str, str, str]] = {}
     for arm, _ in _by_arm(styles, table):
         colour, marker = styles[arm]
-        label = arm_label(arm)
-        if arm in RETRAINED:  # one colour, never in one panel
+        label = arms.label(arm)
+        if arm in arms.retrained:  # one colour, never in one panel
             label = "retrained on the target"
         entries[label] = (colour, "" if lines else marker, "-")
     legend(figure, entries)
@@ -445,18 +435,14 @@ def _by_arm(styles: Mapping[str, tuple[str, str]], table: Frame) -> Iterator[tup
             yield arm, points
 
 
-def _arm_styles(arms: Any) -> dict[str, tuple[str, str]]:
-    """Colour and marker of the arms present that get a line: those of `ARM_STYLE`, and the ones that are not known."""
-    present = set(arms)
-    others = sorted(arm for arm in present if arm not in ARMS and not control_of(arm))
-    spare = {arm: SPARE_STYLES[number % len(SPARE_STYLES)] for number, arm in enumerate(others)}
-    return {arm: style for arm, style in (ARM_STYLE | spare).items() if arm in present}
+def _arm_styles(arms: Arms, present: Any) -> dict[str, tuple[str, str]]:
+    """Colour and marker of the arms present that get a line."""
+    return {arm: arms.style(arm) for arm in arms.drawn(set(present))}
 
 
 def cells_in_order(cells: Any) -> list[str]:
-    """Cells present, networks first, in the order of `CELLS`, linear last."""
-    known = list(CELLS)
-    return sorted(set(cells), key=lambda cell: (cell == "", known.index(cell) if cell in known else len(known), cell))
+    """Cells present, networks first, in the order of `bci_adapt.results.table.CELLS`, linear last."""
+    return sorted(set(cells), key=cell_order)
 
 
 def finite(value: float | None) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bci_adapt.results.arms import Arms
 from bci_adapt.results.figures.run import (
     FLOOR_R2,
     GREY,
@@ -22,15 +23,16 @@ from bci_adapt.results.figures.run import (
     panels,
     plain,
 )
-from bci_adapt.results.recovery import Frame
-from bci_adapt.results.table import arm_label, arm_order, cell_label
+from bci_adapt.results.table import Frame, cell_label
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 COLUMNS = 4  # of small multiples
 
 
-def sweep_figure(points: Frame, words: str, variable: str, ceilings: Mapping[str, float] | None = None) -> Drawn | None:
+def sweep_figure(
+    points: Frame, arms: Arms, words: str, variable: str, ceilings: Mapping[str, float] | None = None
+) -> Drawn | None:
     """R² of arms over the values of a sweep, a panel per cell: held out filled, online hollow and dashed.
 
     `points` has the columns cell, arm, value, label (of the value), phase, mean, low, high, n_targets; values stand at
@@ -42,16 +44,16 @@ def sweep_figure(points: Frame, words: str, variable: str, ceilings: Mapping[str
     cells = cells_in_order(points["cell"])
     ticks = points.sort_values("value").drop_duplicates("value")
     places = {value: place for place, value in enumerate(ticks["value"])}
-    arms = sorted(set(points["arm"]), key=arm_order)
+    names = sorted(set(points["arm"]), key=arms.place)
     with house_style():
         figure, axes = panels(cells, 2.9)
         for axis, cell in zip(axes, cells, strict=True):
-            for number, arm in enumerate(arms):
-                colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            for number, arm in enumerate(names):
+                colour, marker = arms.style(arm)
                 of_arm = points[(points["cell"] == cell) & (points["arm"] == arm)].sort_values("value")
                 for phase, face, line in (("held_out", colour, "-"), ("online", "white", "--")):
                     each = of_arm[of_arm["phase"] == phase]
-                    x = each["value"].map(places) + 0.07 * (number - (len(arms) - 1) / 2)
+                    x = each["value"].map(places) + 0.07 * (number - (len(names) - 1) / 2)
                     y = each["mean"].clip(lower=FLOOR_R2)
                     style = {"color": colour, "linestyle": line, "linewidth": 1.2 if line == "-" else 0.8}
                     axis.plot(x, y, marker=marker, markersize=4.2, markerfacecolor=face, **style)
@@ -76,15 +78,12 @@ def sweep_figure(points: Frame, words: str, variable: str, ceilings: Mapping[str
         axes[0].set_ylabel(f"{variable} R² (filled: held out, hollow: online)")
         legend(
             figure,
-            {
-                arm_label(arm): (COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], "-")
-                for number, arm in enumerate(arms)
-            },
+            {arms.label(arm): (*arms.style(arm), "-") for arm in names},
         )
     return Drawn(figure, points.drop(columns="label"))
 
 
-def continual_figure(points: Frame, variable: str) -> Drawn | None:
+def continual_figure(points: Frame, arms: Arms, variable: str) -> Drawn | None:
     """Held-out R² day by day, a panel per cell: weights carried on (filled) and each day anew (hollow, dashed).
 
     `points` has the columns cell, arm, day (sortable text), continual (bool), mean, low, high.
@@ -94,12 +93,12 @@ def continual_figure(points: Frame, variable: str) -> Drawn | None:
         return None
     cells = cells_in_order(points.loc[points["continual"], "cell"])
     days = sorted(set(points["day"]))
-    arms = sorted(set(points.loc[points["continual"], "arm"]), key=arm_order)
+    names = sorted(set(points.loc[points["continual"], "arm"]), key=arms.place)
     with house_style():
         figure, axes = panels(cells, 2.9)
         for axis, cell in zip(axes, cells, strict=True):
-            for number, arm in enumerate(arms):
-                colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            for arm in names:
+                colour, marker = arms.style(arm)
                 of_arm = points[(points["cell"] == cell) & (points["arm"] == arm)].sort_values("day")
                 for carried, face, line in ((True, colour, "-"), (False, "white", "--")):
                     each = of_arm[of_arm["continual"] == carried]
@@ -112,15 +111,14 @@ def continual_figure(points: Frame, variable: str) -> Drawn | None:
         axes[0].set_ylabel(f"held-out {variable} R²")
         legend(
             figure,
-            {
-                arm_label(arm): (COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], "-")
-                for number, arm in enumerate(arms)
-            },
+            {arms.label(arm): (*arms.style(arm), "-") for arm in names},
         )
     return Drawn(figure, points)
 
 
-def tuning_figure(surface: Sequence[Mapping[str, Any]], chosen: Sequence[Mapping[str, Any]]) -> Drawn | None:
+def tuning_figure(
+    surface: Sequence[Mapping[str, Any]], chosen: Sequence[Mapping[str, Any]], arms: Arms
+) -> Drawn | None:
     """Score against learning rate, a panel per method and cell; a line per setting of the other parameters.
 
     The chosen point has a ring, its line is drawn dark. A method without a rate is drawn against its first parameter.
@@ -154,7 +152,7 @@ def tuning_figure(surface: Sequence[Mapping[str, Any]], chosen: Sequence[Mapping
             if all(x > 0 for points in series.values() for x, *_ in points):
                 axis.set_xscale("log")
                 axis.minorticks_off()
-            axis.set_title(plain(f"{arm_label(method)}\n{cell_label(cell)}"), fontsize=7)
+            axis.set_title(plain(f"{arms.label(method)}\n{cell_label(cell)}"), fontsize=7)
             axis.set_xlabel(plain(along.replace("_", " ")), fontsize=7)
             axis.grid(axis="y")
         for axis in axes[len(groups) :]:
@@ -228,7 +226,7 @@ def drift_figure(points: Frame, rows: Sequence[tuple[str, str]]) -> Drawn | None
     return Drawn(figure, points)
 
 
-def cost_figure(costs: Sequence[Mapping[str, Any]]) -> Drawn | None:
+def cost_figure(costs: Sequence[Mapping[str, Any]], arms: Arms) -> Drawn | None:
     """Time per bin of every arm on a log axis: p50 filled, a line to p99 with a tick at p95, the empty loop hollow."""
     cells = cells_in_order(each["cell"] for each in costs)
     known = [each for each in costs if finite(each.get("p50_us"))]
@@ -248,7 +246,7 @@ def cost_figure(costs: Sequence[Mapping[str, Any]]) -> Drawn | None:
         for width in widths:
             axis.axvline(width, color="#B00020", linewidth=1, linestyle=(0, (4, 3)))
         axis.set_xscale("log")
-        labels = [f"{arm_label(each['arm'])} ({cell_label(each['cell'])})" for each in known]
+        labels = [f"{arms.label(each['arm'])} ({cell_label(each['cell'])})" for each in known]
         axis.set_yticks(range(len(known)), [plain(label) for label in labels])
         axis.set_ylim(len(known) - 0.5, -0.5)
         axis.set_xlabel("time per bin (µs)")
@@ -265,7 +263,7 @@ def cost_figure(costs: Sequence[Mapping[str, Any]]) -> Drawn | None:
     return Drawn(figure, pd.DataFrame(known))
 
 
-def days_figure(points: Frame, labels: Frame, variable: str, ceiling: float | None = None) -> Drawn | None:
+def days_figure(points: Frame, labels: Frame, arms: Arms, variable: str, ceiling: float | None = None) -> Drawn | None:
     """Held-out R² day by day with more and more labels, and R² against labels beside it.
 
     `points` has the columns series, order, date, mean: one line per series, in `order`, the bounds (no label at all,
@@ -296,7 +294,7 @@ def days_figure(points: Frame, labels: Frame, variable: str, ceiling: float | No
             right.vlines(x, each["low"].clip(lower=FLOOR_R2), each["high"], color=colour, linewidth=1.1, alpha=0.6)
             right.plot(x, each["mean"].clip(lower=FLOOR_R2), "-", marker="os"[n % 2], color=colour, markersize=4.2)
             right.annotate(
-                plain(f"{arm_label(arm)} ({cell_label(cell)})"), (x.iloc[-1], each["mean"].iloc[-1]), (0, 6),
+                plain(f"{arms.label(arm)} ({cell_label(cell)})"), (x.iloc[-1], each["mean"].iloc[-1]), (0, 6),
                 textcoords="offset points", ha="right", fontsize=7, color=colour,
             )  # fmt: skip
         if finite(ceiling):

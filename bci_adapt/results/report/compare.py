@@ -7,22 +7,25 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from bci_adapt.results import table as results
+from bci_adapt.results import summary
+from bci_adapt.results.arms import Arms
 from bci_adapt.results.figures import run as figures
 from bci_adapt.results.figures.run import cells_in_order
 from bci_adapt.results.recovery import arm_scores, compare_scores
 from bci_adapt.results.report.album import Album
 from bci_adapt.results.report.blocks import Cell, Column, Keys, Page, Section, Table, blocks_of, numbers, words
 from bci_adapt.results.report.run import Run, flat, plural, probability, signed
-from bci_adapt.results.table import arm_label, cell_label, score_text
+from bci_adapt.results.summary import score_text
+from bci_adapt.results.table import cell_label
 
 
 def compare_page(runs: Sequence[Run], folders: Sequence[str]) -> tuple[Page, Album]:
     """The page that lays `runs` (two or more, the first is what the others are compared with) side by side."""
     names = [f"{chr(65 + place)}" for place in range(len(runs))]
     album = Album()
+    arms = known_arms(runs)
     variables = list(dict.fromkeys(variable for run in runs for variable in run.variables))
-    targets = [set(run.arms.loc[run.arms["status"] == "ok", "target"]) for run in runs]
+    targets = [set(run.own.loc[run.own["status"] == "ok", "target"]) for run in runs]
     shared = set.intersection(*targets)
     lead = "; ".join(
         f"{name} is {run.manifest.get('name', 'run')} ({folder})"
@@ -40,8 +43,8 @@ def compare_page(runs: Sequence[Run], folders: Sequence[str]) -> tuple[Page, Alb
         [],
         [
             _asked(runs, names),
-            *(_scores(runs, names, variable, album) for variable in variables),
-            _leaks(runs, names),
+            *(_scores(runs, names, variable, album, arms) for variable in variables),
+            _leaks(runs, names, arms),
             _versions(runs, names),
         ],
     )
@@ -63,14 +66,20 @@ def _asked(runs: Sequence[Run], names: Sequence[str]) -> Section:
     )
 
 
-def _scores(runs: Sequence[Run], names: Sequence[str], variable: str, album: Album) -> Section:
+def known_arms(runs: Sequence[Run]) -> Arms:
+    """The arms of several runs: where two say different things of one, the first is right."""
+    every = pd.concat([run.stored.arms for run in runs], ignore_index=True)
+    return Arms(every.drop_duplicates(["arm", "cell"], ignore_index=True))
+
+
+def _scores(runs: Sequence[Run], names: Sequence[str], variable: str, album: Album, arms: Arms) -> Section:
     """Every arm of any run: its scores, and its difference from the first run's on what both share."""
-    keys = {(e["arm"], e["cell"]) for run in runs for e in results.arm_lines(run.summary, variable)}
+    keys = {(e["arm"], e["cell"]) for run in runs for e in summary.arm_lines(run.summary, run.arms, variable)}
     cells = cells_in_order(cell for _, cell in keys)
     rows, drawn = [], []
-    for arm, cell in sorted(keys, key=lambda key: (cells.index(key[1]), results.arm_order(key[0]))):
+    for arm, cell in sorted(keys, key=lambda key: (cells.index(key[1]), arms.place(key[0]))):
         entries = [run.scores.get((arm, cell, variable, "held_out", "r2")) for run in runs]
-        line: list[str | Cell] = [cell_label(cell), arm_label(arm), *map(score_text, entries)]
+        line: list[str | Cell] = [cell_label(cell), arms.label(arm), *map(score_text, entries)]
         for name, run in zip(names[1:], runs[1:], strict=True):
             line += _difference(runs[0], run, name, arm, cell, variable)
         rows.append(line)
@@ -93,7 +102,7 @@ def _scores(runs: Sequence[Run], names: Sequence[str], variable: str, album: Alb
     )
     picture = album.picture(
         f"compare-{variable}",
-        figures.runs_figure(pd.DataFrame(drawn), variable) if drawn else None,
+        figures.runs_figure(pd.DataFrame(drawn), arms, variable) if drawn else None,
         f"held-out {variable} R² of every arm in every run",
         "Held-out scores of the same arms in each run, over all target days of that run: where days differ, so "
         "do scores.",
@@ -121,14 +130,14 @@ def _difference(first: Run, other: Run, name: str, arm: str, cell: str, variable
     ]
 
 
-def _leaks(runs: Sequence[Run], names: Sequence[str]) -> Section:
+def _leaks(runs: Sequence[Run], names: Sequence[str], arms: Arms) -> Section:
     verdicts = [run.leaks for run in runs]
-    arms = sorted({arm for each in verdicts for arm in each}, key=results.arm_order)
+    found = sorted({arm for each in verdicts for arm in each}, key=arms.place)
     said = {True: Cell("this setting leaks", "bad"), None: Cell("not checked"), False: Cell("no leak")}
     table = Table(
         "",
         words("arm", *names),
-        [[arm_label(arm), *(said[each[arm]] if arm in each else Cell("–") for each in verdicts)] for arm in arms],
+        [[arms.label(arm), *(said[each[arm]] if arm in each else Cell("–") for each in verdicts)] for arm in found],
     )
     return Section("leaks", "Do labels leak?", blocks_of(table), "No adaptive arm was run.")
 

@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bci_adapt.ground.statistics import holm
 from bci_adapt.results import studies
-from bci_adapt.results import table as results
+from bci_adapt.results.arms import Key
 from bci_adapt.results.figures import studies as figures_study
 from bci_adapt.results.figures.drift import short_names
-from bci_adapt.results.recovery import Frame, paired, recovery_joint, recovery_oracle
+from bci_adapt.results.recovery import paired, recovery_joint, recovery_oracle
 from bci_adapt.results.report.blocks import Cell, Column, Fold, Section, Table, Text, blocks_of, numbers, words
 from bci_adapt.results.report.run import Run, figure_text, plural, probability, signed
-from bci_adapt.results.table import arm_label, cell_label, number
+from bci_adapt.results.table import Frame, cell_label, number
 
 RECOVERY = {  # what the named definitions are
     "recovery_oracle": "100 (adapted − frozen) / (retrained − frozen): the ceiling is the same architecture "
@@ -29,7 +28,10 @@ RECOVERY = {  # what the named definitions are
 
 def recovery(run: Run) -> Section:
     """Both named percentages side by side, and every one that is refused with its reason."""
-    found = {"recovery_oracle": recovery_oracle(run.held_out), "recovery_joint": recovery_joint(run.held_out)}
+    found = {
+        "recovery_oracle": recovery_oracle(run.held_out, run.arms),
+        "recovery_joint": recovery_joint(run.held_out, run.arms),
+    }
     several = len(run.variables) > 1
     columns = [(variable, name) for variable in run.variables for name in found]
     percent: dict[tuple[str, str], dict[tuple[str, str], Mapping[str, Any]]] = {}
@@ -40,7 +42,7 @@ def recovery(run: Run) -> Section:
         reasons += [(entry["cell"], entry["arm"], entry["variable"], name, entry["reason"]) for entry in refused]
 
     def place(key: tuple) -> tuple:
-        return run.cell_place(key[0]), results.arm_order(key[1])
+        return run.cell_place(key[0]), run.arms.place(key[1])
 
     table = Table(
         f"Percent of held-out R² [95 % interval], a ratio of means over target days, unclipped; {run.caption}.",
@@ -50,7 +52,7 @@ def recovery(run: Run) -> Section:
         ],
         [
             [
-                *(cell_label(key[0]), arm_label(key[1])),
+                *(cell_label(key[0]), run.arms.label(key[1])),
                 *(_percent(percent[key].get(column)) for column in columns),
                 str(max(entry["n_targets"] for entry in percent[key].values())),
             ]
@@ -62,7 +64,7 @@ def recovery(run: Run) -> Section:
         "Refused: no percentage is printed, for the reason given.",
         words("cell", "arm", *(["variable"] if several else []), "percentage", "reason"),
         [
-            [cell_label(cell), arm_label(arm), *([variable] if several else []), name, reason]
+            [cell_label(cell), run.arms.label(arm), *([variable] if several else []), name, reason]
             for cell, arm, variable, name, reason in sorted(reasons, key=place)
         ],
         grouped=True,
@@ -91,20 +93,22 @@ def _percent(entry: Mapping[str, Any] | None) -> str:
 def comparisons(run: Run) -> Section:
     """The declared comparisons: the primary one in words and numbers, then all of them in a table."""
     blocks: list[Any] = []
-    primary = _primary(run)
+    pairs = {family: studies.declared(run.stored.comparisons, family) for family in ("declared", "recommended")}
     for variable in run.variables:
         first = variable == run.variables[0]  # what was declared is one comparison, of one variable
-        found = studies.comparisons(run.rows, primary if first else None, variable, blocks=run.stored.blocks)
+        primary = run.primary if first else None
+        found = studies.comparisons(run.rows, pairs["declared"], primary, variable, run.stored.blocks)
         if not found:
             continue
-        declared = [_primary_words(entry) for entry in found if entry["primary"]]
-        if primary and first and not declared:
-            absent = f"The primary comparison, {_against(*primary)}, has no scores in this run."
-            declared = [Text(absent, kind="none")]
-        of_variable = [*declared, _comparison_table(found)]
-        if own := recommended(run.rows, variable, run.stored.blocks, primary if first else None):
+        declared = [_primary_words(run, entry) for entry in found if entry["primary"]]
+        if primary and not declared:
+            against = f"{run.who(*primary[0])} against {run.who(*primary[1])}"
+            declared = [Text(f"The primary comparison, {against}, has no scores in this run.", kind="none")]
+        of_variable = [*declared, _comparison_table(run, found)]
+        others = [pair for pair in pairs["recommended"] if pair != primary]  # that one is tested by itself
+        if own := studies.comparisons(run.rows, others, None, variable, run.stored.blocks):
             heading = "The recommended decoder against rivals, bounds and itself without one of its parts, one family:"
-            of_variable += [Text(heading), _comparison_table(own)]
+            of_variable += [Text(heading), _comparison_table(run, own)]
         blocks += of_variable if first else [Fold(f"The same for {variable}", of_variable)]
     if blocks:
         blocks.append(
@@ -120,56 +124,8 @@ def comparisons(run: Run) -> Section:
     return Section("comparisons", "Comparisons", blocks_of(blocks), "No two arms share a scored target day.")
 
 
-# The recommended decoder, itself without one of its parts, its bounds, and the linear decoders that it must beat.
-RECOMMENDED = "window4_rmsprop_ema_turns"
-WITHOUT_A_PART = (
-    *("window4_rmsprop_ema_turns_every2", "window2 + RMSprop + EMA, in turns", "immediate + RMSprop + EMA, in turns"),
-    *("window4_rmsprop_ema", "window4 + RMSprop, in turns", "window4 + RMSprop + EMA, fixed normaliser, in turns"),
-)
-BOUNDS = ("normaliser", "fine_tuned", "network_oracle", "joint_oracle")
-LINEAR = ("rls", "ridge_oracle")
-
-
-def recommended(
-    rows: Frame, variable: str, blocks: Frame | None = None, primary: tuple[studies.Arm, studies.Arm] | None = None
-) -> list[dict[str, Any]]:
-    """Comparisons of the recommended decoder, where it was run, as `studies.comparisons` has them: a family of their
-    own, with Holm's correction over them. The `primary` one is tested by itself and is not among them.
-    """
-    held = list(rows[["arm", "cell"]].drop_duplicates().itertuples(index=False, name=None))
-    pairs: list[tuple[studies.Arm, studies.Arm]] = []
-    for cell in [cell for arm, cell in held if arm == RECOMMENDED and cell]:
-        own, bare = (RECOMMENDED, cell), ("normaliser", cell)
-        pairs += [(own, (other, "")) for other in LINEAR]
-        pairs += [(own, (other, cell)) for other in (*BOUNDS, *WITHOUT_A_PART)]
-        pairs += [(bare, (other, "")) for other in LINEAR]
-    entries = []
-    for pair in (pair for pair in pairs if set(pair) <= set(held) and pair != primary):
-        both = rows[[each in pair for each in zip(rows["arm"], rows["cell"], strict=True)]]
-        found = studies.comparisons(both, pair, variable, blocks=blocks)
-        entries += [entry | {"primary": False} for entry in found[:1] if entry["primary"]]
-    for entry, adjusted in zip(entries, holm([entry["p_sign_flip"] for entry in entries]), strict=True):
-        entry["p_holm"] = float(adjusted)
-    return entries
-
-
-def _primary(run: Run) -> tuple[studies.Arm, studies.Arm] | None:
-    """The comparison that the configuration declares."""
-    declared = run.config.get("primary") or {}
-    names = [str(declared.get(name, "")) for name in ("arm", "cell", "against", "against_cell")]
-    return ((names[0], names[1]), (names[2], names[3])) if names[0] and names[2] else None
-
-
-def _against(first: studies.Arm, second: studies.Arm) -> str:
-    return f"{_who(*first)} against {_who(*second)}"
-
-
-def _who(arm: str, cell: str) -> str:
-    return f"{arm_label(arm)} ({cell_label(cell)})"
-
-
-def _primary_words(entry: Mapping[str, Any]) -> Text:
-    first, second = _who(entry["first"], entry["first_cell"]), _who(entry["second"], entry["second_cell"])
+def _primary_words(run: Run, entry: Mapping[str, Any]) -> Text:
+    first, second = run.who(entry["first"], entry["first_cell"]), run.who(entry["second"], entry["second_cell"])
     verdict = {1: "is clearly ahead of", -1: "is clearly behind", 0: "shows no clear difference from"}[entry["sign"]]
     days, margin = entry["n_targets"], f"{entry['margin']:g}"
     text = (
@@ -192,11 +148,11 @@ def _days_needed(days: float) -> str:
     return "more than 10000" if np.isinf(days) else figure_text(days, 0)
 
 
-def _comparison_table(found: list[dict[str, Any]]) -> Table:
+def _comparison_table(run: Run, found: list[dict[str, Any]]) -> Table:
     rows = []
     for entry in found:
         kind = "strong" if entry["primary"] else ""
-        who = _who(entry["first"], entry["first_cell"]), _who(entry["second"], entry["second_cell"])
+        who = run.who(entry["first"], entry["first_cell"]), run.who(entry["second"], entry["second_cell"])
         change = signed(entry["mean"], entry["low"], entry["high"])
         rows.append(
             [
@@ -276,7 +232,7 @@ def _drift(run: Run) -> list[Any]:
                 *(figure_text(first[name]) for name in ("frozen", "lost", "regained")),
             ]
         )
-    kind = _who(arm, cell)
+    kind = run.who(arm, cell)
     return [
         Text("", "Drift", "sub"),
         Table(
@@ -309,13 +265,13 @@ def drift_points(run: Run, measured: list[Any], arm: str, cell: str, variable: s
     ]
     gaps = run.rows.drop_duplicates(["source", "target"])[["source", "target", "day_gap"]]
     points = pd.DataFrame(records).merge(gaps, on=["source", "target"], how="left")
-    retrained = "network_oracle" if cell else "ridge_oracle"
-    for column, first in (("lost", retrained), ("regained", arm)):
-        both = paired(run.held_out, (first, cell), ("frozen", cell), variable)
+    kind = run.arms.of_cell(cell)
+    for column, first in (("lost", kind.ceiling), ("regained", arm)):
+        both = paired(run.held_out, (first, cell), (kind.frozen, cell), variable)
         both[column] = both["value"] - both["other"]
         pairs = both.groupby(["source", "target"], as_index=False)[column].mean()
         points = points.merge(pairs, on=["source", "target"], how="left")
-    keep = (run.held_out["arm"] == "frozen") & (run.held_out["cell"] == cell) & (run.held_out["status"] == "ok")
+    keep = (run.held_out["arm"] == kind.frozen) & (run.held_out["cell"] == cell) & (run.held_out["status"] == "ok")
     keep &= run.held_out["variable"] == variable
     frozen = run.held_out[keep].groupby(["source", "target"], as_index=False)["value"].mean()
     return points.merge(
@@ -323,21 +279,26 @@ def drift_points(run: Run, measured: list[Any], arm: str, cell: str, variable: s
     )
 
 
-def _followed(run: Run) -> studies.Arm:
-    """The arm whose regained R² is set beside drift: the primary one where it was run, else the usual one."""
-    primary, held = _primary(run), set(zip(run.arms["arm"], run.arms["cell"], strict=True))
-    usual = [(arm, cell) for arm in ("immediate_rmsprop", "rls", "normaliser") for cell in run.cells[::-1]]
-    return next((key for key in [*([primary[0]] if primary else []), *usual] if key in held), ("frozen", ""))
+def _followed(run: Run) -> Key:
+    """The arm whose regained R² is set beside drift: the primary one where it was run, else the usual one of the last
+    network, of the linear decoders, or one without labels.
+    """
+    held = set(zip(run.own["arm"], run.own["cell"], strict=True))
+    kinds = [(cell, run.arms.of_cell(cell)) for cell in run.cells[::-1]]
+    usual = [(kind.reference, cell) for cell, kind in sorted(kinds, key=lambda each: not each[0])]
+    usual += [(kind.unlabelled, cell) for cell, kind in kinds]
+    first = [run.primary[0]] if run.primary else []
+    return next((key for key in [*first, *usual] if key in held), (run.arms.of_cell("").frozen, ""))
 
 
 def _association_table(run: Run, measured: list[Any], variable: str) -> Table:
     """Correlations: a measure of drift per column, what it is set against per row."""
-    found = [each for each in studies.associations(run.rows, measured, variable) if np.isfinite(each["rho"])]
+    found = [each for each in studies.associations(run.rows, run.arms, measured, variable) if np.isfinite(each["rho"])]
     measures = list(dict.fromkeys(each["measure"] for each in found))
     lines: dict[tuple[str, str], dict[str, Any]] = {}
     for each in found:
         lost = each["outcome"] == "loss"
-        what = "lost by the frozen decoder" if lost else f"regained by {arm_label(each['arm'])}"
+        what = "lost by the frozen decoder" if lost else f"regained by {run.arms.label(each['arm'])}"
         lines.setdefault((cell_label(each["cell"]), what), {})[each["measure"]] = each
 
     def shown(each: Mapping[str, Any] | None) -> Cell:

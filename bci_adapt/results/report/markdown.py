@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from bci_adapt.results import table as results
+from bci_adapt.results import summary
 from bci_adapt.results.report.blocks import Fold, Page, Points, Section, Table, Text
 from bci_adapt.results.report.run import Run
-from bci_adapt.results.table import PHASES, arm_label, cell_label, score_text
+from bci_adapt.results.summary import score_text
+from bci_adapt.results.table import PHASES, cell_label
 
 KEPT = ("comparisons", "controls", "labels", "forgetting", "tuning", "cost")  # sections that come after the scores
 _LONGEST = 150  # rows; longer tables (a whole tuning surface) are in the page alone
@@ -54,14 +55,14 @@ def tables_markdown(run: Run, page: Page) -> str:
 
 def _scores(run: Run, variable: str, phase: str, title: str) -> list[str]:
     """Arms down, cells across."""
-    found = results.arm_lines(run.summary, variable)
+    found = summary.arm_lines(run.summary, run.arms, variable)
     cells = [cell for cell in run.cells if any(each["cell"] == cell for each in found)]
-    arms = sorted({each["arm"] for each in found if each[phase]}, key=results.arm_order)
+    arms = sorted({each["arm"] for each in found if each[phase]}, key=run.arms.place)
     texts = {(each["arm"], each["cell"]): score_text(each[phase]) for each in found if each[phase]}
     if not arms:
         return []
     about = f"Variance-weighted R²{run.bins_words}: mean [95 % interval]; {run.caption}."
-    body = [line(arm_label(arm), *(texts.get((arm, cell), "") for cell in cells)) for arm in arms]
+    body = [line(run.arms.label(arm), *(texts.get((arm, cell), "") for cell in cells)) for arm in arms]
     return [f"## {title}", "", about, "", *head("", *map(cell_label, cells)), *body, ""]
 
 

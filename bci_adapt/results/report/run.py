@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt.results import table as results
+from bci_adapt.results import summary, table
+from bci_adapt.results.arms import Arms, Key
 from bci_adapt.results.figures.run import cells_in_order
-from bci_adapt.results.recovery import Frame, standing
+from bci_adapt.results.recovery import standing
 from bci_adapt.results.report.album import Album
-from bci_adapt.results.table import number
+from bci_adapt.results.table import Frame, cell_label, number
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Run:
     """A run's manifest and tables, and the album its pictures are collected in."""
 
     manifest: Mapping[str, Any]
-    stored: results.Results
+    stored: table.Results
     digests: Mapping[str, str] = field(default_factory=dict)
     album: Album = field(default_factory=Album)
 
@@ -36,23 +37,32 @@ class Run:
         return standing(self.rows)
 
     @cached_property
-    def arms(self) -> Frame:
+    def arms(self) -> Arms:
+        """What a reader is told of each arm."""
+        return Arms(self.stored.arms)
+
+    def who(self, arm: str, cell: str) -> str:
+        """An arm and its cell, in words."""
+        return f"{self.arms.label(arm)} ({cell_label(cell)})"
+
+    @cached_property
+    def own(self) -> Frame:
         """Standing rows of real arms."""
         return self.standing[self.standing["control"] == ""]
 
     @cached_property
     def held_out(self) -> Frame:
         """Held-out R² of standing real arms."""
-        return self.arms[(self.arms["phase"] == "held_out") & (self.arms["metric"] == "r2")]
+        return self.own[(self.own["phase"] == "held_out") & (self.own["metric"] == "r2")]
 
     @cached_property
     def leaks(self) -> dict[str, bool | None]:
-        """Whether each adaptive arm leaks, as `results.leak`."""
-        return results.leak(self._r2)
+        """Whether each adaptive arm leaks, as `summary.leak`."""
+        return summary.leak(self._r2, self.arms)
 
     @cached_property
     def leak_troubles(self) -> dict[str, str]:
-        return results.canary_troubles(self._r2)
+        return summary.canary_troubles(self._r2, self.arms)
 
     @cached_property
     def _r2(self) -> Frame:
@@ -60,11 +70,11 @@ class Run:
 
     @cached_property
     def summary(self) -> list[dict[str, Any]]:
-        return results.summarise(self.rows, blocks=self.stored.blocks)
+        return summary.summarise(self.rows, self.arms, blocks=self.stored.blocks)
 
     @cached_property
     def variables(self) -> list[str]:
-        return results.variables(self.rows)
+        return table.variables(self.rows)
 
     @cached_property
     def cells(self) -> list[str]:
@@ -84,8 +94,15 @@ class Run:
     @cached_property
     def supervision(self) -> dict[str, str]:
         """What each arm learns from."""
-        first = self.arms.drop_duplicates("arm")
+        first = self.own.drop_duplicates("arm")
         return dict(zip(first["arm"], first["supervision"], strict=True))
+
+    @cached_property
+    def primary(self) -> tuple[Key, Key] | None:
+        """The comparison that the configuration declares."""
+        declared = self.config.get("primary") or {}
+        names = [str(declared.get(name, "")) for name in ("arm", "cell", "against", "against_cell")]
+        return ((names[0], names[1]), (names[2], names[3])) if names[0] and names[2] else None
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -97,7 +114,7 @@ class Run:
 
     @cached_property
     def caption(self) -> str:
-        return results.caption(self.rates_tuned, self.summary)
+        return summary.caption(self.rates_tuned, self.summary)
 
     @property
     def tuned_words(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bci_adapt.results import summary
 from bci_adapt.results import table as results
 from bci_adapt.results.figures import run as figures
 from bci_adapt.results.figures import studies as figures_study
@@ -26,7 +27,8 @@ from bci_adapt.results.report.blocks import (
 )
 from bci_adapt.results.report.run import Run, figure_text, flat, plural, seconds
 from bci_adapt.results.report.verdict import plain_words
-from bci_adapt.results.table import CANARY, MORE_PHASES, PHASES, arm_label, cell_label, metric_label, number, score_text
+from bci_adapt.results.summary import score_text
+from bci_adapt.results.table import CANARY, MORE_PHASES, PHASES, cell_label, metric_label, number
 
 PHASE_ORDER = ("online", "online_late", "held_out", "continuing")
 SUPERVISION_WORDS = {
@@ -40,7 +42,7 @@ SUPERVISION_WORDS = {
 def facts(run: Run) -> list[tuple[str, str]]:
     """The counts at the top of the page."""
     jobs = run.manifest.get("jobs", {})
-    ok = run.arms[run.arms["status"] == "ok"]
+    ok = run.own[run.own["status"] == "ok"]
     failed = run.rows[run.rows["status"] == "failed"].drop_duplicates([*results.RUN, "study"])
     return [
         ("target days", str(ok["target"].nunique())),
@@ -70,7 +72,7 @@ def banners(run: Run) -> list[Text]:
             found.append(
                 Text(
                     f"Shuffled neurons keep most of its online score ({line['text']}). Do not use that score.",
-                    f"{arm_label(line['arm'])}: this setting leaks.",
+                    f"{run.arms.label(line['arm'])}: this setting leaks.",
                     "banner leak",
                 )
             )
@@ -79,7 +81,7 @@ def banners(run: Run) -> list[Text]:
 
 def asked_words(run: Run) -> str:
     """The question in one sentence, from the rows."""
-    scored = run.arms[run.arms["status"] == "ok"]
+    scored = run.own[run.own["status"] == "ok"]
     if scored.empty:
         return "No pair of sessions of this run was scored."
     sources, targets = scored["source"].nunique(), scored["target"].nunique()
@@ -91,10 +93,10 @@ def asked_words(run: Run) -> str:
 
 def question_words(run: Run) -> str:
     """What the arms saw of each target, from the rows."""
-    scored = run.arms[run.arms["status"] == "ok"]
+    scored = run.own[run.own["status"] == "ok"]
 
     def span(column: str, unit: str) -> str:
-        values = np.unique(scored.loc[scored["arm"].isin(results.adaptive(scored)), column].dropna())
+        values = np.unique(scored.loc[scored["arm"].isin(summary.adaptive(scored, run.arms)), column].dropna())
         texts = [seconds(value) for value in values]
         return f"{texts[0] if len(texts) == 1 else '–'.join([texts[0], texts[-1]])} {unit}" if texts else ""
 
@@ -108,25 +110,21 @@ def question_words(run: Run) -> str:
 
 def asked(run: Run) -> Section:
     """What was asked: the question, the comparison declared beforehand, and the arms with what they learn from."""
-    primary = run.config.get("primary") or {}
     declared = None
-    if primary:
-        first, second = (
-            f"{arm_label(str(primary.get(arm, '')))} ({cell_label(str(primary.get(cell, '')))})"
-            for arm, cell in (("arm", "cell"), ("against", "against_cell"))
-        )
+    if run.primary:
+        first, second = (run.who(*key) for key in run.primary)
         declared = Text(
             f"{first} against {second}, held out. Every other comparison is secondary.",
             "Declared before looking:",
         )
     bins = Text(f"Primary scores are{run.bins_words}.") if run.bins_words else None
-    arms = run.arms.drop_duplicates(["arm", "cell"])
-    used = run.arms[np.isfinite(run.arms["rate"]) & (run.arms["rate"] > 0)]
+    arms = run.own.drop_duplicates(["arm", "cell"])
+    used = run.own[np.isfinite(run.own["rate"]) & (run.own["rate"] > 0)]
     rates = {
         key: " / ".join(f"{rate:g}" for rate in sorted(set(group["rate"])))
         for key, group in used.groupby(["arm", "cell"], sort=False)
     }
-    lines = sorted(arms.itertuples(index=False), key=lambda arm: (run.cell_place(arm.cell), results.arm_order(arm.arm)))
+    lines = sorted(arms.itertuples(index=False), key=lambda arm: (run.cell_place(arm.cell), run.arms.place(arm.arm)))
     table = Table(
         "Every arm of this run. A rate is the learning rate of networks; a tuned one may differ from target to target.",
         [
@@ -135,7 +133,7 @@ def asked(run: Run) -> Section:
         ],
         [
             [
-                *(cell_label(arm.cell), arm_label(arm.arm), str(arm.arm)),
+                *(cell_label(arm.cell), run.arms.label(arm.arm), str(arm.arm)),
                 SUPERVISION_WORDS[str(arm.supervision)],
                 *(str(each or "–") for each in (arm.rule, arm.optimizer, arm.normaliser)),
                 rates.get((arm.arm, arm.cell), "–"),
@@ -155,9 +153,7 @@ def verdict(run: Run) -> Section:
     """Held-out findings in plain words: of the first variable in full, of every other one behind a click."""
     blocks: list[Any] = []
     for variable in run.variables:
-        points = [
-            Points(each["title"], each["sentences"]) for each in plain_words(run.rows, variable, run.stored.blocks)
-        ]
+        points = [Points(each["title"], each["sentences"]) for each in plain_words(run.stored, variable)]
         blocks += points if variable == run.variables[0] else [Fold(f"The same for {variable}", points)]
     blocks = blocks_of(blocks)
     if blocks:
@@ -191,7 +187,7 @@ def scores(run: Run) -> Section:
 
 
 def _scores_of(run: Run, variable: str) -> list[Any]:
-    lines = results.arm_lines(run.summary, variable)
+    lines = summary.arm_lines(run.summary, run.arms, variable)
     entry = run.scores
     phases = [
         phase
@@ -210,7 +206,7 @@ def _scores_of(run: Run, variable: str) -> list[Any]:
         ],
         [
             [
-                *(cell_label(line["cell"]), arm_label(line["arm"])),
+                *(cell_label(line["cell"]), run.arms.label(line["arm"])),
                 *(
                     Cell(
                         score_text(entry.get((line["arm"], line["cell"], variable, phase, "r2"))),
@@ -229,7 +225,7 @@ def _scores_of(run: Run, variable: str) -> list[Any]:
     pictures = [
         run.album.picture(
             f"{variable}-arms-{cell_label(cell)}",
-            figures.arms_figure(run.summary, variable, cell, run.supervision),
+            figures.arms_figure(run.summary, run.arms, variable, cell, run.supervision),
             f"{variable} R² of every arm, {cell_label(cell)}",
             f"{cell_label(cell)}: every arm, best held-out score on top; the axis is the same for all cells. "
             "Online: each "
@@ -246,7 +242,7 @@ def _scores_of(run: Run, variable: str) -> list[Any]:
         _other_metrics(run, variable),
         run.album.picture(
             f"{variable}-gap",
-            figures.gap_figure(run.arms, variable),
+            figures.gap_figure(run.own, run.arms, variable),
             f"held-out {variable} R² against days between sessions",
             "Against the days between sessions. One point is one pair of sessions, seeds averaged; lines join "
             "the means "
@@ -254,7 +250,7 @@ def _scores_of(run: Run, variable: str) -> list[Any]:
         ),
         run.album.picture(
             f"{variable}-curve",
-            figures.curve_figure(run.stored.curves, variable),
+            figures.curve_figure(run.stored.curves, run.arms, variable),
             f"{variable} R² through the target session",
             "Through the target session: R² in consecutive windows. Lines are medians over pairs, bands the "
             "middle half. "
@@ -262,7 +258,7 @@ def _scores_of(run: Run, variable: str) -> list[Any]:
         ),
         run.album.picture(
             f"{variable}-trajectory",
-            figures.trajectory_figure(run.stored.trajectories, variable, unit),
+            figures.trajectory_figure(run.stored.trajectories, run.arms, variable, unit),
             f"decoded and true {variable} in a held-out excerpt",
             "Decoded against true: an excerpt of the held-out part of one pair. Grey is the true movement.",
         ),
@@ -271,7 +267,7 @@ def _scores_of(run: Run, variable: str) -> list[Any]:
 
 def _other_metrics(run: Run, variable: str) -> Fold:
     """Held-out means of every metric but the primary one, a line per arm and cell."""
-    lines = results.arm_lines(run.summary, variable)
+    lines = summary.arm_lines(run.summary, run.arms, variable)
     keys = [key for key in run.scores if key[2:4] == (variable, "held_out") and key[4] != "r2"]
     names = list(dict.fromkeys(key[4] for key in sorted(keys, key=lambda key: list(run.scores).index(key))))
 
@@ -282,7 +278,7 @@ def _other_metrics(run: Run, variable: str) -> Fold:
     table = Table(
         f"Means over target days; {run.caption}. RMSE is in the unit of the recording.",
         [*words("cell", "arm"), *numbers(*map(metric_label, names))],
-        [[cell_label(e["cell"]), arm_label(e["arm"]), *(value(e, name) for name in names)] for e in lines]
+        [[cell_label(e["cell"]), run.arms.label(e["arm"]), *(value(e, name) for name in names)] for e in lines]
         if names
         else [],
         grouped=True,
@@ -338,7 +334,9 @@ def _failures(run: Run) -> list[dict[str, Any]]:
     lines = []
     for (arm, cell, study, reason), group in failed.groupby(["arm", "cell", "study", "reason"], sort=False):
         aside = f", {results.STUDIES.get(study, study)}" if study else ""
-        lines.append({"what": f"{arm_label(arm)} ({cell_label(cell)}{aside})", "count": len(group), "reason": reason})
+        lines.append(
+            {"what": f"{run.arms.label(arm)} ({cell_label(cell)}{aside})", "count": len(group), "reason": reason}
+        )
     jobs = run.manifest.get("jobs", {}).get("failed", [])
     return lines + [{"what": f"job: {j.get('label', '')}", "count": 1, "reason": j.get("error", "")} for j in jobs]
 
@@ -371,7 +369,7 @@ def pairs(run: Run) -> Section:
     for variable in run.variables:
         tables = _pair_tables(run, variable)
         blocks.append(Fold(f"Every pair: {variable}, held out", tables))
-    keep = run.arms[(run.arms["status"] == "ok") & run.arms["metric"].str.startswith("r2")]
+    keep = run.own[(run.own["status"] == "ok") & run.own["metric"].str.startswith("r2")]
     ordered = keep.sort_values(["day_gap", "source", "target"])
     for (source, target), rows in ordered.groupby(["source", "target"], sort=False):
         gap = rows["day_gap"].iloc[0]
@@ -387,7 +385,7 @@ def _pair_tables(run: Run, variable: str) -> list[Table]:
     for cell in sorted(set(scored["cell"]), key=run.cell_place):
         of_cell = scored[scored["cell"] == cell]
         means = of_cell.groupby(["source", "target", "day_gap", "arm"], dropna=False)["value"].mean().unstack("arm")
-        arms = sorted(means, key=results.arm_order)
+        arms = sorted(means, key=run.arms.place)
         lines = sorted(
             zip(means.index, means[arms].to_numpy(), strict=True),
             key=lambda line: (np.isnan(line[0][2]), line[0][2], line[0][1]),
@@ -395,7 +393,7 @@ def _pair_tables(run: Run, variable: str) -> list[Table]:
         tables.append(
             Table(
                 f"{cell_label(cell)}: variance-weighted R², mean over seeds; {run.tuned_words}.",
-                [*words("source", "target"), *numbers("days", *map(arm_label, arms))],
+                [*words("source", "target"), *numbers("days", *map(run.arms.label, arms))],
                 [
                     [source, target, figure_text(gap, 0), *(figure_text(float(value)) for value in values)]
                     for (source, target, gap), values in lines
@@ -411,9 +409,7 @@ def _pair_table(run: Run, rows: Any) -> Table:
     labels = rows.groupby(["variable", "cell", "arm"])["n_labels"].max()
     axes = sorted({metric for metric in rows["metric"] if metric.startswith("r2:")})
     shown = [("online", "r2"), ("held_out", "r2"), *(("held_out", axis) for axis in axes)]
-    keys = sorted(
-        labels.index, key=lambda k: (run.variables.index(k[0]), run.cell_place(k[1]), results.arm_order(k[2]))
-    )
+    keys = sorted(labels.index, key=lambda k: (run.variables.index(k[0]), run.cell_place(k[1]), run.arms.place(k[2])))
     several = len(run.variables) > 1
     return Table(
         "R², seeds averaged: online, held out, and held out by axis.",
@@ -424,7 +420,7 @@ def _pair_table(run: Run, rows: Any) -> Table:
         [
             [
                 *([key[0]] if several else []),
-                *(cell_label(key[1]), arm_label(key[2])),
+                *(cell_label(key[1]), run.arms.label(key[2])),
                 *(figure_text(means.get((*key, *which))) for which in shown),
                 str(labels[key]),
             ]
@@ -439,7 +435,7 @@ def cost(run: Run) -> Section:
     costs = [each for each in run.manifest.get("costs") or [] if isinstance(each, Mapping)]
     picture = run.album.picture(
         "cost",
-        figures_study.cost_figure(costs),
+        figures_study.cost_figure(costs, run.arms),
         "time per bin of every arm against the bin width",
         "Time of one bin, predict and learn. The dashed line is the bin itself: what is left of it keeps up with "
         "real time.",
@@ -454,7 +450,7 @@ def cost(run: Run) -> Section:
         ]
         rows.append(
             [
-                *(cell_label(each["cell"]), arm_label(each["arm"])),
+                *(cell_label(each["cell"]), run.arms.label(each["arm"])),
                 *times,
                 figure_text(each.get("empty_loop_us"), 1),
                 figure_text(100 * (each.get("p99_us") or float("nan")) / width, 2) + " %",
@@ -507,7 +503,7 @@ def again(run: Run) -> Section:
     reruns = "".join(
         f"; again {each['created']}, {each['executed']} jobs executed" for each in manifest.get("reruns", [])
     )
-    seeds = ", ".join(str(seed) for seed in sorted(set(run.arms["seed"])))
+    seeds = ", ".join(str(seed) for seed in sorted(set(run.own["seed"])))
     return Section(
         "again",
         "How to run it again",

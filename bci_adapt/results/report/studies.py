@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bci_adapt.results import studies
+from bci_adapt.results import studies, summary
 from bci_adapt.results import table as results
 from bci_adapt.results.figures import run as figures
 from bci_adapt.results.figures import studies as figures_study
@@ -15,7 +15,8 @@ from bci_adapt.results.recovery import Frame
 from bci_adapt.results.report.blocks import Cell, Fold, Section, Table, Text, blocks_of, numbers, words
 from bci_adapt.results.report.run import Run, figure_text, seconds, signed
 from bci_adapt.results.report.sections import leak_lines
-from bci_adapt.results.table import arm_label, cell_label, score_text
+from bci_adapt.results.summary import score_text
+from bci_adapt.results.table import cell_label
 
 SWEEP_WORDS = {
     "delay": "label delay (s)",
@@ -32,12 +33,12 @@ def controls(run: Run) -> Section:
     table = Table(
         "Mean online R² with neurons shuffled in time, of the arm's own.",
         [*words("arm", "verdict", "shuffled, of own")],
-        [[arm_label(line["arm"]), verdicts[line["leaks"]], line["text"]] for line in lines],
+        [[run.arms.label(line["arm"]), verdicts[line["leaks"]], line["text"]] for line in lines],
     )
     pictures = [
         run.album.picture(
             f"{variable}-controls",
-            figures.controls_figure(run.summary, variable),
+            figures.controls_figure(run.summary, run.arms, variable),
             f"online {variable} R² of arms and their controls",
             f"Online {variable} R² of each arm and of its controls. A diamond right of the red line, and past the "
             "middle "
@@ -51,8 +52,8 @@ def controls(run: Run) -> Section:
             "Movement is smooth, so a decoder with fast weights can carry the last label forward and score "
             "online without "
             "any neuron. Each adaptive arm is therefore run again with its counts shuffled in time. Where that canary "
-            f"keeps {100 * results.LEAK_FRACTION:.0f} % of the arm's online R², and more than "
-            f"{results.LEAK_FLOOR:g}, the "
+            f"keeps {100 * summary.LEAK_FRACTION:.0f} % of the arm's online R², and more than "
+            f"{summary.LEAK_FLOOR:g}, the "
             "setting "
             "leaks."
         ),
@@ -60,7 +61,7 @@ def controls(run: Run) -> Section:
         table,
         pictures,
         _channels(run),
-        _persistence(run),
+        _without_neurons(run),
         _no_drift(run),
         _beside(run, "cold", "Cold start: optimiser and traces not warmed on the source day", "warmed", "cold"),
     ]
@@ -78,18 +79,19 @@ def _channels(run: Run) -> Fold:
     for entry in _in_order(run, found):
         own = entry | {"arm": results.bare_arm(entry["arm"])}
         standing = run.scores.get((own["arm"], own["cell"], own["variable"], "held_out", "r2"))
-        rows.append([*_named(own), score_text(standing), score_text(entry)])
+        rows.append([*_named(run, own), score_text(standing), score_text(entry)])
     title = "Channels permuted on the target: what an arm that learns regains from labels alone, held out."
     columns = [*words("cell", "arm", "variable"), *numbers("own", "channels permuted")]
     return Fold("Channels permuted", [Table(title, columns, rows, grouped=True)])
 
 
-def _persistence(run: Run) -> list[Any]:
+def _without_neurons(run: Run) -> list[Any]:
     found = [
-        f"{variable}: online {score_text(run.scores.get(('persistence', '', variable, 'online', 'r2')))}, "
-        f"held out {score_text(run.scores.get(('persistence', '', variable, 'held_out', 'r2')))}"
+        f"{variable}: online {score_text(run.scores.get((arm, '', variable, 'online', 'r2')))}, "
+        f"held out {score_text(run.scores[arm, '', variable, 'held_out', 'r2'])}"
+        for arm in run.arms.controls
         for variable in run.variables
-        if ("persistence", "", variable, "held_out", "r2") in run.scores
+        if (arm, "", variable, "held_out", "r2") in run.scores
     ]
     words_ = "Persistence repeats the last known label and reads no neuron: "
     return [Text(words_ + "; ".join(found) + ".")] if found else [Text("No persistence was run.", kind="none")]
@@ -103,7 +105,7 @@ def _no_drift(run: Run) -> list[Any]:
     if not lines:
         return [Text(f"{title}: not run.", kind="none")]
     rows = [
-        [*_named(entry), score_text(entry), figure_text(entry["drifted"]), str(entry["n_targets"])]
+        [*_named(run, entry), score_text(entry), figure_text(entry["drifted"]), str(entry["n_targets"])]
         for entry in _in_order(run, lines)
     ]
     columns = [*words("cell", "arm", "variable"), *numbers("same day", "later days", "days")]
@@ -118,7 +120,7 @@ def _beside(run: Run, study: str, title: str, usual: str, other: str) -> list[An
     rated = study == "shared_rate"
     rows = []
     for entry in _in_order(run, found):
-        row = [*_named(entry), figure_text(entry["standing"]), figure_text(entry["studied"])]
+        row = [*_named(run, entry), figure_text(entry["standing"]), figure_text(entry["studied"])]
         row.append(signed(entry["mean"], entry["low"], entry["high"]))
         row += [_setting(entry[name]) for name in ("rate", "studied_rate")] if rated else []
         rows.append([*row, str(entry["n_targets"])])
@@ -127,15 +129,15 @@ def _beside(run: Run, study: str, title: str, usual: str, other: str) -> list[An
     return [Table(f"{title}. Held-out R².", columns, rows, grouped=True)]
 
 
-def _named(entry: dict[str, Any]) -> list[str]:
-    return [cell_label(entry["cell"]), arm_label(entry["arm"]), entry["variable"]]
+def _named(run: Run, entry: dict[str, Any]) -> list[str]:
+    return [cell_label(entry["cell"]), run.arms.label(entry["arm"]), entry["variable"]]
 
 
 def _in_order(run: Run, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Entries by variable, cell and arm, in order of presentation."""
 
     def place(entry: dict[str, Any]) -> tuple:
-        return run.variables.index(entry["variable"]), run.cell_place(entry["cell"]), results.arm_order(entry["arm"])
+        return run.variables.index(entry["variable"]), run.cell_place(entry["cell"]), run.arms.place(entry["arm"])
 
     return sorted(entries, key=place)
 
@@ -150,12 +152,15 @@ def labels(run: Run) -> Section:
             if not points:
                 continue
             swept = True
-            ceilings = {entry["cell"]: entry["ceiling_r2"] for entry in studies.time_to_ceiling(run.rows, variable)}
+            ceilings = {
+                entry["cell"]: entry["ceiling_r2"] for entry in studies.time_to_ceiling(run.rows, run.arms, variable)
+            }
             blocks.append(
                 run.album.picture(
                     f"{variable}-{study}",
                     figures_study.sweep_figure(
                         pd.DataFrame(points).assign(label=[swept_words(study, point["value"]) for point in points]),
+                        run.arms,
                         axis,
                         variable,
                         ceilings if study == "budget" else {},
@@ -187,15 +192,15 @@ def swept_words(study: str, value: float) -> str:
 
 def _days_picture(run: Run, variable: str) -> Any:
     """The decoder that was swept over budgets, day by day: no labels, some, all, and its bounds."""
-    found = studies.life(run.rows, variable)
+    found = studies.life(run.rows, run.arms, variable)
     if found is None:
         return None
     return run.album.picture(
         f"{variable}-days",
-        figures_study.days_figure(found.points, found.labels, variable, found.ceiling),
+        figures_study.days_figure(found.points, found.labels, run.arms, variable, found.ceiling),
         f"held-out {variable} R² by day and by labels",
-        f"{arm_label(found.arm)} ({cell_label(found.cell)}) day by day, with no labels, some and all of them, between "
-        "the frozen decoder and the retrained ones; beside it the mean over days against seconds of labels; "
+        f"{run.who(found.arm, found.cell)} day by day, with no labels, some and all of them, "
+        "between the frozen decoder and the retrained ones; beside it the mean over days against seconds of labels; "
         f"{run.tuned_words}.",
     )
 
@@ -205,17 +210,17 @@ def _sweep_table(run: Run, study: str, points: list[dict[str, Any]]) -> Table:
     rows = []
     for point in _in_order(run, [each for each in points if each["phase"] == "held_out"]):
         key = point["arm"], point["cell"], point["value"]
-        row = [f"{arm_label(point['arm'])} ({cell_label(point['cell'])})", swept_words(study, point["value"])]
+        row = [f"{run.arms.label(point['arm'])} ({cell_label(point['cell'])})", swept_words(study, point["value"])]
         rows.append([*row, score_text(online.get(key)), score_text(point), str(point["n_targets"])])
     return Table("", [*words("arm"), *numbers(SWEEP_WORDS[study], "online", "held out", "days")], rows, grouped=True)
 
 
 def _time_to_ceiling(run: Run, variable: str) -> Table:
-    found = _in_order(run, studies.time_to_ceiling(run.rows, variable))
+    found = _in_order(run, studies.time_to_ceiling(run.rows, run.arms, variable))
     rows = []
     for entry in found:
         budget = f"{entry['budget_s']:g} s" if entry["reached"] else f"not with {entry['largest_budget_s']:g} s"
-        row = [cell_label(entry["cell"]), arm_label(entry["arm"]), arm_label(entry["ceiling"])]
+        row = [cell_label(entry["cell"]), run.arms.label(entry["arm"]), run.arms.label(entry["ceiling"])]
         row += [figure_text(entry[name]) for name in ("ceiling_r2", "threshold")]
         rows.append([*row, Cell(budget, "strong" if entry["reached"] else ""), str(entry["n_targets"])])
     return Table(
@@ -229,7 +234,7 @@ def _time_to_ceiling(run: Run, variable: str) -> Table:
 
 def forgetting(run: Run) -> Section:
     """Back on the source day after adaptation, and days in a row."""
-    found = {variable: studies.forgetting(run.rows, variable) for variable in run.variables}
+    found = {variable: studies.forgetting(run.rows, run.arms, variable) for variable in run.variables}
     back = {variable: _back_table(run, entries) for variable, entries in found.items() if entries}
     others = [Fold(f"The same for {variable}", [table]) for variable, table in list(back.items())[1:]]
     pictures, tables = [], []
@@ -238,7 +243,7 @@ def forgetting(run: Run) -> Section:
         pictures.append(
             run.album.picture(
                 f"{variable}-continual",
-                figures_study.continual_figure(points, variable),
+                figures_study.continual_figure(points, run.arms, variable),
                 f"held-out {variable} R² day by day",
                 "Days in a row: weights carried from day to day (filled) and adapted anew from the source each day "
                 "(hollow, dashed).",
@@ -269,7 +274,7 @@ def _back_table(run: Run, entries: list[dict[str, Any]]) -> Table:
         [*words("cell", "arm"), *numbers("frozen", "after", "difference", "days")],
         [
             [
-                *_named(entry)[:2],
+                *_named(run, entry)[:2],
                 *(figure_text(entry[name]) for name in ("frozen", "adapted")),
                 signed(entry["mean"], entry["low"], entry["high"]),
                 str(entry["n_targets"]),
@@ -296,10 +301,10 @@ def _days_table(run: Run, points: Frame, variable: str) -> Table:
     rows = []
     wide = points.pivot(index=["cell", "arm", "day"], columns="continual", values="mean")
     for (cell, arm, day), line in sorted(
-        wide.iterrows(), key=lambda item: (run.cell_place(item[0][0]), results.arm_order(item[0][1]), item[0][2])
+        wide.iterrows(), key=lambda item: (run.cell_place(item[0][0]), run.arms.place(item[0][1]), item[0][2])
     ):
         shown = (figure_text(line.get(carried, float("nan"))) for carried in (True, False))
-        rows.append([f"{arm_label(arm)} ({cell_label(cell)})", str(day), *shown])
+        rows.append([f"{run.arms.label(arm)} ({cell_label(cell)})", str(day), *shown])
     columns = [*words("arm", "day"), *numbers("carried on", "anew")]
     return Table(f"{variable}: held-out R².", columns, rows, grouped=True)
 
@@ -336,22 +341,20 @@ def tuning(run: Run) -> Section:
                 ],
                 [
                     [
-                        *(cell_label(each["cell"]), arm_label(each["method"])),
+                        *(cell_label(each["cell"]), run.arms.label(each["method"])),
                         *(_setting(each["parameters"].get(name)) for name in names),
                         figure_text(each["score"]),
                         str(each.get("n_points", "")),
                         Cell("interior") if each.get("interior") else Cell("at the edge", "bad"),
                     ]
-                    for each in sorted(
-                        chosen, key=lambda c: (run.cell_place(c["cell"]), results.arm_order(c["method"]))
-                    )
+                    for each in sorted(chosen, key=lambda c: (run.cell_place(c["cell"]), run.arms.place(c["method"])))
                 ],
                 grouped=True,
             ),
             Text("At the edge of its grid: a wider grid might find better.", kind="fine") if outer else None,
             run.album.picture(
                 "tuning",
-                figures_study.tuning_figure(surface, chosen),
+                figures_study.tuning_figure(surface, chosen, run.arms),
                 "tuning score against learning rate, a panel per method",
                 "The whole surface: mean held-out R² over tuning pairs and seeds. The ring is the chosen point, "
                 "its line "
@@ -366,7 +369,7 @@ def tuning(run: Run) -> Section:
                         [*words("method", "cell", "setting"), *numbers("score", "runs")],
                         [
                             [
-                                *(arm_label(point.method), cell_label(point.cell)),
+                                *(run.arms.label(point.method), cell_label(point.cell)),
                                 ", ".join(f"{name} {_setting(value)}" for name, value in point.parameters.items()),
                                 *(figure_text(point.score, 3), str(point.n_runs)),
                             ]
