@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bci_adapt.decoders.base import arrival_bins, delay_bins
-from bci_adapt.decoders.pretrained import PretrainedDecoder, trained
+from bci_adapt.decoders.pretrained import PretrainedDecoder
 from bci_adapt.learning.online import run, start
 
 
@@ -140,8 +140,7 @@ class FineTunedDecoder(PretrainedDecoder):
         weight = self.stream_weight_ * (self.stream_arrives_ < until)[:, None]
         if not (weight[observed] > 0).any() or not self.tune_updates:
             return self
-        W, C = trained(
-            self.network_,
+        W, C = self._train(
             ([x], [self.stream_Y_], [weight], [observed], [reset]),
             self.member_seeds_,
             self._pretraining(n_updates=self.tune_updates, learning_rate=self.tune_rate),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -88,7 +89,8 @@ class PretrainedDecoder(Decoder):
         Raises
         ------
         InputError
-            where shapes do not fit, labels are missing altogether, or no stretch is long enough for a window.
+            where shapes do not fit or labels are missing altogether. Stretches that cannot be trained on are counted
+            in a warning and in ``about_["left_out"]``.
         """
         if self.n_members < 1:
             raise InputError(f"n_members must be at least 1, got {self.n_members}")
@@ -127,7 +129,7 @@ class PretrainedDecoder(Decoder):
         targets = [self._scaled(bins) for bins in doors]
         if self.pretrained:
             parts = [list(part) for part in zip(*((b.weight, b.observed, b.reset) for b in doors), strict=True)]
-            self.W_, self.C_ = trained(self.network_, (normalised, targets, *parts), seeds, settings, initial)
+            self.W_, self.C_ = self._train((normalised, targets, *parts), seeds, settings, initial)
         else:
             self.W_, self.C_ = self.start_weights_
         self.mean_, self.variance_ = statistics[-1].mean, statistics[-1].variance
@@ -150,6 +152,40 @@ class PretrainedDecoder(Decoder):
             "recency": self.recency,
         }
         return Pretraining(**(own | constants))
+
+    def _train(
+        self,
+        data: tuple[Sequence[np.ndarray], ...],
+        seeds: Sequence[int],
+        settings: Pretraining,
+        initial: tuple[np.ndarray, np.ndarray] | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """W and C of one network per seed, each trained by itself on `data` – X, Y, weight, observed and reset of
+        `bptt.pretrain` – from its part of `initial`; without a leading axis where there is one network. What of `data`
+        no network sees is said, and kept in ``about_``.
+        """
+        from bci_adapt.learning.bptt import pretrain, windows
+
+        if initial is not None and not settings.n_updates:
+            # Training is in single precision: without a step weights are left as they are.
+            return initial
+        X, Y, weight, observed, reset = data
+        stretches, n_bins = windows(weight, observed, reset, settings).left_out
+        self.about_ = {key: value for key, value in self.about_.items() if key != "left_out"}
+        if stretches:
+            left_out = {"stretches": stretches, "bins": n_bins, "seconds": round(n_bins * self.bin_s, 6)}
+            self.about_ = self.about_ | {"left_out": left_out}
+            warnings.warn(
+                f"{stretches} stretches ({n_bins} bins, {left_out['seconds']:g} s) hold no label that a network could "
+                "be trained on and are left out",
+                stacklevel=2,
+            )
+        W, C = (None, None) if initial is None else (each.reshape(-1, *each.shape[-2:]) for each in initial)
+        members = []
+        for member, seed in enumerate(seeds):
+            begin = None if W is None or C is None else (W[member], C[member])
+            members.append(pretrain(self.network_, X, Y, weight, observed, reset, seed, settings, begin))
+        return _joined(members)
 
     def _fitted(self, x: np.ndarray, targets: np.ndarray, last: Bins) -> None:
         """What else a decoder keeps of the last training session: normalised bins and scaled labels."""
@@ -227,29 +263,6 @@ class PretrainedDecoder(Decoder):
                 self._normaliser(), mean=arrays["running_mean"], variance=arrays["running_variance"]
             )
             self._fresh_session = bool(arrays["fresh_session"])
-
-
-def trained(
-    network: Network,
-    data: tuple[Sequence[np.ndarray], ...],
-    seeds: Sequence[int],
-    settings: Pretraining,
-    initial: tuple[np.ndarray, np.ndarray] | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """W and C of one network per seed, each trained by itself on `data` – X, Y, weight, observed and reset of
-    `pretraining.pretrain` – from its part of `initial`; without a leading axis where there is one network.
-    """
-    from bci_adapt.learning.bptt import pretrain
-
-    W, C = (None, None) if initial is None else (each.reshape(-1, *each.shape[-2:]) for each in initial)
-    X, Y, weight, observed, reset = data
-    members = []
-    for member, seed in enumerate(seeds):
-        begin = None if W is None or C is None else (W[member], C[member])
-        # Training is in single precision: without a step weights are left as they are.
-        still = begin is not None and not settings.n_updates
-        members.append(begin if still else pretrain(network, X, Y, weight, observed, reset, seed, settings, begin))
-    return _joined(members)
 
 
 def _joined(members: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,13 +1,18 @@
-"""Backpropagation through time over windows (torch): how every network is trained before it is asked to adapt, and how
-the retrained networks that bound an adapter from above are trained.
+"""Backpropagation through time over windows (torch): how a network is trained on whole sessions – before it is asked to
+adapt, when a day is added, when it is fine-tuned, and when it bounds an adapter from above.
+
+A *stretch* is what the online state runs through without being cleared: the observed bins of one segment. A window is
+`window_bins` of a stretch; its state starts at zero although the stretch's does not, so its first bins carry no loss.
+A stretch that is shorter is one window by itself: it begins where the online state is zero as well, so every label of
+it counts. What pads it carries no loss.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,8 +28,8 @@ class Pretraining:
     Parameters
     ----------
     n_updates : gradient steps.
-    window_bins, burn_in_bins : length of a window, and how many of its first bins carry no loss: the state starts at
-        zero there although the recording did not.
+    window_bins, burn_in_bins : length of a window, and how many of its first bins carry no loss; a stretch shorter
+        than a window is taken whole and without burn-in.
     batch : windows per step.
     learning_rate : of Adam, decayed to zero along a half cosine.
     input_dropout : probability that an input of a bin is zeroed. On halves of one real day (train on the first ten
@@ -59,6 +64,54 @@ class Pretraining:
             )
 
 
+class Windows(NamedTuple):
+    """What may be drawn, arrays with an entry per window: its first bin, counted over the observed bins of all sessions
+    joined; its bins; how many of them carry no loss at its start; how many sessions came after its own; how often it is
+    drawn against the others of its session, None where all are drawn alike. `left_out`: stretches that are in no
+    window, and their bins.
+    """
+
+    start: np.ndarray
+    length: np.ndarray
+    burn_in: np.ndarray
+    age: np.ndarray
+    draws: np.ndarray | None
+    left_out: tuple[int, int]
+
+
+def windows(
+    weight: Sequence[np.ndarray], observed: Sequence[np.ndarray], reset: Sequence[np.ndarray], settings: Pretraining
+) -> Windows:
+    """The windows of one or several sessions that hold a label; the arguments are those of `pretrain`.
+
+    Windows are drawn alike while every stretch is as long as one. Where some are shorter, each stretch is drawn in
+    proportion to its labelled bins, so that one long stretch does not outweigh many trials beside it.
+    """
+    parts, left_out, offset, whole = [], np.zeros(2, int), 0, settings.window_bins
+    for after, (w, seen, begins) in enumerate(zip(weight, observed, reset, strict=True), 1 - len(observed)):
+        seen = np.asarray(seen, bool)
+        segment = np.cumsum(np.asarray(begins, bool))[seen]
+        _, first, stretch, n_bins = np.unique(segment, return_index=True, return_inverse=True, return_counts=True)
+        until = np.concatenate([[0], np.cumsum((np.asarray(w, float)[seen] > 0).any(axis=1))])
+        labelled = until[first + n_bins] - until[first]
+        inside = np.arange(max(len(segment) - whole + 1, 0))
+        inside = inside[segment[inside] == segment[inside + whole - 1]]
+        inside = inside[until[inside + whole] > until[inside + settings.burn_in_bins]]
+        short = np.flatnonzero((n_bins < whole) & (labelled > 0))
+        own = np.concatenate([stretch[inside], short])
+        n_windows = np.bincount(own, minlength=len(n_bins))
+        start, length = offset + np.concatenate([inside, first[short]]), np.minimum(n_bins[own], whole)
+        parts.append((start, length, np.full(len(own), -after), labelled[own] / n_windows[own]))
+        left_out += np.sum(n_windows == 0), n_bins[n_windows == 0].sum()
+        offset += len(segment)
+    start, length, age, draws = (np.concatenate(each) for each in zip(*parts, strict=True))
+    short = length < whole
+    return Windows(
+        start, length, np.where(short, 0, settings.burn_in_bins), age, draws if short.any() else None,
+        (int(left_out[0]), int(left_out[1])),
+    )  # fmt: skip
+
+
 def pretrain(
     network: Network,
     X: Sequence[np.ndarray],
@@ -82,38 +135,30 @@ def pretrain(
 
     Returns
     -------
-    W (n_hidden, row_width) and C (n_outputs, readout_width), float64.
+    W (n_hidden, row_width) and C (n_outputs, readout_width), float64. Raises `InputError` where no window holds a
+    label; `windows` says what else is left out.
     """
     import torch
 
     settings = settings or Pretraining()
     generator = torch.Generator().manual_seed(seed)
-    inputs, targets, weights, starts, age = _windows(X, Y, weight, observed, reset, settings)
-    share = torch.cumsum(settings.recency ** age.double(), dim=0)
+    able = windows(weight, observed, reset, settings)
+    if not len(able.start):
+        raise InputError(
+            f"pretraining: expected a stretch of observed bins with labels (behind its first {settings.burn_in_bins} "
+            f"bins if it has {settings.window_bins} or more), got {able.left_out[0]} stretches without"
+        )
+    data = _joined(X, Y, weight, observed)
+    draw = _drawing(able, settings, generator)
     W0, C0 = initial if initial is not None else network.initial_weights(seed)
     W = torch.tensor(W0, dtype=torch.float32, requires_grad=True)
     C = torch.tensor(C0, dtype=torch.float32, requires_grad=True)
     optimizer = torch.optim.Adam([W, C], lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.n_updates)
-    span = torch.arange(settings.window_bins)
     with one_thread():
         for _ in range(settings.n_updates):
-            if settings.recency == 1.0:
-                drawn = torch.randint(len(starts), (settings.batch,), generator=generator)
-            else:
-                at = torch.rand(settings.batch, generator=generator, dtype=torch.float64)
-                drawn = torch.searchsorted(share, at * share[-1], right=True)
-            chosen = starts[drawn]
-            index = chosen[None, :] + span[:, None]
-            x, y, w = inputs[index], targets[index], weights[index].clone()
-            w[: settings.burn_in_bins] = 0.0
-            shape = (1, settings.batch, network.n_inputs)
-            x = x * (1.0 + settings.gain_jitter * torch.randn(shape, generator=generator))
-            x = x + settings.offset_jitter * torch.randn(shape, generator=generator)
-            if settings.input_dropout > 0.0:
-                kept = torch.rand(x.shape, generator=generator) >= settings.input_dropout
-                x = x * kept / (1.0 - settings.input_dropout)
-            prediction = unroll(network, W, C, x)
+            x, y, w = batch(data, able, draw())
+            prediction = unroll(network, W, C, _disturbed(x, settings, generator))
             loss = (w * (prediction - y) ** 2).sum() / w.sum().clamp(min=1.0)
             optimizer.zero_grad()
             loss.backward()
@@ -121,6 +166,59 @@ def pretrain(
             optimizer.step()
             schedule.step()
     return W.detach().double().numpy(), C.detach().double().numpy()
+
+
+def batch(data: Sequence[Any], able: Windows, drawn: Any) -> list[Any]:
+    """X, Y and weight (n_bins, n_drawn, …) of the drawn windows, as long as the longest of `able`; `data` are the same
+    over all observed bins. A window that is shorter repeats its last bin; copies and burn-in weigh nothing.
+    """
+    import torch
+
+    start, length, burn_in = (torch.as_tensor(each)[drawn] for each in able[:3])
+    span = torch.arange(int(able.length.max()))[:, None]
+    x, y, w = (part[start + torch.minimum(span, length - 1)] for part in data)
+    return [x, y, w * ((span >= burn_in) & (span < length))[:, :, None]]
+
+
+def _joined(X, Y, weight, observed) -> list[Any]:
+    """X, Y and weight of the observed bins of all sessions, float32; Y is 0 where there is no label."""
+    import torch
+
+    kept = [
+        [np.asarray(part, float)[np.asarray(seen, bool)] for part, seen in zip(parts, observed, strict=True)]
+        for parts in (X, Y, weight)
+    ]
+    x, y, w = (np.concatenate(parts) for parts in kept)
+    return [torch.tensor(part, dtype=torch.float32) for part in (x, np.where(w > 0, y, 0.0), w)]
+
+
+def _drawing(able: Windows, settings: Pretraining, generator: Any) -> Callable[[], Any]:
+    """A function that draws the windows of the next batch (batch,)."""
+    import torch
+
+    if settings.recency == 1.0 and able.draws is None:
+        return lambda: torch.randint(len(able.start), (settings.batch,), generator=generator)
+    often = settings.recency ** torch.tensor(able.age).double()
+    share = torch.cumsum(often if able.draws is None else often * torch.tensor(able.draws), dim=0)
+
+    def draw():
+        at = torch.rand(settings.batch, generator=generator, dtype=torch.float64)
+        return torch.searchsorted(share, at * share[-1], right=True)
+
+    return draw
+
+
+def _disturbed(x: Any, settings: Pretraining, generator: Any) -> Any:
+    """Inputs of a batch with a gain and an offset per window and channel, and with some left out."""
+    import torch
+
+    shape = (1, *x.shape[1:])
+    x = x * (1.0 + settings.gain_jitter * torch.randn(shape, generator=generator))
+    x = x + settings.offset_jitter * torch.randn(shape, generator=generator)
+    if settings.input_dropout > 0.0:
+        kept = torch.rand(x.shape, generator=generator) >= settings.input_dropout
+        x = x * kept / (1.0 - settings.input_dropout)
+    return x
 
 
 def unroll(network: Network, W, C, x):
@@ -248,34 +346,3 @@ def _backward(network: Network, W, x, activations, states, v, gradient: np.ndarr
         for part, where in reads.items():
             out[:, where] = signal.sum(axis=1, keepdims=True) if part == "1" else signal @ flat[part]
     return out
-
-
-def _windows(X, Y, weight, observed, reset, settings: Pretraining):
-    """Join the observed bins of all sessions; returns float32 tensors, the bins at which a window may start, and how
-    many sessions came after that of each.
-    """
-    import torch
-
-    inputs, targets, weights, starts, offset = [], [], [], [], 0
-    for x, y, w, seen, begins in zip(X, Y, weight, observed, reset, strict=True):
-        seen = np.asarray(seen, bool)
-        stretch = np.cumsum(np.asarray(begins, bool))[seen]
-        x, w = np.asarray(x, float)[seen], np.asarray(w, float)[seen]
-        y = np.where(w > 0, np.asarray(y, float)[seen], 0.0)
-        last = np.arange(len(x) - settings.window_bins + 1)
-        whole = last[stretch[last] == stretch[last + settings.window_bins - 1]] if len(last) else last
-        labelled = np.concatenate([[0], np.cumsum((w > 0).any(axis=1))])
-        first, end = whole + settings.burn_in_bins, whole + settings.window_bins
-        starts.append(offset + whole[labelled[end] > labelled[np.minimum(first, end)]])
-        inputs.append(x)
-        targets.append(y)
-        weights.append(w)
-        offset += len(x)
-    allowed = np.concatenate(starts) if starts else np.array([], int)
-    age = np.repeat(np.arange(len(starts))[::-1], [len(each) for each in starts])
-    if not len(allowed):
-        raise InputError(
-            f"pretraining: expected at least one stretch of {settings.window_bins} observed bins with labels, got none"
-        )
-    joined = [torch.tensor(np.concatenate(parts), dtype=torch.float32) for parts in (inputs, targets, weights)]
-    return *joined, torch.tensor(allowed), torch.tensor(age)
