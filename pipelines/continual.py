@@ -8,7 +8,6 @@ import argparse
 import sys
 
 import bci_adapt as ba
-from bci_adapt.data.labelled import session_arrays
 from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.decoders.rls import RLSDecoder
 from bci_adapt.errors import InputError
@@ -27,10 +26,10 @@ def main(files: list[str], pretrain: int = 1, n_updates: int = 800) -> dict[str,
         raise InputError(f"--pretrain must leave at least one of {len(files)} files to adapt to, got {pretrain}")
     sessions = sorted((ba.read(file, BIN_S) for file in files), key=lambda session: session.attrs["session_start"])
     sessions = ba.match(sessions, missing="drop")
-    first, later = [session_arrays(session, "velocity") for session in sessions[:pretrain]], sessions[pretrain:]
+    first, later = sessions[:pretrain], sessions[pretrain:]
     pretrained = {"gru": OnlineDecoder(cell="gru", n_updates=n_updates), "rls": RLSDecoder(memory_s=1000.0)}
     for decoder in pretrained.values():
-        decoder.fit([day.X for day in first], [day.y for day in first], [day.reset for day in first])
+        decoder.fit(first, "velocity")
 
     scores = {name: [] for name in ARMS}
     alive = {name: pretrained[of] for name, (of, _, _) in ARMS.items()}

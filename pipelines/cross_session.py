@@ -8,7 +8,6 @@ Everything is done here in one process; `bci-adapt run` does the same for many p
 import sys
 
 import bci_adapt as ba
-from bci_adapt.data.labelled import session_arrays
 from bci_adapt.data.sessions import require_same_channels
 from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.decoders.rls import RLSDecoder
@@ -19,7 +18,6 @@ BIN_S = 0.05
 def main(source_file: str, target_file: str, n_updates: int = 800) -> dict[str, tuple[float, float]]:
     source, target = ba.read(source_file, BIN_S), ba.read(target_file, BIN_S)
     require_same_channels(source, target)
-    day_one = session_arrays(source, "velocity")
 
     decoders = {
         "GRU, normaliser only": OnlineDecoder(cell="gru", rule="readout", average=None, n_updates=n_updates),
@@ -31,7 +29,7 @@ def main(source_file: str, target_file: str, n_updates: int = 800) -> dict[str, 
     }
     scores = {}
     for name, decoder in decoders.items():
-        decoder.fit(day_one.X, day_one.y, day_one.reset)
+        decoder.fit(source, "velocity")
         labels = "none" if "only" in name else "true"
         found = ba.evaluate(decoder, target, "velocity", stream_s=600.0, supervision=labels)
         scores[name] = found.r2("online"), found.r2("held_out")

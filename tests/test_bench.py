@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from bci_adapt.cli.bench import learning as bench
-from bci_adapt.decoders import recommended
+from bci_adapt.decoders.recommendation import recommended
 from bci_adapt.learning.credit.base import rule
 
 KEYS = {

@@ -287,15 +287,15 @@ class TestShortStretches:
         constants = {"n_hidden": 4, "n_updates": 3, "bin_s": 0.02, "tune_updates": 2, "label_delay_s": 0.06}
         with warnings.catch_warnings(action="error"):
             decoder = FineTunedDecoder(**constants).fit(X, Y, reset)
-        assert "left_out" not in decoder.about_
+        assert "left_out" not in decoder.metadata_
         before = decoder.start_weights_[0]
         Y[-24:-4] = np.nan
         with pytest.warns(UserWarning, match=r"1 stretches \(20 bins, 0\.4 s\) hold no label"):
             decoder.fit(X, Y, reset)
-        assert decoder.about_["left_out"] == {"stretches": 1, "bins": 20, "seconds": 0.4}
+        assert decoder.metadata_["left_out"] == {"stretches": 1, "bins": 20, "seconds": 0.4}
         assert not np.array_equal(before, decoder.start_weights_[0])
         # Labels come three bins late: none of a trial of three bins, nor of one, arrives before its end.
         with pytest.warns(UserWarning, match=r"3 stretches \(24 bins, 0\.48 s\)"):
             decoder.adapt(X, Y, reset)
-        assert decoder.about_["left_out"]["bins"] == 24
+        assert decoder.metadata_["left_out"]["bins"] == 24
         assert not np.array_equal(decoder.start_weights_[0], decoder.state_.predictor()[0][0])

@@ -10,7 +10,7 @@ import xarray as xr
 
 from bci_adapt.archive.sources.simulated import FIRST_DAY
 from bci_adapt.data import simulate
-from bci_adapt.data.labelled import described, session_arrays
+from bci_adapt.data.labelled import session_arrays
 from bci_adapt.data.nwb_writing import write_recording
 from bci_adapt.data.prepare import prepare
 from bci_adapt.data.sessions import read_session, write_session
@@ -69,9 +69,7 @@ def _own_cache(folder, monkeypatch):
 def decoder(folder, days):
     """A Wiener filter of the first day that knows its channels, as a run leaves it."""
     session = prepare(days[0], 0.05)
-    arrays = session_arrays(session, "velocity")
-    fitted = WienerDecoder(n_lags=4).fit(arrays.X, arrays.y, arrays.reset)
-    fitted.about_ = described(session, ["velocity"]) | {"sessions": [arrays.session_id]}
+    fitted = WienerDecoder(n_lags=4).fit(session, "velocity")
     path = folder / "mon.npz"
     fitted.save(path)
     return path
@@ -221,7 +219,7 @@ def test_channels_of_another_array_are_refused(call, decoder, days, tmp_path):
     ("change", "message"),
     [
         ({"subject": "Other"}, "is of subject"),
-        ({"bin_s": 0.1}, "prepared in bins of 0.05 s, the decoder's are 0.1 s"),
+        ({"bin_s": 0.1}, "is in bins of 0.05 s, the decoder's are 0.1 s"),
         ({"channels": ["a", "b"]}, "does not fit its weights"),
         ({"outputs": [{"variable": "velocity", "axes": ["x"], "units": "cm/s"}]}, "does not fit its weights"),
         ({"outputs": [{"variable": 3}]}, "does not fit its weights"),
@@ -230,7 +228,8 @@ def test_channels_of_another_array_are_refused(call, decoder, days, tmp_path):
 def test_a_decoder_that_does_not_fit_is_refused(decoder, days, tmp_path, change, message):
     write_session(prepare(days[1], 0.05), tmp_path / "tue.nc")
     other = Decoder.load(decoder)
-    other.about_ = {**other.about_, **change}
+    other.metadata_ = {**other.metadata_, **change}
+    other.bin_s_ = change.get("bin_s", other.bin_s_)
     other.save(tmp_path / "other.npz")
     with pytest.raises(InputError, match=message):
         predicting.predict(tmp_path / "other.npz", tmp_path / "tue.nc")
@@ -238,7 +237,7 @@ def test_a_decoder_that_does_not_fit_is_refused(decoder, days, tmp_path, change,
 
 def test_a_decoder_without_names_takes_channels_as_they_come(decoder, days, tmp_path):
     other = Decoder.load(decoder)
-    other.about_ = {}
+    other.metadata_ = {}
     other.save(tmp_path / "plain.npz")
     made, notes = predicting.predict(tmp_path / "plain.npz", days[1])
     np.testing.assert_array_equal(
@@ -247,18 +246,19 @@ def test_a_decoder_without_names_takes_channels_as_they_come(decoder, days, tmp_
     assert "does not name its channels" in notes[0]
     session = prepare(days[1], 0.05)
     write_session(session.isel(channel=slice(1, None)), tmp_path / "fewer.nc")
-    with pytest.raises(InputError, match="19 against 20"):
+    with pytest.raises(InputError, match="fitted on 20 channels, got 19"):
         predicting.predict(tmp_path / "plain.npz", tmp_path / "fewer.nc")
 
 
 def test_a_decoder_fitted_on_labelled_arrays_knows_them(days, tmp_path):
     session = prepare(days[0], 0.05)
-    fitted = WienerDecoder(n_lags=2).fit(session["counts"], session["velocity"].where(session["velocity_valid"]))
-    fitted.save(tmp_path / "own.npz")
-    about = Decoder.load(tmp_path / "own.npz").about_
-    assert about["channels"] == session["channel"].values.tolist()
-    assert about["outputs"] == [{"variable": "velocity", "axes": ["x", "y"], "units": "centimeters/s"}]
-    assert fitted.fit(session["counts"].values, session["velocity"].fillna(0).values).about_ == {}
+    masks = {name: session[name] for name in ("valid", "segment")}
+    counts = session["counts"].assign_coords(masks)
+    velocity = session["velocity"].assign_coords(velocity_valid=session["velocity_valid"])
+    WienerDecoder(n_lags=2).fit(counts, velocity).save(tmp_path / "own.npz")
+    known = Decoder.load(tmp_path / "own.npz").metadata_
+    assert known["channels"] == session["channel"].values.tolist()
+    assert known["outputs"] == [{"variable": "velocity", "axes": ["x", "y"], "units": "centimeters/s"}]
 
 
 def test_predict_overwrites_nothing_of_its_own(call, decoder, days, tmp_path):

@@ -1,11 +1,12 @@
 """From day to day: `pretrain` a decoder on recordings, `adapt` it to the next, each against the same by hand."""
 
+import inspect
 import json
 import os
 import re
 import subprocess
 import sys
-from types import MappingProxyType
+from functools import partial
 
 import h5py
 import numpy as np
@@ -14,12 +15,12 @@ import xarray as xr
 from test_cli_comparing import write_day
 
 import bci_adapt as ba
-from bci_adapt import decoders
 from bci_adapt.data.labelled import session_arrays
 from bci_adapt.data.prepare import prepare
 from bci_adapt.data.sessions import write_session
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.online_rnn import OnlineDecoder
+from bci_adapt.decoders.recommendation import recommended
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import cache_root
 from bci_adapt.live import adapting as deploying
@@ -28,7 +29,6 @@ from bci_adapt.metrics import r2
 
 KINDS = ("mon", "rates", "late")
 SMALL = {"n_hidden": 5, "n_updates": 20, "added_updates": 5, "warm_up_s": 5.0, "learning_rate": 1e-3}
-CONSTANTS = {**decoders.RECOMMENDED, **SMALL}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    monkeypatch.setattr(decoders, "RECOMMENDED", MappingProxyType(CONSTANTS))
+    monkeypatch.setattr(deploying, "recommended", partial(ba.recommended, **SMALL))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def sessions(days):
 def decoder(folder, days):
     """A decoder of the first two days."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoders, "RECOMMENDED", MappingProxyType(CONSTANTS))
+        patch.setattr(deploying, "recommended", partial(ba.recommended, **SMALL))
         deploying.pretrain(days[:2], seed=3).save(folder / "decoder.npz")
     return folder / "decoder.npz"
 
@@ -65,30 +65,33 @@ def parts(session):
     return arrays.X, arrays.y, arrays.reset
 
 
-def test_recommended_is_one_set_of_constants_that_can_be_replaced(monkeypatch):
-    monkeypatch.undo()
-    assert ba.recommended is decoders.recommended
+def test_recommended_shows_all_that_can_be_set_and_says_no_to_the_rest():
+    assert ba.recommended is recommended
     made = ba.recommended(seed=4, learning_rate=1e-5)
-    assert {name: getattr(made, name) for name in decoders.RECOMMENDED if name != "learning_rate"} == {
-        name: value for name, value in decoders.RECOMMENDED.items() if name != "learning_rate"
-    }
-    assert (made.seed, made.learning_rate) == (4, 1e-5)
+    assert (made.seed, made.learning_rate, made.rule, made.rule_constants) == (4, 1e-5, "window", {"steps": 4})
+    assert ba.recommended(rule="rtrl").rule_constants is None
+    own, shown = (inspect.signature(each).parameters for each in (OnlineDecoder, recommended))
+    assert [*shown] == [*own]
+    other = {"n_hidden": 128, "n_members": 3, "take_turns": True, "rule": "window", "average": 0.997}
+    assert {name: shown[name].default for name in shown if shown[name].default != own[name].default} == other
+    with pytest.raises(TypeError, match="n_hiden"):
+        ba.recommended(n_hiden=3)
 
 
 def test_pretrain_carries_one_network_through_the_days(call, days, sessions, decoder, tmp_path):
     code, said, _ = call("pretrain", *days[:2], "-o", tmp_path / "made.npz", "--seed", 3)
     assert code == 0
     assert "20 channels → velocity, trained on 2 sessions" in " ".join(said.split())
-    by_hand = OnlineDecoder(**CONSTANTS, seed=3).fit(*parts(sessions[0]))
+    by_hand = ba.recommended(**SMALL, seed=3, bin_s=0.05).fit(*parts(sessions[0]))
     by_hand.extend(*map(list, zip(parts(sessions[0]), parts(sessions[1]), strict=True)))
     for path in (tmp_path / "made.npz", decoder):
         found = Decoder.load(path)
-        assert found.get_params() == by_hand.get_params()
+        assert found.get_params() == by_hand.get_params() | {"bin_s": None}
         for key, expected in by_hand._fitted_arrays().items():
             np.testing.assert_array_equal(getattr(found, key), expected)
-    assert found.about_["sessions"] == ["sub-Sim_ses-mon", "sub-Sim_ses-rates"]
-    assert found.about_["channels"] == sessions[0]["channel"].values.tolist()
-    assert found.about_["outputs"] == [{"variable": "velocity", "axes": ["x", "y"], "units": "centimeters/s"}]
+    assert found.metadata_["sessions"] == ["sub-Sim_ses-mon", "sub-Sim_ses-rates"]
+    assert found.metadata_["channels"] == sessions[0]["channel"].values.tolist()
+    assert found.metadata_["outputs"] == [{"variable": "velocity", "axes": ["x", "y"], "units": "centimeters/s"}]
 
 
 def test_prepared_sessions_and_other_targets(call, sessions, tmp_path):
@@ -103,10 +106,10 @@ def test_prepared_sessions_and_other_targets(call, sessions, tmp_path):
     assert call("pretrain", *paths, *asked, "--missing", "drop")[:2] == (0, "")
     found = Decoder.load(tmp_path / "both.npz")
     assert found.n_outputs_ == 4
-    assert found.about_["channels"] == sessions[0]["channel"].values[:19].tolist()
+    assert found.metadata_["channels"] == sessions[0]["channel"].values[:19].tolist()
     kept = [session.isel(channel=slice(19)) for session in sessions[:2]]
     arrays = [session_arrays(session, ["velocity", "position"]) for session in kept]
-    by_hand = OnlineDecoder(**CONSTANTS).fit(arrays[0].X, arrays[0].y, arrays[0].reset)
+    by_hand = ba.recommended(**SMALL, bin_s=0.05).fit(arrays[0].X, arrays[0].y, arrays[0].reset)
     by_hand.extend(*([getattr(each, key) for each in arrays] for key in ("X", "y", "reset")))
     np.testing.assert_array_equal(found.W_, by_hand.W_)
 
@@ -130,7 +133,7 @@ def test_adapt_is_the_decoder_adapted_by_hand(call, days, sessions, decoder, tmp
         np.testing.assert_array_equal(made["time"], sessions[2]["time"])
         assert made.attrs["decoder_trained_on"] == "sub-Sim_ses-mon, sub-Sim_ses-rates"
     adapted = Decoder.load(tmp_path / "wed.npz")
-    assert adapted.about_["adapted_to"] == ["sub-Sim_ses-late"]
+    assert adapted.metadata_["adapted_to"] == ["sub-Sim_ses-late"]
     for key, expected in by_hand._fitted_arrays().items():
         np.testing.assert_array_equal(adapted._fitted_arrays()[key], expected)
     told = json.loads((tmp_path / "wed.json").read_text())
@@ -153,7 +156,7 @@ def test_an_adapted_decoder_goes_on_with_the_next_session(days, sessions, decode
     for session in sessions[1:]:
         online = by_hand.adapt(*(part[:400] for part in parts(session)))
     np.testing.assert_array_equal(found.prediction["predicted_velocity"][:400], online)
-    assert found.decoder.about_["adapted_to"] == ["sub-Sim_ses-rates", "sub-Sim_ses-late"]
+    assert found.decoder.metadata_["adapted_to"] == ["sub-Sim_ses-rates", "sub-Sim_ses-late"]
 
 
 def test_labels_beyond_the_stream_reach_nothing(sessions, decoder, tmp_path):

@@ -22,7 +22,7 @@ class Mine:
     """Made here, in no file that a worker could load: ours by another way."""
 
     def __init__(self, label_delay_s):
-        self.decoder = RLSDecoder(label_delay_s=label_delay_s, n_lags=4)
+        self.decoder = RLSDecoder(label_delay_s=label_delay_s, n_lags=4, bin_s=0.05)
 
     def fit(self, X, y, reset):
         self.decoder.fit(X, y, reset)
@@ -79,7 +79,7 @@ def test_own_decoders_of_a_notebook_are_arms_with_canaries(days):
     for name in ("mine", "ours", "still"):
         # a decoder of one's own scores as the same decoder through the protocol does
         decoder = WienerDecoder(n_lags=4) if name == "still" else RLSDecoder(label_delay_s=DELAY_S, n_lags=4)
-        decoder.fit(monday.X, monday.y, monday.reset)
+        decoder.fit(monday)
         alone = ba.evaluate(decoder, days[1], "velocity", stream_s=STREAM_S)
         for part in ("online", "online_late", "held_out"):
             assert scores[name, part, "r2"] == pytest.approx(alone.r2(part), abs=1e-12)

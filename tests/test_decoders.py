@@ -8,11 +8,12 @@ from sklearn.decomposition import FactorAnalysis
 from sklearn.linear_model import Ridge
 
 from bci_adapt.data.labelled import permuted_in_time
+from bci_adapt.decoders import online_rnn
 from bci_adapt.decoders.aligned import AlignedDecoder, encoder, factors, rotation
 from bci_adapt.decoders.base import Decoder, delay_bins
 from bci_adapt.decoders.fine_tuned import FineTunedDecoder
 from bci_adapt.decoders.kalman import KalmanDecoder
-from bci_adapt.decoders.lags import lagged
+from bci_adapt.decoders.lags import LaggedDecoder, lagged
 from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.decoders.persistence import PersistenceDecoder
 from bci_adapt.decoders.rls import RLSDecoder
@@ -24,26 +25,15 @@ from bci_adapt.learning.bptt import Pretraining, pretrain
 from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.learning.normaliser import FLOOR, Normaliser
 
-SMALL = {"n_hidden": 6, "n_updates": 30, "label_delay_s": 0.2, "warm_up_s": 5.0, "learning_rate": 1e-2}
+SMALL = online_rnn.SMALL | {"bin_s": 0.05}
+BIN_S = 0.05
+CLASSES = variants("bci_adapt.decoders", Decoder)
+# Every decoder of the folder, by its own examples: "online_rnn", "online_rnn_window" …
 DECODERS = {
-    "rnn": OnlineDecoder(cell="tanh", **SMALL),
-    "rnn_window": OnlineDecoder(cell="gru", rule="window", rule_constants={"steps": 3}, average=None, **SMALL),
-    "rnn_rtrl": OnlineDecoder(cell="gru", rule="rtrl", **SMALL),
-    "rnn_members": OnlineDecoder(cell="gru", n_members=3, **SMALL),
-    "rnn_turns": OnlineDecoder(cell="gru", n_members=3, take_turns=True, learn_every=2, **SMALL),
-    "rnn_stacked": StackedDecoder(n_lags=3, memory_s=20.0, update_every_s=0.25, prior_s=5.0, cell="gru", **SMALL),
-    "wiener": WienerDecoder(n_lags=3),
-    "rls": RLSDecoder(n_lags=3, memory_s=20.0, label_delay_s=0.2, update_every_s=0.25),
-    "persistence": PersistenceDecoder(label_delay_s=0.2),
-    "kalman": KalmanDecoder(),
-    "kalman_adaptive": KalmanDecoder(
-        state="position_velocity", adaptive=True, memory_s=20.0, label_delay_s=0.2, update_every_s=0.25
-    ),
-    "aligned": AlignedDecoder(n_latents=2, n_stable=3, n_lags=3, align_every_s=4.0),
-    "fine_tuned": FineTunedDecoder(cell="gru", n_hidden=6, n_updates=30, label_delay_s=0.2, tune_updates=5),
+    "_".join(filter(None, (name, of))): kind(bin_s=BIN_S, **constants)
+    for name, kind in CLASSES.items()
+    for of, constants in kind.examples.items()
 }
-# What they predict of a session does not depend on its labels.
-BLIND = {"wiener", "kalman", "aligned", "fine_tuned"}
 
 
 def recording(n_bins=400, seed=0, n_channels=5, gap=True):
@@ -82,10 +72,6 @@ def same(left, right, but=()):
     return all(np.array_equal(left[key], right[key], equal_nan=True) for key in left if not key.startswith(but or "\0"))
 
 
-def test_every_decoder_of_the_folder_is_here():
-    assert {type(decoder).name for decoder in DECODERS.values()} == set(variants("bci_adapt.decoders", Decoder))
-
-
 @pytest.mark.parametrize("name", DECODERS)
 class TestEveryDecoder:
     def test_predict_is_pure_before_and_after_adapting(self, fitted, name, tmp_path):
@@ -113,10 +99,10 @@ class TestEveryDecoder:
             pieces.append(decoder.partial_fit(X[t:end], y[t:end], reset[t:end]).online_predictions_)
             decoder = copy_of(decoder, tmp_path)
         # BLAS may order a product of another height differently; the network's own loop may not.
-        exact = name.startswith(("rnn", "persistence")) and name != "rnn_stacked"
+        exact = decoder.name in ("online_rnn", "persistence")
         tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-9, "atol": 1e-10}
         np.testing.assert_allclose(np.concatenate(pieces), expected, **tolerance)
-        if exact and name != "persistence":
+        if decoder.name == "online_rnn":
             assert same(arrays_of(whole), arrays_of(decoder), but=("state_ring",))
             held = recording(seed=3)[0]
             assert np.array_equal(whole.predict(held, continuing=True), decoder.predict(held, continuing=True))
@@ -129,7 +115,7 @@ class TestEveryDecoder:
         delay = delay_bins(0.2, 0.05)
         assert delay == 4
         assert np.array_equal(one[: t + delay + 1], two[: t + delay + 1])
-        assert np.array_equal(one, two) == (name in BLIND)
+        assert np.array_equal(one, two) == (not fitted[name].learns_online)
 
     def test_labels_that_arrive_at_the_end_of_a_trial(self, fitted, name, tmp_path):
         X, y, reset = recording(seed=12)
@@ -152,7 +138,7 @@ class TestEveryDecoder:
         changed[300:] += 5.0
         other = copy_of(fitted[name], tmp_path).adapt(X, changed, reset, arrives=trial_end)
         assert np.array_equal(other[:330], expected[:330])
-        assert np.array_equal(other[330:], expected[330:]) == (name in BLIND)
+        assert np.array_equal(other[330:], expected[330:]) == (not fitted[name].learns_online)
 
     def test_without_labels_only_statistics_move(self, fitted, name, tmp_path):
         X, y, reset = recording(seed=5)
@@ -163,11 +149,11 @@ class TestEveryDecoder:
         for key in ("latent_coef_",) if name == "aligned" else ("coef_", "last_", "moments_", "projection_"):
             if hasattr(decoder, key):
                 assert np.array_equal(getattr(decoder, key), getattr(fitted[name], key))
-        if name.startswith("rnn"):
+        if isinstance(decoder, OnlineDecoder):
             for key, fitted_to in zip("WC", fitted[name].start_weights_, strict=True):
                 assert (decoder.state_.arrays[key] == fitted_to).all()
             assert not np.array_equal(decoder.running_.mean, fitted[name].mean_)
-        if name.startswith(("rls", "wiener", "kalman", "aligned")):
+        if isinstance(decoder, LaggedDecoder | KalmanDecoder):
             assert not np.array_equal(decoder.running_mean_, fitted[name].mean_)
 
     def test_doors(self, fitted, name, tmp_path):
@@ -177,14 +163,13 @@ class TestEveryDecoder:
             (lambda: fresh.predict(X), "fit it"),
             (lambda: fitted[name].predict(X[:, :3]), "5 channels, got 3"),
             (lambda: fitted[name].predict(X[0]), "n_bins, n_channels"),
-            (lambda: fitted[name].predict(X - 10), "negative"),
+            (lambda: fitted[name].predict(X - 10), "Negative"),
             (lambda: copy_of(fitted[name], tmp_path).adapt(X, y[:10]), "y: expected"),
             (lambda: copy_of(fitted[name], tmp_path).adapt(X, y[:, :1]), "2 outputs"),
             (lambda: fresh.fit(X, np.full_like(y, np.nan)), "finite labels"),
             *(
                 (lambda known=known: copy_of(fitted[name], tmp_path).adapt(X, y, arrives=known), "arrives: expected")
                 for known in (np.arange(len(X))[::-1], np.arange(len(X)) - 1, np.arange(3), np.full(len(X), 1e3))
-                if name not in ("wiener", "kalman", "aligned")  # they look at no label
             ),
             (lambda: fresh.fit([X, X], [y]), "as many"),
             (lambda: Decoder.load(__file__), "npz"),
@@ -240,9 +225,9 @@ def test_adaptation_helps_after_a_change_of_tuning_and_a_canary_does_not():
     X, y, _ = recording(n_bins=3000, seed=8, n_channels=12, gap=False)
     turned = X[:, np.roll(np.arange(12), 3)]
     decoder = OnlineDecoder(
-        cell="tanh", n_hidden=16, n_updates=200, learning_rate=3e-3, average=None, label_delay_s=0.2
+        bin_s=0.05, cell="tanh", n_hidden=16, n_updates=200, learning_rate=3e-3, average=None, label_delay_s=0.2
     )
-    rls = RLSDecoder(n_lags=3, memory_s=100.0, label_delay_s=0.2)
+    rls = RLSDecoder(bin_s=0.05, n_lags=3, memory_s=100.0, label_delay_s=0.2)
 
     def score(adapted, X):
         held = adapted.predict(X[2000:], continuing=True)
@@ -303,7 +288,7 @@ def test_lags_do_not_cross_a_reset():
 
 def test_wiener_is_ridge():
     X, y, reset = recording()
-    decoder = WienerDecoder(n_lags=3, penalty=0.1, normaliser_s=None).fit(X, y, reset)
+    decoder = WienerDecoder(bin_s=0.05, n_lags=3, penalty=0.1, normaliser_s=None).fit(X, y, reset)
     x = np.sqrt(np.nan_to_num(X))
     seen = np.isfinite(X).all(axis=1)
     normalised = np.where(seen[:, None], (x - x[seen].mean(0)) / np.sqrt(x[seen].var(0) + FLOOR**2), 0.0)
@@ -316,7 +301,7 @@ def test_rls_is_weighted_least_squares_over_source_and_stream():
     """The recursion against one direct solve, with the prior fading as the recursion says."""
     X, y, _ = recording(gap=False)
     decoder = RLSDecoder(
-        n_lags=2, penalty=0.1, memory_s=10.0, normaliser_s=None, label_delay_s=0.0, update_every_s=0.25
+        bin_s=0.05, n_lags=2, penalty=0.1, memory_s=10.0, normaliser_s=None, label_delay_s=0.0, update_every_s=0.25
     )
     decoder.fit(X, y)
     X2, y2, _ = recording(seed=11, gap=False)
@@ -338,7 +323,7 @@ def test_rls_is_weighted_least_squares_over_source_and_stream():
 
 def test_persistence_is_the_label_of_long_enough_ago():
     X, y, _ = recording(gap=False)
-    decoder = PersistenceDecoder(label_delay_s=0.2).fit(X, y)
+    decoder = PersistenceDecoder(bin_s=0.05, label_delay_s=0.2).fit(X, y)
     online = decoder.adapt(X, y)
     assert np.array_equal(online[5:], y[:-5])
     assert np.array_equal(decoder.predict(X)[0], decoder.predict(X)[-1])
@@ -360,7 +345,7 @@ def test_permuted_counts_are_the_same_counts_elsewhere():
 
 def test_rls_takes_the_same_blocks_however_late_they_come():
     X, y, _ = recording(gap=False)
-    base = RLSDecoder(n_lags=2, memory_s=10.0, label_delay_s=0.0, update_every_s=0.25)
+    base = RLSDecoder(bin_s=0.05, n_lags=2, memory_s=10.0, label_delay_s=0.0, update_every_s=0.25)
     at_once, at_the_end = base.fit(X, y), clone(base).fit(X, y)
     at_once.adapt(X[::-1], y[::-1])
     predictions = at_the_end.adapt(X[::-1], y[::-1], arrives=np.full(len(X), len(X) - 1))
@@ -371,13 +356,13 @@ def test_rls_takes_the_same_blocks_however_late_they_come():
 def test_persistence_holds_a_trial_until_the_next_one_ends():
     X, y, _ = recording(gap=False)
     bins = np.arange(len(X))
-    decoder = PersistenceDecoder().fit(X, y)
+    decoder = PersistenceDecoder(bin_s=0.05).fit(X, y)
     online = decoder.adapt(X, y, arrives=(bins // 50) * 50 + 49)
     assert np.array_equal(online[50:], y[(bins[50:] // 50) * 50 - 1])
     assert np.array_equal(decoder.predict(X)[0], y[-1])
 
 
-BASE = {"cell": "gru", "n_hidden": 6, "n_updates": 20, "label_delay_s": 0.2, "average": None}
+BASE = {"bin_s": 0.05, "cell": "gru", "n_hidden": 6, "n_updates": 20, "label_delay_s": 0.2, "average": None}
 
 
 @pytest.fixture(scope="module")
@@ -502,7 +487,7 @@ class TestPretraining:
         y, counts = smooth_movement(2000, 12)
         tuning = 0.4 * np.random.default_rng(2).standard_normal((2, 12))
         first, second = counts(tuning), counts(np.roll(tuning, 5, axis=1))
-        decoder = OnlineDecoder(n_hidden=12, n_updates=150, added_updates=150).fit(first[:1500], y[:1500])
+        decoder = OnlineDecoder(bin_s=0.05, n_hidden=12, n_updates=150, added_updates=150).fit(first[:1500], y[:1500])
         before = r2(y[1500:], decoder.predict(second[1500:]))
         decoder.extend([first[:1500], second[:1500]], [y[:1500], y[:1500]])
         assert r2(y[1500:], decoder.predict(second[1500:])) > before + 0.3
@@ -511,8 +496,8 @@ class TestPretraining:
     def test_random_weights_and_closed_forms_are_extended_too(self):
         random = OnlineDecoder(**BASE, pretrained=False).fit(*self.days(0)).extend(*self.days(0, 1))
         assert np.array_equal(random.W_, random.network_.initial_weights(0)[0])
-        wiener = WienerDecoder(n_lags=2).fit(*self.days(0)).extend(*self.days(0, 1))
-        assert np.array_equal(wiener.coef_, WienerDecoder(n_lags=2).fit(*self.days(0, 1)).coef_)
+        wiener = WienerDecoder(bin_s=0.05, n_lags=2).fit(*self.days(0)).extend(*self.days(0, 1))
+        assert np.array_equal(wiener.coef_, WienerDecoder(bin_s=0.05, n_lags=2).fit(*self.days(0, 1)).coef_)
 
     def test_doors_of_extend(self, network):
         X, y, _ = self.DAYS[1]
@@ -606,7 +591,7 @@ class TestStacked:
     def both(self, X, y, reset):
         """What the parts of a stack predict through a session, each by itself."""
         fit = recording()
-        shared = {"label_delay_s": 0.2, "n_lags": 3, "memory_s": 50.0, "update_every_s": 0.25}
+        shared = {"bin_s": 0.05, "label_delay_s": 0.2, "n_lags": 3, "memory_s": 50.0, "update_every_s": 0.25}
         return OnlineDecoder(**SMALL).fit(*fit).adapt(X, y, reset), RLSDecoder(**shared).fit(*fit).adapt(X, y, reset)
 
     def test_without_labels_it_is_the_network_alone(self):
@@ -650,8 +635,15 @@ class TestStacked:
     def test_it_leans_on_the_part_that_decodes_and_on_none_where_neurons_know_nothing(self):
         y, counts = smooth_movement(3000, 12)
         X = counts(0.4 * np.random.default_rng(2).standard_normal((2, 12)))
-        mute = {"pretrained": False, "learning_rate": 0.0, "average": None, "n_hidden": 6, "label_delay_s": 0.2}
-        shared = {"n_lags": 3, "label_delay_s": 0.2}
+        mute = {
+            "bin_s": 0.05,
+            "pretrained": False,
+            "learning_rate": 0.0,
+            "average": None,
+            "n_hidden": 6,
+            "label_delay_s": 0.2,
+        }
+        shared = {"n_lags": 3, "label_delay_s": 0.2, "bin_s": 0.05}
         stacked = StackedDecoder(**mute, n_lags=3, prior_s=5.0).fit(X[:1000], y[:1000])
         linear = RLSDecoder(**shared).fit(X[:1000], y[:1000])
         for each in (stacked, linear):
@@ -684,7 +676,7 @@ class TestStacked:
         stacked = StackedDecoder(**self.SETTINGS, added_updates=3).fit(*recording()).extend(*days)
         network = OnlineDecoder(**SMALL, added_updates=3).fit(*recording()).extend(*days)
         assert np.array_equal(stacked.W_, network.W_)
-        assert np.array_equal(stacked.linear_.coef_, RLSDecoder(n_lags=3, memory_s=50.0).fit(*days).coef_)
+        assert np.array_equal(stacked.linear_.coef_, RLSDecoder(bin_s=0.05, n_lags=3, memory_s=50.0).fit(*days).coef_)
 
     def test_doors(self, tmp_path):
         X, y, reset = recording()
@@ -764,7 +756,7 @@ class TestKalman:
     @pytest.mark.parametrize("lag", [0, 2])
     def test_equals_the_textbook_recursion(self, lag):
         X, y, _ = recording(gap=False, n_bins=600)
-        decoder = KalmanDecoder(lag_bins=lag, penalty=0.1, normaliser_s=None).fit(X, y)
+        decoder = KalmanDecoder(bin_s=0.05, lag_bins=lag, penalty=0.1, normaliser_s=None).fit(X, y)
         x, z = (y - y.mean(0)) / y.std(0), normalised(X, decoder)
         A = np.linalg.lstsq(x[:-1], x[1:], rcond=None)[0].T
         rest = x[1:] - x[:-1] @ A.T
@@ -785,7 +777,7 @@ class TestKalman:
     def test_adaptive_without_forgetting_is_least_squares_over_source_and_stream(self):
         X, y, _ = recording(gap=False)
         X2, y2, _ = recording(seed=3, gap=False)
-        parameters = {"lag_bins": 0, "normaliser_s": None, "label_delay_s": 0.0, "update_every_s": 0.25}
+        parameters = {"bin_s": 0.05, "lag_bins": 0, "normaliser_s": None, "label_delay_s": 0.0, "update_every_s": 0.25}
         decoder = KalmanDecoder(adaptive=True, memory_s=np.inf, **parameters).fit(X, y)
         frozen = KalmanDecoder(**parameters).fit(X, y)
         first = decoder.adapt(X2[:5], y2[:5])
@@ -806,8 +798,8 @@ class TestKalman:
         y, counts = smooth_movement(4000, 12)
         tuning = 0.4 * np.random.default_rng(2).standard_normal((2, 12))
         X, turned = counts(tuning), counts(np.roll(tuning, 5, axis=1))
-        decoder = KalmanDecoder(adaptive=True, memory_s=40.0, label_delay_s=0.2, lag_bins=0).fit(X, y)
-        refit = KalmanDecoder(lag_bins=0).fit(turned[:3000], y[:3000])
+        decoder = KalmanDecoder(bin_s=0.05, adaptive=True, memory_s=40.0, label_delay_s=0.2, lag_bins=0).fit(X, y)
+        refit = KalmanDecoder(bin_s=0.05, lag_bins=0).fit(turned[:3000], y[:3000])
         before = r2(y[3000:], decoder.predict(turned[3000:]))
         decoder.adapt(turned[:3000], y[:3000])
         after = r2(y[3000:], decoder.predict(turned[3000:], continuing=True))
@@ -820,31 +812,31 @@ class TestKalman:
         position = np.cumsum(velocity, axis=0) * 0.05
         both = np.hstack([position, velocity])
         kinds = ("position", "position", "velocity", "velocity")
-        pv = KalmanDecoder(kinds, "position_velocity", adaptive).fit(X, both)
+        pv = KalmanDecoder(kinds, "position_velocity", adaptive, bin_s=0.05).fit(X, both)
         # Formed from one kind alone, the state is the same state.
-        from_velocity = KalmanDecoder(None, "position_velocity", adaptive).fit(X, velocity)
+        from_velocity = KalmanDecoder(None, "position_velocity", adaptive, bin_s=0.05).fit(X, velocity)
         np.testing.assert_allclose(from_velocity.A_, pv.A_, atol=1e-6)
         np.testing.assert_allclose(from_velocity.adapt(X, velocity), pv.adapt(X, both)[:, 2:], atol=1e-6)
-        from_position = KalmanDecoder(kinds[:2], "position_velocity", adaptive).fit(X, position)
+        from_position = KalmanDecoder(kinds[:2], "position_velocity", adaptive, bin_s=0.05).fit(X, position)
         np.testing.assert_allclose(from_position.A_, pv.A_, atol=0.02)
         # Physical structure: position moves by what velocity says, exactly where labels do.
         kappa = 0.05 * pv.label_scale_[2:] / pv.label_scale_[:2]
         np.testing.assert_allclose(pv.A_[:2, 2:], kappa[:, None] * pv.A_[2:, 2:], rtol=1e-8)
         np.testing.assert_allclose(pv.A_[:2, :2], np.eye(2))
         # Apart, each kind is the filter of that kind alone.
-        apart = KalmanDecoder(kinds, "velocity", adaptive).fit(X, both)
-        alone = KalmanDecoder(None, "velocity", adaptive).fit(X, velocity)
+        apart = KalmanDecoder(kinds, "velocity", adaptive, bin_s=0.05).fit(X, both)
+        alone = KalmanDecoder(None, "velocity", adaptive, bin_s=0.05).fit(X, velocity)
         np.testing.assert_allclose(apart.adapt(X, both)[:, 2:], alone.adapt(X, velocity), rtol=1e-8, atol=1e-10)
 
     def test_formed_states_do_not_cross_a_segment_or_a_call(self):
         X, y, reset = recording()
-        decoder = KalmanDecoder(state="position_velocity").fit(X, y, reset)
+        decoder = KalmanDecoder(bin_s=0.05, state="position_velocity").fit(X, y, reset)
         whole, _ = decoder._states(y, reset, np.full(2, np.nan))
         assert np.allclose(whole[220, :2], 0.05 * y[220])
         first, carried = decoder._states(y[:300], reset[:300], np.full(2, np.nan))
         second, _ = decoder._states(y[300:], reset[300:], carried)
         np.testing.assert_allclose(np.vstack([first, second]), whole, rtol=1e-9, atol=1e-12)
-        decoder = KalmanDecoder(("position", "position"), "position_velocity").fit(X, y, reset)
+        decoder = KalmanDecoder(("position", "position"), "position_velocity", bin_s=0.05).fit(X, y, reset)
         whole, _ = decoder._states(y, reset, np.full(2, np.nan))
         assert np.isnan(whole[220, 2:]).all()
         np.testing.assert_allclose(whole[221, 2:], (y[221] - y[220]) / 0.05)
@@ -852,9 +844,9 @@ class TestKalman:
     def test_silent_channels_and_few_labels_break_nothing(self):
         X, y, _ = recording(gap=False, n_channels=40)
         X[:, 3] = 0.0
-        decoder = KalmanDecoder(adaptive=True).fit(X[:30], y[:30])
+        decoder = KalmanDecoder(bin_s=0.05, adaptive=True).fit(X[:30], y[:30])
         assert np.isfinite(decoder.adapt(X, y)).all()
-        assert r2(y[200:], KalmanDecoder().fit(X, y).predict(X)[200:]) > 0.3
+        assert r2(y[200:], KalmanDecoder(bin_s=0.05).fit(X, y).predict(X)[200:]) > 0.3
 
     def test_doors(self):
         X, y, _ = recording()
@@ -865,9 +857,9 @@ class TestKalman:
             ({"lag_bins": -1}, "lag_bins"),
         ]:
             with pytest.raises(InputError, match=message):
-                KalmanDecoder(**parameters).fit(X, y)
+                KalmanDecoder(**parameters, bin_s=0.05).fit(X, y)
         with pytest.raises(InputError, match="fit it again"):
-            KalmanDecoder().fit(X, y).set_params(state="position_velocity").begin()
+            KalmanDecoder(bin_s=0.05).fit(X, y).set_params(state="position_velocity").begin()
 
 
 def smooth_movement(n_bins, n_channels, n_latents=2):
@@ -917,7 +909,7 @@ class TestAligned:
         latents, counts = smooth_movement(6000, m, 3)
         y = latents @ rng.standard_normal((3, 2))
         tuning, other = 0.4 * rng.standard_normal((2, 3, m))
-        decoder = AlignedDecoder(n_latents=3, n_stable=12, n_lags=3).fit(counts(tuning), y)
+        decoder = AlignedDecoder(bin_s=0.05, n_latents=3, n_stable=12, n_lags=3).fit(counts(tuning), y)
         scores = {}
         for changed in (0, 15, m):
             X = counts(np.where(np.arange(m) < changed, other, tuning))
@@ -935,4 +927,4 @@ class TestAligned:
         X, y, _ = recording()
         for parameters, message in [({"n_latents": 0}, "n_latents"), ({"n_latents": 2, "n_stable": 1}, "n_stable")]:
             with pytest.raises(InputError, match=message):
-                AlignedDecoder(**parameters).fit(X, y)
+                AlignedDecoder(**parameters, bin_s=0.05).fit(X, y)

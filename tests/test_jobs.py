@@ -526,7 +526,7 @@ def test_retrained_decoders_see_the_stream_and_no_more(bench):
 def test_a_decoder_of_the_days_before_is_extended(bench, tmp_path):
     """Carried through the days it is the decoder that is extended by hand; the day added is the last of the list."""
     days = [bench.arrays(name) for name in ("source", "between", "target")]
-    constants = {"cell": "tanh", "n_hidden": 4, "n_updates": 3, "added_updates": 2, "warm_up_s": 5.0}
+    constants = {"cell": "tanh", "n_hidden": 4, "n_updates": 3, "added_updates": 2, "warm_up_s": 5.0, "bin_s": BIN_S}
     parameters = {
         "decoder": "online_rnn", "constants": constants, "variables": ["velocity"], "target_lag_bins": 0,
         "stream_s": None, "n_streams": 0,
@@ -542,7 +542,7 @@ def test_a_decoder_of_the_days_before_is_extended(bench, tmp_path):
         found = Decoder.load(tmp_path / f"{n_days}.npz")
         for key, expected in by_hand._fitted_arrays().items():
             np.testing.assert_array_equal(found._fitted_arrays()[key], expected)
-    assert found.about_["sessions"] == ["source", "between", "target"]
+    assert found.metadata_["sessions"] == ["source", "between", "target"]
     # Constants of the job replace the stored ones; a stream is what it is without a decoder before.
     other = parameters | {"constants": constants | {"added_updates": 0}, "n_streams": 1, "stream_s": N_STREAM * BIN_S}
     fit.run(

@@ -95,8 +95,8 @@ def predict(
     """Predict movement from the spikes of a session with a saved decoder; the session needs no movement of its own.
 
     Channels are matched by name, the decoder's normaliser goes on from bin to bin, its weights stay. Runs leave their
-    decoders in data_cache/decoders; one of your own fitted on session arrays (fit(session["counts"],
-    session["velocity"]).save("tue.npz")) knows its channels, too. FILE.nc holds predicted_<variable> (time, axis).
+    decoders in data_cache/decoders; one of your own that was fitted on a session (fit(session,
+    "velocity").save("tue.npz")) knows its channels, too. FILE.nc holds predicted_<variable> (time, axis).
 
     Example: [cyan]bci-adapt predict tue.npz wed.nwb -o wed.nc[/]
     """

@@ -1,4 +1,4 @@
-"""From a labelled session to the plain arrays that decoders take."""
+"""From a labelled session to the arrays that decoders compute with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ class Arrays(NamedTuple):
     reset (n_bins,), True at the first bin of each segment; `axes` (n_outputs,) names of the outputs' axes and `columns`
     the outputs of each variable; `in_trial` (n_bins,), the bins inside a trial, None for a session without trials;
     `trial_end` (n_bins,), the bin in which the trial of a bin has ended (of a bin between trials: the next trial),
-    n_bins where none ends after it; the bin width and the session they are of.
+    n_bins where none ends after it; the bin width and the session they are of; `metadata`, what `described` says of
+    them. Every decoder takes them as it takes the session.
     """
 
     X: np.ndarray
@@ -34,6 +36,19 @@ class Arrays(NamedTuple):
     trial_end: np.ndarray
     bin_s: float
     session_id: str
+    metadata: Mapping[str, Any] = MappingProxyType({})
+
+    def part(self, bins: slice) -> Arrays:
+        """These bins alone. Trials end where they did, counted from the first of them."""
+        first = bins.indices(len(self.X))[0]
+        inside = None if self.in_trial is None else self.in_trial[bins]
+        return self._replace(
+            X=self.X[bins],
+            y=self.y[bins],
+            reset=self.reset[bins],
+            in_trial=inside,
+            trial_end=self.trial_end[bins] - first,
+        )
 
     def n_stream(self, stream_s: float | None) -> int:
         """Whole bins of the adaptation stream: the first `stream_s` seconds, at most half of the session; all when
@@ -63,6 +78,8 @@ def session_arrays(session: xr.Dataset, variables: str | Sequence[str], target_l
     With `target_lag_bins` the target of a bin is the movement that many bins before it, in its own segment: neurons
     then lead their target by so much more, and a decoder must remember. What counts as in trial moves along.
 
+    Of a session without labels, for which no variable is named, y has no columns.
+
     Raises
     ------
     InputError
@@ -75,7 +92,7 @@ def session_arrays(session: xr.Dataset, variables: str | Sequence[str], target_l
         name: slice(int(end) - part.shape[1], int(end)) for name, part, end in zip(names, parts, ends, strict=True)
     }
     axes = tuple(str(axis) for name in names for axis in session[str(session[name].dims[1])].values)
-    y = np.concatenate(parts, axis=1)
+    y = np.concatenate(parts, axis=1) if parts else np.zeros((session.sizes["time"], 0))
     seen = session["valid"].values
     y[~seen] = np.nan
     X = session["counts"].values.astype(float)
@@ -88,22 +105,25 @@ def session_arrays(session: xr.Dataset, variables: str | Sequence[str], target_l
         own = np.arange(len(reset)) - target_lag_bins >= begins
         y = np.where(own[:, None], np.roll(y, target_lag_bins, axis=0), np.nan)
         in_trial = None if in_trial is None else own & np.roll(in_trial, target_lag_bins)
-    return Arrays(X, y, reset, axes, columns, in_trial, trial_end, float(attrs["bin_s"]), str(attrs["session_id"]))
+    bin_s, session_id = float(attrs["bin_s"]), str(attrs["session_id"])
+    return Arrays(X, y, reset, axes, columns, in_trial, trial_end, bin_s, session_id, described(session, names))
 
 
 def described(session: xr.Dataset, variables: Sequence[str]) -> dict[str, Any]:
-    """What a decoder of these variables of a session should know of its inputs and outputs (`Decoder.about_`)."""
+    """What a decoder of these variables of a session should know of its inputs and outputs (`Decoder.metadata_`)."""
     attrs = session.attrs
     outputs = []
     for name in variables:
         axes = [str(axis) for axis in session[str(session[name].dims[1])].values]
         outputs.append({"variable": name, "axes": axes, "units": str(session[name].attrs.get("units", ""))})
-    prepared = json.loads(attrs["parameters"] or "{}")
+    prepared = json.loads(attrs.get("parameters") or "{}")
     return {
         "channels": [str(name) for name in session["channel"].values],
         "outputs": outputs,
+        "counts_units": str(session["counts"].attrs.get("units", "count")),
         "bin_s": float(attrs["bin_s"]),
-        "subject": attrs["subject"],
+        "subject": attrs.get("subject", ""),
+        "channel_identity": attrs.get("channel_identity", ""),
         "channel_policy": attrs.get("channel_policy", ""),
         "per": prepared.get("per"),
         "spikes": prepared.get("spikes"),

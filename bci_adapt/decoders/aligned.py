@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
+from bci_adapt.decoders.inputs import Bins
 from bci_adapt.decoders.lags import LaggedDecoder, ridge
 from bci_adapt.errors import InputError
 from bci_adapt.learning.normaliser import FLOOR
@@ -75,7 +77,7 @@ class AlignedDecoder(LaggedDecoder):
     n_stable : channels that decide the rotation; half of them when None.
     n_lags, penalty : bins of latents that are read, and the ridge penalty per bin.
     align_every_s : how often the alignment is fitted again.
-    normaliser_s, bin_s : as in `WienerDecoder`.
+    normaliser_s, bin_s, missing : as in `WienerDecoder`.
     """
 
     name: ClassVar[str] = "aligned"
@@ -83,6 +85,9 @@ class AlignedDecoder(LaggedDecoder):
     stored: ClassVar[tuple[str, ...]] = (
         *LaggedDecoder.stored, "loadings_", "encoder_", "latent_coef_", "moments_", "session_bins_", "stable_",
     )  # fmt: skip
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "": {"n_latents": 2, "n_stable": 3, "n_lags": 3, "align_every_s": 4.0}
+    }
 
     def __init__(
         self,
@@ -92,7 +97,8 @@ class AlignedDecoder(LaggedDecoder):
         penalty: float = 0.05,
         align_every_s: float = 60.0,
         normaliser_s: float | None = 300.0,
-        bin_s: float = 0.05,
+        bin_s: float | None = None,
+        missing: str = "refuse",
     ):
         self.n_latents = n_latents
         self.n_stable = n_stable
@@ -101,26 +107,27 @@ class AlignedDecoder(LaggedDecoder):
         self.align_every_s = align_every_s
         self.normaliser_s = normaliser_s
         self.bin_s = bin_s
+        self.missing = missing
 
-    def fit(self, X, y, reset=None) -> AlignedDecoder:
-        doors = self.training_doors(X, y, reset)
+    def _fit(self, sessions: list[Bins]) -> None:
         m, k = self.n_features_in_, min(self.n_latents, self.n_features_in_ // 2)
         if k < 1:
-            raise InputError(f"n_latents: expected at least 1, and 2 channels for each, got {self.n_latents} and {m}")
+            raise InputError(
+                f"n_latents: expected at least 1, and 2 channels for each, got {self.n_latents} with n_features={m}"
+            )
         if self.n_stable is not None and self.n_stable < k:
             raise InputError(
                 f"n_stable must be at least n_latents ({k}), or the rotation is undecided; got {self.n_stable}"
             )
-        normalised = self._normalised(doors)
-        seen = np.concatenate([x[bins.observed] for x, bins in zip(normalised, doors, strict=True)])
+        normalised = self._normalised(sessions)
+        seen = np.concatenate([x[bins.observed] for x, bins in zip(normalised, sessions, strict=True)])
         self.loadings_, private = factors(seen.T @ seen / len(seen), k)
         self.encoder_ = encoder(self.loadings_, private)
-        features, labels = self._labelled([x @ self.encoder_ for x in normalised], doors)
+        features, labels = self._labelled([x @ self.encoder_ for x in normalised], sessions)
         self.latent_coef_, _ = ridge(features, labels, self.penalty)
         self.stable_ = np.arange(m)
         self._compose()
         self._start_session()
-        return self
 
     def _compose(self) -> None:
         """The weights of lagged counts: what each lag's latents weigh, behind the encoder."""
@@ -135,12 +142,15 @@ class AlignedDecoder(LaggedDecoder):
         super().begin()
         self._start_session()
 
-    def partial_fit(self, X, y=None, reset=None, arrives=None) -> AlignedDecoder:
-        bins = self.door(X, y, reset)
+    @property
+    def learns_online(self) -> bool:
+        return False
+
+    def _partial_fit(self, bins: Bins, arrives: Any) -> np.ndarray:
         features, running, past = self._features(bins, continuing=True)
         n_bins = len(features)
         counts = np.hstack([np.sqrt(bins.X), np.ones((n_bins, 1))])
-        every = max(1, round(self.align_every_s / self.bin_s))
+        every = max(1, round(self.align_every_s / self.bin_s_))
         predictions, at = np.empty((n_bins, self.n_outputs_)), 0
         while at < n_bins:
             until = min(n_bins, at + every - int(self.session_bins_) % every)
@@ -151,9 +161,8 @@ class AlignedDecoder(LaggedDecoder):
             if self.session_bins_ % every == 0:
                 self._align()
             at = until
-        self.online_predictions_ = predictions
         self._go_on(running, past)
-        return self
+        return predictions
 
     def _align(self) -> None:
         n = self.moments_[-1, -1]

@@ -1,40 +1,47 @@
-"""The face of every decoder, and the doors that all of them share.
+"""The face of every decoder.
 
-X is spike counts ``(n_bins, n_channels)`` and y kinematics ``(n_bins, n_outputs)``, as arrays or DataArrays; a list of
-them is several sessions. NaN in X marks a bin whose neurons were not observed, NaN in y a missing label. ``reset``
-(n_bins,) is True at the first bin of a segment: nothing – lags, hidden state, waiting labels – crosses it.
+A decoder is given a **session** (`xarray.Dataset`), or a list of sessions to train on, and the name of what it decodes:
+
+    decoder.fit(monday, "velocity")        # or ([monday, tuesday], ["velocity", "position"])
+    decoder.adapt(stream)                  # knows its target since fit; without it, only what needs no label adapts
+    decoder.predict(later), decoder.score(later)
+
+What comes out of a session is labelled as the session is: a DataArray (time, axis) of one variable, a Dataset of
+several, with its time, axes and units. `bci_adapt.decoders.inputs` says what else is taken: DataArrays that keep their
+masks, and plain arrays X (n_bins, n_channels) and y (n_bins, n_outputs), of which nothing is checked but their shape –
+NaN in X marks a bin whose neurons were not observed, NaN in y a missing label, and ``reset`` (n_bins,) is True at the
+first bin of a segment: nothing – lags, hidden state, waiting labels – crosses it. Plain arrays come out of those.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import warnings
 import zipfile
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
+import xarray as xr
 from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.exceptions import NotFittedError
 
+from bci_adapt.data.binning import bin_ticks, to_ticks
+from bci_adapt.data.labelled import Arrays
+from bci_adapt.decoders import inputs
+from bci_adapt.decoders.inputs import Bins
 from bci_adapt.errors import InputError
 from bci_adapt.ground.catalog import pick, variants
 from bci_adapt.ground.storage import atomic_path
+from bci_adapt.metrics import r2
 
 
-class Bins(NamedTuple):
-    """One session at the door: counts with unobserved bins set to 0, labels with missing ones set to 0, and flags."""
-
-    X: np.ndarray
-    Y: np.ndarray
-    weight: np.ndarray
-    observed: np.ndarray
-    reset: np.ndarray
-
-
-class NotFitted(InputError):
+class NotFitted(InputError, NotFittedError):
     """The decoder was asked to work before it was fitted."""
 
 
@@ -43,53 +50,258 @@ class Decoder(RegressorMixin, BaseEstimator):
 
     ``fit`` trains on earlier sessions. ``predict`` is pure: it leaves the decoder as it was. ``adapt`` starts a new
     session and predicts each of its bins before that bin's label is used; ``partial_fit`` goes on with the session.
-    `OnlineDecoder` has ``step`` besides, one bin of it.
+    `OnlineDecoder` has ``step`` besides, one bin of it. All of them take what the module's docstring says.
+
+    A class of the folder has the parameters ``bin_s`` and ``missing``, and fills in `_fit`, `_predict`, `_partial_fit`
+    and `begin`, which work on checked `Bins`.
+
+    Attributes
+    ----------
+    flat_ : whether it was fitted on a plain y (n_bins,), and predicts that shape.
+    bin_s_ : the bin width in seconds, of the sessions it was fitted on (or of the constructor, which must agree).
+    metadata_ : what its inputs and outputs are, where that is known, as JSON can hold it: `channels` (names), `outputs`
+        (list of {variable, axes, units}), `sessions` it was fitted on, `adapted_to`, and what else whoever trained it
+        wrote. Empty after plain arrays.
     """
 
     name: ClassVar[str]
     description: ClassVar[str]
     # What `save` stores beside the parameters: fitted arrays (underscored as in scikit-learn).
     stored: ClassVar[tuple[str, ...]] = ()
-    # What its inputs and outputs are, where that is known, as JSON can hold it; `save` stores it and no decoder reads
-    # it: `channels` (names), `outputs` (list of {variable, axes, units}), and what else whoever trained it wrote.
-    about_: Mapping[str, Any] = MappingProxyType({})
+    # Constants of small decoders that tests lead through every property, by name; "" is the plain one.
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"": MappingProxyType({})})
+    # Parameters that are dicts: their entries are parameters, too (`rule_constants__steps`).
+    of_dicts: ClassVar[tuple[str, ...]] = ()
+    bin_s: float | None = None
+    missing: str = "refuse"
+    bin_s_: float
+    flat_: bool = False
+    metadata_: Mapping[str, Any] = MappingProxyType({})
 
-    @abstractmethod
-    def fit(self, X, y, reset=None) -> Decoder:
-        """Train on one session (arrays) or several (lists of arrays)."""
+    # -- training ------------------------------------------------------------------------------------------------
 
-    def extend(self, X, y, reset=None) -> Decoder:
-        """Go on training when a day is added: X and y are lists of all sessions so far, the new one last. A decoder
-        whose training has a closed form is simply fitted again.
+    def fit(self, X, y=None, reset=None) -> Self:
+        """Train on one session or a list of them; y names the target or targets, ``"velocity"`` or a list.
+
+        With plain arrays X and y are one session's, or lists of as many. Where it fails, the decoder stays as it was.
+
+        Raises
+        ------
+        InputError
+            for sessions without the target, of other channels, axes, units or bins than the first; where `bin_s` is
+            given and the sessions' is another, or is needed and not given; for labels that are missing altogether.
+        """
+        with self._unchanged_on_failure():
+            for attribute in ("n_features_in_", "n_outputs_", "bin_s_", "flat_", "metadata_"):
+                vars(self).pop(attribute, None)
+            self._fit(self._training_bins(X, y, reset))
+        return self
+
+    def extend(self, X, y=None, reset=None) -> Self:
+        """Go on training when a day is added: X is the list of all sessions so far, the new one last. A decoder whose
+        training has a closed form is simply fitted again. Targets are those of the fit.
         """
         self.require_fitted()
-        return self.fit(X, y, reset)
+        with self._unchanged_on_failure():
+            self._extend(self._training_bins(X, y, reset))
+        return self
+
+    def _training_bins(self, X, y, reset) -> list[Bins]:
+        """Checked sessions to train on; sets what the decoder knows of its inputs and outputs."""
+        sessions = list(X) if inputs.several(X) else [X]
+        if sessions and inputs.is_labelled(sessions[0]):
+            plain = self._labelled_training(sessions, y, reset)
+        else:
+            plain = self._plain_training(sessions, y, reset, several=inputs.several(X))
+        made = []
+        for session, labels, begins in plain:
+            n = getattr(self, "n_features_in_", None), getattr(self, "n_outputs_", None)
+            bins = inputs.check_arrays(session, labels, begins, *n, decoder=type(self).__name__)
+            if bins.observed.sum() < 2:
+                raise InputError(
+                    f"X: expected at least 2 bins with neurons to train on, got n_samples={bins.observed.sum()} of them"
+                )
+            if not (bins.weight > 0).any():
+                raise InputError("y: expected finite labels to train on, got none")
+            made.append(bins)
+            self.n_features_in_, self.n_outputs_ = bins.X.shape[1], bins.Y.shape[1]
+        return made
+
+    def _labelled_training(self, sessions: list[Any], y: Any, reset: Any) -> list[tuple[Any, Any, Any]]:
+        """X, y and reset of each labelled session, all with the channels of the first (or of the fit, if it was)."""
+        if reset is not None:
+            raise InputError("reset: the segments of a session come with it; leave it out")
+        known = dict(self.metadata_)
+        if not all(inputs.is_labelled(each) for each in sessions):
+            raise InputError("X: expected sessions of one kind, got some with labels and some without")
+        if not known and y is None and isinstance(sessions[0], xr.Dataset):
+            raise InputError("y: expected the name of the target beside a session: fit(session, 'velocity')")
+        beside = isinstance(sessions[0], xr.DataArray)
+        labels = list(y) if beside and isinstance(y, list | tuple) else [y] * len(sessions)
+        if len(labels) != len(sessions):
+            raise InputError(f"fit: expected as many label arrays as sessions, got {len(labels)} for {len(sessions)}")
+        made, told = [], []
+        for session, own in zip(sessions, labels, strict=True):
+            arrays, notes = inputs.enter(session, own, known, getattr(self, "bin_s_", None), self.missing)
+            for note in notes:
+                warnings.warn(note, UserWarning, stacklevel=5)
+            self.bin_s_ = self._width(arrays.bin_s if arrays.metadata else None)
+            told.append(arrays.session_id)
+            known = {**arrays.metadata, "sessions": list(told)}
+            made.append((arrays.X, arrays.y, arrays.reset))
+        self.metadata_ = known if known.get("channels") else {}
+        return made
+
+    def _plain_training(self, sessions: list[Any], y: Any, reset: Any, several: bool) -> list[tuple[Any, Any, Any]]:
+        if y is None:
+            raise InputError(f"y: {type(self).__name__} requires y to be passed, but the target y is None")
+        labels = list(y) if several else [y]
+        resets = [None] * len(sessions) if reset is None else list(reset) if several else [reset]
+        if not sessions or len(sessions) != len(labels) or len(sessions) != len(resets):
+            raise InputError(f"fit: expected as many label arrays as sessions, got {len(labels)} for {len(sessions)}")
+        self.bin_s_ = self._width(None)
+        self.flat_, self.metadata_ = all(inputs.numbers(each, "y").ndim == 1 for each in labels), {}
+        return list(zip(sessions, labels, resets, strict=True))
+
+    def _width(self, of_data_s: float | None) -> float:
+        """The bin width of what it is fitted on; the constructor's must be the same."""
+        if self.bin_s is not None and of_data_s is not None and bin_ticks(self.bin_s) != bin_ticks(of_data_s):
+            raise InputError(
+                f"bin_s: this decoder was made for bins of {self.bin_s:g} s, the session is in bins of {of_data_s:g} "
+                "s; leave bin_s out, and it is the session's"
+            )
+        width = of_data_s if self.bin_s is None else self.bin_s
+        if width is None:
+            raise InputError(
+                "bin_s: plain arrays do not say how wide their bins are, and the decoder turns seconds into bins: give "
+                f"it in seconds, {type(self).__name__}(bin_s=…), or fit on a session"
+            )
+        if not width > 0:
+            raise InputError(f"bin_s must be positive, got {width}")
+        return float(width)
+
+    @contextmanager
+    def _unchanged_on_failure(self) -> Iterator[None]:
+        """The decoder as it was, should training fail: that replaces what it holds and writes into none of it."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
 
     @abstractmethod
-    def predict(self, X, reset=None, continuing: bool = False) -> np.ndarray:
-        """Predict (n_bins, n_outputs) with the weights as they are, changing nothing.
+    def _fit(self, sessions: list[Bins]) -> None:
+        """Train on checked sessions. Arrays that the decoder holds are replaced, never written into."""
+
+    def _extend(self, sessions: list[Bins]) -> None:
+        self._fit(sessions)
+
+    # -- the session ---------------------------------------------------------------------------------------------
+
+    def predict(self, X, reset=None, continuing: bool = False) -> Any:
+        """Predict (n_bins, n_outputs) with the weights as they are, changing nothing; of a session, labelled as it is.
 
         With `continuing` the hidden state and the running statistics go on from the last bin that was adapted to;
         otherwise they start as for a new session.
         """
+        return self._said(self._predict(self._enter(X, None, reset, False, continuing), continuing), X)
 
-    @abstractmethod
-    def partial_fit(self, X, y=None, reset=None, arrives=None) -> Decoder:
-        """Go on with the session: predict and learn bin by bin. Predictions are kept in ``online_predictions_``.
+    def partial_fit(self, X, y=None, reset=None, arrives=None) -> Self:
+        """Go on with the session: predict and learn bin by bin. Predictions are kept in ``online_predictions_``,
+        (n_bins, n_outputs).
 
         `arrives` (n_bins,) is the bin, counted from the first of this call and perhaps beyond its last, at whose end
         the label of each row becomes known; ``label_delay_s`` after its own bin when None.
         """
+        bins = self._enter(X, y, reset, True, True)
+        self.online_predictions_ = self._partial_fit(bins, _checked(arrives, bins))
+        self._remember(X)
+        return self
+
+    def adapt(self, X, y=None, reset=None, arrives=None) -> Any:
+        """Adapt through a new session; returns (n_bins, n_outputs), each bin predicted before its label was used; of a
+        session, labelled as it is.
+
+        A session without the target adapts what needs no label. `y` names the target only where the decoder does not
+        know it, having been fitted on plain arrays.
+        """
+        bins = self._enter(X, y, reset)
+        arrives = _checked(arrives, bins)
+        self.begin()
+        self.online_predictions_ = self._partial_fit(bins, arrives)
+        session_id = X.session_id if isinstance(X, Arrays) else str(getattr(X, "attrs", {}).get("session_id", ""))
+        if self.metadata_ and session_id:
+            to = [*self.metadata_.get("adapted_to", ()), session_id]
+            self.metadata_ = {**self.metadata_, "adapted_to": to}
+        self._remember(X)
+        return self._said(self.online_predictions_, X)
+
+    def score(self, X, y=None, reset=None, continuing: bool = False) -> float:  # type: ignore[override]
+        """Variance-weighted R² (`bci_adapt.metrics.r2`) of `predict` over the bins with neurons and a usable label; of
+        several variables, the mean of theirs.
+        """
+        bins = self._enter(X, y, reset, True, continuing)
+        predicted = self._predict(bins, continuing)
+        mask = (bins.weight > 0) & bins.observed[:, None]
+        if not mask.any():
+            raise InputError("score: expected bins with neurons and usable labels, got none")
+        ends = np.cumsum([len(each["axes"]) for each in self.metadata_.get("outputs", ())] or [self.n_outputs_])
+        parts = np.split(np.arange(self.n_outputs_), ends[:-1])
+        return float(np.mean([r2(bins.Y[:, part], predicted[:, part], mask[:, part]) for part in parts]))
+
+    def matched(
+        self, session: Any, y: Any = None, missing: str | None = None, leave_out: bool = False, labels: bool = True
+    ) -> tuple[Arrays, list[str]]:
+        """A session as this decoder takes it – channels in the decoder's order, labels in the columns of its outputs –
+        and notes on what had to be done for it. Parts of the arrays can be handed on (`Arrays.part`).
+
+        `missing` is the rule for channels that do not fit (`inputs.match_channels`), the decoder's own when None; with
+        `leave_out` those that the decoder does not know are left out in any case.
+        """
+        self.require_fitted()
+        missing = self.missing if missing is None else missing
+        return inputs.enter(session, y, self.metadata_, self.bin_s_, missing, leave_out, labels)
+
+    def _enter(self, X, y=None, reset=None, labels: bool = True, continuing: bool = False) -> Bins:
+        """One session, or a piece of one, checked: see `bci_adapt.decoders.inputs`."""
+        self.require_fitted()
+        if self.bin_s is not None and self.bin_s != self.bin_s_ and bin_ticks(self.bin_s) != bin_ticks(self.bin_s_):
+            raise InputError(
+                f"bin_s: fitted in bins of {self.bin_s_:g} s, {self.bin_s:g} s cannot be set: fit it again"
+            )
+        if inputs.is_labelled(X):
+            arrays, notes = self.matched(X, y, labels=labels)
+            for note in notes:
+                warnings.warn(note, UserWarning, stacklevel=3)
+            if reset is not None:
+                raise InputError("reset: the segments of a session come with it; leave it out")
+            X_, y, reset = arrays.X, arrays.y if arrays.columns else None, arrays.reset
+            if continuing and self._follows(X):
+                reset = reset.copy()
+                reset[0] = False
+            X = X_
+        elif isinstance(y, str):
+            raise InputError("y: the name of a target goes with a session; beside a plain array expected labels")
+        return inputs.check_arrays(X, y, reset, self.n_features_in_, self.n_outputs_, type(self).__name__)
+
+    @abstractmethod
+    def _predict(self, bins: Bins, continuing: bool) -> np.ndarray:
+        """Predictions (n_bins, n_outputs) of checked bins; changes nothing."""
+
+    @abstractmethod
+    def _partial_fit(self, bins: Bins, arrives: Any) -> np.ndarray:
+        """Predict and learn bin by bin; returns the predictions (n_bins, n_outputs)."""
 
     @abstractmethod
     def begin(self) -> None:
         """Start a new session: hidden state, lags and waiting labels are cleared, weights and statistics stay."""
 
-    def adapt(self, X, y, reset=None, arrives=None) -> np.ndarray:
-        """Adapt through a new session; returns (n_bins, n_outputs), each bin predicted before its label was used."""
-        self.require_fitted()
-        self.begin()
-        return self.partial_fit(X, y, reset, arrives).online_predictions_  # type: ignore[attr-defined]
+    @property
+    def learns_online(self) -> bool:
+        """Whether what it predicts of a session depends on the labels that it is shown of it."""
+        return True
 
     def with_fitted_statistics(self) -> Self:
         """The same decoder, weights as they are now, with the running statistics that its training left: what it would
@@ -101,55 +313,55 @@ class Decoder(RegressorMixin, BaseEstimator):
         if not hasattr(self, "n_features_in_"):
             raise NotFitted(f"{type(self).__name__}: fit it (or load a fitted one) before this call")
 
-    def door(self, X, y=None, reset=None) -> Bins:
-        """Check one session and convert it to plain arrays."""
-        counts = np.array(getattr(X, "values", X), dtype=float)
-        if counts.ndim != 2:
-            raise InputError(f"X: expected counts (n_bins, n_channels), got an array of shape {counts.shape}")
-        if hasattr(self, "n_features_in_") and counts.shape[1] != self.n_features_in_:
-            raise InputError(f"X: this decoder was fitted on {self.n_features_in_} channels, got {counts.shape[1]}")
-        observed = np.asarray(np.isfinite(counts).all(axis=1))
-        counts[~observed] = 0.0
-        if (counts < 0).any():
-            raise InputError(
-                "X: expected spike counts or power ≥ 0, got negative values; hand over raw values, not z-scores"
-            )
-        n_outputs = getattr(self, "n_outputs_", 1)
-        labels = (
-            np.full((len(counts), n_outputs), np.nan) if y is None else np.array(getattr(y, "values", y), dtype=float)
-        )
-        labels = labels[:, None] if labels.ndim == 1 else labels
-        if len(labels) != len(counts) or labels.ndim != 2:
-            raise InputError(f"y: expected ({len(counts)}, n_outputs) to go with X, got {labels.shape}")
-        if hasattr(self, "n_outputs_") and labels.shape[1] != self.n_outputs_:
-            raise InputError(f"y: this decoder was fitted on {self.n_outputs_} outputs, got {labels.shape[1]}")
-        flags = np.zeros(len(counts), bool) if reset is None else np.array(getattr(reset, "values", reset), dtype=bool)
-        if flags.shape != (len(counts),):
-            raise InputError(f"reset: expected ({len(counts)},) true/false, got {flags.shape}")
-        weight = np.isfinite(labels).astype(float)
-        return Bins(counts, np.where(weight > 0, labels, 0.0), weight, observed, flags)
+    def _said(self, predictions: np.ndarray, X: Any) -> Any:
+        """Predictions labelled as X is, where X is a session or a DataArray."""
+        if isinstance(X, xr.Dataset | xr.DataArray):
+            return inputs.labelled_like(predictions, X, self.metadata_.get("outputs", ()))
+        return predictions[:, 0] if self.flat_ and not isinstance(X, Arrays) else predictions
 
-    def training_doors(self, X, y, reset=None, anew: bool = True) -> list[Bins]:
-        """Check what `fit` was given; remembers the number of channels and outputs, or, unless `anew`, asks for those
-        that it was fitted on.
-        """
-        several = isinstance(X, Sequence) and not isinstance(X, np.ndarray)
-        sessions = list(X) if several else [X]
-        labels = list(y) if several else [y]
-        resets = [None] * len(sessions) if reset is None else list(reset) if several else [reset]
-        if not sessions or len(sessions) != len(labels) or len(sessions) != len(resets):
-            raise InputError(f"fit: expected as many label arrays as sessions, got {len(labels)} for {len(sessions)}")
-        for attribute in ("n_features_in_", "n_outputs_") if anew else ():
-            vars(self).pop(attribute, None)
-        doors = []
-        for session, label, begins in zip(sessions, labels, resets, strict=True):
-            bins = self.door(session, label, begins)
-            if not (bins.weight > 0).any():
-                raise InputError("y: expected finite labels to train on, got none")
-            doors.append(bins)
-            self.n_features_in_, self.n_outputs_ = bins.X.shape[1], bins.Y.shape[1]
-        self.about_ = _said_by(sessions[-1], labels[-1])
-        return doors
+    def _remember(self, X: Any) -> None:
+        """Keep which bin of a session was the last, so that a piece that follows it is known to."""
+        if isinstance(X, xr.Dataset | xr.DataArray):
+            self.metadata_ = {**self.metadata_, "stands_at": _place(X, -1)}
+        elif "stands_at" in self.metadata_:
+            self.metadata_ = {key: value for key, value in self.metadata_.items() if key != "stands_at"}
+
+    def _follows(self, X: Any) -> bool:
+        """Whether the first bin of X comes directly after the last one that this decoder went through."""
+        if "stands_at" not in self.metadata_ or not isinstance(X, xr.Dataset | xr.DataArray):
+            return False
+        *before, tick = self.metadata_["stands_at"]
+        *same, first = _place(X, 0)
+        return before == same and first == tick + bin_ticks(self.bin_s_)
+
+    # -- parameters and storage ----------------------------------------------------------------------------------
+
+    def __sklearn_tags__(self):
+        """Counts are positive, NaN is what was not observed, and there may be several outputs."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.positive_only = True
+        tags.input_tags.allow_nan = True
+        tags.target_tags.multi_output = True
+        return tags
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters by name; with `deep` also the entries of those that are dicts (``rule_constants__steps``)."""
+        found = super().get_params(deep)
+        if deep:
+            for name in self.of_dicts:
+                if isinstance(found[name], Mapping):
+                    found |= {f"{name}__{key}": value for key, value in found[name].items()}
+        return found
+
+    def set_params(self, **parameters: Any) -> Self:
+        """Set parameters; ``rule_constants__steps=4`` sets one entry of a parameter that is a dict."""
+        parts = {
+            key: key.split("__", 1) for key in parameters if key.split("__", 1)[0] in self.of_dicts and "__" in key
+        }
+        super().set_params(**{key: value for key, value in parameters.items() if key not in parts})
+        for key, (name, entry) in parts.items():
+            setattr(self, name, {**(getattr(self, name) or {}), entry: parameters[key]})
+        return self
 
     def save(self, path: str | Path) -> None:
         """Write the fitted decoder to one npz file: parameters as JSON, everything else as arrays; no pickle."""
@@ -159,7 +371,9 @@ class Decoder(RegressorMixin, BaseEstimator):
             "parameters": self.get_params(deep=False),
             "n_features_in_": self.n_features_in_,
             "n_outputs_": self.n_outputs_,
-            "about": dict(self.about_),
+            "bin_s_": self.bin_s_,
+            "flat_": self.flat_,
+            "metadata": dict(self.metadata_),
         }
         arrays = self._fitted_arrays()
         with atomic_path(Path(path)) as temporary, open(temporary, "wb") as handle:
@@ -178,7 +392,10 @@ class Decoder(RegressorMixin, BaseEstimator):
             }
             decoder = decoder_class(header["decoder"])(**parameters)
             decoder.n_features_in_, decoder.n_outputs_ = header["n_features_in_"], header["n_outputs_"]
-            decoder.about_ = dict(header.get("about", {}))
+            decoder.flat_ = bool(header.get("flat_", False))
+            # Files of the first version say `about`, and have the width of a bin among their parameters.
+            decoder.metadata_ = dict(header["metadata"] if "metadata" in header else header.get("about", {}))
+            decoder.bin_s_ = float(header["bin_s_"] if "bin_s_" in header else header["parameters"]["bin_s"])
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: expected a decoder saved by bci_adapt (npz): {error}") from error
         missing = set(decoder.stored) - set(arrays)
@@ -197,18 +414,15 @@ class Decoder(RegressorMixin, BaseEstimator):
             setattr(self, key, arrays[key])
 
 
-def _said_by(X: Any, y: Any) -> dict[str, Any]:
-    """What labelled arrays say of themselves: the names of the channels, and the variable, axes and unit of y."""
-    about: dict[str, Any] = {}
-    for key, array, dim in (("channels", X, "channel"), ("axes", y, None)):
-        dims = [str(name) for name in getattr(array, "dims", ())]
-        last = dim or (dims[-1] if len(dims) == 2 else "")
-        if last in dims and last in array.coords:
-            about[key] = [str(name) for name in array[last].values]
-    if axes := about.pop("axes", []):
-        variable, units = str(y.name or ""), str(y.attrs.get("units", ""))
-        about["outputs"] = [{"variable": variable, "axes": axes, "units": units}]
-    return about
+def _place(X: xr.Dataset | xr.DataArray, row: int) -> list[Any]:
+    """Where a bin of a session lies: the session, its segment, and its end in ticks; as JSON can hold it."""
+    held = X.variables if isinstance(X, xr.Dataset) else X.coords
+    segment = int(X["segment"].values[row]) if "segment" in held else 0
+    return [str(X.attrs.get("session_id", "")), segment, int(to_ticks(X["time"].values[row]))]
+
+
+def _checked(arrives: Any, bins: Bins) -> np.ndarray | None:
+    return None if arrives is None else arrival_bins(arrives, len(bins.X), 0)
 
 
 def delay_bins(delay_s: float, bin_s: float) -> int:
@@ -273,6 +487,11 @@ def label_blocks(
         if end < n_bins:
             taken = n_waiting + end
     return steps, taken
+
+
+def load(path: str | Path) -> Decoder:
+    """A decoder that was saved (`Decoder.save`), as it was; `InputError` where the file is something else."""
+    return Decoder.load(path)
 
 
 def decoders() -> dict[str, type[Decoder]]:

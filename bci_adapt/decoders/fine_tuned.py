@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from bci_adapt.decoders.base import arrival_bins, delay_bins
+from bci_adapt.decoders.inputs import Bins
 from bci_adapt.decoders.pretrained import PretrainedDecoder
 from bci_adapt.learning.online import run, start
 
@@ -29,6 +31,9 @@ class FineTunedDecoder(PretrainedDecoder):
         *PretrainedDecoder.stored,
         "stream_X_", "stream_Y_", "stream_weight_", "stream_observed_", "stream_reset_", "stream_arrives_",
     )  # fmt: skip
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "": {"n_hidden": 6, "n_updates": 30, "label_delay_s": 0.2, "tune_updates": 5}
+    }
 
     def __init__(
         self,
@@ -37,7 +42,7 @@ class FineTunedDecoder(PretrainedDecoder):
         n_members: int = 1,
         normaliser_s: float | None = 300.0,
         label_delay_s: float = 0.5,
-        bin_s: float = 0.05,
+        bin_s: float | None = None,
         n_updates: int = 800,
         added_updates: int = 300,
         pretrain_rate: float = 3e-3,
@@ -51,6 +56,7 @@ class FineTunedDecoder(PretrainedDecoder):
         tune_updates: int = 200,
         tune_rate: float = 1e-3,
         seed: int = 0,
+        missing: str = "refuse",
     ):
         self.cell = cell
         self.n_hidden = n_hidden
@@ -71,6 +77,7 @@ class FineTunedDecoder(PretrainedDecoder):
         self.tune_updates = tune_updates
         self.tune_rate = tune_rate
         self.seed = seed
+        self.missing = missing
 
     @classmethod
     def of(cls, decoder: PretrainedDecoder, **parameters: Any) -> FineTunedDecoder:
@@ -83,7 +90,7 @@ class FineTunedDecoder(PretrainedDecoder):
         shared = {name: value for name, value in decoder.get_params(deep=False).items() if name in own}
         new = cls(**(shared | parameters))
         new.n_features_in_, new.n_outputs_ = decoder.n_features_in_, decoder.n_outputs_
-        new.about_ = decoder.about_
+        new.bin_s_, new.flat_, new.metadata_ = decoder.bin_s_, decoder.flat_, decoder.metadata_
         for key in PretrainedDecoder.stored:
             setattr(new, key, getattr(decoder, key))
         new.W_, new.C_ = decoder.start_weights_
@@ -111,11 +118,14 @@ class FineTunedDecoder(PretrainedDecoder):
         self._clear_stream()
         self._fresh_session = True
 
-    def partial_fit(self, X, y=None, reset=None, arrives=None) -> FineTunedDecoder:
-        bins, x = self._enter(X, y, reset)
-        known = arrival_bins(arrives, len(x), delay_bins(self.label_delay_s, self.bin_s))
+    @property
+    def learns_online(self) -> bool:
+        return False
+
+    def _partial_fit(self, bins: Bins, arrives: Any) -> np.ndarray:
+        bins, x = self._normalised(bins)
+        known = arrival_bins(arrives, len(x), delay_bins(self.label_delay_s, self.bin_s_))
         predictions, self.state_ = run(self.state_, x, observed=bins.observed, reset=bins.reset, in_place=True)
-        self.online_predictions_ = self._unscaled(predictions.mean(axis=0))
         for key, values in {
             "stream_X_": x,
             "stream_Y_": self._scaled(bins),
@@ -125,9 +135,9 @@ class FineTunedDecoder(PretrainedDecoder):
             "stream_arrives_": known + len(self.stream_X_),
         }.items():
             setattr(self, key, np.concatenate([getattr(self, key), values]))
-        return self
+        return self._unscaled(predictions.mean(axis=0))
 
-    def adapt(self, X, y, reset=None, arrives=None) -> np.ndarray:
+    def adapt(self, X, y=None, reset=None, arrives=None) -> Any:
         online = super().adapt(X, y, reset, arrives)
         self.finish()
         return online

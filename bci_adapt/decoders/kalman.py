@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar, NamedTuple, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from scipy.linalg import get_lapack_funcs
 
-from bci_adapt.decoders.base import Bins, Decoder, arrival_bins, delay_bins, forgetting, label_blocks
+from bci_adapt.decoders.base import Decoder, arrival_bins, delay_bins, forgetting, label_blocks
+from bci_adapt.decoders.inputs import Bins
 from bci_adapt.errors import InputError
 from bci_adapt.learning.normaliser import Normaliser
 
@@ -56,7 +58,7 @@ class KalmanDecoder(Decoder):
         channels than labelled bins, must not make Q singular.
     memory_s : e-folding time of the statistics in seconds; ``inf`` forgets nothing.
     update_every_s : length of a block.
-    normaliser_s, label_delay_s, bin_s : as in `RLSDecoder`.
+    normaliser_s, label_delay_s, bin_s, missing : as in `RLSDecoder`.
     """
 
     name: ClassVar[str] = "kalman"
@@ -66,6 +68,13 @@ class KalmanDecoder(Decoder):
         "moments_", "projection_", "information_", "x_", "P_", "past_", "carried_",
         "waiting_X_", "waiting_states_", "waiting_arrives_",
     )  # fmt: skip
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "": {},
+        "adaptive": {
+            "state": "position_velocity", "adaptive": True, "memory_s": 20.0, "label_delay_s": 0.2,
+            "update_every_s": 0.25,
+        },
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -78,7 +87,8 @@ class KalmanDecoder(Decoder):
         normaliser_s: float | None = 300.0,
         label_delay_s: float = 0.5,
         update_every_s: float = 0.5,
-        bin_s: float = 0.05,
+        bin_s: float | None = None,
+        missing: str = "refuse",
     ):
         self.outputs = outputs
         self.state = state
@@ -90,6 +100,7 @@ class KalmanDecoder(Decoder):
         self.label_delay_s = label_delay_s
         self.update_every_s = update_every_s
         self.bin_s = bin_s
+        self.missing = missing
 
     # -- the state -----------------------------------------------------------------------------------------------
 
@@ -133,7 +144,7 @@ class KalmanDecoder(Decoder):
         segment = np.cumsum(reset)
         if formed[0] == 0:  # position from velocity; a missing label moves nothing, and its bin is not used anyway
             velocity = states[:, k:]
-            steps = np.nan_to_num(velocity) * self.bin_s
+            steps = np.nan_to_num(velocity) * self.bin_s_
             total = np.cumsum(steps, axis=0) + np.nan_to_num(carried)
             before = np.vstack([np.zeros(k), (total - steps)[np.flatnonzero(reset)]])
             position = np.where((segment > 0)[:, None], total - before[segment], total)
@@ -142,22 +153,21 @@ class KalmanDecoder(Decoder):
         position = states[:, :k]
         before = np.vstack([carried, position[:-1]])
         before[np.asarray(reset, bool)] = np.nan
-        states[:, k:] = (position - before) / self.bin_s
+        states[:, k:] = (position - before) / self.bin_s_
         return states, position[-1]
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def fit(self, X, y, reset=None) -> KalmanDecoder:
-        doors = self.training_doors(X, y, reset)
+    def _fit(self, sessions: list[Bins]) -> None:
         layout, nothing = self._layout(), np.full(self._n_formed(), np.nan)
-        sessions = []
-        for bins in doors:
+        days = []
+        for bins in sessions:
             statistics = Normaliser.fit(np.sqrt(bins.X), bins.observed)
             past = np.full((self.lag_bins, self.n_features_in_), np.nan)
             z, _ = self._lagged(statistics.apply(np.sqrt(bins.X), bins.observed)[0], bins, past)
             labels = np.where((bins.weight > 0).all(axis=1, keepdims=True), bins.Y, np.nan)
-            sessions.append((z, self._states(labels, bins.reset, nothing)[0], np.cumsum(bins.reset)))
-        states = np.concatenate([s for _, s, _ in sessions])
+            days.append((z, self._states(labels, bins.reset, nothing)[0], np.cumsum(bins.reset)))
+        states = np.concatenate([s for _, s, _ in days])
         states = states[np.isfinite(states).all(axis=1)]
         if len(states) < 2 or not (states.std(axis=0) > 0).all():
             raise InputError("y: expected labels that vary in every output, got too few or constant ones")
@@ -165,11 +175,11 @@ class KalmanDecoder(Decoder):
         if self.state == "position_velocity":
             # Position is the integral of velocity as it is, its mean included.
             self.label_mean_[len(layout.kinds) // 2 :] = 0.0
-        scaled = [((s - self.label_mean_) / self.label_scale_, stretch) for _, s, stretch in sessions]
+        scaled = [((s - self.label_mean_) / self.label_scale_, stretch) for _, s, stretch in days]
         self._fit_movement(scaled, layout)
         d = len(layout.kinds)
         self.moments_ = np.zeros((d + 1 + self.n_features_in_, d + 1 + self.n_features_in_))
-        for (z, _, _), (s, _) in zip(sessions, scaled, strict=True):
+        for (z, _, _), (s, _) in zip(days, scaled, strict=True):
             rows = self._rows(z, s)
             self.moments_ += rows.T @ rows
         if self.moments_[d, d] < d + 2:
@@ -178,7 +188,6 @@ class KalmanDecoder(Decoder):
         self.running_mean_, self.running_variance_ = self.mean_, self.variance_
         self._observe()
         self.begin()
-        return self
 
     def _n_formed(self) -> int:
         layout = self._layout()
@@ -272,7 +281,7 @@ class KalmanDecoder(Decoder):
         return z, after
 
     def _observations(self, bins: Bins, past: np.ndarray) -> tuple[np.ndarray, np.ndarray, Normaliser]:
-        constant = np.inf if self.normaliser_s is None else self.normaliser_s / self.bin_s
+        constant = np.inf if self.normaliser_s is None else self.normaliser_s / self.bin_s_
         running = Normaliser(self.running_mean_, self.running_variance_, constant)
         x, running = running.apply(np.sqrt(bins.X), bins.observed)
         return *self._lagged(x, bins, past), running
@@ -311,9 +320,7 @@ class KalmanDecoder(Decoder):
     def _outputs(self, states: np.ndarray) -> np.ndarray:
         return (states * self.label_scale_ + self.label_mean_)[:, self._layout().of_output]
 
-    def predict(self, X, reset=None, continuing: bool = False) -> np.ndarray:
-        self.require_fitted()
-        bins = self.door(X, None, reset)
+    def _predict(self, bins: Bins, continuing: bool) -> np.ndarray:
         x, P, past = (self.x_, self.P_, self.past_) if continuing else (
             np.zeros_like(self.x_), self.start_, np.full_like(self.past_, np.nan),
         )  # fmt: skip
@@ -325,20 +332,19 @@ class KalmanDecoder(Decoder):
         other.running_mean_, other.running_variance_ = self.mean_, self.variance_
         return other
 
-    def partial_fit(self, X, y=None, reset=None, arrives=None) -> KalmanDecoder:
-        bins = self.door(X, y, reset)
+    def _partial_fit(self, bins: Bins, arrives: Any) -> np.ndarray:
         n_bins = len(bins.X)
         z, self.past_, running = self._observations(bins, self.past_)
         if not self.adaptive:
             states, self.x_, self.P_ = self._filter(z, bins.reset, self.x_, self.P_)
         else:
-            known = arrival_bins(arrives, n_bins, delay_bins(self.label_delay_s, self.bin_s))
+            known = arrival_bins(arrives, n_bins, delay_bins(self.label_delay_s, self.bin_s_))
             labels = np.where((bins.weight > 0).all(axis=1, keepdims=True), bins.Y, np.nan)
             formed, self.carried_ = self._states(labels, bins.reset, self.carried_)
             queue = np.vstack([self.waiting_X_, z])
             targets = np.vstack([self.waiting_states_, (formed - self.label_mean_) / self.label_scale_])
             due = np.concatenate([self.waiting_arrives_, known])
-            block = max(1, delay_bins(self.update_every_s, self.bin_s))
+            block = max(1, delay_bins(self.update_every_s, self.bin_s_))
             steps, taken = label_blocks(due, len(self.waiting_arrives_), bins.reset, block)
             states = np.empty((n_bins, len(self.x_)))
             for stretch, blocks in steps:
@@ -348,19 +354,22 @@ class KalmanDecoder(Decoder):
             self.waiting_X_, self.waiting_states_ = queue[taken:], targets[taken:]
             self.waiting_arrives_ = due[taken:] - n_bins
         self.running_mean_, self.running_variance_ = running.mean, running.variance
-        self.online_predictions_ = self._outputs(states)
-        return self
+        return self._outputs(states)
 
     def _update(self, rows: np.ndarray) -> None:
         # Bins without a label forget nothing: evidence fades with newer evidence, not with silence.
         if not len(rows):
             return
         d = len(self.x_)
-        gamma = forgetting(self.memory_s, self.bin_s)
+        gamma = forgetting(self.memory_s, self.bin_s_)
         rows = rows * gamma ** (np.arange(len(rows))[::-1, None] / 2)
-        most = min(1.0, self.memory_s / self.bin_s / self.moments_[d, d])
+        most = min(1.0, self.memory_s / self.bin_s_ / self.moments_[d, d])
         self.moments_ = most * gamma ** len(rows) * self.moments_ + rows.T @ rows
         self._observe()
+
+    @property
+    def learns_online(self) -> bool:
+        return self.adaptive
 
     @property
     def diverged_(self) -> bool:

@@ -47,7 +47,6 @@ class LaggedDecoder(Decoder):
     coef_: np.ndarray
     n_lags: int
     normaliser_s: float | None
-    bin_s: float
     stored: ClassVar[tuple[str, ...]] = ("coef_", "mean_", "variance_", "running_mean_", "running_variance_", "past_")
 
     def _start_statistics(self, statistics: Normaliser) -> None:
@@ -55,26 +54,26 @@ class LaggedDecoder(Decoder):
         self.running_mean_, self.running_variance_ = statistics.mean, statistics.variance
         self.past_ = np.zeros((self.n_lags - 1, len(statistics.mean)))
 
-    def _normalised(self, doors: list[Bins]) -> list[np.ndarray]:
+    def _normalised(self, given: list[Bins]) -> list[np.ndarray]:
         """Square-root counts of each training session, normalised by its own statistics; the last one's are kept."""
         if self.n_lags < 1:
             raise InputError(f"n_lags must be at least 1, got {self.n_lags}")
         sessions = []
-        for bins in doors:
+        for bins in given:
             x = np.sqrt(bins.X)
             statistics = Normaliser.fit(x, bins.observed)
             sessions.append(statistics.apply(x, bins.observed)[0])
         self._start_statistics(statistics)  # type: ignore[possibly-undefined]
         return sessions
 
-    def _training_features(self, doors: list[Bins]) -> tuple[np.ndarray, np.ndarray]:
+    def _training_features(self, given: list[Bins]) -> tuple[np.ndarray, np.ndarray]:
         """Features and labels of every fully labelled bin, each session normalised by its own statistics."""
-        return self._labelled(self._normalised(doors), doors)
+        return self._labelled(self._normalised(given), given)
 
-    def _labelled(self, sessions: list[np.ndarray], doors: list[Bins]) -> tuple[np.ndarray, np.ndarray]:
+    def _labelled(self, sessions: list[np.ndarray], given: list[Bins]) -> tuple[np.ndarray, np.ndarray]:
         """Lagged bins of `sessions` (each (n_bins, n)) and labels, where a bin is fully labelled."""
         features, labels = [], []
-        for x, bins in zip(sessions, doors, strict=True):
+        for x, bins in zip(sessions, given, strict=True):
             usable = bins.observed & (bins.weight > 0).all(axis=1)
             features.append(lagged(x, np.cumsum(bins.reset), self.n_lags)[usable])
             labels.append(bins.Y[usable])
@@ -86,7 +85,7 @@ class LaggedDecoder(Decoder):
 
     def _features(self, bins: Bins, continuing: bool) -> tuple[np.ndarray, Normaliser, np.ndarray]:
         """Features of these bins, the statistics after them, and the last n_lags − 1 normalised bins."""
-        constant = np.inf if self.normaliser_s is None else self.normaliser_s / self.bin_s
+        constant = np.inf if self.normaliser_s is None else self.normaliser_s / self.bin_s_
         running = Normaliser(self.running_mean_, self.running_variance_, constant)
         x, running = running.apply(np.sqrt(bins.X), bins.observed)
         # A segment that begins with the first bin hears nothing of what went before.
@@ -97,9 +96,8 @@ class LaggedDecoder(Decoder):
         padded = np.vstack([np.zeros_like(past), since_reset])
         return features, running, padded[len(padded) - len(past) :]
 
-    def predict(self, X, reset=None, continuing: bool = False) -> np.ndarray:
-        self.require_fitted()
-        features, _, _ = self._features(self.door(X, None, reset), continuing)
+    def _predict(self, bins: Bins, continuing: bool) -> np.ndarray:
+        features, _, _ = self._features(bins, continuing)
         return features @ self.coef_
 
     def with_fitted_statistics(self) -> Self:

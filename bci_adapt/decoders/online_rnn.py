@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from bci_adapt.decoders.base import Bins, arrival_bins, delay_bins
+from bci_adapt.decoders.base import arrival_bins, delay_bins
+from bci_adapt.decoders.inputs import Bins
 from bci_adapt.decoders.pretrained import PretrainedDecoder
 from bci_adapt.errors import InputError
 from bci_adapt.learning.backends import loop as kernel
 from bci_adapt.learning.credit.base import rule
 from bci_adapt.learning.online import Learner, State, handed_over, run, start
 from bci_adapt.learning.optimizers import optimizer
+
+SMALL = {"n_hidden": 6, "n_updates": 30, "label_delay_s": 0.2, "warm_up_s": 5.0, "learning_rate": 1e-2}
 
 
 class OnlineDecoder(PretrainedDecoder):
@@ -39,7 +43,10 @@ class OnlineDecoder(PretrainedDecoder):
     average : decay per update of an exponential mean of the weights, which then predicts; None for none.
     normaliser_s : time constant of the running statistics in seconds; None keeps those of the last training session.
     label_delay_s : how late the label of a bin becomes known.
-    bin_s : bin width, to turn seconds into bins.
+    bin_s : bin width in seconds, to turn seconds into bins; None takes that of the sessions it is fitted on (plain
+        arrays do not say it).
+    missing : what happens to a session whose channels are not the decoder's: ``refuse``, or ``zero``, by which those it
+        lacks count as silent and others are left out.
     warm_up_s : stretch of the last training session on which the optimiser is warmed; 0 starts it cold. After `fit` it
         can be shortened, no longer lengthened.
     pretrained : False starts the first session from the seed's random weights; statistics, label scaling and warm-up
@@ -56,6 +63,14 @@ class OnlineDecoder(PretrainedDecoder):
     stored: ClassVar[tuple[str, ...]] = (
         *PretrainedDecoder.stored, "warm_X_", "warm_Y_", "warm_observed_", "warm_reset_",
     )  # fmt: skip
+    of_dicts: ClassVar[tuple[str, ...]] = ("rule_constants", "optimizer_constants", "group_rates")
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "": {"cell": "tanh", **SMALL},
+        "window": {"rule": "window", "rule_constants": {"steps": 3}, "average": None, **SMALL},
+        "rtrl": {"rule": "rtrl", **SMALL},
+        "members": {"n_members": 3, **SMALL},
+        "turns": {"n_members": 3, "take_turns": True, "learn_every": 2, **SMALL},
+    }
 
     def __init__(
         self,
@@ -74,7 +89,7 @@ class OnlineDecoder(PretrainedDecoder):
         average: float | None = 0.999,
         normaliser_s: float | None = 300.0,
         label_delay_s: float = 0.5,
-        bin_s: float = 0.05,
+        bin_s: float | None = None,
         warm_up_s: float = 60.0,
         pretrained: bool = True,
         n_updates: int = 800,
@@ -88,6 +103,7 @@ class OnlineDecoder(PretrainedDecoder):
         window_bins: int = 80,
         recency: float = 1.0,
         seed: int = 0,
+        missing: str = "refuse",
     ):
         self.cell = cell
         self.n_hidden = n_hidden
@@ -118,6 +134,7 @@ class OnlineDecoder(PretrainedDecoder):
         self.window_bins = window_bins
         self.recency = recency
         self.seed = seed
+        self.missing = missing
 
     def _learner(self, learning_rate: float | None = None) -> Learner:
         rate = self.learning_rate if learning_rate is None else learning_rate
@@ -137,7 +154,7 @@ class OnlineDecoder(PretrainedDecoder):
         self.warm_observed_, self.warm_reset_ = last.observed[keep], last.reset[keep]
 
     def _warm_stretch(self, n_bins: int) -> slice:
-        return slice(max(0, n_bins - round(self.warm_up_s / self.bin_s)), None)
+        return slice(max(0, n_bins - round(self.warm_up_s / self.bin_s_)), None)
 
     # -- the session ---------------------------------------------------------------------------------------------
 
@@ -169,9 +186,9 @@ class OnlineDecoder(PretrainedDecoder):
             self.running_ = self._normaliser()
         self._fresh_session = True
 
-    def partial_fit(self, X, y=None, reset=None, arrives=None) -> OnlineDecoder:
-        bins, x = self._enter(X, y, reset)
-        known = arrival_bins(arrives, len(x), delay_bins(self.label_delay_s, self.bin_s))
+    def _partial_fit(self, bins: Bins, arrives: Any) -> np.ndarray:
+        bins, x = self._normalised(bins)
+        known = arrival_bins(arrives, len(x), delay_bins(self.label_delay_s, self.bin_s_))
         predictions, self.state_ = run(
             self.state_,
             x,
@@ -182,8 +199,7 @@ class OnlineDecoder(PretrainedDecoder):
             bins.reset,
             in_place=True,
         )
-        self.online_predictions_ = self._unscaled(predictions.mean(axis=0))
-        return self
+        return self._unscaled(predictions.mean(axis=0))
 
     def _taught(self, weight: np.ndarray) -> np.ndarray:
         """Weights of labels (n_bins, n_outputs), or (n_members, n_bins, n_outputs) where not all teach every member."""
@@ -209,8 +225,8 @@ class OnlineDecoder(PretrainedDecoder):
         there is no delay); None or NaN when there is none.
         """
         if not hasattr(self, "state_"):
-            self.begin()
-        delay = delay_bins(self.label_delay_s, self.bin_s)
+            self.begin()  # which says so where it was never fitted
+        delay = delay_bins(self.label_delay_s, self.bin_s_)
         now = None if y is None or delay else np.asarray(y, float)[None]
         if y is not None and delay:
             self._label_waiting_record(np.asarray(y, float), delay)

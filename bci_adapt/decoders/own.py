@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from bci_adapt.data.labelled import Arrays
 from bci_adapt.decoders.base import Decoder, delay_bins
 from bci_adapt.errors import InputError
 
@@ -52,9 +53,9 @@ class Own:
             decoder.label_delay_s = label_delay_s
         self.decoder = decoder
 
-    def fit(self, X: Sequence[np.ndarray], y: Sequence[np.ndarray], reset: Sequence[np.ndarray]) -> Own:
-        """Train on sessions: lists of arrays, as long as there are sessions."""
-        lists = [[each.copy() for each in part] for part in (X, y, reset)]
+    def fit(self, sessions: Sequence[Arrays]) -> Own:
+        """Train on sessions, as `bci_adapt.data.labelled.session_arrays` makes them."""
+        lists = [[getattr(each, part).copy() for each in sessions] for part in ("X", "y", "reset")]
         self._call("fit", *(part[0] if len(part) == 1 else part for part in lists))
         return self
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
 from bci_adapt.decoders.base import Decoder, arrival_bins, delay_bins
+from bci_adapt.decoders.inputs import Bins
 
 
 class PersistenceDecoder(Decoder):
@@ -16,36 +18,39 @@ class PersistenceDecoder(Decoder):
 
     Parameters
     ----------
-    label_delay_s, bin_s : as in `OnlineDecoder`.
+    label_delay_s, bin_s, missing : as in `OnlineDecoder`.
     """
 
     name: ClassVar[str] = "persistence"
     description: ClassVar[str] = "control: the newest known label, no neurons"
     stored: ClassVar[tuple[str, ...]] = ("last_", "waiting_", "waiting_arrives_")
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {"label_delay_s": 0.2}}
 
-    def __init__(self, label_delay_s: float = 0.5, bin_s: float = 0.05):
+    def __init__(self, label_delay_s: float = 0.5, bin_s: float | None = None, missing: str = "refuse"):
         self.label_delay_s = label_delay_s
         self.bin_s = bin_s
+        self.missing = missing
 
-    def fit(self, X, y, reset=None) -> PersistenceDecoder:
-        doors = self.training_doors(X, y, reset)
-        labels = np.concatenate([np.where(bins.weight > 0, bins.Y, np.nan) for bins in doors])
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.regressor_tags.poor_score = True  # without labels it predicts their mean
+        return tags
+
+    def _fit(self, sessions: list[Bins]) -> None:
+        labels = np.concatenate([np.where(bins.weight > 0, bins.Y, np.nan) for bins in sessions])
         self.last_ = np.nanmean(labels, axis=0)
         self.begin()
-        return self
 
     def begin(self) -> None:
         self.waiting_ = np.zeros((0, self.n_outputs_))
         self.waiting_arrives_ = np.zeros(0, np.int64)
 
-    def predict(self, X, reset=None, continuing: bool = False) -> np.ndarray:
-        self.require_fitted()
-        return np.tile(self.last_, (len(self.door(X, None, reset).X), 1))
+    def _predict(self, bins: Bins, continuing: bool) -> np.ndarray:
+        return np.tile(self.last_, (len(bins.X), 1))
 
-    def partial_fit(self, X, y=None, reset=None, arrives=None) -> PersistenceDecoder:
-        bins = self.door(X, y, reset)
+    def _partial_fit(self, bins: Bins, arrives: Any) -> np.ndarray:
         n_bins = len(bins.X)
-        known = arrival_bins(arrives, n_bins, delay_bins(self.label_delay_s, self.bin_s))
+        known = arrival_bins(arrives, n_bins, delay_bins(self.label_delay_s, self.bin_s_))
         # A label is known to the prediction of the bin after the one in which it arrives.
         due = np.maximum.accumulate(np.concatenate([self.waiting_arrives_, known])) + 1
         queue = np.vstack([self.waiting_, np.where(bins.weight > 0, bins.Y, np.nan)])
@@ -54,6 +59,6 @@ class PersistenceDecoder(Decoder):
         newest = np.maximum.accumulate(np.where(np.isfinite(candidates), row, 0), axis=0)
         done = np.searchsorted(due, np.arange(n_bins + 1), side="right")
         values = np.take_along_axis(candidates, newest[done], axis=0)
-        self.online_predictions_, self.last_ = values[:-1], values[-1]
+        self.last_ = values[-1]
         self.waiting_, self.waiting_arrives_ = queue[done[-1] :], due[done[-1] :] - 1 - n_bins
-        return self
+        return values[:-1]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from bci_adapt.decoders.base import Bins, Decoder
+from bci_adapt.decoders.base import Decoder
+from bci_adapt.decoders.inputs import Bins
 from bci_adapt.errors import InputError
 from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.learning.credit.base import rule
@@ -39,7 +40,6 @@ class PretrainedDecoder(Decoder):
     cell: str
     n_hidden: int
     normaliser_s: float | None
-    bin_s: float
     n_members: int
     n_updates: int
     added_updates: int
@@ -56,6 +56,11 @@ class PretrainedDecoder(Decoder):
     state_: State
     running_: Normaliser
     stored: ClassVar[tuple[str, ...]] = ("W_", "C_", "mean_", "variance_", "label_mean_", "label_scale_")
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.regressor_tags.poor_score = True  # on few rows in random order: it is made for long series
+        return tags
 
     @property
     def network_(self) -> Network:
@@ -78,42 +83,36 @@ class PretrainedDecoder(Decoder):
         return Learner(self.network_, rule("readout"), optimizer("rmsprop", learning_rate=0.0))
 
     def _normaliser(self) -> Normaliser:
-        constant = np.inf if self.normaliser_s is None else self.normaliser_s / self.bin_s
+        constant = np.inf if self.normaliser_s is None else self.normaliser_s / self.bin_s_
         return Normaliser(self.mean_, self.variance_, constant)
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def fit(self, X, y, reset=None) -> Self:
-        """Pretrain on one or several sessions, each normalised by its own statistics (see `Decoder` for shapes).
-
-        Raises
-        ------
-        InputError
-            where shapes do not fit or labels are missing altogether. Stretches that cannot be trained on are counted
-            in a warning and in ``about_["left_out"]``.
+    def _fit(self, sessions: list[Bins]) -> None:
+        """Pretrain on one or several sessions, each normalised by its own statistics. Stretches that cannot be trained
+        on are counted in a warning and in ``metadata_["left_out"]``.
         """
         if self.n_members < 1:
             raise InputError(f"n_members must be at least 1, got {self.n_members}")
-        return self._trained(self.training_doors(X, y, reset), extends=False)
+        self._train_on(sessions, extends=False)
 
-    def extend(self, X, y, reset=None) -> Self:
-        """Go on pretraining when a day is added: `added_updates` gradient steps over all sessions – X and y are lists
-        of those so far and the new one, in order – from the weights of the last training; what was learned online is
-        left out. An optimiser of its own decays from `added_rate`; statistics are then those of the last session.
+    def _extend(self, sessions: list[Bins]) -> None:
+        """Go on pretraining: `added_updates` gradient steps over all sessions, from the weights of the last training;
+        what was learned online is left out. An optimiser of its own decays from `added_rate`; statistics are then those
+        of the last session.
 
         Labels are scaled by all sessions, as `fit` would, and the readout is rewritten in the new scale: by itself that
         changes no prediction.
         """
-        self.require_fitted()
-        return self._trained(self.training_doors(X, y, reset, anew=False), extends=True)
+        self._train_on(sessions, extends=True)
 
-    def _trained(self, doors: list[Bins], extends: bool) -> Self:
-        features = [np.sqrt(bins.X) for bins in doors]
-        statistics = [Normaliser.fit(x, bins.observed) for x, bins in zip(features, doors, strict=True)]
+    def _train_on(self, sessions: list[Bins], extends: bool) -> None:
+        features = [np.sqrt(bins.X) for bins in sessions]
+        statistics = [Normaliser.fit(x, bins.observed) for x, bins in zip(features, sessions, strict=True)]
         normalised = [
-            norm.apply(x, bins.observed)[0] for norm, x, bins in zip(statistics, features, doors, strict=True)
+            norm.apply(x, bins.observed)[0] for norm, x, bins in zip(statistics, features, sessions, strict=True)
         ]
-        labels = np.concatenate([np.where(bins.weight > 0, bins.Y, np.nan) for bins in doors])
+        labels = np.concatenate([np.where(bins.weight > 0, bins.Y, np.nan) for bins in sessions])
         mean, scale = np.nanmean(labels, axis=0), np.nanstd(labels, axis=0)
         if not (scale > 0).all():
             raise InputError("y: expected labels that vary in every output, got a constant one")
@@ -123,19 +122,18 @@ class PretrainedDecoder(Decoder):
             C[..., self.network_.output_bias] += (self.label_mean_ - mean) / scale
             initial = self.W_, C
             # Windows of another day, not the first day's draws once more.
-            seeds = [int(np.random.SeedSequence([seed, len(doors)]).generate_state(1)[0]) for seed in seeds]
+            seeds = [int(np.random.SeedSequence([seed, len(sessions)]).generate_state(1)[0]) for seed in seeds]
             settings = self._pretraining(n_updates=self.added_updates, learning_rate=self.added_rate)
         self.label_mean_, self.label_scale_ = mean, scale
-        targets = [self._scaled(bins) for bins in doors]
+        targets = [self._scaled(bins) for bins in sessions]
         if self.pretrained:
-            parts = [list(part) for part in zip(*((b.weight, b.observed, b.reset) for b in doors), strict=True)]
+            parts = [list(part) for part in zip(*((b.weight, b.observed, b.reset) for b in sessions), strict=True)]
             self.W_, self.C_ = self._train((normalised, targets, *parts), seeds, settings, initial)
         else:
             self.W_, self.C_ = self.start_weights_
         self.mean_, self.variance_ = statistics[-1].mean, statistics[-1].variance
-        self._fitted(normalised[-1], targets[-1], doors[-1])
+        self._fitted(normalised[-1], targets[-1], sessions[-1])
         vars(self).pop("state_", None)
-        return self
 
     def _pretraining(self, **constants: Any) -> Pretraining:
         """Settings of a training, with `constants` in place of this decoder's own."""
@@ -162,7 +160,7 @@ class PretrainedDecoder(Decoder):
     ) -> tuple[np.ndarray, np.ndarray]:
         """W and C of one network per seed, each trained by itself on `data` – X, Y, weight, observed and reset of
         `bptt.pretrain` – from its part of `initial`; without a leading axis where there is one network. What of `data`
-        no network sees is said, and kept in ``about_``.
+        no network sees is said, and kept in ``metadata_``.
         """
         from bci_adapt.learning.bptt import pretrain, windows
 
@@ -171,10 +169,10 @@ class PretrainedDecoder(Decoder):
             return initial
         X, Y, weight, observed, reset = data
         stretches, n_bins = windows(weight, observed, reset, settings).left_out
-        self.about_ = {key: value for key, value in self.about_.items() if key != "left_out"}
+        self.metadata_ = {key: value for key, value in self.metadata_.items() if key != "left_out"}
         if stretches:
-            left_out = {"stretches": stretches, "bins": n_bins, "seconds": round(n_bins * self.bin_s, 6)}
-            self.about_ = self.about_ | {"left_out": left_out}
+            left_out = {"stretches": stretches, "bins": n_bins, "seconds": round(n_bins * self.bin_s_, 6)}
+            self.metadata_ = self.metadata_ | {"left_out": left_out}
             warnings.warn(
                 f"{stretches} stretches ({n_bins} bins, {left_out['seconds']:g} s) hold no label that a network could "
                 "be trained on and are left out",
@@ -198,20 +196,18 @@ class PretrainedDecoder(Decoder):
 
     # -- the session ---------------------------------------------------------------------------------------------
 
-    def _enter(self, X, y, reset) -> tuple[Bins, np.ndarray]:
-        """Check bins of the session and normalise them, (n_bins, n_channels); the running statistics go on."""
+    def _normalised(self, bins: Bins) -> tuple[Bins, np.ndarray]:
+        """Bins of the session, its first one marked, and normalised (n_bins, n_channels); the statistics go on."""
         if not hasattr(self, "state_"):
             self.begin()
-        bins = self.door(X, y, reset)
-        if self._fresh_session and len(bins.reset):
-            bins.reset[0] = True
-            self._fresh_session = False
+        if self._fresh_session:
+            reset = bins.reset.copy()
+            reset[:1] = True
+            bins, self._fresh_session = bins._replace(reset=reset), False
         x, self.running_ = self.running_.apply(np.sqrt(bins.X), bins.observed)
         return bins, x
 
-    def predict(self, X, reset=None, continuing: bool = False) -> np.ndarray:
-        self.require_fitted()
-        bins = self.door(X, None, reset)
+    def _predict(self, bins: Bins, continuing: bool) -> np.ndarray:
         adapted = hasattr(self, "state_")
         W, C = self.state_.predictor() if adapted else self.start_weights_
         hidden = self.state_.predictor_hidden() if adapted and continuing else None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.linalg import get_blas_funcs
 
 from bci_adapt.decoders.base import arrival_bins, delay_bins, forgetting, label_blocks
+from bci_adapt.decoders.inputs import Bins
 from bci_adapt.decoders.lags import LaggedDecoder, ridge
 
 
@@ -24,7 +26,7 @@ class RLSDecoder(LaggedDecoder):
 
     Parameters
     ----------
-    n_lags, penalty, normaliser_s, bin_s : as in `WienerDecoder`.
+    n_lags, penalty, normaliser_s, bin_s, missing : as in `WienerDecoder`.
     memory_s : e-folding time of the forgetting, 1/(1 − γ) bins, in seconds.
     label_delay_s : how late the label of a bin becomes known.
     update_every_s : length of a block.
@@ -35,6 +37,9 @@ class RLSDecoder(LaggedDecoder):
     stored: ClassVar[tuple[str, ...]] = (
         *LaggedDecoder.stored, "P_", "waiting_features_", "waiting_labels_", "waiting_arrives_",
     )  # fmt: skip
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "": {"n_lags": 3, "memory_s": 20.0, "label_delay_s": 0.2, "update_every_s": 0.25}
+    }
 
     def __init__(
         self,
@@ -44,7 +49,8 @@ class RLSDecoder(LaggedDecoder):
         normaliser_s: float | None = 300.0,
         label_delay_s: float = 0.5,
         update_every_s: float = 0.5,
-        bin_s: float = 0.05,
+        bin_s: float | None = None,
+        missing: str = "refuse",
     ):
         self.n_lags = n_lags
         self.penalty = penalty
@@ -53,16 +59,16 @@ class RLSDecoder(LaggedDecoder):
         self.label_delay_s = label_delay_s
         self.update_every_s = update_every_s
         self.bin_s = bin_s
+        self.missing = missing
 
-    def fit(self, X, y, reset=None) -> RLSDecoder:
-        features, labels = self._training_features(self.training_doors(X, y, reset))
+    def _fit(self, sessions: list[Bins]) -> None:
+        features, labels = self._training_features(sessions)
         age = np.arange(len(features))[::-1]
-        root = np.maximum(forgetting(self.memory_s, self.bin_s) ** (age / 2), 1e-6)[:, None]
+        root = np.maximum(forgetting(self.memory_s, self.bin_s_) ** (age / 2), 1e-6)[:, None]
         # `ridge` penalises per row; the discounted problem has only this many rows' worth of evidence.
         share = float(np.sum(root**2)) / len(features)
         self.coef_, self.P_ = ridge(features * root, labels * root, self.penalty * share)
         self._clear_waiting()
-        return self
 
     def _clear_waiting(self) -> None:
         self.waiting_features_ = np.zeros((0, self.n_lags * self.n_features_in_ + 1))
@@ -73,16 +79,15 @@ class RLSDecoder(LaggedDecoder):
         super().begin()
         self._clear_waiting()
 
-    def partial_fit(self, X, y=None, reset=None, arrives=None) -> RLSDecoder:
-        bins = self.door(X, y, reset)
-        known = arrival_bins(arrives, len(bins.X), delay_bins(self.label_delay_s, self.bin_s))
+    def _partial_fit(self, bins: Bins, arrives: Any) -> np.ndarray:
+        known = arrival_bins(arrives, len(bins.X), delay_bins(self.label_delay_s, self.bin_s_))
         features, running, past = self._features(bins, continuing=True)
         usable = bins.observed & (bins.weight > 0).all(axis=1)
         # A bin without neurons has nothing to learn from, whenever its label comes.
         queue = np.vstack([self.waiting_features_, np.where(bins.observed[:, None], features, np.nan)])
         labels = np.vstack([self.waiting_labels_, np.where(usable[:, None], bins.Y, np.nan)])
         due = np.concatenate([self.waiting_arrives_, known])
-        block = max(1, delay_bins(self.update_every_s, self.bin_s))
+        block = max(1, delay_bins(self.update_every_s, self.bin_s_))
         steps, taken = label_blocks(due, len(self.waiting_arrives_), bins.reset, block)
         predictions = np.empty((len(features), self.n_outputs_))
         for stretch, blocks in steps:
@@ -92,9 +97,8 @@ class RLSDecoder(LaggedDecoder):
                 self._update(queue[rows], labels[rows])
         self.waiting_features_, self.waiting_labels_ = queue[taken:], labels[taken:]
         self.waiting_arrives_ = due[taken:] - len(features)
-        self.online_predictions_ = predictions
         self._go_on(running, past)
-        return self
+        return predictions
 
     def label_waiting(self, y: np.ndarray) -> None:
         """Give the bin whose label is due with the next bin its label (n_outputs,), where it has none yet: in a live
@@ -104,7 +108,7 @@ class RLSDecoder(LaggedDecoder):
         self.waiting_labels_[due] = y if np.isfinite(y).all() else np.nan
 
     def _update(self, features: np.ndarray, labels: np.ndarray) -> None:
-        gamma = forgetting(self.memory_s, self.bin_s)
+        gamma = forgetting(self.memory_s, self.bin_s_)
         kept = np.isfinite(labels).all(axis=1)
         # Bins without a label forget nothing: evidence fades with newer evidence, not with silence.
         features, labels = features[kept], labels[kept]

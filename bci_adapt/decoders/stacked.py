@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from bci_adapt.decoders.base import arrival_bins, delay_bins, forgetting, label_blocks
-from bci_adapt.decoders.online_rnn import OnlineDecoder
+from bci_adapt.decoders.inputs import Bins
+from bci_adapt.decoders.online_rnn import SMALL, OnlineDecoder
 from bci_adapt.decoders.rls import RLSDecoder
 from bci_adapt.errors import InputError
 
@@ -41,6 +43,9 @@ class StackedDecoder(OnlineDecoder):
     stored: ClassVar[tuple[str, ...]] = (
         *OnlineDecoder.stored, "weights_", "evidence_", "products_", "waiting_pairs_", "waiting_y_", "waiting_arrives_",
     )  # fmt: skip
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "": {"n_lags": 3, "memory_s": 20.0, "update_every_s": 0.25, "prior_s": 5.0, **SMALL}
+    }
     linear_: RLSDecoder
 
     def __init__(
@@ -72,20 +77,20 @@ class StackedDecoder(OnlineDecoder):
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def fit(self, X, y, reset=None) -> Self:
-        super().fit(X, y, reset)
-        return self._joined_by(RLSDecoder(**self._linear_parameters()).fit(X, y, reset))
-
-    def extend(self, X, y, reset=None) -> Self:
-        super().extend(X, y, reset)
-        return self._joined_by(RLSDecoder(**self._linear_parameters()).fit(X, y, reset))
-
-    def _joined_by(self, linear: RLSDecoder) -> Self:
-        self.linear_ = linear
+    def _train_on(self, sessions: list[Bins], extends: bool) -> None:
+        super()._train_on(sessions, extends)
+        self.linear_ = self._new_linear()
+        self.linear_._fit(sessions)
         self.evidence_, self.products_ = np.zeros((self.n_outputs_, 2, 2)), np.zeros((self.n_outputs_, 2))
         self._solve()
         self._clear_waiting()
-        return self
+
+    def _new_linear(self) -> RLSDecoder:
+        """A linear decoder of the same inputs and outputs."""
+        linear = RLSDecoder(**self._linear_parameters())
+        for name in ("n_features_in_", "n_outputs_", "bin_s_"):
+            setattr(linear, name, getattr(self, name))
+        return linear
 
     def _solve(self) -> None:
         """The weights (n_outputs, 2) that follow from evidence and prior."""
@@ -93,7 +98,7 @@ class StackedDecoder(OnlineDecoder):
             raise InputError(f"prior must be one of {', '.join(PRIORS)}, got {self.prior!r}")
         if not 0.0 < self.prior_s < np.inf:
             raise InputError(f"prior_s must be positive and finite, got {self.prior_s}")
-        strength = self.prior_s / self.bin_s
+        strength = self.prior_s / self.bin_s_
         wanted = self.products_ + strength * np.array(PRIORS[self.prior])
         self.weights_ = np.linalg.solve(self.evidence_ + strength * np.eye(2), wanted[:, :, None])[:, :, 0]
 
@@ -121,20 +126,19 @@ class StackedDecoder(OnlineDecoder):
         mixed = self._unscaled(np.einsum("tjo,oj->to", pairs, self.weights_))
         return np.where((self.weights_ == PRIORS["network"]).all(axis=1), network, mixed)
 
-    def predict(self, X, reset=None, continuing: bool = False) -> np.ndarray:
-        network = super().predict(X, reset, continuing)
-        return self._weighed(self._pairs(network, self.linear_.predict(X, reset, continuing)), network)
+    def _predict(self, bins: Bins, continuing: bool) -> np.ndarray:
+        network = super()._predict(bins, continuing)
+        return self._weighed(self._pairs(network, self.linear_._predict(bins, continuing)), network)
 
-    def partial_fit(self, X, y=None, reset=None, arrives=None) -> StackedDecoder:
-        network = super().partial_fit(X, y, reset, arrives).online_predictions_
-        pairs = self._pairs(network, self.linear_.partial_fit(X, y, reset, arrives).online_predictions_)
-        bins = self.door(X, y, reset)
-        known = arrival_bins(arrives, len(bins.X), delay_bins(self.label_delay_s, self.bin_s))
+    def _partial_fit(self, bins: Bins, arrives: Any) -> np.ndarray:
+        network = super()._partial_fit(bins, arrives)
+        pairs = self._pairs(network, self.linear_._partial_fit(bins, arrives))
+        known = arrival_bins(arrives, len(bins.X), delay_bins(self.label_delay_s, self.bin_s_))
         # A bin without neurons has nothing to learn from, whenever its label comes.
         queue = np.concatenate([self.waiting_pairs_, np.where(bins.observed[:, None, None], pairs, np.nan)])
         labels = np.concatenate([self.waiting_y_, np.where(bins.weight > 0, self._scaled(bins), np.nan)])
         due = np.concatenate([self.waiting_arrives_, known])
-        block = max(1, delay_bins(self.update_every_s, self.bin_s))
+        block = max(1, delay_bins(self.update_every_s, self.bin_s_))
         steps, taken = label_blocks(due, len(self.waiting_arrives_), bins.reset, block)
         predictions = np.empty_like(network)
         for stretch, blocks in steps:
@@ -143,15 +147,14 @@ class StackedDecoder(OnlineDecoder):
                 self._weigh(queue[rows], labels[rows])
         self.waiting_pairs_, self.waiting_y_ = queue[taken:], labels[taken:]
         self.waiting_arrives_ = due[taken:] - len(bins.X)
-        self.online_predictions_ = predictions
-        return self
+        return predictions
 
     def _weigh(self, pairs: np.ndarray, y: np.ndarray) -> None:
         """Learn the weights from a block of pairs (n, 2, n_outputs) and labels (n, n_outputs)."""
         kept = np.isfinite(y) & np.isfinite(pairs).all(axis=1)
         if not kept.any():
             return
-        gamma = forgetting(self.weight_memory_s, self.bin_s)
+        gamma = forgetting(self.weight_memory_s, self.bin_s_)
         # Of every output only bins with a label count, and only they make what is older fade.
         newer = kept.sum(axis=0) - np.cumsum(kept, axis=0)
         share = np.where(kept, gamma**newer, 0.0)
@@ -183,8 +186,7 @@ class StackedDecoder(OnlineDecoder):
 
     def _restore(self, arrays):
         super()._restore(arrays)
-        self.linear_ = RLSDecoder(**self._linear_parameters())
-        self.linear_.n_features_in_, self.linear_.n_outputs_ = self.n_features_in_, self.n_outputs_
+        self.linear_ = self._new_linear()
         lacking = [f"linear_{key}" for key in RLSDecoder.stored if f"linear_{key}" not in arrays]
         if lacking:
             raise InputError(f"a stored {self.name} decoder lacks its arrays {', '.join(lacking)}")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
+import numpy as np
+
+from bci_adapt.decoders.inputs import Bins
 from bci_adapt.decoders.lags import LaggedDecoder, ridge
 
 
@@ -16,26 +20,37 @@ class WienerDecoder(LaggedDecoder):
     n_lags : bins of history, the newest included.
     penalty : ridge penalty per bin (features have unit variance).
     normaliser_s : time constant of the running statistics in seconds; None keeps those of the last training session.
-    bin_s : bin width in seconds.
+    bin_s : bin width in seconds; None takes that of the sessions it is fitted on (plain arrays do not say it).
+    missing : what happens to a session whose channels are not the decoder's: ``refuse``, or ``zero``, by which those it
+        lacks count as silent and others are left out.
     """
 
     name: ClassVar[str] = "wiener"
     description: ClassVar[str] = "ridge on lagged square-root counts"
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {"n_lags": 3}}
 
     def __init__(
-        self, n_lags: int = 10, penalty: float = 0.05, normaliser_s: float | None = 300.0, bin_s: float = 0.05
+        self,
+        n_lags: int = 10,
+        penalty: float = 0.05,
+        normaliser_s: float | None = 300.0,
+        bin_s: float | None = None,
+        missing: str = "refuse",
     ):
         self.n_lags = n_lags
         self.penalty = penalty
         self.normaliser_s = normaliser_s
         self.bin_s = bin_s
+        self.missing = missing
 
-    def fit(self, X, y, reset=None) -> WienerDecoder:
-        self.coef_, _ = ridge(*self._training_features(self.training_doors(X, y, reset)), self.penalty)
-        return self
+    def _fit(self, sessions: list[Bins]) -> None:
+        self.coef_, _ = ridge(*self._training_features(sessions), self.penalty)
 
-    def partial_fit(self, X, y=None, reset=None, arrives=None) -> WienerDecoder:
-        features, running, past = self._features(self.door(X, y, reset), continuing=True)
-        self.online_predictions_ = features @ self.coef_
+    @property
+    def learns_online(self) -> bool:
+        return False
+
+    def _partial_fit(self, bins: Bins, arrives: Any) -> np.ndarray:
+        features, running, past = self._features(bins, continuing=True)
         self._go_on(running, past)
-        return self
+        return features @ self.coef_

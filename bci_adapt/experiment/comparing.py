@@ -86,7 +86,7 @@ class Present(Foreign):
             raise InputError(failure.message) if failure.is_input_error else RuntimeError(failure.error)
         *sources, target = (load_arrays(job.path, config.variables, config.target_lag_bins) for job in jobs)
         decoder = led(self.decoder, bin_s=config.bin_s, label_delay_s=config.label_delay_s, seed=seed)
-        decoder.fit([each.X for each in sources], [each.y for each in sources], [each.reset for each in sources])
+        decoder.fit(sources)
         stream = stream_of(target, Teaching())
         if permutation is not None:
             stream = stream._replace(X=permuted_in_time(target.X, permutation))

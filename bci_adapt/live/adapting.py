@@ -10,12 +10,11 @@ import numpy as np
 import xarray as xr
 
 from bci_adapt.data import channels
-from bci_adapt.data import from_arrays as arrays
-from bci_adapt.data.binning import bin_ticks, whole_bins
-from bci_adapt.data.labelled import described, session_arrays
-from bci_adapt.data.sessions import kinematic_names, require_one_meaning, start_of
-from bci_adapt.decoders import recommended
+from bci_adapt.data.binning import bin_ticks
+from bci_adapt.data.from_arrays import read
+from bci_adapt.data.sessions import require_one_meaning, start_of
 from bci_adapt.decoders.base import Decoder
+from bci_adapt.decoders.recommendation import recommended
 from bci_adapt.errors import InputError
 from bci_adapt.ground.text import clean
 from bci_adapt.live import predicting
@@ -74,21 +73,19 @@ def pretrain(
     sessions = []
     for path in paths:
         say(f"reading {path.name}")
-        sessions.append(arrays.read(path, BIN_S if bin_s is None and path.suffix != ".nc" else bin_s))
+        sessions.append(read(path, BIN_S if bin_s is None and path.suffix != ".nc" else bin_s))
     names = [each.strip() for each in target.split(",")]
     _require_one_kind(sessions, names)
     matched = channels.match(sessions, missing=missing)
-    given = [session_arrays(session, names) for session in matched]
-    decoder = recommended(bin_s=given[0].bin_s, **constants)
-    for n_days, latest in enumerate(given, start=1):
-        so_far = given[:n_days]
-        say(f"{n_days} of {len(given)}: training on {latest.session_id}")
+    decoder = recommended(**constants)
+    for n_days, latest in enumerate(matched, start=1):
+        session_id = latest.attrs["session_id"]
+        say(f"{n_days} of {len(matched)}: training on {session_id}")
         train = decoder.fit if n_days == 1 else decoder.extend
         try:
-            train([day.X for day in so_far], [day.y for day in so_far], [day.reset for day in so_far])
+            train(matched[:n_days], names)
         except InputError as error:
-            raise InputError(f"{latest.session_id}: {error}") from error
-    decoder.about_ = described(matched[-1], names) | {"sessions": [day.session_id for day in given]}
+            raise InputError(f"{session_id}: {error}") from error
     return decoder
 
 
@@ -125,32 +122,27 @@ def adapt(
         as `predicting.predict`, and for labels in other units.
     """
     decoder_file = Path(decoder_file)
-    decoder, about, session, notes = predicting.meet(decoder_file, Path(session_file), missing)
-    X, reset = predicting.observed(session)
-    y, columns = np.full((len(X), decoder.n_outputs_), np.nan), _columns(session, about.get("outputs") or [])
-    labelled = session_arrays(session, list(columns)) if columns else None
-    for name, where in columns.items():
-        assert labelled is not None
-        y[:, where] = labelled.y[:, labelled.columns[name]]
+    decoder, session = predicting.opened(decoder_file, Path(session_file))
+    arrays, notes = predicting.match_channels(decoder, session, missing)
+    y, n_bins = arrays.y, len(arrays.y)
     if not stream_s > 0.0:
         raise InputError(f"stream_s must be positive, got {stream_s}")
-    n_stream = min(len(X) // 2, whole_bins(stream_s, float(session.attrs["bin_s"])))
+    n_stream = arrays.n_stream(stream_s)
     rest = slice(n_stream, None)
     with np.errstate(over="ignore", invalid="ignore"):  # divergence is refused below
-        online = decoder.adapt(X[:n_stream], y[:n_stream], reset[:n_stream])
-        held_out = decoder.predict(X[rest], reset[rest], continuing=True)
+        online = decoder.adapt(arrays.part(slice(n_stream)))
+        held_out = decoder.predict(arrays.part(rest), continuing=True)
     predicted = np.vstack([online, held_out])
     if getattr(decoder, "diverged_", False) or not np.isfinite(predicted).all():
         raise InputError(f"{decoder_file}: diverged on {clean(session.attrs['session_id'])}; nothing is kept of it")
-    decoder.about_ = {**about, "adapted_to": [*about.get("adapted_to", ()), str(session.attrs["session_id"])]}
     prediction = predicting.prediction_of(session, predicted, decoder, decoder_file, notes)
-    prediction["held_out"] = "time", np.arange(len(X)) >= n_stream
+    prediction["held_out"] = "time", np.arange(n_bins) >= n_stream
     scores = []
-    for name, where in columns.items():
+    for name, where in arrays.columns.items():
         known = np.isfinite(y[:, where])
-        kinds = {"all": np.ones(len(X), bool)}
-        if labelled is not None and labelled.in_trial is not None:
-            kinds = {"in trial": labelled.in_trial, **kinds}
+        kinds = {"all": np.ones(n_bins, bool)}
+        if arrays.in_trial is not None:
+            kinds = {"in trial": arrays.in_trial, **kinds}
         for part, bins in (("online", slice(n_stream)), ("held_out", rest)):
             for kind, chosen in kinds.items():
                 mask = (known & chosen[:, None])[bins]
@@ -166,23 +158,3 @@ def adapt(
     if not n_labels:
         notes = [*notes, "no label in the stream: only what needs none was adapted"]
     return Adapted(decoder, prediction, scores, n_labels, n_stream * float(session.attrs["bin_s"]), notes)
-
-
-def _columns(session: xr.Dataset, outputs: Sequence[dict[str, Any]]) -> dict[str, slice]:
-    """The columns of y of those outputs that the session has labels for; `InputError` for other axes or units."""
-    found, begin, held = {}, 0, kinematic_names(session)
-    for each in outputs:
-        name, axes, units = each["variable"], list(each["axes"]), each["units"]
-        where = slice(begin, begin + len(axes))
-        begin += len(axes)
-        if name not in held:
-            continue
-        values = session[name]
-        own = [str(axis) for axis in values[str(values.dims[1])].values], str(values.attrs.get("units", ""))
-        if own != (axes, units):
-            raise InputError(
-                f"{clean(session.attrs['session_id'])}: {clean(name)} has axes {', '.join(map(clean, own[0]))} in "
-                f"{clean(own[1])}, the decoder was trained on {', '.join(map(clean, axes))} in {clean(units)}"
-            )
-        found[name] = where
-    return found

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from bci_adapt.data import channels
-from bci_adapt.data import from_arrays as arrays
-from bci_adapt.data.binning import bin_ticks
+from bci_adapt.data.from_arrays import read
+from bci_adapt.data.labelled import Arrays
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import atomic_path, file_digest
@@ -37,38 +36,35 @@ def predict(decoder_file: Path, session_file: Path, missing: str = "refuse") -> 
     InputError
         for files that are something else, another subject, other bins, band power, or channels that do not fit.
     """
-    decoder, _, session, notes = meet(decoder_file, session_file, missing)
-    predicted = decoder.predict(*observed(session))
+    decoder, session = opened(decoder_file, session_file)
+    arrays, notes = match_channels(decoder, session, missing, labels=False)
+    predicted = decoder.predict(arrays)
     if not np.isfinite(predicted).all():
         raise InputError(f"{decoder_file}: predictions are not finite: its weights have diverged")
     return prediction_of(session, predicted, decoder, decoder_file, notes), notes
 
 
-def meet(
-    decoder_file: Path, session_file: Path, missing: str
-) -> tuple[Decoder, Mapping[str, Any], xr.Dataset, list[str]]:
-    """A saved decoder, what it knows of its inputs and outputs, a session in its bins with exactly its channels, and
-    notes on how it came to them; `InputError` as in `predict`.
-    """
+def opened(decoder_file: Path, session_file: Path) -> tuple[Decoder, xr.Dataset]:
+    """A saved decoder, and a session read in its bins; `InputError` as in `predict`."""
     decoder = Decoder.load(decoder_file)
-    about = _known(decoder, decoder_file)
-    bin_s = about.get("bin_s", getattr(decoder, "bin_s", None))
-    session, notes = _meet(_read(Path(session_file), bin_s, about), decoder, about, missing, Path(decoder_file).name)
-    return decoder, about, session, notes
+    return decoder, _read(Path(session_file), decoder, _known(decoder, decoder_file))
 
 
-def observed(session: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Counts (n_bins, n_channels), NaN where neurons were not observed, and the first bin of each segment (n_bins,)."""
-    X = session["counts"].values.astype(float)
-    X[~session["valid"].values] = np.nan
-    return X, np.concatenate([[True], np.diff(session["segment"].values) != 0])
+def match_channels(
+    decoder: Decoder, session: xr.Dataset, missing: str, labels: bool = True
+) -> tuple[Arrays, list[str]]:
+    """A session with exactly the channels of a decoder, and notes on how it came to them; `InputError` as in `predict`.
+
+    `missing` is the rule of this call; channels that the decoder does not know are left out under either, and said.
+    """
+    return decoder.matched(session, missing=missing, leave_out=True, labels=labels)
 
 
 def prediction_of(
     session: xr.Dataset, predicted: np.ndarray, decoder: Decoder, decoder_file: Path, notes: list[str]
 ) -> xr.Dataset:
     """Predictions (n_bins, n_outputs) of a decoder as `predict` returns them."""
-    about = decoder.about_
+    about = decoder.metadata_
     made = _dataset(session, predicted, about.get("outputs") or [_nameless(decoder.n_outputs_)])
     made.attrs |= {
         **{name: session.attrs[name] for name in ("session_id", "subject", "session_start", "source_file")},
@@ -95,7 +91,7 @@ def write_prediction(prediction: xr.Dataset, path: Path) -> None:
 
 def _known(decoder: Decoder, file: Path) -> Mapping[str, Any]:
     """What the file says of the decoder's inputs and outputs, checked: `InputError` where it contradicts itself."""
-    about = decoder.about_
+    about = decoder.metadata_
     names = about.get("channels")
     outputs = about.get("outputs")
     whole = names is None or (
@@ -115,64 +111,12 @@ def _known(decoder: Decoder, file: Path) -> Mapping[str, Any]:
     return about
 
 
-def _read(path: Path, bin_s: float | None, about: Mapping[str, Any]) -> xr.Dataset:
-    """The session of a file, binned and sorted into channels as the decoder's were."""
+def _read(path: Path, decoder: Decoder, about: Mapping[str, Any]) -> xr.Dataset:
+    """The session of a file, binned and sorted into units or electrodes as the decoder's were."""
     if path.suffix == ".nc":
-        session = arrays.read(path)
-    elif bin_s is None:
-        raise InputError("this decoder does not say how wide its bins are: prepare the session first, and give the .nc")
-    else:
-        told = ("per", "spikes") if path.suffix == ".nwb" else ()
-        given = {name: about[name] for name in told if about.get(name)}
-        session = arrays.read(path, bin_s, **given)
-    own_s = float(session.attrs["bin_s"])
-    if bin_s is not None and bin_ticks(own_s) != bin_ticks(bin_s):
-        raise InputError(f"{path}: is prepared in bins of {own_s:g} s, the decoder's are {bin_s:g} s: prepare it again")
-    if session["counts"].attrs["units"] != "count":
-        raise InputError(f"{path}: holds the power of a band; the decoder was trained on counts of spikes")
-    subjects = about.get("subject", ""), str(session.attrs["subject"])
-    if all(subjects) and subjects[0] != subjects[1]:
-        raise InputError(
-            f"{path}: is of subject {clean(subjects[1])}, the decoder was trained on {clean(subjects[0])}: electrodes "
-            "of one name are not the same in two animals"
-        )
-    return session
-
-
-def _meet(
-    session: xr.Dataset, decoder: Decoder, about: Mapping[str, Any], missing: str, file: str
-) -> tuple[xr.Dataset, list[str]]:
-    """The session with exactly the channels of the decoder, in its order, and notes on how it came to them."""
-    names = about.get("channels")
-    where = f"{session.attrs['session_id']} and the decoder {file}"
-    if names is None:
-        if (n_channels := session.sizes["channel"]) != decoder.n_features_in_:
-            raise InputError(
-                f"channels of {where} do not fit: {n_channels} against {decoder.n_features_in_}, and the decoder does "
-                "not say which its are: save one that was fitted on arrays with names (or set about_['channels'])"
-            )
-        return session, ["this decoder does not name its channels: those of the session are taken in their order"]
-    policy = about.get("channel_policy") or channels.policy_of(session)
-    session = channels.under(session, policy)
-    have = session["channel"].values.tolist()
-    lacking = [name for name in names if name not in set(have)]
-    known = set(names)
-    extra = [name for name in have if name not in known]
-    if lacking and (missing == "refuse" or len(lacking) == len(names)):
-        words = [f"the session lacks {len(lacking)} of {len(names)} ({_listed(lacking)})"]
-        words += [f"the decoder does not know {len(extra)} of the session's ({_listed(extra)})"] if extra else []
-        raise InputError(
-            f"channels of {where} do not fit: {'; '.join(words)}"
-            + ("" if len(lacking) == len(names) else "; --missing zero counts missing ones as silent")
-        )
-    notes = [f"{len(lacking)} of {len(names)} channels are missing and count as silent"] if lacking else []
-    notes += [f"{len(extra)} channels of the session are left out: the decoder does not know them"] if extra else []
-    return channels.select(session, names, policy), notes
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(clean(name, 60) for name in names[:6]) + more
+        return read(path)
+    told = ("per", "spikes") if path.suffix == ".nwb" else ()
+    return read(path, decoder.bin_s_, **{name: about[name] for name in told if about.get(name)})
 
 
 def _nameless(n_outputs: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from bci_adapt.data.labelled import Arrays, session_arrays
+from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.own import Own, led
 from bci_adapt.errors import InputError
 from bci_adapt.metrics import score
@@ -93,7 +94,7 @@ def evaluate(
     >>> tuesday = ba.session(counts=counts, target=movement, bin_s=0.05, session_id="tue")
     >>> decoder = OnlineDecoder(n_hidden=4, n_updates=2, warm_up_s=2.0, label_delay_s=0.5)
     >>> X, y = tuesday["counts"].values.astype(float), tuesday["position"].values
-    >>> decoder = decoder.fit(X, y)
+    >>> decoder = decoder.fit(tuesday, "position")
 
     >>> mine, n_stream, delay, online = copy.deepcopy(decoder), 200, 10, []
     >>> mine.begin()
@@ -154,13 +155,12 @@ def evaluate(
 
 
 def _arrays(decoder: Any, session: xr.Dataset, target: str | Sequence[str] | None) -> Arrays:
-    """The session as the decoder takes it."""
-    if target is None:
-        outputs = getattr(decoder, "about_", {}).get("outputs") or []
-        target = [each["variable"] for each in outputs]
-        if not target:
-            raise InputError("evaluate: this decoder does not know what it decodes: name the target")
-    return session_arrays(session, target)
+    """The session as the decoder takes it: one of ours by its door."""
+    if target is None and not getattr(decoder, "metadata_", {}).get("outputs"):
+        raise InputError("evaluate: this decoder does not know what it decodes: name the target")
+    if isinstance(decoder, Decoder):
+        return decoder.matched(session, target)[0]
+    return session_arrays(session, target or ())
 
 
 def _stream_bins(arrays: Arrays, stream_s: float) -> int:

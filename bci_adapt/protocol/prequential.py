@@ -83,7 +83,7 @@ def adapted(decoder: Any, stream: Stream, teaches_itself: bool = False, going_on
     """
     if not teaches_itself:
         return decoder.partial_fit(*stream).online_predictions_ if going_on else decoder.adapt(*stream)
-    bin_s: float = decoder.get_params()["bin_s"]
+    bin_s: float = decoder.bin_s_
     half = min(round(SMOOTHING_S / bin_s), delay_bins(decoder.get_params()["label_delay_s"], bin_s))
     lesson, usable = round(LESSON_S / bin_s), np.isfinite(stream.y)
     if not going_on:

@@ -47,7 +47,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bci_adapt.decoders import recommended
+from bci_adapt.decoders.recommendation import recommended
 from bci_adapt.ground.threads import one_thread
 from bci_adapt.learning import arithmetic
 from bci_adapt.learning.cells.base import Network, cell
@@ -62,6 +62,7 @@ TORCH, JAX = "torch autograd + torch.optim", "jax.lax.scan, jitted"
 JAX_HINT = "jax is not installed, so that rival is missing; to add it: pip install 'bci-adapt[jax]'"
 # Small, so that weights hardly move however long the benchmark lasts; rates do not change what an update costs.
 _RATE = 1e-5
+_BIN_S = 0.05
 _SAME_BINS, _SAME = 50, 1e-9
 _N_OUTPUTS = 2
 _OTHERS = ("window", "trace", "snap1", "uoro", "eprop", "rtrl", "readout")
@@ -563,8 +564,9 @@ def _latency(case: Case, plan: Plan, rivals: Rivals) -> list[dict[str, Any]]:
     counts = rng.poisson(2.0, (400, case.m)).astype(float)
     labels = rng.standard_normal((400, _N_OUTPUTS))
     # As shipped – averaged weights predict, labels come 0.5 s late – but hardly trained.
-    decoder = OnlineDecoder(cell=case.cell, n_hidden=case.n, learning_rate=_RATE, n_updates=1).fit([counts], [labels])
-    delay = round(decoder.label_delay_s / decoder.bin_s)
+    decoder = OnlineDecoder(cell=case.cell, n_hidden=case.n, learning_rate=_RATE, n_updates=1, bin_s=_BIN_S)
+    decoder.fit([counts], [labels])
+    delay = round(decoder.label_delay_s / _BIN_S)
 
     def steps() -> None:
         for _ in range(4):
@@ -594,7 +596,7 @@ def _deployed(case: Case, plan: Plan, rivals: Rivals) -> list[dict[str, Any]]:
     labels = rng.standard_normal((400, _N_OUTPUTS))
     decoder = recommended(
         cell=case.cell, n_hidden=case.n, rule=case.rule.name, rule_constants=asdict(case.rule), n_updates=1,
-        learning_rate=_RATE,
+        learning_rate=_RATE, bin_s=_BIN_S,
     )  # fmt: skip
     decoder.fit([counts], [labels])
     us = _latencies(lambda t: decoder.step(counts[t % 400], labels[t % 400]), plan.calls)

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from bci_adapt.data.labelled import described, job_arrays
-from bci_adapt.data.sessions import open_session
+from bci_adapt.data.labelled import job_arrays
 from bci_adapt.decoders.base import Decoder, decoder_class
 from bci_adapt.errors import InputError
 
@@ -19,22 +18,18 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     """
     names = [f"session{i}" for i in range(len(inputs) - ("before" in inputs))]
     whole = len(names) - parameters["n_streams"]
-    Xs, ys, resets, told = [], [], [], []
-    for i, name in enumerate(names):
-        arrays = job_arrays(parameters, inputs[name])
-        n_bins = arrays.n_stream(None if i < whole else parameters["stream_s"])
-        Xs.append(arrays.X[:n_bins])
-        ys.append(arrays.y[:n_bins])
-        resets.append(arrays.reset[:n_bins])
-        told.append(arrays.session_id)
+    sessions = [job_arrays(parameters, inputs[name]) for name in names]
+    given = [
+        each.part(slice(each.n_stream(parameters["stream_s"] if i >= whole else None)))
+        for i, each in enumerate(sessions)
+    ]
     constants = parameters["constants"]
     try:
         if "before" in inputs:
-            decoder = Decoder.load(inputs["before"]).set_params(**constants).extend(Xs, ys, resets)
+            decoder = Decoder.load(inputs["before"]).set_params(**constants).extend(given)
         else:
-            decoder = decoder_class(parameters["decoder"])(**constants).fit(Xs, ys, resets)
+            decoder = decoder_class(parameters["decoder"])(**constants).fit(given)
     except InputError as error:
-        raise InputError(f"{parameters['decoder']} on {', '.join(told)}: {error}") from error
-    with open_session(inputs[names[-1]]) as session:
-        decoder.about_ = described(session, parameters["variables"]) | {"sessions": told}
+        told = ", ".join(each.session_id for each in sessions)
+        raise InputError(f"{parameters['decoder']} on {told}: {error}") from error
     decoder.save(out)

@@ -21,7 +21,7 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     decoder = Own(load_class(inputs["code"], parameters["decoder"]), **given)
     sources = sorted((name for name in inputs if name.startswith("source")), key=lambda name: int(name[6:]))
     sessions = [job_arrays(parameters, inputs[name]) for name in sources]
-    decoder.fit([each.X for each in sessions], [each.y for each in sessions], [each.reset for each in sessions])
+    decoder.fit(sessions)
     target = job_arrays(parameters, inputs["target"])
     stream = stream_of(target, Teaching())
     if parameters["permutation"] is not None:

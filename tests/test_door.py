@@ -1,0 +1,283 @@
+"""The one door: how a session, labelled arrays or plain numbers enter a decoder, and how predictions come out."""
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from sklearn.exceptions import NotFittedError
+
+import bci_adapt as ba
+from bci_adapt.data.labelled import session_arrays
+
+BIN_S, N_BINS = 0.05, 600
+
+
+def day(seed=0, names=tuple("abcdef"), **options):
+    """A session with a silent stretch, a jump in position and a gap in time, all of which must not be learned from."""
+    rng = np.random.default_rng(seed)
+    velocity = np.cumsum(rng.standard_normal((N_BINS, 2)), axis=0) * 0.2
+    velocity -= velocity.mean(axis=0)
+    tuning = np.random.default_rng(9).standard_normal((2, 6)) * 0.3
+    counts = rng.poisson(np.exp(np.clip(0.8 + velocity @ tuning, -3, 3)))
+    counts[100:130] = 0
+    position = np.cumsum(velocity, axis=0) * BIN_S
+    position[200] += 500.0
+    time_s = (np.arange(N_BINS) + 1) * options.get("bin_s", BIN_S)
+    time_s[400:] += 100.0
+    given = {"unit": "cm", "session_id": f"day{seed}", "subject": "C", "channels": names, "bin_s": BIN_S}
+    return ba.session(counts=counts, target=position, target_time_s=time_s, **given | options)
+
+
+def with_masks(session, name="velocity"):
+    """Counts and labels of a session as DataArrays that kept what a session says of them."""
+    counts = session["counts"].assign_coords(valid=session["valid"], segment=session["segment"])
+    return counts, session[name].assign_coords({f"{name}_valid": session[f"{name}_valid"]})
+
+
+@pytest.fixture(scope="module")
+def monday():
+    return day()
+
+
+def wiener(**constants):
+    return ba.WienerDecoder(n_lags=3, **constants)
+
+
+def test_both_ways_see_the_same_bins_labels_and_resets(monday):
+    by_session, by_arrays = wiener().fit(monday, "velocity"), wiener().fit(*with_masks(monday))
+    for decoder, given in ((by_session, (monday,)), (by_arrays, with_masks(monday))):
+        bins = decoder._enter(*given)
+        assert (bins.observed.sum(), bins.reset.sum()) == (N_BINS - 30, 2)
+        labelled = (bins.weight > 0).all(axis=1)
+        # no label: the silent stretch, the first bin of both segments, 0.4 s round an implausible speed
+        assert labelled.sum() == N_BINS - 30 - 2 - 8
+        assert np.abs(bins.Y).max() < 100.0
+    arrays = session_arrays(monday, "velocity")
+    by_hand = wiener(bin_s=BIN_S).fit(arrays.X, arrays.y, arrays.reset)
+    for decoder in (by_session, by_arrays, wiener().fit(arrays)):
+        assert np.array_equal(decoder.coef_, by_hand.coef_)
+        assert decoder.bin_s_ == BIN_S
+    unmasked = wiener(bin_s=BIN_S).fit(monday["counts"].values, monday["velocity"].fillna(0.0).values)
+    assert not np.allclose(unmasked.coef_, by_hand.coef_), "the masks matter here"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s, x, y: wiener().fit(s["counts"], s["velocity"]), "expected the coordinate valid.*fit\\(session"),
+        (lambda s, x, y: wiener().fit(x, s["velocity"]), "expected the coordinate velocity_valid"),
+        (lambda s, x, y: wiener().fit(x, y.isel(time=slice(1, None))), "share their time axis"),
+        (lambda s, x, y: wiener().fit(x, y.assign_coords(time=y["time"] + 0.01)), "share their time axis"),
+        (lambda s, x, y: wiener().fit(x, y.values), "expected a DataArray of labels"),
+        (lambda s, x, y: wiener().fit(x.drop_vars("segment"), y), "a new segment begins"),
+        (lambda s, x, y: wiener().fit(x.drop_vars("channel"), y), "each with its coordinates"),
+        (lambda s, x, y: wiener().fit(s), "expected the name of the target"),
+        (lambda s, x, y: wiener().fit(s, "speed"), "expected target 'speed', it holds position, velocity"),
+        (lambda s, x, y: wiener().fit(s, y), "expected the name of its target"),
+        (lambda s, x, y: wiener().fit(s, "velocity", np.zeros(N_BINS, bool)), "segments of a session come with it"),
+        (lambda s, x, y: wiener().fit([s, x.values], "velocity"), "of one kind"),
+        (lambda s, x, y: wiener().fit(x.values, y.values), "plain arrays do not say how wide"),
+        (lambda s, x, y: wiener(bin_s=0.1).fit(s, "velocity"), "bins of 0.1 s, the session is in bins of 0.05 s"),
+        (lambda s, x, y: wiener().fit(s, "velocity").set_params(bin_s=0.1).predict(s), "fitted in bins of 0.05 s"),
+        (lambda s, x, y: wiener().fit(s, "velocity").adapt(s, "position"), "fitted on 2 outputs, those of velocity"),
+        (lambda s, x, y: wiener().fit(s, "velocity").adapt(x, y.rename("v").assign_coords(v_valid=s["velocity_valid"])),
+         "fitted on 2 outputs, those of velocity"),
+        (lambda s, x, y: wiener().fit(s, "velocity").predict(day(names=tuple("abcdeg"))), r"day0.*lacks 1 of 6 \(f\)"),
+        (lambda s, x, y: wiener().fit(s, "velocity").predict(day(names=tuple("abcdeg"))), r"does not know 1 .*\(g\)"),
+        (lambda s, x, y: wiener().fit(s, "velocity").predict(day(1, bin_s=0.1)), "0.1 s, the decoder's are 0.05 s"),
+        (lambda s, x, y: wiener().fit(s, "velocity").adapt(day(1, unit="m")), "in m/s, the decoder was trained on x"),
+        (lambda s, x, y: wiener().fit(s, "velocity").predict(day(1, subject="M")), "of subject M"),
+        (lambda s, x, y: wiener(missing="most").fit(s, "velocity").predict(s), "rule for missing channels"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_in_one_sentence(monday, call, message):
+    with pytest.raises(ba.InputError, match=message) as found:
+        call(monday, *with_masks(monday))
+    assert "\n" not in str(found.value)
+
+
+def test_channels_are_put_in_the_decoders_order_by_name(monday):
+    decoder = wiener().fit(monday, "velocity")
+    turned = monday.isel(channel=slice(None, None, -1))
+    assert np.array_equal(decoder.predict(turned), decoder.predict(monday))
+    assert np.array_equal(decoder.predict(with_masks(turned)[0]), decoder.predict(monday))
+    assert decoder.score(turned) == decoder.score(monday) > 0.2
+    by_position = wiener(bin_s=BIN_S).fit(*(np.asarray(each) for each in session_arrays(monday, "velocity")[:2]))
+    assert by_position.score(turned["counts"].values.astype(float), monday["velocity"].values) < decoder.score(monday)
+    both = wiener().fit([monday, day(1).isel(channel=[3, 1, 0, 2, 5, 4])], "velocity")
+    assert np.array_equal(both.coef_, wiener().fit([monday, day(1)], "velocity").coef_)
+
+
+def test_the_decoders_policy_counts_missing_channels_as_silent_and_leaves_others_out(monday):
+    decoder = wiener(missing="zero").fit(monday, "velocity")
+    other = day(names=tuple("abcdeg"))
+    silent = monday.copy(deep=True)
+    silent["counts"].values[:, 5] = 0
+    with pytest.warns(UserWarning, match="missing and count as silent|are left out") as told:
+        found = decoder.predict(other)
+    assert len(told) == 2
+    np.testing.assert_array_equal(found, decoder.predict(silent))
+    with pytest.raises(ba.InputError, match="lacks 6 of 6"):
+        decoder.predict(day(names=tuple("uvwxyz")))
+
+
+def test_columns_without_names_are_matched_across_days_only_if_the_user_says_so():
+    first, second = day(0, None), day(1, None)
+    decoder = wiener().fit(first, "velocity")
+    decoder.predict(first)
+    with pytest.raises(ba.InputError, match="day1: its channels are columns without names"):
+        decoder.predict(second)
+    with pytest.raises(ba.InputError, match="columns without names"):
+        wiener().fit([first, second], "velocity")
+    first, second = ba.match([first, second], by="electrode")
+    assert np.isfinite(decoder.predict(second)).all()
+
+
+class TestOut:
+    """What comes out of a session is labelled as the session is."""
+
+    def test_one_variable_is_a_data_array(self, monday):
+        decoder = wiener().fit(monday, "velocity")
+        for found in (decoder.predict(monday), decoder.adapt(monday), decoder.predict(with_masks(monday)[0])):
+            assert isinstance(found, xr.DataArray)
+            assert (found.name, found.dims, found.attrs["units"]) == ("velocity", ("time", "axis"), "cm/s")
+            for name in found.dims:
+                assert found[name].identical(found[name].copy(data=monday[name].values))
+        assert np.array_equal(found.values, decoder.predict(session_arrays(monday, "velocity")))
+        assert np.isfinite((found - monday["velocity"]).where(monday["velocity_valid"])).sum() > 0
+
+    def test_several_variables_are_a_dataset(self, monday):
+        decoder = wiener().fit([monday, day(1)], ["velocity", "position"])
+        found = decoder.predict(monday)
+        assert [*found] == ["velocity", "position"]
+        assert [found[name].attrs["units"] for name in found] == ["cm/s", "cm"]
+        arrays = session_arrays(monday, ["velocity", "position"])
+        assert np.array_equal(np.hstack([found[name] for name in found]), decoder.predict(arrays))
+        scores = [
+            ba.r2(np.nan_to_num(arrays.y[:, part]), found[name].values, np.isfinite(arrays.y[:, part]))
+            for name, part in arrays.columns.items()
+        ]
+        assert decoder.score(monday) == pytest.approx(np.mean(scores), abs=1e-12)
+        assert decoder.metadata_["sessions"] == ["day0", "day1"]
+
+    def test_score_is_r2_over_usable_bins(self, monday):
+        decoder = wiener().fit(monday, "velocity")
+        arrays = session_arrays(monday, "velocity")
+        expected = ba.r2(np.nan_to_num(arrays.y), decoder.predict(arrays), np.isfinite(arrays.y))
+        assert decoder.score(monday) == pytest.approx(expected, abs=1e-12)
+        raw = ba.r2(np.nan_to_num(monday["velocity"].values), decoder.predict(monday).values)
+        assert abs(raw - expected) > 0.1, "unusable bins would show"
+
+    def test_a_session_without_the_target_is_predicted_and_adapted_to_without_labels(self, monday):
+        bare = monday.drop_vars(["velocity", "velocity_valid"])
+        makers = {"wiener": wiener, "rls": lambda: ba.RLSDecoder(n_lags=3)}
+        for make in makers.values():
+            decoder, other = make().fit(monday, "velocity"), make().fit(monday, "velocity")
+            assert np.array_equal(decoder.predict(bare), decoder.predict(monday))
+            arrays = session_arrays(monday, "velocity")
+            unlabelled = other.adapt(arrays._replace(y=np.full_like(arrays.y, np.nan)))
+            assert np.array_equal(decoder.adapt(bare), unlabelled)
+            assert decoder.adapt(bare).attrs["units"] == "cm/s"
+            with pytest.raises(ba.InputError, match="usable labels, got none"):
+                decoder.score(bare)
+        labelled = makers["rls"]().fit(monday, "velocity").adapt(monday)
+        assert not np.array_equal(labelled, unlabelled), "labels would show"
+
+
+def test_a_session_in_pieces_goes_on_where_it_stood(monday, tmp_path):
+    """`split` cuts a session inside a segment; the piece that follows begins no segment of its own."""
+    whole, pieces = (ba.RLSDecoder(n_lags=3).fit(monday, "velocity") for _ in range(2))
+    arrays, _ = whole.matched(monday)
+    n = 300
+    online = whole.adapt(arrays.part(slice(n)))
+    stream, later = ba.split(monday, n * BIN_S)
+    assert np.array_equal(pieces.adapt(stream), online)
+    pieces.save(tmp_path / "pieces.npz")
+    expected = whole.predict(arrays.part(slice(n, None)), continuing=True)
+    assert np.array_equal(ba.load(tmp_path / "pieces.npz").predict(later, continuing=True), expected)
+    assert pieces.metadata_["adapted_to"] == ["day0"]
+    afresh = pieces.predict(later.isel(time=slice(1, None)), continuing=True)
+    assert not np.array_equal(afresh, expected[1:]), "a bin is missing between them: a stretch of its own"
+    assert np.array_equal(
+        pieces.partial_fit(later).online_predictions_,
+        whole.partial_fit(*arrays.part(slice(n, None))[:3]).online_predictions_,
+    )
+
+
+def test_targets_are_remembered_and_extended(monday):
+    decoder = ba.OnlineDecoder(n_hidden=3, n_updates=1, added_updates=1, warm_up_s=1.0).fit(monday, "velocity")
+    decoder.extend([monday, day(1)])
+    assert decoder.metadata_["sessions"] == ["day0", "day1"]
+    assert decoder.metadata_["channels"] == [*"abcdef"]
+    assert decoder.get_params()["bin_s"] is None
+    assert decoder.bin_s_ == BIN_S
+
+
+class TestStored:
+    def test_what_the_decoder_knows_is_stored(self, monday, tmp_path):
+        decoder = wiener().fit(monday, "velocity")
+        decoder.save(tmp_path / "one.npz")
+        found = ba.load(tmp_path / "one.npz")
+        assert found.metadata_ == decoder.metadata_
+        assert (found.bin_s, found.bin_s_) == (None, BIN_S)
+        assert found.predict(monday).identical(decoder.predict(monday))
+
+    def test_files_of_the_first_version_are_read(self, monday, tmp_path):
+        decoder = wiener(bin_s=BIN_S).fit(monday, "velocity")
+        decoder.save(tmp_path / "new.npz")
+        with np.load(tmp_path / "new.npz") as stored:
+            arrays = {key: stored[key] for key in stored.files}
+        header = json.loads(str(arrays.pop("header")))
+        header["about"] = header.pop("metadata")
+        for key in ("bin_s_", "flat_"):
+            del header[key]
+        del header["parameters"]["missing"]
+        np.savez(tmp_path / "old.npz", header=np.array(json.dumps(header)), **arrays)
+        old = ba.load(tmp_path / "old.npz")
+        assert old.predict(monday).identical(decoder.predict(monday))
+        header["parameters"]["bin_s"] = None
+        np.savez(tmp_path / "old.npz", header=np.array(json.dumps(header)), **arrays)
+        with pytest.raises(ba.InputError, match="expected a decoder saved by bci_adapt"):
+            ba.load(tmp_path / "old.npz")
+
+
+class TestPublic:
+    def test_what_is_offered_is_there(self):
+        for name in ba._PUBLIC:
+            assert getattr(ba, name).__name__ == name
+        with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+            ba.nonsense  # noqa: B018
+        assert issubclass(ba.InputError, ValueError)
+        with pytest.raises(NotFittedError, match="fit it"):
+            wiener().partial_fit(np.ones((3, 2)))
+        assert "n_hidden" in str(inspect.signature(ba.recommended))
+
+    def test_a_type_checker_finds_names_and_parameters_that_there_are_not(self, tmp_path):
+        """On a file of a user's, which the package's `py.typed` invites."""
+        lines = [
+            "import bci_adapt as ba",
+            "ba.nonsense",
+            "ba.recommended(n_hiden=3)",
+            "decoder: ba.OnlineDecoder = ba.recommended(n_hidden=3)",
+            "score: float = ba.r2([[1.0]], [[1.0]])",
+            "ba.load('a.npz').predict(ba.read('a.nc'))",
+        ]
+        (tmp_path / "mine.py").write_text("\n".join(lines))
+        root = Path(ba.__file__).parents[1]
+        settings = {"typeCheckingMode": "standard", "extraPaths": [str(root)], "include": ["mine.py"]}
+        (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+        checker = Path(sys.executable).with_name("basedpyright")
+        done = subprocess.run(
+            [checker, "--outputjson", "--pythonpath", sys.executable], cwd=tmp_path, capture_output=True, text=True
+        )
+        told = json.loads(done.stdout)["generalDiagnostics"]
+        errors = {each["range"]["start"]["line"]: each["message"] for each in told if each["severity"] == "error"}
+        assert [*errors] == [1, 2]
+        assert '"nonsense" is not a known attribute' in errors[1]
+        assert 'No parameter named "n_hiden"' in errors[2]
+        assert (root / "bci_adapt" / "py.typed").exists()
