@@ -12,7 +12,7 @@ from bci_adapt.cli.common import JsonFile, Quiet, app, err, out, progress, write
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
-    from bci_adapt.data.nwb import Description
+    from bci_adapt.data.nwb_describing import Description
 
 
 @app.command()

@@ -249,7 +249,8 @@ def _decoding(config: Config, target: str, file: Path, workers: int | None, prog
     of it by the end of its path.
     """
     from bci_adapt.data.layouts.generic import kind_of
-    from bci_adapt.data.nwb import describe, open_nwb
+    from bci_adapt.data.nwb import open_nwb
+    from bci_adapt.data.nwb_describing import describe
     from bci_adapt.ground.catalog import unknown
 
     held = _kinematics(config, file, workers, progress)

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bci_adapt.data.nwb import identity, open_nwb
+from bci_adapt.data.nwb import open_nwb
+from bci_adapt.data.nwb_describing import identity
 from bci_adapt.data.sessions import open_session
 from bci_adapt.errors import InputError
 

@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 
 import xarray as xr
 
-from bci_adapt.data.nwb import Description, NwbFile
+from bci_adapt.data.nwb import NwbFile
+from bci_adapt.data.nwb_describing import Description
 
 
 class Layout(ABC):

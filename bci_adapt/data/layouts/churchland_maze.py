@@ -7,7 +7,8 @@ import xarray as xr
 
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.reading import Target, read_continuous
-from bci_adapt.data.nwb import TRIALS, Description, NwbFile, column
+from bci_adapt.data.nwb import TRIALS, NwbFile, column
+from bci_adapt.data.nwb_describing import Description
 
 HAND = "processing/behavior/Position/Hand"
 CURSOR = "processing/behavior/Position/Cursor"

@@ -7,7 +7,8 @@ import xarray as xr
 
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.reading import Target, read_rows
-from bci_adapt.data.nwb import Description, NwbFile
+from bci_adapt.data.nwb import NwbFile
+from bci_adapt.data.nwb_describing import Description
 
 COUNTS = "processing/behavior/spike_counts"
 POSITION = "processing/behavior/cursor"

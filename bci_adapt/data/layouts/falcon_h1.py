@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.falcon import MASKS, one_animal
 from bci_adapt.data.layouts.reading import Target, read_rows
-from bci_adapt.data.nwb import Description, NwbFile
+from bci_adapt.data.nwb import NwbFile
+from bci_adapt.data.nwb_describing import Description
 
 POSITION = "acquisition/OpenLoopKinematics"
 VELOCITY = "acquisition/OpenLoopKinematicsVelocity"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NoReturn
 
 from bci_adapt.data.layouts.base import Layout
-from bci_adapt.data.nwb import Description, NwbFile
+from bci_adapt.data.nwb import NwbFile
+from bci_adapt.data.nwb_describing import Description
 
 COUNTS = "acquisition/binned_spikes"
 

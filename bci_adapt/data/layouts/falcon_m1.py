@@ -8,7 +8,8 @@ from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.falcon import MASKS, one_animal
 from bci_adapt.data.layouts.grids import MILLISECOND_CLOCK
 from bci_adapt.data.layouts.reading import Target, read_rows
-from bci_adapt.data.nwb import Description, NwbFile
+from bci_adapt.data.nwb import NwbFile
+from bci_adapt.data.nwb_describing import Description
 
 EMG = "acquisition/preprocessed_emg"
 

@@ -9,7 +9,8 @@ import xarray as xr
 
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.reading import Target, read_continuous, read_rows
-from bci_adapt.data.nwb import MATLAB, Description, Neural, NwbFile, Series, describe
+from bci_adapt.data.nwb import MATLAB, NwbFile
+from bci_adapt.data.nwb_describing import Description, Neural, Series, describe
 from bci_adapt.data.sessions import reserved
 from bci_adapt.ground.catalog import unknown
 

@@ -11,7 +11,8 @@ from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.grids import grid_of_samples
 from bci_adapt.data.layouts.reading import Kinematics, read_spikes, session
 from bci_adapt.data.layouts.tables import Channels
-from bci_adapt.data.nwb import MATLAB, Description, NwbFile
+from bci_adapt.data.nwb import MATLAB, NwbFile
+from bci_adapt.data.nwb_describing import Description
 from bci_adapt.ground.text import clean
 
 FINGER = ("z", "-x", "-y")

@@ -9,7 +9,8 @@ from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.grids import MILLISECOND_CLOCK
 from bci_adapt.data.layouts.reading import Target, read_rows
 from bci_adapt.data.layouts.tables import read_trials
-from bci_adapt.data.nwb import TRIALS, Description, NwbFile, column
+from bci_adapt.data.nwb import TRIALS, NwbFile, column
+from bci_adapt.data.nwb_describing import Description
 
 COUNTS = "analysis/ThresholdCrossings"
 POWER = "analysis/SpikingBandPower"

@@ -7,7 +7,8 @@ import xarray as xr
 
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.reading import Target, read_continuous
-from bci_adapt.data.nwb import Description, NwbFile, column
+from bci_adapt.data.nwb import NwbFile, column
+from bci_adapt.data.nwb_describing import Description
 
 POSITION = "processing/behavior/hand_pos"
 VELOCITY = "processing/behavior/hand_vel"

@@ -7,7 +7,8 @@ import xarray as xr
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.mc_maze import note_held_out
 from bci_adapt.data.layouts.reading import Target, read_continuous
-from bci_adapt.data.nwb import TRIALS, Description, NwbFile
+from bci_adapt.data.nwb import TRIALS, NwbFile
+from bci_adapt.data.nwb_describing import Description
 
 POSITION = "processing/behavior/cursor_pos"
 FINGER = "processing/behavior/finger_pos"

@@ -6,7 +6,8 @@ import xarray as xr
 
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.reading import Target, read_continuous
-from bci_adapt.data.nwb import Description, NwbFile
+from bci_adapt.data.nwb import NwbFile
+from bci_adapt.data.nwb_describing import Description
 
 POSITION = "processing/behavior/Position/cursor_pos"
 VELOCITY = "processing/behavior/Velocity/cursor_vel"

@@ -34,7 +34,8 @@ from bci_adapt.data.layouts.tables import (
     read_trials,
     unit_channels,
 )
-from bci_adapt.data.nwb import NwbFile, identity, spike_table
+from bci_adapt.data.nwb import NwbFile, spike_table
+from bci_adapt.data.nwb_describing import identity
 from bci_adapt.data.sessions import BIN_EDGE, assemble
 from bci_adapt.ground.storage import file_digest
 from bci_adapt.ground.version import __version__
