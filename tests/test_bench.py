@@ -10,6 +10,18 @@ import torch
 from rich.console import Console
 
 from bci_adapt.cli.bench import learning as bench
+from bci_adapt.cli.bench.cases import Case, Ours
+from bci_adapt.cli.bench.learning_tables import tables
+from bci_adapt.cli.bench.rivals import (
+    JAX,
+    TORCH,
+    Rivals,
+    TorchRival,
+    jax_begin,
+    require_same,
+    rival_timers,
+    rivals_at_hand,
+)
 from bci_adapt.decoders.recommendation import recommended
 from bci_adapt.learning.credit.base import rule
 
@@ -42,7 +54,7 @@ def test_every_kind_has_rows_that_are_whole(rows):
 def test_the_floor_of_immediate_is_the_longer_of_its_two_parts(rows):
     row = next(row for row in rows if row["bench"] == "immediate")
     assert row["floor_steps_per_s"] == min(row["arithmetic_steps_per_s"], row["traffic_steps_per_s"])
-    assert set(row["rivals"]) == ({bench.TORCH, bench.JAX} if HAS_JAX else {bench.TORCH})
+    assert set(row["rivals"]) == ({TORCH, JAX} if HAS_JAX else {TORCH})
 
 
 def test_memory_is_measured_apart(rows):
@@ -71,21 +83,21 @@ def test_the_deployed_case_is_the_recommended_decoder():
 
 def test_tables_fit_100_columns(rows):
     console = Console(width=100, file=io.StringIO())
-    for table in bench.tables(rows):
+    for table in tables(rows):
         console.print(table)
         assert console.measure(table).maximum <= 100
     assert "decoder.step" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_rule_is_called_by_its_steps_too():
-    assert bench.Case("tanh", 4, 2, rule("window")).label == "window(4)"
+    assert Case("tanh", 4, 2, rule("window")).label == "window(4)"
 
 
 @pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
 def test_torch_rival_computes_the_same_thing(cell):
-    case = bench.Case(cell, 12, 5)
-    ours = bench._Ours(case).restart(50)
-    theirs = bench.TorchRival(case.network, *case.weights, *case.stream(4096)).work(50)
+    case = Case(cell, 12, 5)
+    ours = Ours(case).restart(50)
+    theirs = TorchRival(case.network, *case.weights, *case.stream(4096)).work(50)
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-9)
 
 
@@ -93,32 +105,32 @@ def test_torch_rival_computes_the_same_thing(cell):
 def test_a_rival_with_another_optimiser_is_refused(monkeypatch, broken):
     true = torch.optim.RMSprop
     monkeypatch.setattr(torch.optim, "RMSprop", lambda weights, **constants: true(weights, **{**constants, **broken}))
-    case = bench.Case("tanh", 12, 5)
+    case = Case("tanh", 12, 5)
     with pytest.raises(RuntimeError, match=r"torch autograd.*computes something else"):
-        bench._rival_timers(case, bench._Ours(case), bench.Rivals(None), 1e-3)
+        rival_timers(case, Ours(case), Rivals(None), 1e-3)
 
 
 def test_predictions_that_are_not_numbers_are_refused():
     with pytest.raises(RuntimeError, match="computes something else"):
-        bench.require_same("a rival", np.zeros((3, 2)), np.full((3, 2), np.nan))
+        require_same("a rival", np.zeros((3, 2)), np.full((3, 2), np.nan))
 
 
 @pytest.mark.skipif(not HAS_JAX, reason="jax is not installed")
 def test_jax_rival_computes_the_same_thing_and_is_refused_where_it_does_not():
-    with bench._rivals() as rivals:
+    with rivals_at_hand() as rivals:
         assert rivals.jax is not None
         for cell in ("tanh", "gru", "lstm"):
-            case = bench.Case(cell, 12, 5)
+            case = Case(cell, 12, 5)
             X, Y = case.stream(4096)
-            ours = bench._Ours(case).restart(50)
-            theirs = rivals.jax.submit(bench.jax_begin, case.network, *case.weights, X[:60], Y[:60]).result()
-            bench.require_same("jax", ours, theirs[:50])
-            other = rivals.jax.submit(bench.jax_begin, case.network, *case.weights, X[:60], -Y[:60]).result()
+            ours = Ours(case).restart(50)
+            theirs = rivals.jax.submit(jax_begin, case.network, *case.weights, X[:60], Y[:60]).result()
+            require_same("jax", ours, theirs[:50])
+            other = rivals.jax.submit(jax_begin, case.network, *case.weights, X[:60], -Y[:60]).result()
             with pytest.raises(RuntimeError, match="computes something else"):
-                bench.require_same("jax", ours, other[:50])
+                require_same("jax", ours, other[:50])
 
 
 def test_without_jax_its_figures_are_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with bench._rivals() as rivals:
+    with rivals_at_hand() as rivals:
         assert rivals.jax is None

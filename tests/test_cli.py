@@ -120,13 +120,15 @@ def test_bad_input_is_one_line_and_exit_code_2(call, recording, tmp_path, monkey
 
 def test_bench_smoke(call, tmp_path, monkeypatch):
     from bci_adapt.cli.bench import learning as bench
+    from bci_adapt.cli.bench.cases import Case
+    from bci_adapt.cli.bench.rivals import TORCH
 
-    plan = bench.Plan([bench.Case("tanh", 8, 4)], [], [], [], [], [], 1e-3, 2, 10)  # test_bench has the others
+    plan = bench.Plan([Case("tanh", 8, 4)], [], [], [], [], [], 1e-3, 2, 10)  # test_bench has the others
     monkeypatch.setattr(bench, "_plan", lambda quick: plan)
     code, out, _ = call("bench", "learning", "--quick", "--json", "-")
     assert code == 0
     (row,) = json.loads(out)
-    assert row["rivals"][bench.TORCH] > 0
+    assert row["rivals"][TORCH] > 0
     code, out, _ = call("bench", "learning", "--quick", "--json", tmp_path / "rows.json")
     assert code == 0
     assert "immediate + RMSprop" in out

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bci_adapt.cli.common import JsonFile, app, out, progress, write_json
+from bci_adapt.cli.common import JsonFile, app, out, print_line, progress, teller, write_json
 
 bench = typer.Typer(
     help="Benchmarks: figures beside their floor and a rival, measured in the same run.", no_args_is_help=True
@@ -23,23 +23,19 @@ def bench_learning(
 
     Example: [cyan]bci-adapt bench learning --json bench.json[/]
     """
-    from bci_adapt.cli.bench.learning import JAX, JAX_HINT, learning, tables
+    from bci_adapt.cli.bench.learning import learning
+    from bci_adapt.cli.bench.learning_tables import tables
+    from bci_adapt.cli.bench.rivals import JAX, JAX_HINT
 
     with progress(json_file == "-") as bar:
-        task = bar.add_task("measuring", total=None) if bar is not None else None
-
-        def say(text: str) -> None:
-            if bar is not None and task is not None:
-                bar.update(task, description=text)
-
-        rows = learning(quick, say)
+        rows = learning(quick, teller(bar, "measuring"))
     if json_file is not None:
         write_json(json_file, rows)
     if json_file != "-":
         for table in tables(rows):
             out.print(table)
         if not any(JAX in row["rivals"] for row in rows):
-            out.print(JAX_HINT, markup=False, highlight=False, soft_wrap=True)
+            print_line(JAX_HINT)
 
 
 @bench.command("data")
@@ -54,13 +50,7 @@ def bench_data(
     from bci_adapt.cli.bench.data import data, tables
 
     with progress(json_file == "-") as bar:
-        task = bar.add_task("measuring", total=None) if bar is not None else None
-
-        def say(text: str) -> None:
-            if bar is not None and task is not None:
-                bar.update(task, description=text)
-
-        found = data(quick, say)
+        found = data(quick, teller(bar, "measuring"))
     if json_file is not None:
         write_json(json_file, found)
     if json_file != "-":
@@ -78,7 +68,7 @@ def bench_drift(
 
     Example: [cyan]bci-adapt bench drift --seeds 8[/]
     """
-    from bci_adapt.data.simulate import severity_table, severity_text
+    from bci_adapt.cli.bench.drift import severity_table, severity_text
     from bci_adapt.ground.storage import json_safe
 
     with progress(json_file == "-") as bar:

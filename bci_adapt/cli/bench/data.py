@@ -35,7 +35,7 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from bci_adapt.cli.bench.learning import clock, forget_peak, processes, resident, traced_peak
+from bci_adapt.cli.bench.measuring import clock, forget_peak, processes, resident, traced_peak
 from bci_adapt.data import simulate
 from bci_adapt.data.layouts import reading
 from bci_adapt.data.nwb import ELECTRODES, TRIALS
