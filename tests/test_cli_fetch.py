@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from archive_server import DANDISET, NEW, OLD, Fault, nwb_bytes, serving
 
-from bci_adapt.archive import download
-from bci_adapt.archive.download import Patience
+from bci_adapt.archive import http
+from bci_adapt.archive.http import Patience
 from bci_adapt.archive.lock import read_lock
 from bci_adapt.archive.sources.folder import Folder
 
@@ -24,7 +24,7 @@ CONTENT = {path: nwb_bytes(path[-11:-4], path[4], padding=100_000 * (n + 1)) for
 def archive(monkeypatch, tmp_path):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("BCI_ADAPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(download, "PATIENCE", Patience(wait=lambda _: None, read_s=1.0, tries=3))
+    monkeypatch.setattr(http, "PATIENCE", Patience(wait=lambda _: None, read_s=1.0, tries=3))
     with serving() as archive:
         for path, content in CONTENT.items():
             archive.add(path, content)

@@ -12,8 +12,8 @@ import pytest
 from archive_server import DANDISET, NEW, OLD, Fault, nwb_bytes, serving
 
 from bci_adapt.archive import cache as entries
-from bci_adapt.archive import download
-from bci_adapt.archive.download import Patience, PatientAdapter
+from bci_adapt.archive import http
+from bci_adapt.archive.http import Patience, PatientAdapter
 from bci_adapt.archive.lock import read_lock
 from bci_adapt.archive.sources import dandi as module
 from bci_adapt.archive.sources.dandi import Dandi, parse_dandiset, session_of, subject_of
@@ -43,7 +43,7 @@ def content(path):
 @pytest.fixture
 def archive(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(download, "PATIENCE", Patience(wait=lambda _: None, read_s=1.0, tries=3))
+    monkeypatch.setattr(http, "PATIENCE", Patience(wait=lambda _: None, read_s=1.0, tries=3))
     with serving() as archive:
         for path in FILES:
             archive.add(path, content(path))
@@ -473,7 +473,7 @@ def test_offline_names_files_that_are_not_in_the_cache(archive, make, tmp_path):
 def test_no_network_is_noticed_at_once(archive, make, monkeypatch, address):
     make(subject="C").obtain()
     waits = []
-    monkeypatch.setattr(download, "PATIENCE", Patience(wait=waits.append))
+    monkeypatch.setattr(http, "PATIENCE", Patience(wait=waits.append))
     monkeypatch.setenv("DANDI_INSTANCE", address)
     if "invalid" in address:
         import socket
@@ -514,7 +514,7 @@ def in_turn(*answers):
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_the_listing_is_asked_for_again(archive, make, monkeypatch, status):
     waits = []
-    monkeypatch.setattr(download, "PATIENCE", Patience(wait=waits.append))
+    monkeypatch.setattr(http, "PATIENCE", Patience(wait=waits.append))
     busy = (status, {"Retry-After": "5"} if status in (429, 503) else {}, b"")
     good = json.dumps({"results": [row_of(archive, C[0])], "next": None}).encode()
     archive.answers[ASSETS] = in_turn(busy, busy, (200, {}, good))
@@ -689,7 +689,7 @@ def test_the_transport_takes_the_token_away(archive):
 
 
 def test_an_answer_has_a_longest_length(archive, monkeypatch, make):
-    monkeypatch.setattr(download, "MAX_ANSWER_BYTES", 10_000)
+    monkeypatch.setattr(http, "MAX_ANSWER_BYTES", 10_000)
     archive.answers[ASSETS] = (200, {}, b" " * 20_000)
     with pytest.raises(InputError, match="not read"):
         make().select()

@@ -17,7 +17,8 @@ from archive_server import Fault, serving
 from dandischema.digests.dandietag import DandiETag
 
 from bci_adapt.archive import download as module
-from bci_adapt.archive.download import Patience, Stopped, Unreachable, bytes_kept, digests_of, download, retry_after_s
+from bci_adapt.archive.download import bytes_kept, digests_of, download
+from bci_adapt.archive.http import MAX_REDIRECTS, Patience, Stopped, Unreachable, retry_after_s
 from bci_adapt.errors import InputError
 
 N = 300_000
@@ -228,7 +229,7 @@ def test_a_refusal_is_told_at_once(archive, get, waits, status, message, kind):
 @pytest.mark.parametrize(
     ("fault", "message", "requests"),
     [
-        (Fault("loop", always=True), "in a circle", module.MAX_REDIRECTS + 1),
+        (Fault("loop", always=True), "in a circle", MAX_REDIRECTS + 1),
         (Fault("redirect", value="ftp://127.0.0.1/file", always=True), "not http", 1),
         (Fault("redirect", value="file:///etc/passwd", always=True), "not http", 1),
         (Fault("redirect", value="data:text/plain,x", always=True), "not http", 1),

@@ -13,8 +13,8 @@ from archive_server import DANDISET, NEW, serving
 from nwb_files import spikes_file
 
 import bci_adapt as ba
-from bci_adapt.archive import download
-from bci_adapt.archive.download import Patience
+from bci_adapt.archive import http
+from bci_adapt.archive.http import Patience
 from bci_adapt.archive.sources.simulated import Simulated
 from bci_adapt.data.prepare import prepare
 from bci_adapt.errors import InputError
@@ -48,7 +48,7 @@ def quick(monkeypatch, tmp_path):
     """An empty cache, and no waiting for a server that does not answer."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("BCI_ADAPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(download, "PATIENCE", Patience(wait=lambda _: None, read_s=1.0, tries=2))
+    monkeypatch.setattr(http, "PATIENCE", Patience(wait=lambda _: None, read_s=1.0, tries=2))
 
 
 @pytest.fixture

@@ -18,15 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from bci_adapt.archive import cache as entries
-from bci_adapt.archive.download import (
+from bci_adapt.archive.download import Progress, bytes_kept, download
+from bci_adapt.archive.http import (
     MAX_REDIRECTS,
     Patience,
     PatientAdapter,
-    Progress,
     Stopped,
     Unreachable,
-    bytes_kept,
-    download,
     redirects_understood,
 )
 from bci_adapt.archive.lock import DRAFT, ETAG, NAME, SHA256, Asset, Lock, check_version, read_lock, update_lock
