@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -16,6 +16,8 @@ from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
+
+Item = TypeVar("Item")
 
 app = typer.Typer(
     help="""Decode movement from primate spike recordings as electrodes drift.
@@ -95,6 +97,22 @@ def teller(bar: Bar | None, first: str) -> Callable[[str], None]:
             bar.update(task, description=text)
 
     return say
+
+
+def one_by_one(bar: Bar | None, what: str, items: Sequence[Item], name: Callable[[Item], str]) -> Iterator[Item]:
+    """Hand out `items` one by one, and show how many are done and the `name` of the one at hand."""
+    task = None if bar is None else bar.add_task(what, total=len(items))
+    for item in items:
+        if bar is not None and task is not None:
+            bar.update(task, description=name(item))
+        yield item
+        if bar is not None and task is not None:
+            bar.advance(task)
+
+
+def print_line(text: str, style: str = "", to: Console = out) -> None:
+    """Print a line as it is: no markup in it, no colours but `style`, no breaks that are not its own."""
+    to.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def write_json(where: str, payload: Any) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bci_adapt.cli.common import JsonFile, Quiet, app, out, progress, write_json
+from bci_adapt.cli.common import JsonFile, Quiet, app, one_by_one, out, print_line, progress, teller, write_json
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
@@ -78,19 +79,14 @@ def drift(
     settings = measure.Settings(lag_s=lag_s, block_s=block_s)
     found = []
     with progress(quiet or json_file == "-") as bar:
-        task = bar.add_task("reading", total=len(targets)) if bar is not None else None
         session = _session(source, bin_s)
         policy = by or channels.policy_of(session)
         first = measure.day(channels.under(session, policy), variable)
-        for path in targets:
-            if bar is not None and task is not None:
-                bar.update(task, description=path.name)
+        for path in one_by_one(bar, "reading", targets, lambda path: path.name):
             other = _session(path, bin_s)
             require_one_subject([session, other])
             second = measure.day(channels.under(other, policy), variable)
             found.append(measure.drift(first, second, settings).to_json() | {"channel_policy": policy})
-            if bar is not None and task is not None:
-                bar.update(task, advance=1)
     if variable != "velocity" and all(each["across"]["tuning"] is None for each in found) and first.labels is None:
         raise InputError(f"{source}: there is no kinematic variable {variable!r}")
     if plot is not None:
@@ -105,17 +101,12 @@ def drift(
 
 
 def _say_drift(found: list[dict[str, Any]], settings: Any, plot: Path | None) -> None:
-    from bci_adapt.ground.text import clean
-
-    def line(text: str, style: str = "") -> None:
-        out.print(clean(text), style=style, markup=False, highlight=False, soft_wrap=True)
-
     behaviour = {found[0]["source"]: found[0]["behaviour"]["source"]}
     behaviour |= {each["target"]: each["behaviour"]["target"] for each in found}
-    line(f"drift from {found[0]['source']}; in parentheses: the halves of that session against each other", "bold")
+    _line(f"drift from {found[0]['source']}; in parentheses: the halves of that session against each other", "bold")
     out.print(_drift_table(found))
     first = found[0]
-    line(
+    _line(
         "Rates: median |log ratio|, share of channels changed (Benjamini-Hochberg "
         f"{100 * settings.fdr:g} %). Tuning to {first['variable']} {1000 * settings.lag_s:g} ms later: channels tuned "
         "in source only / both / target only; median change of preferred direction with its "
@@ -127,9 +118,15 @@ def _say_drift(found: list[dict[str, Any]], settings: Any, plot: Path | None) ->
     out.print(_behaviour_table(behaviour, found))
     for each in found:
         for note in each["notes"]:
-            line(f"{each['target']}: {note}", "yellow")
+            _line(f"{each['target']}: {note}", "yellow")
     if plot is not None:
-        line(f"figure: {plot}")
+        _line(f"figure: {plot}")
+
+
+def _line(text: str, style: str = "") -> None:
+    from bci_adapt.ground.text import clean
+
+    print_line(clean(text), style)
 
 
 def _drift_table(found: list[dict[str, Any]]) -> Table:
@@ -155,44 +152,48 @@ def _drift_table(found: list[dict[str, Any]]) -> Table:
     ):
         table.add_column(name, justify="right", no_wrap=name not in ("channels",))
 
-    def number(value: float | None, form: str) -> str:
-        return "–" if value is None or value != value else format(value, form)
-
-    def spanned(estimate: dict[str, float] | None, form: str) -> str:
-        if estimate is None or estimate["value"] != estimate["value"]:
-            return "–"
-        return f"{estimate['value']:{form}} [{estimate['low']:{form}}, {estimate['high']:{form}}]"
-
-    def cells(change: dict[str, Any]) -> list[str]:
-        rates, tuning, distance = change["rates"], change["tuning"], change["distance"]
-        told = ["–"] * 3
-        if tuning is not None:
-            turnover = tuning["turnover"]
-            told = [
-                f"{turnover['first_only']}/{turnover['both']}/{turnover['second_only']}",
-                spanned(tuning["median_pd_change_deg"], ".0f"),
-                f"{tuning['correlation']['value']:.2f}, {number(tuning['corrected_similarity']['value'], '.2f')}",
-            ]
-        return [
-            number(rates["median_abs_log_ratio"], ".2f"),
-            f"{100 * rates['share_changed']:.0f} %",
-            told[0],
-            told[1],
-            told[2],
-            number(distance["kl_nats"], ".2f"),
-            f"{number(distance['mmd2'], '.3f')} ({number(distance['mmd_p'], '.3f')})",
-        ]
-
     names = short_names([found[0]["source"], *(each["target"] for each in found)])[1:]
     for name, each in zip(names, found, strict=True):
         channels = {key: len(labels) for key, labels in each["channels"].items()}
         common = f"{channels['common']} +{channels['only_target']} -{channels['only_source']}"
         gap = "unknown" if each["day_gap"] is None else f"{each['day_gap']:+d}"
-        across, within = cells(each["across"]), [f"({cell})" for cell in cells(each["within"])]
-        above = spanned(each["pd_excess_deg"], "+.0f")
+        across, within = _cells(each["across"]), [f"({cell})" for cell in _cells(each["within"])]
+        above = _spanned(each["pd_excess_deg"], "+.0f")
         table.add_row(Text(clean(name, 40)), gap, common, *across[:4], above, *across[4:])
         table.add_row("", "", "", *within[:4], "", *within[4:], style="dim")
     return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None or value != value else format(value, form)
+
+
+def _spanned(estimate: dict[str, float] | None, form: str) -> str:
+    if estimate is None or estimate["value"] != estimate["value"]:
+        return "–"
+    return f"{estimate['value']:{form}} [{estimate['low']:{form}}, {estimate['high']:{form}}]"
+
+
+def _cells(change: dict[str, Any]) -> list[str]:
+    """Cells of one comparison: rates, tuning, distances."""
+    rates, tuning, distance = change["rates"], change["tuning"], change["distance"]
+    told = ["–"] * 3
+    if tuning is not None:
+        turnover = tuning["turnover"]
+        told = [
+            f"{turnover['first_only']}/{turnover['both']}/{turnover['second_only']}",
+            _spanned(tuning["median_pd_change_deg"], ".0f"),
+            f"{tuning['correlation']['value']:.2f}, {_number(tuning['corrected_similarity']['value'], '.2f')}",
+        ]
+    return [
+        _number(rates["median_abs_log_ratio"], ".2f"),
+        f"{100 * rates['share_changed']:.0f} %",
+        told[0],
+        told[1],
+        told[2],
+        _number(distance["kl_nats"], ".2f"),
+        f"{_number(distance['mmd2'], '.3f')} ({_number(distance['mmd_p'], '.3f')})",
+    ]
 
 
 def _behaviour_table(behaviour: dict[str, dict[str, Any]], found: list[dict[str, Any]]) -> Table:
@@ -217,8 +218,8 @@ def _behaviour_table(behaviour: dict[str, dict[str, Any]], found: list[dict[str,
         "trial (s)",
     ):
         table.add_column(name, justify="right")
-    apart = [f"({_optional(found[0]['within']['direction_distance'], '.2f')})"]
-    apart += [_optional(each["across"]["direction_distance"], ".2f") for each in found]
+    apart = [f"({_number(found[0]['within']['direction_distance'], '.2f')})"]
+    apart += [_number(each["across"]["direction_distance"], ".2f") for each in found]
     for name, day, distance in zip(short_names(list(behaviour)), behaviour.values(), apart, strict=False):
         table.add_row(
             Text(clean(name, 40)),
@@ -229,13 +230,9 @@ def _behaviour_table(behaviour: dict[str, dict[str, Any]], found: list[dict[str,
             " × ".join(f"{extent:.3g}" for extent in day["position_range"]) or "–",
             str(day["n_trials"]),
             "–" if day["success_rate"] is None else f"{100 * day['success_rate']:.0f} %",
-            _optional(day["median_trial_s"], ".1f"),
+            _number(day["median_trial_s"], ".1f"),
         )
     return table
-
-
-def _optional(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
 
 
 @app.command()
@@ -270,40 +267,21 @@ def scan(
 
     Example: [cyan]bci-adapt scan monday.nwb --bin .01,.02,.05 --lag=-.1:.3 --plot scan.png[/]
     """
-    from bci_adapt.data.scan import rebin
     from bci_adapt.data.scan import scan as score
     from bci_adapt.ground.storage import json_safe
 
     _check_plot(plot)
-    widths, lags = _numbers(bins, ",", "--bin"), _numbers(lag, ":", "--lag")
-    if len(lags) not in (2, 3):
-        raise InputError(f"--lag {lag}: expected FROM:TO or FROM:TO:STEP in seconds, such as --lag=-.1:.3")
+    widths, (lags_s, step_s) = _numbers(bins, ",", "--bin"), _lags(lag)
     with progress(quiet or json_file == "-") as bar:
-        task = bar.add_task("reading", total=None) if bar is not None else None
-
-        def say(text: str) -> None:
-            if bar is not None and task is not None:
-                bar.update(task, description=text)
-
-        if session.suffix == ".nc":
-            whole = _session(session, None)
-
-            def load(bin_s: float) -> xr.Dataset:
-                return rebin(whole, bin_s, variable)
-        else:
-
-            def load(bin_s: float) -> xr.Dataset:
-                return _session(session, bin_s)
-
         found = score(
-            load,
+            _at_widths(session, variable),
             widths,
-            (lags[0], lags[1]),
+            lags_s,
             variable=variable,
-            step_s=lags[2] if len(lags) == 3 else None,
+            step_s=step_s,
             history_s=history_s,
             block_s=block_s,
-            say=say,
+            say=teller(bar, "reading"),
         ).to_json()
     if plot is not None:
         from bci_adapt.results.figures.drift import scan_figure
@@ -316,6 +294,24 @@ def scan(
         _say_scan(found, plot)
 
 
+def _at_widths(path: Path, variable: str) -> Callable[[float], xr.Dataset]:
+    """What gives the session at a bin width: a prepared one made wider, or a recording prepared anew."""
+    if path.suffix != ".nc":
+        return lambda bin_s: _session(path, bin_s)
+    from bci_adapt.data.scan import rebin
+
+    whole = _session(path, None)
+    return lambda bin_s: rebin(whole, bin_s, variable)
+
+
+def _lags(text: str) -> tuple[tuple[float, float], float | None]:
+    """First and last lag, and the step between lags where one is given."""
+    lags = _numbers(text, ":", "--lag")
+    if len(lags) not in (2, 3):
+        raise InputError(f"--lag {text}: expected FROM:TO or FROM:TO:STEP in seconds, such as --lag=-.1:.3")
+    return (lags[0], lags[1]), lags[2] if len(lags) == 3 else None
+
+
 def _numbers(text: str, separator: str, option: str) -> list[float]:
     try:
         return [float(part) for part in text.split(separator)]
@@ -326,13 +322,8 @@ def _numbers(text: str, separator: str, option: str) -> list[float]:
 def _say_scan(found: dict[str, Any], plot: Path | None) -> None:
     from rich.table import Table
 
-    from bci_adapt.ground.text import clean
-
-    def line(text: str, style: str = "") -> None:
-        out.print(clean(text), style=style, markup=False, highlight=False, soft_wrap=True)
-
     common = f"{1000 * found['common_s']:g} ms"
-    line(f"{found['session_id']}: {found['variable']} from √counts, ridge, {found['n_folds']}-fold", "bold")
+    _line(f"{found['session_id']}: {found['variable']} from √counts, ridge, {found['n_folds']}-fold", "bold")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in (
         "bin (ms)",
@@ -357,13 +348,13 @@ def _say_scan(found: dict[str, Any], plot: Path | None) -> None:
             style="bold" if top == best else "",
         )
     out.print(table)
-    line(
+    _line(
         f"Positive lag: neurons lead. Every width sees the last {1000 * found['history_s']:g} ms of spikes; compared "
         f"at {common} over {found['seconds_scored']:.0f} s, in stretches of {found['block_s']:g} s with "
         f"{found['gap_s']:g} s between folds."
     )
     for note in found["notes"]:
-        line(note, "yellow")
-    line(found["caution"], "yellow")
+        _line(note, "yellow")
+    _line(found["caution"], "yellow")
     if plot is not None:
-        line(f"figure: {plot}")
+        _line(f"figure: {plot}")

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bci_adapt.cli.common import JsonFile, Quiet, app, err, out, progress, write_json
+from bci_adapt.cli.common import JsonFile, Quiet, app, err, out, print_line, progress, write_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
     from bci_adapt.archive.cache import Entry
+    from bci_adapt.archive.sources.dandi import Selection
 
 cache = typer.Typer(
     help="Fetched files: list them, verify their digests, clean up. They lie in "
@@ -83,17 +84,9 @@ def fetch(
     with progress(quiet or json_file == "-") as bar:
         showing = _Bytes(bar, f"asking about {number}")
         source = Dandi(
-            number,
-            version,
-            path or (),
-            subject,
-            session,
-            lock,
-            offline=offline,
-            update=update,
-            progress=showing,
-            jobs=jobs,
-        )
+            number, version, path or (), subject, session, lock,
+            offline=offline, update=update, progress=showing, jobs=jobs,
+        )  # fmt: skip
         chosen = source.select()
         rows = chosen.rows()
         for note in chosen.notes if not quiet else ():
@@ -108,10 +101,7 @@ def fetch(
         about = {"dandiset": chosen.dandiset, "version": chosen.version, "licence": chosen.licence}
         write_json(json_file, {**about, "lock": str(source.lock), "notes": chosen.notes, "files": rows})
     if not quiet and json_file != "-":
-        _table(("path", "size", "state"), ((row["path"], _size(row["size"]), row["state"]) for row in rows))
-        total, missing = (sum(row[key] for row in rows) for key in ("size", "missing"))
-        _line(f"{len(rows)} files of {chosen.dandiset}/{chosen.version}, {_size(total)}; licence: {chosen.licence}")
-        _line(f"to fetch: {_size(missing)} (nothing was written)" if dry_run else f"lock: {source.lock}")
+        _say_fetched(chosen, rows, source.lock, dry_run)
 
 
 @cache.command("list")
@@ -139,8 +129,7 @@ def verify_cache(dandiset: _Dandiset = None, json_file: JsonFile = None, quiet: 
     _show(found, json_file, quiet)
     bad = [entry for entry in found if entry.state == BAD]
     for entry in bad:
-        text = f"bad: {entry.dandiset}/{entry.version}/{entry.path}: {entry.reason}"
-        err.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+        print_line(f"bad: {entry.dandiset}/{entry.version}/{entry.path}: {entry.reason}", "red", err)
     if bad:
         raise typer.Exit(1)
 
@@ -166,10 +155,17 @@ def clean_cache(
         write_json(json_file, {"removed": [str(each) for each in removed], "left": [str(each) for each in left]})
     if not quiet and json_file != "-":
         for each in removed:
-            _line(f"{'would remove' if dry_run else 'removed'} {each}")
+            print_line(f"{'would remove' if dry_run else 'removed'} {each}")
         for each in left:
-            _line(f"left {each} (no record of it, or in use)")
-        _line(f"{'would be removed' if dry_run else 'removed'}: {len(removed)} files")
+            print_line(f"left {each} (no record of it, or in use)")
+        print_line(f"{'would be removed' if dry_run else 'removed'}: {len(removed)} files")
+
+
+def _say_fetched(chosen: Selection, rows: list[dict[str, Any]], lock: Path, dry_run: bool) -> None:
+    _table(("path", "size", "state"), ((row["path"], _size(row["size"]), row["state"]) for row in rows))
+    total, missing = (sum(row[key] for row in rows) for key in ("size", "missing"))
+    print_line(f"{len(rows)} files of {chosen.dandiset}/{chosen.version}, {_size(total)}; licence: {chosen.licence}")
+    print_line(f"to fetch: {_size(missing)} (nothing was written)" if dry_run else f"lock: {lock}")
 
 
 def _where(dandiset: str | None) -> tuple[Path, str | None, str | None]:
@@ -191,7 +187,7 @@ def _show(found: list[Entry], json_file: str | None, quiet: bool = False) -> Non
     if not quiet and json_file != "-":
         columns = ("dandiset", "version", "path", "size", "licence", "state")
         _table(columns, ([_size(row[key]) if key == "size" else row[key] for key in columns] for row in rows))
-        _line(f"{len(rows)} files, {_size(sum(row['size'] for row in rows))}")
+        print_line(f"{len(rows)} files, {_size(sum(row['size'] for row in rows))}")
 
 
 def _table(columns: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> None:
@@ -213,8 +209,4 @@ def _size(n_bytes: int) -> str:
 
 
 def _note(text: str) -> None:
-    err.print(f"note: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-def _line(text: str) -> None:
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    print_line(f"note: {text}", "yellow", err)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bci_adapt.cli.common import JsonFile, Quiet, app, out, progress, write_json
+from bci_adapt.cli.common import JsonFile, Quiet, app, one_by_one, out, print_line, progress, write_json
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,14 +49,11 @@ def qc(
     reports: list[QcReport] = []
     drawn: set[str] = set()
     with progress(quiet) as bar:
-        task = bar.add_task("checking", total=len(sessions)) if bar is not None else None
-        for path in sessions:
+        for path in one_by_one(bar, "checking", sessions, lambda path: path.name):
             report = check(_read(path, bin_s), thresholds)
             reports.append(report)
             if plots is not None:
                 _draw(report, plots / f"{_free(path.stem, drawn)}.png")
-            if bar is not None and task is not None:
-                bar.update(task, advance=1, description=path.name)
             if not quiet and json_file != "-":
                 _show(report, path)
     if not quiet and json_file != "-" and len(reports) > 1:
@@ -134,9 +131,9 @@ def _show(report: QcReport, path: Path) -> None:
     said += f"{about['n_segments']}), {about['observed_s'] / 60:.1f} min observed, bins of {about['bin_s']:g} s"
     if about["removed_channels"]:
         said += f"; {len(about['removed_channels'])} channels removed earlier"
-    out.print(said, markup=False, highlight=False, soft_wrap=True)
+    print_line(said)
     for line in _behaviour(report):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(line)
 
     table = _table(None, "check", "status", "flagged", "flags when", "found", right=("flagged",))
     for check in report.checks:

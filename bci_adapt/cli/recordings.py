@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bci_adapt.cli.common import JsonFile, Quiet, app, err, out, progress, write_json
+from bci_adapt.cli.common import JsonFile, Quiet, app, err, one_by_one, out, print_line, progress, write_json
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from bci_adapt.data.nwb_describing import Description
 
 
@@ -101,7 +103,7 @@ def prepare(
     """
     from bci_adapt.archive.sources.folder import Folder
     from bci_adapt.data.prepare import prepare as prepare_one
-    from bci_adapt.data.sessions import kinematic_names, write_session
+    from bci_adapt.data.sessions import write_session
     from bci_adapt.ground.storage import cache_root
 
     files: list[Path] = []
@@ -111,10 +113,7 @@ def prepare(
     seen: dict[Path, Path] = {}
     failed = 0
     with progress(quiet) as bar:
-        task = bar.add_task("preparing", total=len(files)) if bar is not None else None
-        for file in files:
-            if bar is not None and task is not None:
-                bar.update(task, description=file.name)
+        for file in one_by_one(bar, "preparing", files, lambda file: file.name):
             try:
                 session = prepare_one(file, bin_s, layout=layout, per=per, spikes=spikes, targets=target or ())
                 written = folder / f"{session.attrs['session_id']}.nc"
@@ -126,21 +125,20 @@ def prepare(
                 if len(files) == 1:
                     raise
                 failed += 1
-                err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+                print_line(f"error: {error}", "red", err)
                 continue
-            finally:
-                if bar is not None and task is not None:
-                    bar.advance(task)
             if not quiet:
-                minutes = session.sizes["time"] * bin_s / 60.0
-                labels = ", ".join(kinematic_names(session)) or "no labels"
-                out.print(
-                    f"{written}  {session.sizes['channel']} channels, {minutes:.1f} min, {labels}",
-                    highlight=False,
-                    soft_wrap=True,
-                )
-                for warning in json.loads(session.attrs["warnings"]):
-                    out.print(f"  warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+                _say_prepared(session, written)
     if failed:
         err.print(f"{failed} of {len(files)} recordings could not be prepared", style="red", highlight=False)
         raise typer.Exit(1)
+
+
+def _say_prepared(session: xr.Dataset, written: Path) -> None:
+    from bci_adapt.data.sessions import kinematic_names
+
+    minutes = session.sizes["time"] * float(session.attrs["bin_s"]) / 60.0
+    labels = ", ".join(kinematic_names(session)) or "no labels"
+    print_line(f"{written}  {session.sizes['channel']} channels, {minutes:.1f} min, {labels}")
+    for warning in json.loads(session.attrs["warnings"]):
+        print_line(f"  warning: {warning}", "yellow")

@@ -113,25 +113,7 @@ def scan(
     bin, if that is wider), a window that is not a multiple of every width, a variable that is not there, or too little
     data.
     """
-    widths = sorted({bin_ticks(bin_s) for bin_s in bins_s})
-    if not widths:
-        raise InputError("at least one bin width is needed, such as --bin 0.02,0.05")
-    if not -2 <= lags_s[0] <= lags_s[1] <= 2:
-        raise InputError(f"lags must be given from low to high within ±2 s, got {lags_s[0]:g} to {lags_s[1]:g}")
-    if block_s < 10:
-        raise InputError(f"stretches for cross-validation must last 10 s or more, got {block_s:g} s")
-    common = math.lcm(*widths)
-    if common > max(MAX_COMMON_S * TICKS_PER_S, widths[-1]):
-        raise InputError(
-            f"bin widths {', '.join(f'{w / TICKS_PER_S:g}' for w in widths)} s have no common multiple of at most "
-            f"{MAX_COMMON_S:g} s, at which they could be compared: choose widths such as 0.01, 0.02, 0.05"
-        )
-    window = common if history_s is None else bin_ticks(history_s)
-    if any(window % width for width in widths):
-        raise InputError(
-            f"the window of {window / TICKS_PER_S:g} s is not a whole number of bins of every width: choose a multiple "
-            f"of {common / TICKS_PER_S:g} s"
-        )
+    widths, window, common = _widths_and_window(bins_s, lags_s, history_s, block_s)
     # The last rows of a stretch see labels up to the largest lag ahead, the first ones look back; and half a second.
     gap_s = max(1.0, 0.5 + max(lags_s[1], 0.0) + max(window / TICKS_PER_S, -lags_s[0]))
     grids = []
@@ -163,6 +145,32 @@ def scan(
         best=best,
         notes=_edges(scores, best),
     )
+
+
+def _widths_and_window(
+    bins_s: Sequence[float], lags_s: tuple[float, float], history_s: float | None, block_s: float
+) -> tuple[list[int], int, int]:
+    """The bin widths, the window of spikes and the common resolution, all in ticks; `InputError` see `scan`."""
+    widths = sorted({bin_ticks(bin_s) for bin_s in bins_s})
+    if not widths:
+        raise InputError("at least one bin width is needed, such as --bin 0.02,0.05")
+    if not -2 <= lags_s[0] <= lags_s[1] <= 2:
+        raise InputError(f"lags must be given from low to high within ±2 s, got {lags_s[0]:g} to {lags_s[1]:g}")
+    if block_s < 10:
+        raise InputError(f"stretches for cross-validation must last 10 s or more, got {block_s:g} s")
+    common = math.lcm(*widths)
+    if common > max(MAX_COMMON_S * TICKS_PER_S, widths[-1]):
+        raise InputError(
+            f"bin widths {', '.join(f'{w / TICKS_PER_S:g}' for w in widths)} s have no common multiple of at most "
+            f"{MAX_COMMON_S:g} s, at which they could be compared: choose widths such as 0.01, 0.02, 0.05"
+        )
+    window = common if history_s is None else bin_ticks(history_s)
+    if any(window % width for width in widths):
+        raise InputError(
+            f"the window of {window / TICKS_PER_S:g} s is not a whole number of bins of every width: choose a multiple "
+            f"of {common / TICKS_PER_S:g} s"
+        )
+    return widths, window, common
 
 
 def rebin(session: xr.Dataset, bin_s: float, variable: str = "velocity") -> xr.Dataset:

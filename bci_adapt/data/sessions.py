@@ -9,7 +9,7 @@ and bins of implausible speed, which position does not. Values flagged as implau
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,20 @@ def check(session: xr.Dataset) -> None:
         if not holds:
             raise InputError(f"{where}: {message}")
 
+    _check_attributes(session, require)
+    _check_variables(session, require)
+    _check_bins(session, require)
+    for name, kind in {"trial_start_s": "f", "trial_stop_s": "f", "trial_go_s": "f", "trial_result": "U"}.items():
+        require(name in session.data_vars, f"variable {name} is missing")
+        require(session[name].dims == ("trial",), f"{name} must have dimension trial")
+        require(session[name].dtype.kind == kind, f"{name} must be {'text' if kind == 'U' else 'float'}")
+
+
+Require = Callable[[Any, str], None]
+"""Raises `InputError` with the message given second unless what is given first holds."""
+
+
+def _check_attributes(session: xr.Dataset, require: Require) -> None:
     missing = [name for name in ATTRS if name not in session.attrs]
     require(not missing, f"attributes missing: {', '.join(missing)}")
     for name in TEXT_ATTRS:
@@ -163,11 +177,16 @@ def check(session: xr.Dataset) -> None:
             holds = False
         require(holds, f"attribute {name} must be a JSON {kind.__name__}")
 
+
+def _holds_power(session: xr.Dataset) -> bool:
+    return "counts" in session and session["counts"].attrs.get("units") != "count"
+
+
+def _check_variables(session: xr.Dataset, require: Require) -> None:
+    """That every variable and coordinate of the schema is there, in its dimensions and type."""
     layouts = {"counts": ("time", "channel"), "segment": ("time",), "valid": ("time",)}
-    power = "counts" in session and session["counts"].attrs.get("units") != "count"
-    dtypes = {"counts": np.float64 if power else np.uint16, "segment": np.int32, "valid": np.bool_}
-    names = kinematic_names(session)
-    for name in names:
+    dtypes = {"counts": np.float64 if _holds_power(session) else np.uint16, "segment": np.int32, "valid": np.bool_}
+    for name in kinematic_names(session):
         dims = tuple(str(dim) for dim in session[name].dims)
         layouts |= {name: dims, f"{name}_valid": dims}
         dtypes |= {name: np.float64, f"{name}_valid": np.bool_}
@@ -189,6 +208,9 @@ def check(session: xr.Dataset) -> None:
     require(session.sizes["channel"] >= 2, f"at least two channels are needed, found {session.sizes['channel']}")
     require(session.sizes["time"] > 0, "there is not a single bin")
 
+
+def _check_bins(session: xr.Dataset, require: Require) -> None:
+    """That time is regular inside a segment, and no value is missing where a mask calls it usable."""
     time_s, segment, bin_s = session["time"].values, session["segment"].values, session.attrs["bin_s"]
     require(isinstance(bin_s, float | int | np.number), f"attribute bin_s must be a number of seconds, not {bin_s!r}")
     require(time_s.dtype == np.float64, f"time must be float64, not {time_s.dtype}")
@@ -199,18 +221,13 @@ def check(session: xr.Dataset) -> None:
     require(np.all(steps[inside] == ticks), "time must increase by bin_s from bin to bin inside a segment")
     require(isinstance(session["counts"].attrs.get("units"), str), "counts has no attribute units")
     require(
-        not power or np.isfinite(session["counts"].values).all(),
+        not _holds_power(session) or np.isfinite(session["counts"].values).all(),
         "counts must be finite: what is not observed is masked by valid",
     )
-    for name in names:
+    for name in kinematic_names(session):
         require(isinstance(session[name].attrs.get("units"), str), f"{name} has no attribute units")
         lost = ~np.isfinite(session[name].values) & session[f"{name}_valid"].values
         require(not lost.any(), f"{name} is NaN in {lost.sum()} places that {name}_valid calls usable")
-
-    for name, kind in {"trial_start_s": "f", "trial_stop_s": "f", "trial_go_s": "f", "trial_result": "U"}.items():
-        require(name in session.data_vars, f"variable {name} is missing")
-        require(session[name].dims == ("trial",), f"{name} must have dimension trial")
-        require(session[name].dtype.kind == kind, f"{name} must be {'text' if kind == 'U' else 'float'}")
 
 
 def write_session(session: xr.Dataset, path: Path | str) -> None:

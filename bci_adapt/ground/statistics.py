@@ -145,18 +145,12 @@ def block_bootstrap(
     n, nan = len(days), float("nan")
     if not n:
         return Interval(nan, nan, nan, 0)
-    rng = np.random.default_rng(seed)
+    gain, rng = error if other is None else error - other, np.random.default_rng(seed)
     drawn = rng.integers(0, n, (n_boot, n))
     replicates, means = np.zeros((n_boot, n)), []
     for number, (day, pairs) in enumerate(days.items()):
         runs = [run for seeds in pairs.values() for each in seeds.values() for run in each]
-        there = np.isfinite(spread[runs])
-        top = error[runs] if other is None else error[runs] - other[runs]
-        if (there != there[0]).any() or (np.isfinite(top) != there).any() or (spread[runs][there] < 0).any():
-            raise InputError(f"block_bootstrap: the runs of {day!r} do not share their blocks")
-        top, bottom = top[:, there[0]], spread[runs][:, there[0]]
-        if (bottom.sum(1) <= 0).any():
-            raise InputError(f"block_bootstrap: a run of {day!r} has no spread, so that nothing is there to explain")
+        top, bottom = _shared_blocks(day, gain[runs], spread[runs])
         slots, n_blocks = np.nonzero(drawn == number), bottom.shape[1]
         weights = np.concatenate([np.ones((1, n_blocks)), _multiplicities(rng, len(slots[0]), n_blocks)])
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -173,10 +167,19 @@ def block_bootstrap(
             again[:, column] = np.take_along_axis(of_seed[1:], picks, axis=1).mean(1)
         means.append(whole.mean())
         replicates[slots] = again.mean(1)
-    mean = float(np.mean(means))
-    if n < 2:
-        return Interval(mean, nan, nan, n)
-    return Interval(mean, *_percentiles(replicates.mean(1), n, level), n)
+    low, high = _percentiles(replicates.mean(1), n, level) if n >= 2 else (nan, nan)
+    return Interval(float(np.mean(means)), low, high, n)
+
+
+def _shared_blocks(day: Hashable, error: Array, spread: Array) -> tuple[Array, Array]:
+    """The blocks that all runs of a day share, of `error` and `spread` (n_runs, n_blocks)."""
+    there = np.isfinite(spread)
+    if (there != there[0]).any() or (np.isfinite(error) != there).any() or (spread[there] < 0).any():
+        raise InputError(f"block_bootstrap: the runs of {day!r} do not share their blocks")
+    error, spread = error[:, there[0]], spread[:, there[0]]
+    if (spread.sum(1) <= 0).any():
+        raise InputError(f"block_bootstrap: a run of {day!r} has no spread, so that nothing is there to explain")
+    return error, spread
 
 
 def _multiplicities(rng: np.random.Generator, n_draws: int, n: int) -> Array:
