@@ -11,8 +11,12 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from bci_adapt.archive.sources.simulated import Simulated
-from bci_adapt.data import drift as d
 from bci_adapt.data import simulate
+from bci_adapt.data.binning import lagged
+from bci_adapt.data.drift import Day, Settings, behaviour, day, drift
+from bci_adapt.data.drift.distances import gaussian_kl, median_distance, mmd, symmetric_kl
+from bci_adapt.data.drift.sides import resample
+from bci_adapt.data.drift.tuning import wrap
 from bci_adapt.data.prepare import prepare
 from bci_adapt.data.sessions import read_session, write_session
 from bci_adapt.errors import InputError
@@ -20,7 +24,7 @@ from bci_adapt.results.figures.drift import drift_figure, short_names
 
 BIN_S = 0.05
 LAG_S = 0.1
-QUICK = d.Settings(n_boot=200, n_permutations=199)
+QUICK = Settings(n_boot=200, n_permutations=199)
 
 
 def velocity(n_bins, n_axes, seed):
@@ -54,7 +58,7 @@ def planted(seed, *, base, vectors, speed, n_bins=6000, noisy=True, lag_s=LAG_S,
     labels = moved.copy()
     labels[: lag if lag > 0 else 0] = np.nan  # np.roll brought the end to the start
     labels[len(labels) + min(lag, 0) :] = np.nan
-    day = d.Day(
+    day = Day(
         f"day{seed}", None, BIN_S, names, counts, np.zeros(n_bins, int), np.ones(n_bins, bool), labels, "velocity",
         "cm/s", None, [], [], noisy,
     )  # fmt: skip
@@ -75,7 +79,7 @@ def test_without_noise_tuning_is_recovered_exactly(n_axes, lag_s):
     after = before | {"vectors": 1.5 * (turn(before["vectors"], 30) if n_axes > 1 else -before["vectors"])}
     source, target = (planted(i, noisy=False, lag_s=lag_s, **each) for i, each in enumerate((before, after)))
     settings = dataclasses.replace(QUICK, lag_s=lag_s)
-    found = d.drift(source, target, settings).across.tuning
+    found = drift(source, target, settings).across.tuning
     cosine = (
         (before["vectors"] * after["vectors"]).sum()
         / np.linalg.norm(before["vectors"])
@@ -94,7 +98,7 @@ def test_without_noise_tuning_is_recovered_exactly(n_axes, lag_s):
         expected = np.degrees(np.arccos((unit[0] * unit[1]).sum(axis=1)))
     np.testing.assert_allclose(found.pd_change_deg, expected, atol=1e-4)
     assert all(found.pd_changed)
-    wrong = d.drift(source, target, dataclasses.replace(settings, lag_s=lag_s + 0.3)).across.tuning
+    wrong = drift(source, target, dataclasses.replace(settings, lag_s=lag_s + 0.3)).across.tuning
     assert abs(wrong.median_log_depth_ratio.value - np.log(1.5)) > 1e-4  # the lag and its sign matter
 
 
@@ -104,7 +108,7 @@ def test_planted_rotation_gain_and_rates_are_covered_and_their_absence_too():
     covered, null = [], []
     for seed in range(4):
         source = planted(10 + seed, **before)
-        found = d.drift(source, planted(50 + seed, **after), QUICK)
+        found = drift(source, planted(50 + seed, **after), QUICK)
         u = found.across.tuning
         assert u.common_rotation_deg.low < 25 < u.common_rotation_deg.high
         assert u.corrected_similarity.high < 1
@@ -113,7 +117,7 @@ def test_planted_rotation_gain_and_rates_are_covered_and_their_absence_too():
         assert found.across.distance.mmd_p < 0.05
         covered += [low <= 25 <= high for low, high in zip(u.pd_low_deg, u.pd_high_deg, strict=True) if low == low]
 
-        same = d.drift(source, planted(90 + seed, **before), QUICK)
+        same = drift(source, planted(90 + seed, **before), QUICK)
         u, rates = same.across.tuning, same.across.rates
         assert u.corrected_similarity.low < 1 < u.corrected_similarity.high
         assert same.pd_excess_deg.low < 0
@@ -133,14 +137,14 @@ def test_planted_rotation_gain_and_rates_are_covered_and_their_absence_too():
 def test_shuffled_movement_leaves_no_channel_tuned():
     day = planted(3, **tuning(40))
     shuffled = dataclasses.replace(day, labels=np.roll(day.labels, 2500, axis=0))
-    found = d.drift(shuffled, shuffled, QUICK).across.tuning
+    found = drift(shuffled, shuffled, QUICK).across.tuning
     assert sum(found.tuned_first) <= 2
-    assert sum(d.drift(day, day, QUICK).across.tuning.tuned_first) == 40
+    assert sum(drift(day, day, QUICK).across.tuning.tuned_first) == 40
 
 
 def test_blocks_are_drawn_with_the_variance_of_a_sum():
     x = np.random.default_rng(5).normal(size=9) * np.arange(1, 10)
-    weights = d._resample(9, 40_000, np.random.default_rng(0))
+    weights = resample(9, 40_000, np.random.default_rng(0))
     assert (weights[0] == 1).all()
     assert weights[1:, :4].sum(axis=1) == pytest.approx(4)  # within each half
     assert weights[1:].mean(axis=0) == pytest.approx(1, abs=0.03)
@@ -157,7 +161,7 @@ def test_turnover_of_tuning_of_silence_and_of_labels():
     source = planted(1, **before)
     target = planted(2, base=base, vectors=flat, speed=speed)
     target = dataclasses.replace(target, channels=["new", *target.channels[1:]])
-    found = d.drift(source, target, QUICK)
+    found = drift(source, target, QUICK)
     assert found.channels["only_source"] == ["e00"]
     assert found.channels["only_target"] == ["new"]
     assert found.channels["common"] == target.channels[1:]
@@ -169,7 +173,7 @@ def test_turnover_of_tuning_of_silence_and_of_labels():
     assert rates.log_ratio[-1] == pytest.approx(expected)
     assert rates.high[-1] < -2
     assert rates.high[-1] - rates.low[-1] > 5  # no spikes at all is an uncertain rate, not a certain 0
-    back = d.drift(target, source, QUICK).across
+    back = drift(target, source, QUICK).across
     assert back.rates.appeared == ["e19"]
     assert back.tuning.turnover["second_only"] == 4
 
@@ -182,9 +186,9 @@ def test_order_of_channels_is_of_no_account():
         dataclasses.replace(day, channels=[day.channels[i] for i in o], counts=day.counts[:, o])
         for day, o in ((source, order), (target, order[::-1]))
     ]
-    assert json.dumps(d.drift(*shuffled, QUICK).to_json()) == json.dumps(d.drift(source, target, QUICK).to_json())
+    assert json.dumps(drift(*shuffled, QUICK).to_json()) == json.dumps(drift(source, target, QUICK).to_json())
     by_position = dataclasses.replace(target, counts=target.counts[:, order])
-    assert d.drift(source, by_position, QUICK).across.rates.share_changed > 0.5
+    assert drift(source, by_position, QUICK).across.rates.share_changed > 0.5
 
 
 def test_bins_and_labels_that_are_not_valid_are_never_read():
@@ -196,7 +200,7 @@ def test_bins_and_labels_that_are_not_valid_are_never_read():
     ruined = masked.counts.copy()
     ruined[~observed] = 60000
     found, again = (
-        d.drift(dataclasses.replace(masked, counts=counts), target, QUICK) for counts in (masked.counts, ruined)
+        drift(dataclasses.replace(masked, counts=counts), target, QUICK) for counts in (masked.counts, ruined)
     )
     assert json.dumps(found.to_json()) == json.dumps(again.to_json())
     assert found.across.seconds == pytest.approx((300 - 20.5, 300))
@@ -204,21 +208,21 @@ def test_bins_and_labels_that_are_not_valid_are_never_read():
     labels = source.labels.copy()
     labels[2000:2500] = np.nan
     kept = dataclasses.replace(source, labels=labels)
-    left = d.drift(kept, target, QUICK)
+    left = drift(kept, target, QUICK)
     assert left.behaviour["source"].labelled_s == pytest.approx(np.isfinite(labels).all(axis=1).sum() * BIN_S)
-    assert left.across.rates == d.drift(source, target, QUICK).across.rates
+    assert left.across.rates == drift(source, target, QUICK).across.rates
     labels[::2, 1] = np.nan  # a label with one axis missing is none
-    half = d.drift(kept, target, QUICK)
+    half = drift(kept, target, QUICK)
     assert half.behaviour["source"].labelled_s == pytest.approx(np.isfinite(labels).all(axis=1).sum() * BIN_S)
 
 
 def test_lags_stay_inside_segments():
     labels, segment = np.arange(6.0)[:, None], np.array([0, 0, 0, 0, 1, 1])
     nan = np.nan
-    assert np.array_equal(d.lagged(labels, segment, 1)[:, 0], [1, 2, 3, nan, 5, nan], equal_nan=True)
-    assert np.array_equal(d.lagged(labels, segment, -2)[:, 0], [nan, nan, 0, 1, nan, nan], equal_nan=True)
-    assert np.array_equal(d.lagged(labels, segment, 0), labels)
-    assert np.isnan(d.lagged(labels, segment, 9)).all()
+    assert np.array_equal(lagged(labels, segment, 1)[:, 0], [1, 2, 3, nan, 5, nan], equal_nan=True)
+    assert np.array_equal(lagged(labels, segment, -2)[:, 0], [nan, nan, 0, 1, nan, nan], equal_nan=True)
+    assert np.array_equal(lagged(labels, segment, 0), labels)
+    assert np.isnan(lagged(labels, segment, 9)).all()
 
 
 def test_kl_against_quadrature_and_sampling():
@@ -230,19 +234,19 @@ def test_kl_against_quadrature_and_sampling():
     def integral(a, b):
         return quad(lambda x: a.pdf(x) * (a.logpdf(x) - b.logpdf(x)), -12, 12)[0]
 
-    found = d.symmetric_kl(np.array([0.3]), np.array([[1.44]]), np.array([-0.5]), np.array([[0.64]]))
+    found = symmetric_kl(np.array([0.3]), np.array([[1.44]]), np.array([-0.5]), np.array([[0.64]]))
     assert found == pytest.approx(0.5 * (integral(p, q) + integral(q, p)), rel=1e-9)
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 4, 4))
     cov_p, cov_q, shift = a @ a.T + np.eye(4), b @ b.T + np.eye(4), rng.normal(size=4)
-    plain = d.symmetric_kl(np.zeros(4), cov_p, shift, cov_q)
-    turned = d.symmetric_kl(np.zeros(4), a @ cov_p @ a.T, a @ shift, a @ cov_q @ a.T)
+    plain = symmetric_kl(np.zeros(4), cov_p, shift, cov_q)
+    turned = symmetric_kl(np.zeros(4), a @ cov_p @ a.T, a @ shift, a @ cov_q @ a.T)
     assert plain == pytest.approx(turned)  # the coordinates do not matter
-    assert d.symmetric_kl(shift, cov_p, shift, cov_p) == pytest.approx(0, abs=1e-12)
+    assert symmetric_kl(shift, cov_p, shift, cov_p) == pytest.approx(0, abs=1e-12)
     x = rng.multivariate_normal(np.zeros(4), cov_p, 30000)
     y = rng.multivariate_normal(shift, cov_q, 30000)
     blocks = np.arange(30000) // 300
-    value, p_value = d._kl([(x, blocks), (y, blocks)], dataclasses.replace(QUICK, n_permutations=19))
+    value, p_value = gaussian_kl([(x, blocks), (y, blocks)], dataclasses.replace(QUICK, n_permutations=19))
     assert value == pytest.approx(plain, rel=0.05)
     assert p_value == 0.05
 
@@ -259,7 +263,7 @@ def test_mmd_against_its_definition_and_the_closed_form_of_gaussians():
         return kernel(x, x)[inside[0]].mean() + kernel(y, y)[inside[1]].mean() - 2 * kernel(x, y).mean()
 
     for block_x, block_y in ((np.arange(30), np.arange(24)), (np.arange(30) // 4, np.arange(24) // 5)):
-        assert d.mmd(x, block_x, y, block_y, width, 19, 0)[0] == pytest.approx(brute(block_x, block_y), abs=1e-12)
+        assert mmd(x, block_x, y, block_y, width, 19, 0)[0] == pytest.approx(brute(block_x, block_y), abs=1e-12)
 
     def closed(shift, a, b, dims):
         """Expected kernel between isotropic Gaussians of variances a and b, `shift` apart on every axis."""
@@ -271,9 +275,9 @@ def test_mmd_against_its_definition_and_the_closed_form_of_gaussians():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         sample = rng.normal(size=(150, 3)), np.arange(150), rng.normal(0.5, 1.3, size=(120, 3)), np.arange(120)
-        values.append(d.mmd(*sample, width, 1, 0)[0])
+        values.append(mmd(*sample, width, 1, 0)[0])
     assert np.mean(values) == pytest.approx(expected, abs=3 * np.std(values) / np.sqrt(20))
-    assert np.isnan(d.mmd(x, np.zeros(30, int), y, np.arange(24), width, 19, 0)).all()
+    assert np.isnan(mmd(x, np.zeros(30, int), y, np.arange(24), width, 19, 0)).all()
 
 
 def test_permuting_blocks_keeps_the_promised_rate_of_false_alarms_where_permuting_bins_does_not():
@@ -284,10 +288,10 @@ def test_permuting_blocks_keeps_the_promised_rate_of_false_alarms_where_permutin
         noise = np.random.default_rng(seed).normal(size=(2, 400, 2))
         x, y = lfilter([1], [1, -0.9], noise, axis=1)
         block = np.arange(400) // 40
-        width = d._median_distance(np.concatenate([x, y]))
-        by_block.append(d.mmd(x, block, y, block, width, 99, seed)[1])
-        by_bin.append(d.mmd(x[::4], np.arange(100), y[::4], np.arange(100), width, 99, seed)[1])
-        kl.append(d._kl([(x, block), (y, block)], dataclasses.replace(QUICK, n_permutations=99, seed=seed))[1])
+        width = median_distance(np.concatenate([x, y]))
+        by_block.append(mmd(x, block, y, block, width, 99, seed)[1])
+        by_bin.append(mmd(x[::4], np.arange(100), y[::4], np.arange(100), width, 99, seed)[1])
+        kl.append(gaussian_kl([(x, block), (y, block)], dataclasses.replace(QUICK, n_permutations=99, seed=seed))[1])
     assert np.mean(np.array(by_block) <= 0.05) <= 0.13  # 60 draws of 0.05: above 0.13 once in a hundred
     assert np.mean(np.array(kl) <= 0.05) <= 0.13
     assert np.mean(np.array(by_bin) <= 0.05) > 0.2
@@ -298,7 +302,7 @@ def simulated(day, severity, seed=0):
     r = simulate.recording(day, duration_s=300, n_units=40, severity=severity, seed=seed)
     counts = r.counts()
     n, names = len(counts), [f"e{i:02d}" for i in range(r.n_electrodes)]
-    return r, d.Day(
+    return r, Day(
         f"day{day}", None, BIN_S, names, counts.astype(float), np.zeros(n, int), np.ones(n, bool), r.velocity(),
         "velocity", "cm/s", None, r.behaviour.trials["result"].tolist(), [],
     )  # fmt: skip
@@ -307,7 +311,7 @@ def simulated(day, severity, seed=0):
 def test_simulated_drift_is_found_and_its_absence_too():
     settings = dataclasses.replace(QUICK, block_s=15)
     _, source = simulated(0, 1.0)
-    none = d.drift(source, simulated(210, 0.0)[1], settings)
+    none = drift(source, simulated(210, 0.0)[1], settings)
     assert none.across.tuning.corrected_similarity.high > 1
     assert none.pd_excess_deg.low < 0
     assert none.across.rates.share_changed < 0.1
@@ -316,7 +320,7 @@ def test_simulated_drift_is_found_and_its_absence_too():
     assert none.across.direction_distance < 0.1
 
     r, target = simulated(210, 1.0)
-    found = d.drift(source, target, settings)
+    found = drift(source, target, settings)
     assert found.across.tuning.corrected_similarity.high < 0.9
     assert found.pd_excess_deg.low > 5
     assert found.across.rates.share_changed > 0.3
@@ -325,9 +329,9 @@ def test_simulated_drift_is_found_and_its_absence_too():
     assert set(found.across.rates.silenced) == {f"e{i:02d}" for i in np.flatnonzero(~r.units.alive)}
     kept = (r.units.generation == 0) & np.isfinite(found.across.tuning.pd_change_deg)
     error = np.array(found.across.tuning.pd_change_deg)[kept] - r.units.rotation_deg[kept]
-    assert np.median(np.abs(d._wrap(error))) < 12  # what is planted, unit by unit
+    assert np.median(np.abs(wrap(error))) < 12  # what is planted, unit by unit
     inside = [
-        abs(d._wrap(truth - middle)) <= half
+        abs(wrap(truth - middle)) <= half
         for truth, middle, half in zip(
             r.units.rotation_deg[kept],
             (np.array(found.across.tuning.pd_low_deg) + found.across.tuning.pd_high_deg)[kept] / 2,
@@ -344,22 +348,22 @@ def test_behaviour_and_directions():
     day = planted(
         1, **tuning(4), labels=labels, position=position, trial_results=["R", "F", "R", "R"], trial_s=[1.0, 2.0, 6.0]
     )
-    told = d.behaviour(day)
+    told = behaviour(day)
     assert told.speed_quantiles == {"10": 5.0, "50": 7.5, "90": 10.0}
     assert told.position_range == pytest.approx([9.8, 0.0])
     assert (told.success_rate, told.n_trials, told.trial_results) == (0.75, 4, {"F": 1, "R": 3})
     assert told.median_trial_s == 2.0
-    assert d.behaviour(dataclasses.replace(day, trial_results=["odd"])).success_rate is None
+    assert behaviour(dataclasses.replace(day, trial_results=["odd"])).success_rate is None
     turned = dataclasses.replace(day, labels=-labels)
-    assert d.drift(day, turned, QUICK).across.direction_distance == 1.0
-    assert d.drift(day, turned, QUICK).within.direction_distance == pytest.approx(0, abs=1e-3)
+    assert drift(day, turned, QUICK).across.direction_distance == 1.0
+    assert drift(day, turned, QUICK).within.direction_distance == pytest.approx(0, abs=1e-3)
     one_way = dataclasses.replace(day, labels=np.abs(labels))
-    assert d.drift(day, one_way, QUICK).across.direction_distance == pytest.approx(0.5, abs=1e-3)
+    assert drift(day, one_way, QUICK).across.direction_distance == pytest.approx(0.5, abs=1e-3)
 
 
 def test_the_baseline_is_no_longer_than_the_target():
     before = tuning(6)
-    found = d.drift(planted(1, n_bins=12000, **before), planted(2, n_bins=3200, **before), QUICK)
+    found = drift(planted(1, n_bins=12000, **before), planted(2, n_bins=3200, **before), QUICK)
     assert found.within.seconds == pytest.approx((300, 160))
     assert found.across.seconds == pytest.approx((600, 160))
 
@@ -375,13 +379,13 @@ def test_the_baseline_is_no_longer_than_the_target():
 )
 def test_sessions_that_cannot_be_compared(change, words):
     with pytest.raises(InputError, match=words):
-        d.drift(planted(1, **tuning(6)), planted(2, **tuning(6), **change))
+        drift(planted(1, **tuning(6)), planted(2, **tuning(6), **change))
 
 
 @pytest.mark.parametrize(("name", "value"), [("block_s", 2), ("lag_s", 5), ("lag_s", float("nan")), ("level", 1.0)])
 def test_settings_that_make_no_sense(name, value):
     with pytest.raises(InputError, match=name):
-        d.Settings(**{name: value})
+        Settings(**{name: value})
 
 
 def test_sessions_without_labels_or_with_other_ones_give_rates_and_distances():
@@ -392,7 +396,7 @@ def test_sessions_without_labels_or_with_other_ones_give_rates_and_distances():
         ({"unit": "m/s"}, "tuning cannot be compared"),
         ({"labels": np.zeros((6000, 2))}, "have labels that move: no tuning"),
     ):
-        found = d.drift(source, planted(2, **before, **change), QUICK)
+        found = drift(source, planted(2, **before, **change), QUICK)
         assert words in found.notes[0]
         assert found.across.tuning is None
         assert found.across.distance.kl_nats > 0
@@ -440,10 +444,10 @@ def test_command(call, recordings, tmp_path):
         ({"session_start": "soon"}, None),
         ({}, datetime(2014, 4, 2, 12, tzinfo=UTC)),
     ):
-        assert d.day(session.assign_attrs(attrs)).start == start
+        assert day(session.assign_attrs(attrs)).start == start
     bare = session.drop_vars([n for n in session.data_vars if str(n) not in ("counts", "segment", "valid")])
-    assert d.day(bare).labels is None
-    assert d.behaviour(d.day(bare)).n_trials == 0
+    assert day(bare).labels is None
+    assert behaviour(day(bare)).n_trials == 0
 
 
 @pytest.mark.parametrize(
@@ -471,7 +475,7 @@ def test_real_sessions_drift_more_than_within_a_day(real_data):
     files = [real_data / "wrist92" / f"sub-S_ses-{day}_behavior+ecephys.nwb" for day in ("20120718", "20120822")]
     if not all(file.is_file() for file in files):
         pytest.skip("no wrist92 here")
-    found = d.drift(*[d.day(prepare(file, 0.05)) for file in files], QUICK)
+    found = drift(*[day(prepare(file, 0.05)) for file in files], QUICK)
     assert found.day_gap == 35
     assert len(found.channels["common"]) == 96
     assert found.pd_excess_deg.low > 0

@@ -204,3 +204,14 @@ def causal_smooth(
             first = np.maximum(last - n_width, 0)
             smooth[rows] = (total[last] - total[first]) / (last - first)[:, None]
     return smooth
+
+
+def lagged(labels: NDArray[np.float64], segment: NDArray[np.integer], lag_bins: int) -> NDArray[np.float64]:
+    """Return row i + `lag_bins` of `labels` (n_bins, n_axes) in row i; NaN where that lies outside i's segment."""
+    moved = np.full_like(labels, np.nan)
+    for rows in segment_slices(segment):
+        inside = labels[rows]
+        n = max(len(inside) - abs(lag_bins), 0)
+        a, b = max(-lag_bins, 0), max(lag_bins, 0)
+        moved[rows][a : a + n] = inside[b : b + n]
+    return moved

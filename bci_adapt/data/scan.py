@@ -28,6 +28,7 @@ from bci_adapt import metrics
 from bci_adapt.data.binning import (
     TICKS_PER_S,
     bin_ticks,
+    lagged,
     rebin_counts,
     rebin_rows,
     segment_slices,
@@ -35,7 +36,6 @@ from bci_adapt.data.binning import (
     to_ticks,
     whole_bins,
 )
-from bci_adapt.data.drift import lagged
 from bci_adapt.data.sessions import labels_of
 from bci_adapt.errors import InputError
 
