@@ -29,11 +29,9 @@ class McMaze(Layout):
 
     def matches(self, description: Description) -> tuple[float, str]:
         """See `Layout.matches`."""
+        if why := why_not_of_the_benchmark(description):
+            return 0.0, why
         paths = description.paths() | {*description.unusable}
-        if "units" not in paths:
-            return 0.0, "no units with spike times"
-        if "heldout" not in description.units["columns"]:
-            return 0.0, "units without a flag heldout"
         if {POSITION, VELOCITY} <= paths:
             return 1.0, f"units with a flag heldout, {POSITION} and {VELOCITY}"
         if not description.series and not description.unusable:
@@ -52,6 +50,13 @@ class McMaze(Layout):
         session = read_continuous(self, file, bin_s, per, targets)
         note_held_out(session, file)
         return session
+
+
+def why_not_of_the_benchmark(description: Description) -> str:
+    """Why a file is none of the Neural Latents Benchmark; "" where it has units with a flag ``heldout``."""
+    if "units" not in description.paths() | {*description.unusable}:
+        return "no units with spike times"
+    return "" if "heldout" in description.units["columns"] else "units without a flag heldout"
 
 
 def note_held_out(session: xr.Dataset, file: NwbFile) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import xarray as xr
 
 from bci_adapt.data.layouts.base import Layout
-from bci_adapt.data.layouts.mc_maze import note_held_out
+from bci_adapt.data.layouts.mc_maze import note_held_out, why_not_of_the_benchmark
 from bci_adapt.data.layouts.reading import Target, read_continuous
 from bci_adapt.data.nwb import TRIALS, NwbFile
 from bci_adapt.data.nwb_describing import Description
@@ -33,11 +33,9 @@ class McRtt(Layout):
 
     def matches(self, description: Description) -> tuple[float, str]:
         """See `Layout.matches`."""
+        if why := why_not_of_the_benchmark(description):
+            return 0.0, why
         paths = description.paths() | {*description.unusable}
-        if "units" not in paths:
-            return 0.0, "no units with spike times"
-        if "heldout" not in description.units["columns"]:
-            return 0.0, "units without a flag heldout"
         if {POSITION, FINGER} <= paths:
             return 1.0, f"units with a flag heldout, {POSITION} and {FINGER}"
         if not description.series and not description.unusable and description.subject.lower() == "indy":
