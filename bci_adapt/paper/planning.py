@@ -65,8 +65,8 @@ def _columns(method: Method) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _modules(cell_name: str, rule_name: str, *more: str) -> tuple[str, ...]:
-    return (cell(cell_name).make.__module__, rules()[rule_name].__module__, *more)
+def _modules(cell_name: str, *rule_names: str) -> tuple[str, ...]:
+    return (cell(cell_name).make.__module__, *(rules()[name].__module__ for name in rule_names))
 
 
 def _task_module(section: TaskSection) -> str:
@@ -98,7 +98,7 @@ def _networks(config: FigureConfig, section: TaskSection, cell_name: str, n_hidd
             "oracle": config.oracle,
         },
         inputs={"kernel": kernel(cell_name, training.rule, training.optimizer)} if online else {},
-        modules=_modules(cell_name, training.rule, _task_module(section)),
+        modules=(*_modules(cell_name, *([training.rule] if online else [])), _task_module(section)),
         label=f"train {cell_name} n={n_hidden} on {section.text}",
         cost=n_seeds * (1 + config.oracle) * seconds,
     )
@@ -163,7 +163,7 @@ def _gradients(config: FigureConfig, section: TaskSection, cell_name: str, n_hid
             "every": asked.every,
         },
         inputs={"networks": networks, "kernel": kernel(cell_name, "immediate", "rmsprop"), **kernels},
-        modules=(*_modules(cell_name, "immediate"), *(rules()[name].__module__ for name in looking)),
+        modules=_modules(cell_name, "immediate", *looking),
         label=f"gradients of {cell_name} n={n_hidden} on {section.text}",
         cost=len(config.seeds) * asked.n_bins * (2e-3 + 1e-10 * n_hidden**3),
     )
