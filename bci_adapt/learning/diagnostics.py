@@ -13,7 +13,7 @@ immediate derivative ∂s_t/∂W at fixed s_{t-1}, J_t = D J_{t-1} + P_t the inf
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -101,23 +101,33 @@ def diagnose(
     collected = _Collected(learner.network, passive, own, every, window)
 
     predictions, end = run(state, X, Y, weight, arrives, observed, reset)
-    history = max((rule.history for rule in rules), default=0)
-    # Room for the past that a passive rule reads beside what waits.
-    arrays = with_ring(state.copy(), end.arrays["ring_z"].shape[1] + history)
-    replay = State(replace(learner, max_updates_per_bin=1), arrays)
     stream = {"Y": Y, "weight": weight, "arrives": arrives, "observed": observed, "reset": reset}
     stream = {name: np.asarray(values) for name, values in stream.items() if values is not None}
-    X = np.asarray(X, float)
+    # Room for the past that a passive rule reads beside what waits.
+    room = end.arrays["ring_z"].shape[1] + max((rule.history for rule in rules), default=0)
+    for t, replay, W in _replayed(state, room, np.asarray(X, float), stream, every_rule):
+        collected.add(t, replay, W)
+    return Diagnosis(predictions, end, collected.table(), collected.concentration())
+
+
+def _replayed(
+    state: State, room: int, X: np.ndarray, stream: dict[str, np.ndarray], rules: Sequence[_Passive]
+) -> Iterator[tuple[int, State, np.ndarray]]:
+    """Run once more, record by record, with a ring of `room` records, and let the rules look at each: its bin, the
+    state after it and the W (1, n_hidden, row_width) that it was learned from with.
+    """
+    learner = state.learner
+    replay = State(replace(learner, max_updates_per_bin=1), with_ring(state.copy(), room))
     for t in range(X.shape[-2]):
         now = {
             name: values[..., t : t + 1, :] if name in ("Y", "weight") else values[t : t + 1]
             for name, values in stream.items()
         }
-        if arrives is not None:
+        if "arrives" in now:
             now["arrives"] = now["arrives"] - t
-        cleared = reset is not None and bool(stream["reset"][t])
+        cleared = "reset" in stream and bool(stream["reset"][t])
         if cleared:
-            for each in every_rule:
+            for each in rules:
                 each.clear()
         for record_of_bin in range(learner.max_updates_per_bin):
             counters = replay.arrays["counters"][0]
@@ -132,10 +142,9 @@ def diagnose(
             _, replay = run(replay, X[..., t : t + 1, :], **now, in_place=True)
             if replay.counter(kernel.PROCESSED)[0] == worked_off:
                 break
-            for each in every_rule:
+            for each in rules:
                 each.look(replay, W, C)
-            collected.add(t, replay, W)
-    return Diagnosis(predictions, end, collected.table(), collected.concentration())
+            yield t, replay, W
 
 
 def summary(diagnosis: Diagnosis) -> dict[str, float]:

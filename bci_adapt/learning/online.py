@@ -53,16 +53,8 @@ def start(
     if W.ndim == 2:
         W, C = W[None], C[None]
     S, n, k = W.shape[0], network.n_hidden, len(network.cell.slots)
-    expected = (S, network.n_rows, network.row_width), (S, network.n_outputs, network.readout_width)
-    if (W.shape, C.shape) != expected:
-        raise InputError(
-            f"weights of {network.cell.name}: expected W {expected[0]}, C {expected[1]}; got {W.shape}, {C.shape}"
-        )
-    if hidden is not None and np.size(hidden) != S * k * n:
-        raise InputError(f"hidden: expected ({S}, {k}, {n}), got {np.shape(hidden)}")
     seeds = range(S) if seeds is None else seeds
-    if len(seeds) != S:
-        raise InputError(f"seeds: expected one for each of {S} replicas, got {len(seeds)}")
+    _check_start(network, W, C, hidden, seeds)
     streams = [np.random.default_rng([seed, 0xF33D]) for seed in seeds]
     slots = learner.optimizer.n_slots
     arrays = {
@@ -88,6 +80,22 @@ def start(
     arrays["mean_state"] = arrays["state"].copy()
     arrays["mean_output"] = np.zeros((S, network.n_outputs))
     return State(learner, arrays | _new_ring(network, S, learner.rule.history + 1))
+
+
+def _check_start(
+    network: Network, W: np.ndarray, C: np.ndarray, hidden: np.ndarray | None, seeds: Sequence[int]
+) -> None:
+    """Raise `InputError` where weights, hidden state or seeds are not of S replicas of this network."""
+    S, n, k = W.shape[0], network.n_hidden, len(network.cell.slots)
+    expected = (S, network.n_rows, network.row_width), (S, network.n_outputs, network.readout_width)
+    if (W.shape, C.shape) != expected:
+        raise InputError(
+            f"weights of {network.cell.name}: expected W {expected[0]}, C {expected[1]}; got {W.shape}, {C.shape}"
+        )
+    if hidden is not None and np.size(hidden) != S * k * n:
+        raise InputError(f"hidden: expected ({S}, {k}, {n}), got {np.shape(hidden)}")
+    if len(seeds) != S:
+        raise InputError(f"seeds: expected one for each of {S} replicas, got {len(seeds)}")
 
 
 def _new_ring(network: Network, S: int, length: int) -> dict[str, np.ndarray]:

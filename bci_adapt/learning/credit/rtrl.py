@@ -58,6 +58,7 @@ class RTRL(CreditRule):
 
     def make(self, tools):
         recorded, partials, jacobian = tools.recorded, tools.partials, tools.jacobian
+        reach = tools.wrap(_reach)
         select, product = tools.wrap(self.make_select(tools)), tools.wrap(self.make_product())
 
         def prepare(net, ring, slot, first, last, constants, memory, generator, work, u, e, q):
@@ -67,15 +68,7 @@ class RTRL(CreditRule):
             jacobian(net, work[0], work[1], work[2], work[3], D)
             slots, n = q.shape
             select(D, work[6], n, constants, generator)
-            by_v = work[5]
-            for k in range(slots):
-                for i in range(by_v.shape[1]):
-                    for unit in range(n):
-                        by_v[k, i, unit] = 0.0
-                        for gate in range(net.blocks.shape[0]):
-                            if net.blocks[gate, 4] >= 0:
-                                at = net.blocks[gate, 2] + net.blocks[gate, 4]
-                                by_v[k, i, unit] += work[0][k, gate, unit] * net.W[unit, at + i]
+            reach(net, work[0], work[5])
             signal = D[slots * n]
             for j in range(slots * n):
                 signal[j] = 0.0
@@ -148,3 +141,15 @@ class RTRL(CreditRule):
         k, n = len(network.cell.slots), network.n_hidden
         panels = memory[(np.arange(n) - last - 1) % (n + 1), : k * n]
         return panels.reshape(n, k, n, network.row_width).transpose(1, 2, 0, 3)
+
+
+def _reach(net, da, by_v):
+    """by_v (k, n_mid, n) ← ∂s'[k, unit]/∂v[i] of a second stage."""
+    for k in range(by_v.shape[0]):
+        for i in range(by_v.shape[1]):
+            for unit in range(by_v.shape[2]):
+                by_v[k, i, unit] = 0.0
+                for gate in range(net.blocks.shape[0]):
+                    if net.blocks[gate, 4] >= 0:
+                        at = net.blocks[gate, 2] + net.blocks[gate, 4]
+                        by_v[k, i, unit] += da[k, gate, unit] * net.W[unit, at + i]

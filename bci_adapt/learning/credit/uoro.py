@@ -44,7 +44,7 @@ class UORO(CreditRule):
 
     def make(self, tools):
         recorded, partials, pull, clear_states = tools.recorded, tools.partials, tools.pull, tools.clear_states
-        draw = tools.wrap(self.make_draw(tools))
+        draw, moving = tools.wrap(self.make_draw(tools)), tools.wrap(_moving)
 
         def prepare(net, ring, slot, first, last, constants, memory, generator, work, u, e, q):
             recorded(net, ring, slot, u, e, q)
@@ -53,31 +53,9 @@ class UORO(CreditRule):
             partials(ring.a[slot], ring.before[slot], ring.after[slot], da, ds, va, vs)
             slots, n = q.shape
             z = ring.z[slot]
-            # D s̃ as a directional derivative: gate activations move with h, v with both, the state with all.
+            # D s̃ as a directional derivative.
             clear_states(motion)
-            for later in range(2):
-                for gate in range(net.blocks.shape[0]):
-                    if net.blocks[gate, 3] >= 0 and later == 0:
-                        begin = net.blocks[gate, 2] + net.blocks[gate, 3]
-                        for i in range(n):
-                            total = 0.0
-                            for j in range(n):
-                                total += net.W[i, begin + j] * memory[j, 0]
-                            motion[gate, i] += total
-                    if net.blocks[gate, 4] >= 0 and later == 1:
-                        begin = net.blocks[gate, 2] + net.blocks[gate, 4]
-                        for i in range(n):
-                            total = 0.0
-                            for j in range(n):
-                                total += net.W[i, begin + j] * r[j]
-                            motion[gate, i] += total
-                for i in range(r.shape[0]):
-                    r[i] = 0.0
-                    for gate in range(va.shape[0]):
-                        if net.blocks[gate, 4] < 0:
-                            r[i] += va[gate, i] * motion[gate, i]
-                    for k in range(slots):
-                        r[i] += vs[k, i] * memory[i, k]
+            moving(net, memory, va, vs, motion, r)
             size_state, size_weights, size_new = 0.0, 0.0, 0.0
             for k in range(slots):
                 for i in range(n):
@@ -178,6 +156,34 @@ class UORO(CreditRule):
     def influence(self, network, memory, last):
         k = len(network.cell.slots)
         return np.einsum("jk,ic->kjic", memory[:, :k], memory[:, k:])
+
+
+def _moving(net, memory, va, vs, motion, r):
+    """Gate activations move with h, v with both: motion (G, n) and r (n_mid,) along s̃, which `memory` holds."""
+    n = motion.shape[1]
+    for later in range(2):
+        for gate in range(net.blocks.shape[0]):
+            if net.blocks[gate, 3] >= 0 and later == 0:
+                begin = net.blocks[gate, 2] + net.blocks[gate, 3]
+                for i in range(n):
+                    total = 0.0
+                    for j in range(n):
+                        total += net.W[i, begin + j] * memory[j, 0]
+                    motion[gate, i] += total
+            if net.blocks[gate, 4] >= 0 and later == 1:
+                begin = net.blocks[gate, 2] + net.blocks[gate, 4]
+                for i in range(n):
+                    total = 0.0
+                    for j in range(n):
+                        total += net.W[i, begin + j] * r[j]
+                    motion[gate, i] += total
+        for i in range(r.shape[0]):
+            r[i] = 0.0
+            for gate in range(va.shape[0]):
+                if net.blocks[gate, 4] < 0:
+                    r[i] += va[gate, i] * motion[gate, i]
+            for k in range(vs.shape[0]):
+                r[i] += vs[k, i] * memory[i, k]
 
 
 def _random_signs(generators: list[int], like: Any) -> Any:
