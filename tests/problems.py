@@ -1,30 +1,20 @@
 """Small random networks in a random state with a stream for them, shared by the tests of the learning column."""
 
+import types
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from bci_adapt.errors import InputError
 from bci_adapt.learning.cells.base import Network, cells
-from bci_adapt.learning.credit.eprop import EProp
-from bci_adapt.learning.credit.immediate import Immediate
-from bci_adapt.learning.credit.readout import Readout
-from bci_adapt.learning.credit.rflo import RFLO
-from bci_adapt.learning.credit.rtrl import RTRL
-from bci_adapt.learning.credit.snap1 import SnAp1
-from bci_adapt.learning.credit.sparse_rtrl import SparseRTRL
-from bci_adapt.learning.credit.trace import Trace
-from bci_adapt.learning.credit.uoro import UORO
-from bci_adapt.learning.credit.window import Window
+from bci_adapt.learning.credit.base import rules
 from bci_adapt.learning.online import Learner, run, start
 from bci_adapt.learning.optimizers import Optimizer
 
 T, M_IN, N, M_OUT = 8, 3, 4, 2
-RULES = {
-    "eprop": EProp(), "immediate": Immediate(), "readout": Readout(), "rflo": RFLO(), "rtrl": RTRL(), "snap1": SnAp1(),
-    "sparse_rtrl": SparseRTRL(2), "trace": Trace(0.7), "uoro": UORO(), "window": Window(3),
-}  # fmt: skip
+RULES = {name: kind.example() for name, kind in rules().items()}
 
 
 @dataclass(frozen=True)
@@ -109,6 +99,16 @@ def dense(cell):
 
 PAIRS = [(cell, name) for cell in cells().values() for name, rule in RULES.items() if defined(cell, rule)]
 PAIR_NAMES = [f"{cell.name}-{name}" for cell, name in PAIRS]
+
+
+def mutant(module, old, new):
+    """The module with one term of its source changed."""
+    source = Path(module.__file__).read_text()
+    assert source.count(old) == 1, f"{module.__name__}: {old!r} is there {source.count(old)} times"
+    changed = types.ModuleType(module.__name__)
+    changed.__file__ = module.__file__
+    exec(compile(source.replace(old, new), module.__file__, "exec"), vars(changed))
+    return changed
 
 
 SMALL_FIGURE = """

@@ -111,6 +111,17 @@ class Optimizer(ABC):
         """
         return None
 
+    @classmethod
+    def examples(cls) -> tuple[Optimizer, ...]:
+        """The optimiser as the tests run it: constants other than torch's defaults."""
+        return (cls(0.1),)
+
+    def torch_optim(self, parameters: list[Any]) -> Any:
+        """The same of torch.optim with these constants, on these tensors, which the update of a row is held to; None
+        where torch has none.
+        """
+        return None
+
     def make_rescale(self) -> Callable:
         """Return ``rescale(theta_squares, g_squares, counts, state, hyper, t, factors)``: from the sums of squares and
         the number of weights of each group (n_groups,) and the optimiser's arrays for them (n_groups, n_group_slots),
@@ -137,6 +148,11 @@ class SGD(Optimizer):
     name: ClassVar[str] = "sgd"
     n_slots: ClassVar[int] = 0
     description: ClassVar[str] = "θ ← θ − η g"
+
+    def torch_optim(self, parameters):
+        import torch
+
+        return torch.optim.SGD(parameters, lr=self.learning_rate)
 
     def make(self):
         def update(theta, g, state, rate, hyper, t):
@@ -165,6 +181,15 @@ class Momentum(Optimizer):
 
     def hyper(self):
         return np.array([self.momentum])
+
+    @classmethod
+    def examples(cls):
+        return (cls(0.1, 0.8),)
+
+    def torch_optim(self, parameters):
+        import torch
+
+        return torch.optim.SGD(parameters, lr=self.learning_rate, momentum=self.momentum)
 
     def make(self):
         def update(theta, g, state, rate, hyper, t):
@@ -197,6 +222,15 @@ class RMSprop(Optimizer):
 
     def hyper(self):
         return np.array([self.beta2, self.epsilon])
+
+    @classmethod
+    def examples(cls):
+        return (cls(0.1, beta2=0.95, epsilon=1e-6),)
+
+    def torch_optim(self, parameters):
+        import torch
+
+        return torch.optim.RMSprop(parameters, lr=self.learning_rate, alpha=self.beta2, eps=self.epsilon)
 
     def make(self):
         def update(theta, g, state, rate, hyper, t):
@@ -237,6 +271,15 @@ class Adam(Optimizer):
 
     def hyper(self):
         return np.array([self.beta1, self.beta2, self.epsilon, float(self.bias_correction)])
+
+    @classmethod
+    def examples(cls):
+        return cls(0.1, 0.8, 0.97, 1e-7), cls(0.1, 0.0, 0.97), cls(0.1, 0.9, 0.0)
+
+    def torch_optim(self, parameters):
+        import torch
+
+        return torch.optim.Adam(parameters, self.learning_rate, (self.beta1, self.beta2), self.epsilon)
 
     def make(self):
         def update(theta, g, state, rate, hyper, t):
@@ -279,6 +322,11 @@ class AdaGrad(Optimizer):
 
     def hyper(self):
         return np.array([self.epsilon])
+
+    def torch_optim(self, parameters):
+        import torch
+
+        return torch.optim.Adagrad(parameters, lr=self.learning_rate, eps=self.epsilon)
 
     def make(self):
         def update(theta, g, state, rate, hyper, t):

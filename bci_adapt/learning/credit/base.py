@@ -138,6 +138,13 @@ class CreditRule(ABC):
                 f"{self.name}: fresh_error runs one bin again, and this rule reads {self.history} before it"
             )
 
+    @classmethod
+    def example(cls) -> CreditRule:
+        """The rule as the exactness grid runs it, on networks of three or four units: constants that leave something to
+        be wrong about.
+        """
+        return cls()
+
     @property
     def refreshes(self) -> bool:
         """Whether records are run again before the rule sees them (credit.fresh)."""

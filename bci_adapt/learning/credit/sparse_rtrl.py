@@ -34,6 +34,10 @@ class SparseRTRL(RTRL):
         if self.paths < 1:
             raise InputError(f"sparse_rtrl: paths must be at least 1 (a unit's own), got {self.paths}")
 
+    @classmethod
+    def example(cls):
+        return cls(2)
+
     def constants(self, network):
         return np.array([float(self.paths)])
 

@@ -38,6 +38,10 @@ class Trace(OwnTrace):
         if np.shape(self.decay) not in ((), expected):
             raise InputError(f"trace: expected one decay, or one per weight {expected}, got {np.shape(self.decay)}")
 
+    @classmethod
+    def example(cls):
+        return cls(0.7)
+
     def constants(self, network):
         return np.array(self.decay, float).ravel()
 

@@ -32,6 +32,10 @@ class Window(CreditRule):
         if self.steps < 1:
             raise InputError(f"window: steps must be at least 1, got {self.steps}")
 
+    @classmethod
+    def example(cls):
+        return cls(3)
+
     @property
     def refreshes(self):
         """Not before the rule sees them: it recomputes its bins by itself."""
