@@ -60,21 +60,32 @@ def kept(rule, p, seed=0):
     return mask
 
 
-def filtered(p, kind, decay=0.0):
-    """Σ_t q_t E_t with E ← mask(A E + P), everything by autograd: A is D (rtrl, snap1), two paths of it (sparse_rtrl),
-    the part of it that passes through no weight (eprop), or λ (trace; 0 is immediate). Also returns E_t and q_t of every
-    bin.
-    """
+def steps_by_autograd(p):
+    """Of every bin at fixed weights: P, ∂s'/∂s at fixed h, ∂s'/∂h, and q."""
     update, _ = p.network.cell.make(torch)
-    W, state = torch.tensor(p.W), torch.tensor(p.hidden[0])
-    k, n, width = len(state), p.network.n_hidden, p.network.row_width
-    E, total, traces, signals = torch.zeros(k, n, n, width, dtype=W.dtype), 0.0, [], []
-    own = torch.eye(n, dtype=W.dtype)[None, :, :, None]
+    W, state, steps = torch.tensor(p.W), torch.tensor(p.hidden[0]), []
     for x, y, w in zip(torch.tensor(p.X), torch.tensor(p.Y), torch.tensor(p.weight), strict=True):
         P, local, heard = torch.autograd.functional.jacobian(
             lambda W, s, h, x=x: oracle.step(p.network, update, W, x, s, h), (W, state, state[0])
         )
-        A = {"eprop": local, "trace": decay * torch.eye(k * n, dtype=W.dtype).reshape(k, n, k, n)}.get(kind)
+        state = oracle.step(p.network, update, W, x, state).detach().requires_grad_()
+        E_now = oracle.loss_of(oracle.output(p.network, torch.tensor(p.C), x, state), y, w, "squared")
+        (q,) = torch.autograd.grad(E_now, state)
+        state = state.detach()
+        steps.append((P, local, heard, q))
+    return steps
+
+
+def filtered(p, kind, decay=0.0, steps=None):
+    """Σ_t q_t E_t with E ← mask(A E + P), everything by autograd: A is D (rtrl, snap1), two paths of it (sparse_rtrl),
+    the part of it that passes through no weight (eprop), or λ (trace; 0 is immediate). Also returns E_t of every bin.
+    """
+    k, n, width = len(p.network.cell.slots), p.network.n_hidden, p.network.row_width
+    dtype = torch.float64
+    E, total, traces = torch.zeros(k, n, n, width, dtype=dtype), 0.0, []
+    own = torch.eye(n, dtype=dtype)[None, :, :, None]
+    for P, local, heard, q in steps or steps_by_autograd(p):
+        A = {"eprop": local, "trace": decay * torch.eye(k * n, dtype=dtype).reshape(k, n, k, n)}.get(kind)
         if A is None:
             A = local.clone()
             A[:, :, 0] += heard
@@ -83,14 +94,9 @@ def filtered(p, kind, decay=0.0):
         E = torch.einsum("kjlm,lmic->kjic", A, E) + P
         if kind in ("snap1", "trace"):
             E = own * E
-        state = oracle.step(p.network, update, W, x, state).detach().requires_grad_()
-        E_now = oracle.loss_of(oracle.output(p.network, torch.tensor(p.C), x, state), y, w, "squared")
-        (q,) = torch.autograd.grad(E_now, state)
-        state = state.detach()
         total = total + torch.einsum("kj,kjic->ic", q, E)
         traces.append(E.numpy())
-        signals.append(q.numpy())
-    return total.numpy(), traces, signals
+    return total.numpy(), traces
 
 
 def mean_of_uoro(p, rule_class=UORO):
@@ -161,9 +167,10 @@ class TestEveryCell:
         p = problem(cell)
         kinds = {"rtrl": RTRL(), "snap1": SnAp1(), "eprop": EProp(), "trace": Trace(0.7)}
         kinds["sparse_rtrl"] = RULES["sparse_rtrl"]
+        steps = steps_by_autograd(p)
         for kind, rule in kinds.items():
             if defined(cell, rule):
-                expected, traces, _ = filtered(p, kind, 0.7)
+                expected, traces = filtered(p, kind, 0.7, steps)
                 assert close([gradients(p, rule)[0]], [expected]), kind
                 memory = accumulated(p, rule).arrays["memory"][0]
                 assert close([rule.influence(p.network, memory, T - 1)], [traces[-1]]), kind
