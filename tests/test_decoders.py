@@ -52,10 +52,18 @@ def recording(n_bins=400, seed=0, n_channels=5, gap=True):
     return X, y, reset
 
 
+class Fitted(dict):
+    """Decoders by name, each fitted when it is first asked for: one of them alone is tested quickly."""
+
+    def __missing__(self, name):
+        X, y, reset = recording()
+        self[name] = clone(DECODERS[name]).fit(X, y, reset)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def fitted():
-    X, y, reset = recording()
-    return {name: clone(decoder).fit(X, y, reset) for name, decoder in DECODERS.items()}
+    return Fitted()
 
 
 def copy_of(decoder, tmp_path):

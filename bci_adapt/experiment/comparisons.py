@@ -84,10 +84,11 @@ def _declared(cells: Sequence[str]) -> Iterator[tuple[Key, Key]]:
 
 def recommended_section() -> ArmSection:
     """The arm that the recommended decoder is."""
-    from bci_adapt.decoders import RECOMMENDED
+    from bci_adapt.decoders.recommendation import recommended
 
-    named = {name: RECOMMENDED[name] for name in ("rule", "optimizer", "average", "take_turns")}
-    return ArmSection(**named, **RECOMMENDED["rule_constants"])
+    own = recommended()
+    named = {name: getattr(own, name) for name in ("rule", "optimizer", "average", "take_turns")}
+    return ArmSection(**named, **(own.rule_constants or {}))
 
 
 def _of_the_recommended(cell: str, asked: list[ArmSection]) -> Iterator[tuple[Key, Key]]:
