@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from caches import new_cache
 
 from bci_adapt.archive.sources.simulated import FIRST_DAY
 from bci_adapt.data import simulate
@@ -60,9 +61,14 @@ def days(folder):
     return [write_day(folder, number, kind, duration_s=60.0) for number, kind in enumerate(KINDS[:2])]
 
 
+@pytest.fixture(scope="module")
+def cache(folder):
+    return new_cache(folder)
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(folder, monkeypatch):
-    monkeypatch.setenv("BCI_ADAPT_CACHE", str(folder / "cache"))
+def _own_cache(cache, monkeypatch):
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(cache))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from caches import new_cache
 
 from bci_adapt.archive.sources import base as source_base
 from bci_adapt.data.labelled import session_arrays
@@ -23,7 +24,6 @@ from bci_adapt.experiment.jobs import adapt, fit, score
 from bci_adapt.experiment.pairs import Pair, choose_pairs, meet, require_source, unscorable, unusable_halves
 from bci_adapt.experiment.run import open_source, prepare_sessions, run_experiment
 from bci_adapt.ground.jobs import Job
-from bci_adapt.ground.storage import cache_root
 from bci_adapt.learning.credit.base import rules
 from bci_adapt.learning.optimizers import optimizers
 from bci_adapt.results import report
@@ -103,11 +103,8 @@ def tiny(tmp_path):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """One cache for this file, so that what a test has run the next one reuses; compiled loops are the user's own."""
-    folder, kernels = tmp_path_factory.mktemp("cache"), cache_root() / "kernels"
-    kernels.mkdir(parents=True, exist_ok=True)
-    (folder / "kernels").symlink_to(kernels.absolute())
-    return folder
+    """One cache for this file, so that what a test has run the next one reuses."""
+    return new_cache(tmp_path_factory.mktemp("experiment"))
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from caches import new_cache
 from test_cli_comparing import KINDS, write_day
 
 from bci_adapt.data.drift import Settings, day, drift
@@ -50,7 +51,7 @@ def run(tmp_path_factory):
         str(folder / "a.json"),
     ]
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()):
-        patch.setenv("BCI_ADAPT_CACHE", str(folder / "cache"))
+        patch.setenv("BCI_ADAPT_CACHE", str(new_cache(folder)))
         patch.setattr(comparing, "QUICK", LESS)
         patch.setattr(comparing, "ARMS", comparing.ARMS[:1])
         patch.setattr(sys, "argv", ["bci-adapt", *arguments])

@@ -9,12 +9,12 @@ import nbformat
 import numpy as np
 import pytest
 from archive_server import DANDISET, serving
+from caches import new_cache
 from ipykernel.kernelspec import write_kernel_spec
 from nbclient import NotebookClient
 from problems import SMALL_FIGURE
 
 from bci_adapt.archive.sources.simulated import Simulated
-from bci_adapt.ground.storage import cache_root
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 TINY = {  # parameters of each notebook under which it runs in seconds, and the figures it must then show
@@ -109,11 +109,7 @@ def alone(tmp_path, monkeypatch):
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # no way out
     (tmp_path / "work").mkdir()
-    kernels = cache_root() / "kernels"  # compiled loops are named by their sources: none of them need be compiled twice
-    kernels.mkdir(parents=True, exist_ok=True)
-    monkeypatch.setenv("BCI_ADAPT_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "kernels").symlink_to(kernels.resolve(), target_is_directory=True)
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(new_cache(tmp_path)))
     return tmp_path / "work"
 
 

@@ -9,10 +9,10 @@ import long_tables
 import numpy as np
 import pandas as pd
 import pytest
+from caches import new_cache
 from problems import M_IN, SMALL_FIGURE, N, problem
 
 from bci_adapt.errors import InputError
-from bci_adapt.ground.storage import cache_root
 from bci_adapt.learning import diagnostics
 from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.learning.credit.base import rule
@@ -467,11 +467,7 @@ above = 0.0
 
 
 def test_a_tiny_figure_is_run_judged_reused_and_found_stale(call, tmp_path, monkeypatch):
-    kernels, cache = cache_root() / "kernels", tmp_path / "cache"
-    kernels.mkdir(parents=True, exist_ok=True)
-    cache.mkdir()
-    (cache / "kernels").symlink_to(kernels)  # named by their sources: nothing need be compiled twice
-    monkeypatch.setenv("BCI_ADAPT_CACHE", str(cache))
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(new_cache(tmp_path)))
     configs, out = tmp_path / "configs", tmp_path / "out"
     configs.mkdir()
     (configs / "methods.toml").write_text(TINY, encoding="utf-8")

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 from archive_server import DANDISET, NEW, serving
+from caches import new_cache
 from nwb_files import spikes_file
 
 import bci_adapt as ba
@@ -45,9 +46,9 @@ def run(pipelines, monkeypatch, capsys):
 
 @pytest.fixture
 def quick(monkeypatch, tmp_path):
-    """An empty cache, and no waiting for a server that does not answer."""
+    """A new cache, and no waiting for a server that does not answer."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("BCI_ADAPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(new_cache(tmp_path)))
     monkeypatch.setattr(http, "PATIENCE", Patience(wait=lambda _: None, read_s=1.0, tries=2))
 
 

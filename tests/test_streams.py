@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from caches import new_cache
 
 from bci_adapt.errors import InputError
-from bci_adapt.ground.storage import cache_root
 from bci_adapt.paper.jobs import stream_learn
 from bci_adapt.paper.jobs.stream_learn import network_predictions, rival_predictions
 from bci_adapt.paper.planning import LOOKER
@@ -288,11 +288,7 @@ below = 0.0
 
 
 def test_a_tiny_figure_is_run_drawn_and_judged(call, tmp_path, monkeypatch):
-    kernels, cache = cache_root() / "kernels", tmp_path / "cache"
-    kernels.mkdir(parents=True, exist_ok=True)
-    cache.mkdir()
-    (cache / "kernels").symlink_to(kernels)  # named by their sources: nothing need be compiled twice
-    monkeypatch.setenv("BCI_ADAPT_CACHE", str(cache))
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(new_cache(tmp_path)))
     (tmp_path / "streams.toml").write_text(TINY, encoding="utf-8")
     (tmp_path / "claims.toml").write_text(CLAIMS, encoding="utf-8")
     out = tmp_path / "out"

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from caches import new_cache
 
 from bci_adapt.errors import InputError
 from bci_adapt.experiment.arms import Arm
@@ -168,7 +169,7 @@ optimizer = "rmsprop"
 
 
 def test_from_recordings_to_a_run_with_tuned_values(tmp_path, monkeypatch, call):
-    monkeypatch.setenv("BCI_ADAPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(new_cache(tmp_path)))
     path = tmp_path / "tiny.toml"
     path.write_text(TINY)
     config, values = load_config(path), tmp_path / "tiny.tuned.json"
