@@ -46,7 +46,7 @@ def run(tmp_path_factory):
         "cursor_vel",
         "--quick",
         "--workers",
-        "2",
+        "0",
         "--json",
         str(folder / "a.json"),
     ]

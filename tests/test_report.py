@@ -88,13 +88,18 @@ def few(rows, *arms: str):
     return rows[rows["arm"].isin([*kept, *(f"canary:{arm}" for arm in kept)])].reset_index(drop=True)
 
 
-def make_run(folder: Path, rows, about=None, excerpt=None, through=None, attrs=None) -> Page:
+def store_run(folder: Path, rows, about=None, excerpt=None, through=None, attrs=None) -> None:
+    """What a run leaves in its folder, without its page."""
     folder.mkdir(parents=True, exist_ok=True)
     through = curves(rows) if through is None else through
     excerpt = trajectories(rows) if excerpt is None else excerpt
     tables = {"rows": rows, "curves": through, "trajectories": excerpt, "blocks": blocks(rows), **arm_tables(rows)}
     write_results(folder / "results.nc", tables, attrs or {"unit": "cm/s"})
     (folder / "manifest.json").write_text(json.dumps(manifest() if about is None else about))
+
+
+def make_run(folder: Path, rows, about=None, excerpt=None, through=None, attrs=None) -> Page:
+    store_run(folder, rows, about, excerpt, through, attrs)
     return Page(render_report(folder).read_text(encoding="utf-8"))
 
 
@@ -600,9 +605,9 @@ def test_runs_side_by_side(tmp_path):
     rows = few(study(4, 1, metrics=("r2",)), "frozen", "readout")
     better = rows.assign(value=rows["value"] + 0.1 * ((rows["arm"] == "readout") & (rows["metric"] == "r2")))
     elsewhere = rows.assign(target=rows["target"] + "-later")
-    make_run(tmp_path / "better", better, manifest(name="<b>", config={"delay_s": 0.0, "seeds": [0, 1]}))
-    make_run(tmp_path / "elsewhere", elsewhere)
-    make_run(tmp_path / "first", rows)
+    store_run(tmp_path / "better", better, manifest(name="<b>", config={"delay_s": 0.0, "seeds": [0, 1]}))
+    store_run(tmp_path / "elsewhere", elsewhere)
+    store_run(tmp_path / "first", rows)
     out = render_comparison(
         [tmp_path / "first", tmp_path / "better", tmp_path / "elsewhere"], tmp_path / "out" / "both.html"
     )
