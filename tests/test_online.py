@@ -1,5 +1,7 @@
 """The loop: what it promises whatever the cell and the rule, compiled and in plain Python."""
 
+import functools
+
 import numpy as np
 import oracle
 import pytest
@@ -101,6 +103,32 @@ COMPILED = [
 ]
 
 
+BINS = 40
+
+
+def begun(cell, name, backend, S=1):
+    """A problem, its learner before the first bin, and a stream with all that can happen in one."""
+    p = problem(cell, n_bins=BINS, n=3, seed=7)
+    W = np.stack([p.W + 0.01 * s for s in range(S)])
+    C = np.stack([p.C - 0.01 * s for s in range(S)])
+    rng = np.random.default_rng(8)
+    stream = {
+        "weight": p.weight * (rng.random((BINS, 1)) < 0.7),
+        "arrives": np.minimum(np.arange(BINS) // 7 * 7 + 9, BINS + 6),  # bursts, as labels that come at a trial's end
+        "observed": rng.random(BINS) < 0.9,
+        "reset": rng.random(BINS) < 0.05,
+    }
+    return p, start(learner(p, RULES[name], RMSprop(3e-2), average=0.95, backend=backend), W, C), stream
+
+
+@functools.cache
+def whole_run(cell_name, name, backend):
+    """Predictions and state after that stream."""
+    p, begin, stream = begun(cells()[cell_name], name, backend)
+    assert stream["reset"][1:].any()
+    return run(begin, p.X, p.Y, **stream)
+
+
 @pytest.mark.parametrize(
     ("cell", "name", "backend"),
     [(*pair, "plain") for pair in PAIRS] + COMPILED,
@@ -109,24 +137,11 @@ COMPILED = [
 class TestTheLoop:
     """Contracts of the loop itself, whatever the cell and rule."""
 
-    def begin(self, cell, name, backend, S=1):
-        p = problem(cell, n_bins=60, n=3, seed=7)
-        W = np.stack([p.W + 0.01 * s for s in range(S)])
-        C = np.stack([p.C - 0.01 * s for s in range(S)])
-        rng = np.random.default_rng(8)
-        stream = {
-            "weight": p.weight * (rng.random((60, 1)) < 0.7),
-            "arrives": np.minimum(np.arange(60) // 7 * 7 + 9, 66),  # bursts, as labels that come at a trial's end
-            "observed": rng.random(60) < 0.9,
-            "reset": rng.random(60) < 0.05,
-        }
-        return p, start(learner(p, RULES[name], RMSprop(3e-2), average=0.95, backend=backend), W, C), stream
-
     def test_run_is_a_loop_of_steps_and_resumes_from_a_file_bit_for_bit(self, cell, name, backend, tmp_path):
-        p, begin, stream = self.begin(cell, name, backend)
-        whole, end = run(begin, p.X, p.Y, **stream)
+        p, begin, stream = begun(cell, name, backend)
+        whole, end = whole_run(cell.name, name, backend)
         state, pieces, t = begin, [], 0
-        for size in (1, 1, 1, 20, 1, 36):
+        for size in (1, 1, 1, 20, 1, BINS - 24):
             piece = slice(t, t + size)
             part = {key: value[piece] for key, value in stream.items()}
             part["arrives"] = part["arrives"] - t
@@ -135,14 +150,14 @@ class TestTheLoop:
             state = load_state(begin.learner, tmp_path / "state.npz")
             pieces.append(predictions)
             t += size
-        assert t == 60
+        assert t == BINS
         assert np.array_equal(np.concatenate(pieces, axis=1), whole)
         for key in end.arrays:
             if not key.startswith("ring_"):  # the ring's length depends on how far ahead arrivals are known
                 assert np.array_equal(end.arrays[key], state.arrays[key]), key
 
     def test_learning_happens_and_run_leaves_the_given_state_alone(self, cell, name, backend):
-        p, begin, stream = self.begin(cell, name, backend)
+        p, begin, stream = begun(cell, name, backend)
         before = begin.copy()
         _, end = run(begin, p.X, p.Y, **stream)
         assert all(np.array_equal(before.arrays[key], begin.arrays[key]) for key in before.arrays)
@@ -150,35 +165,35 @@ class TestTheLoop:
         assert np.array_equal(begin.arrays["W"], end.arrays["W"]) != RULES[name].learns_recurrent
 
     def test_a_label_changes_nothing_before_it_arrives(self, cell, name, backend):
-        p, begin, stream = self.begin(cell, name, backend)
+        p, begin, stream = begun(cell, name, backend)
         changed, t = p.Y.copy(), 20
         changed[t:] += 5.0
-        one, _ = run(begin, p.X, p.Y, **stream)
+        one, _ = whole_run(cell.name, name, backend)
         two, _ = run(begin, p.X, changed, **stream)
         arrival = stream["arrives"][t]
         assert np.array_equal(one[:, : arrival + 1], two[:, : arrival + 1])
         assert not np.array_equal(one, two)
 
     def test_a_replica_runs_as_if_alone(self, cell, name, backend):
-        p, begin, stream = self.begin(cell, name, backend, S=3)
+        p, begin, stream = begun(cell, name, backend, S=2)
         together, end = run(begin, p.X, p.Y, **stream)
-        for s in range(3):
+        for s in range(2):
             alone = start(begin.learner, begin.arrays["W"][s], begin.arrays["C"][s], seeds=[s])
             predictions, last = run(alone, p.X, p.Y, **stream)
             assert np.array_equal(predictions[0], together[s])
             assert np.array_equal(last.arrays["W"][0], end.arrays["W"][s])
 
     def test_what_is_not_finite_is_skipped_and_counted(self, cell, name, backend):
-        p, begin, stream = self.begin(cell, name, backend)
+        p, begin, stream = begun(cell, name, backend)
         X, Y = p.X.copy(), p.Y.copy()
-        X[11, 0], Y[25], Y[40, 1] = np.inf, np.nan, -np.inf
-        stream |= {"observed": np.ones(60, bool), "weight": p.weight}
+        X[11, 0], Y[25], Y[33, 1] = np.inf, np.nan, -np.inf
+        stream |= {"observed": np.ones(BINS, bool), "weight": p.weight}
         predictions, end = run(begin, X, Y, **stream)
         assert end.finite.all()
         assert np.isfinite(predictions).all()
         assert end.counter(kernel.NOT_FINITE)[0] == 3
-        weight, observed = p.weight.copy(), np.ones(60, bool)
-        weight[25], weight[40, 1], observed[11] = 0.0, 0.0, False
+        weight, observed = p.weight.copy(), np.ones(BINS, bool)
+        weight[25], weight[33, 1], observed[11] = 0.0, 0.0, False
         same, _ = run(begin, p.X, p.Y, **(stream | {"weight": weight, "observed": observed}))
         assert np.array_equal(same, predictions)
 
