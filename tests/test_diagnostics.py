@@ -322,7 +322,7 @@ def test_a_run_without_labels_and_a_network_that_diverges():
 def test_what_cannot_be_diagnosed_is_refused_by_name():
     p = problem(cells()["mgu"])
     begin = start(learner(p, Immediate()), p.W, p.C)
-    wide = Network(cells()["tanh"], M_IN, 300, M_OUT)
+    wide = Network(cells()["tanh"], M_IN, 257, M_OUT)
     large = start(Learner(wide, Immediate(), SGD(0.0), backend="plain"), *wide.initial_weights(0))
     module = ModuleNetwork(module_of(p.network.cell, p.network), M_IN, N, M_OUT)
     opaque = start(Learner(module, Immediate(), SGD(0.0), backend="torch"), *module.initial_weights(0))
@@ -333,7 +333,7 @@ def test_what_cannot_be_diagnosed_is_refused_by_name():
         (begin, {"rules": (Window(2), Window(3))}, "different names, got window, window"),
         (begin, {"rules": (RULES["eprop"],)}, "eprop is not defined for 'mgu'"),
         (opaque, {}, "is a torch module"),
-        (large, {}, r"n_hidden=300 \(an influence matrix of 0.2 GiB\)"),
+        (large, {}, r"n_hidden=257 \(an influence matrix of 0.1 GiB\)"),
     ):
         with pytest.raises(InputError, match=message):
             diagnose(state, p.X, p.Y, **options)

@@ -25,7 +25,8 @@ from bci_adapt.learning.cells.base import Network
 from bci_adapt.learning.credit.base import CreditRule, partial_shapes
 from bci_adapt.learning.credit.immediate import Immediate
 from bci_adapt.learning.credit.rtrl import RTRL
-from bci_adapt.learning.online import Learner, State, run, start, with_ring
+from bci_adapt.learning.learner import Learner, State
+from bci_adapt.learning.online import run, start, with_ring
 from bci_adapt.learning.optimizers import GROUPS, Momentum
 
 # The influence matrix grows as n³: beyond this many units a record takes seconds and gigabytes.
