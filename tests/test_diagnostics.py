@@ -144,6 +144,15 @@ def test_compiled_and_beside_the_torch_backend_likewise(watched):
             np.testing.assert_allclose(tables[backend][name], column, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
+def test_a_rule_with_a_fresh_error_is_told_from_the_one_without():
+    p = problem(cells()["gru"], n_bins=BINS)
+    begin = start(learner(p, Immediate(fresh_error=True), SGD(0.05)), p.W, p.C, p.hidden)
+    late = np.arange(BINS) + 4
+    table = diagnose(begin, p.X, p.Y, p.weight, late, rules=(Window(1), Immediate())).table
+    np.testing.assert_array_equal(table["norm_own"], table["norm_window"])
+    assert np.abs(table["norm_own"] / table["norm_immediate"] - 1.0).max() > 1e-2
+
+
 def brute_force(p, weights=None):
     """D, D J_{t-1}, P_t and q_t of every bin, everything by autograd; at fixed weights, or at those (W, C) of each."""
     update, _ = p.network.cell.make(torch)
