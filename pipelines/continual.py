@@ -8,8 +8,6 @@ import argparse
 import sys
 
 import bci_adapt as ba
-from bci_adapt.decoders.online_rnn import OnlineDecoder
-from bci_adapt.decoders.rls import RLSDecoder
 from bci_adapt.errors import InputError
 
 BIN_S = 0.05
@@ -27,7 +25,7 @@ def main(files: list[str], pretrain: int = 1, n_updates: int = 800) -> dict[str,
     sessions = sorted((ba.read(file, BIN_S) for file in files), key=lambda session: session.attrs["session_start"])
     sessions = ba.match(sessions, missing="drop")
     first, later = sessions[:pretrain], sessions[pretrain:]
-    pretrained = {"gru": OnlineDecoder(cell="gru", n_updates=n_updates), "rls": RLSDecoder(memory_s=1000.0)}
+    pretrained = {"gru": ba.OnlineDecoder(cell="gru", n_updates=n_updates), "rls": ba.RLSDecoder(memory_s=1000.0)}
     for decoder in pretrained.values():
         decoder.fit(first, "velocity")
 
@@ -37,7 +35,7 @@ def main(files: list[str], pretrain: int = 1, n_updates: int = 800) -> dict[str,
         for name, (of, learns, carried) in ARMS.items():
             decoder = alive[name] if carried else pretrained[of]
             labels = "true" if learns else "none"
-            found = ba.evaluate(decoder, day, "velocity", supervision=labels)
+            found = ba.evaluate(decoder, day, supervision=labels)
             alive[name] = found.decoder
             scores[name].append((found.r2("online"), found.r2("held_out")))
             print("{}  {:22s} R² online {:5.2f}  held out {:5.2f}".format(found.session_id, name, *scores[name][-1]))

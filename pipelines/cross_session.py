@@ -8,30 +8,24 @@ Everything is done here in one process; `bci-adapt run` does the same for many p
 import sys
 
 import bci_adapt as ba
-from bci_adapt.data.sessions import require_same_channels
-from bci_adapt.decoders.online_rnn import OnlineDecoder
-from bci_adapt.decoders.rls import RLSDecoder
 
 BIN_S = 0.05
 
 
 def main(source_file: str, target_file: str, n_updates: int = 800) -> dict[str, tuple[float, float]]:
     source, target = ba.read(source_file, BIN_S), ba.read(target_file, BIN_S)
-    require_same_channels(source, target)
-
+    training = {"n_updates": n_updates}
     decoders = {
-        "GRU, normaliser only": OnlineDecoder(cell="gru", rule="readout", average=None, n_updates=n_updates),
-        "GRU, immediate + RMSprop": OnlineDecoder(cell="gru", rule="immediate", n_updates=n_updates),
-        "GRU, 4 steps of history": OnlineDecoder(
-            cell="gru", rule="window", rule_constants={"steps": 4}, n_updates=n_updates
-        ),
-        "recursive least squares": RLSDecoder(memory_s=1000.0),
+        "GRU, normaliser only": ba.OnlineDecoder(cell="gru", rule="readout", average=None, **training),
+        "GRU, immediate + RMSprop": ba.OnlineDecoder(cell="gru", rule="immediate", **training),
+        "GRU, 4 steps of history": ba.OnlineDecoder(cell="gru", rule="window", rule_constants={"steps": 4}, **training),
+        "recursive least squares": ba.RLSDecoder(memory_s=1000.0),
     }
     scores = {}
     for name, decoder in decoders.items():
         decoder.fit(source, "velocity")
         labels = "none" if "only" in name else "true"
-        found = ba.evaluate(decoder, target, "velocity", stream_s=600.0, supervision=labels)
+        found = ba.evaluate(decoder, target, stream_s=600.0, supervision=labels)
         scores[name] = found.r2("online"), found.r2("held_out")
         print(f"{name:28s} R² online {scores[name][0]:5.2f}   held out {scores[name][1]:5.2f}", flush=True)
     return scores

@@ -6,7 +6,6 @@ from test_cli_comparing import write_day
 from test_explain import LESS
 
 import bci_adapt as ba
-from bci_adapt.data.labelled import session_arrays
 from bci_adapt.data.sessions import write_session
 from bci_adapt.decoders.rls import RLSDecoder
 from bci_adapt.decoders.wiener import WienerDecoder
@@ -21,8 +20,8 @@ STREAM_S, DELAY_S = 60.0, 0.25
 class Mine:
     """Made here, in no file that a worker could load: ours by another way."""
 
-    def __init__(self, label_delay_s):
-        self.decoder = RLSDecoder(label_delay_s=label_delay_s, n_lags=4, bin_s=0.05)
+    def __init__(self, label_delay_s, bin_s):
+        self.decoder = RLSDecoder(label_delay_s=label_delay_s, n_lags=4, bin_s=bin_s)
 
     def fit(self, X, y, reset):
         self.decoder.fit(X, y, reset)
@@ -75,12 +74,10 @@ def test_own_decoders_of_a_notebook_are_arms_with_canaries(days):
     assert {"mine", "ours", "still", "immediate_rmsprop", "frozen", "rls", "persistence"} <= {*rows["arm"]}
     assert (rows["status"] == "ok").all()
     scores = rows.set_index(["arm", "phase", "metric"])["value"]
-    monday = session_arrays(days[0], "velocity")
     for name in ("mine", "ours", "still"):
         # a decoder of one's own scores as the same decoder through the protocol does
         decoder = WienerDecoder(n_lags=4) if name == "still" else RLSDecoder(label_delay_s=DELAY_S, n_lags=4)
-        decoder.fit(monday)
-        alone = ba.evaluate(decoder, days[1], "velocity", stream_s=STREAM_S)
+        alone = ba.evaluate(decoder.fit(days[0], "velocity"), days[1], stream_s=STREAM_S)
         for part in ("online", "online_late", "held_out"):
             assert scores[name, part, "r2"] == pytest.approx(alone.r2(part), abs=1e-12)
         canary = scores[f"canary:{name}", "held_out", "r2"]

@@ -28,7 +28,9 @@ def recording(seed, n_axes=2, n_bins=N_BINS, gap=True):
     counts = rng.poisson(np.exp(np.clip(velocity @ tuning, -3, 2)))
     time_s = np.round(BIN_S * (np.arange(1, n_bins + 1) + 40 * gap * (np.arange(n_bins) >= 120)), 6)
     position = BIN_S * np.cumsum(velocity, axis=0)
-    session = ba.session(counts=counts, target=position, target_time_s=time_s, bin_s=BIN_S, session_id=f"day{seed}")
+    session = ba.session(
+        counts=counts, target=position, target_time_s=time_s, bin_s=BIN_S, session_id=f"day{seed}", channels=[*"abcdef"]
+    )
     if not gap:
         return session
     session = session.drop_vars([name for name in session if str(name).startswith("trial_")])
@@ -55,8 +57,7 @@ def least_squares(**constants):
 
 
 def fitted(decoder, session, target="velocity"):
-    arrays = session_arrays(session, target)
-    return decoder.fit(arrays.X, arrays.y, arrays.reset)
+    return decoder.fit(session, target)
 
 
 def predicted(found):
@@ -223,6 +224,7 @@ def test_the_decoder_that_comes_back_is_as_the_stream_left_it(days):
     assert np.array_equal(predicted(found)[rest], held_out)
     assert np.array_equal(found.decoder.predict(arrays.X[rest], arrays.reset[rest], continuing=True), held_out)
     assert found.weight_change == decoder.weight_change_ > 0
+    assert found.decoder.metadata_["adapted_to"] == ["day1"]
     second = ba.evaluate(found.decoder, target, "velocity")
     assert not np.array_equal(predicted(second), predicted(found)), "it goes on from there"
 
@@ -297,8 +299,11 @@ def test_labels_are_as_many_as_asked_for(days):
         ba.evaluate(decoder, target, "velocity", supervision="intention")
     with pytest.raises(InputError, match="stream_s must be positive"):
         ba.evaluate(decoder, target, "velocity", stream_s=0.0)
+    assert np.array_equal(predicted(ba.evaluate(decoder, target)), predicted(ba.evaluate(decoder, target, "velocity")))
     with pytest.raises(InputError, match="name the target"):
-        ba.evaluate(decoder, target)
+        ba.evaluate(network().fit(arrays.X, arrays.y, arrays.reset), target)
+    with pytest.raises(InputError, match=r"expected velocity to score by, it holds position"):
+        ba.evaluate(decoder, target.drop_vars(["velocity", "velocity_valid"]))
 
 
 def test_weights_that_run_away_are_told(days):

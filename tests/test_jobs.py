@@ -327,7 +327,7 @@ def test_intention_teaches_velocity_alone_and_says_how_many_labels_there_were(be
     arm = bench.arm("intention", "tanh", config)
     arrays = load_arrays(bench.path("target"), ("position", "velocity"))
     job = bench.job(arm, config)
-    stream = adapt.met(arrays, bench.path("target"), None, adapt.taught_by(job.parameters))
+    stream = adapt.met(arrays, bench.path("target"), None, adapt.taught_by(job.parameters)).arrays
     assert np.isnan(stream.y[:, :2]).all()
     speed = np.linalg.norm(arrays.y[:, 2:], axis=1)
     assert np.array_equal(stream.y[:, 2:], intended(bench.sessions["target"], speed), equal_nan=True)

@@ -54,35 +54,33 @@ class Own:
         self.decoder = decoder
 
     def fit(self, sessions: Sequence[Arrays]) -> Own:
-        """Train on sessions, as `bci_adapt.data.labelled.session_arrays` makes them."""
-        lists = [[getattr(each, part).copy() for each in sessions] for part in ("X", "y", "reset")]
+        """Train on the arrays of sessions."""
+        lists = [[each.X.copy() for each in sessions], [each.y.copy() for each in sessions]]
+        lists.append([each.reset.copy() for each in sessions])
         self._call("fit", *(part[0] if len(part) == 1 else part for part in lists))
         return self
 
-    def adapt(self, X: np.ndarray, y: np.ndarray, reset: np.ndarray, arrives: np.ndarray | None = None) -> np.ndarray:
+    def adapt(self, stream: Arrays, arrives: np.ndarray | None = None) -> np.ndarray:
         """Predictions (n_bins, n_outputs) of a stream, each made before its label; `InputError` for another shape."""
         if arrives is None:
-            arrives = np.arange(len(X)) + delay_bins(self.label_delay_s, self.bin_s)
+            arrives = np.arange(len(stream.X)) + delay_bins(self.label_delay_s, self.bin_s)
         given = {"label_delay_s": self.label_delay_s, "arrives": arrives}
-        self.n_outputs_ = y.shape[1]
-        return self._shaped("adapt", self._call("adapt", X.copy(), y.copy(), reset.copy(), **given), len(X))
+        made = self._call("adapt", stream.X.copy(), stream.y.copy(), stream.reset.copy(), **given)
+        return self._shaped("adapt", made, stream)
 
-    def predict(self, X: np.ndarray, reset: np.ndarray, continuing: bool = False) -> np.ndarray:
+    def predict(self, session: Arrays, continuing: bool = False) -> np.ndarray:
         """Predictions (n_bins, n_outputs) after the stream; `InputError` for another shape."""
-        return self._shaped(
-            "predict", self._call("predict", X.copy(), None, reset.copy(), continuing=continuing), len(X)
-        )
+        made = self._call("predict", session.X.copy(), None, session.reset.copy(), continuing=continuing)
+        return self._shaped("predict", made, session)
 
     def _call(self, name: str, X: Any, y: Any, reset: Any, **more: Any) -> Any:
         method = getattr(self.decoder, name)
         keywords = {key: value for key, value in {"reset": reset, **more}.items() if takes(method, key)}
         return method(X, **keywords) if y is None else method(X, y, **keywords)
 
-    def _shaped(self, method: str, predicted: Any, n_bins: int) -> np.ndarray:
-        if np.shape(predicted) != (n_bins, self.n_outputs_):
-            raise InputError(
-                f"{self.name}.{method}: expected predictions ({n_bins}, {self.n_outputs_}), got {np.shape(predicted)}"
-            )
+    def _shaped(self, method: str, predicted: Any, session: Arrays) -> np.ndarray:
+        if np.shape(predicted) != session.y.shape:
+            raise InputError(f"{self.name}.{method}: expected predictions {session.y.shape}, got {np.shape(predicted)}")
         return np.asarray(predicted, float)
 
 

@@ -89,7 +89,7 @@ class Present(Foreign):
         decoder.fit(sources)
         stream = stream_of(target, Teaching())
         if permutation is not None:
-            stream = stream._replace(X=permuted_in_time(target.X, permutation))
+            stream = stream.with_counts(permuted_in_time(target.X, permutation))
         found = prequential(decoder, stream, target.n_stream(config.stream_s))
         return _kept(f"{self.name}_{pair.target}", ".npz", found.save)
 

@@ -18,7 +18,9 @@ from bci_adapt.decoders.recommendation import recommended
 from bci_adapt.errors import InputError
 from bci_adapt.ground.text import clean
 from bci_adapt.live import predicting
-from bci_adapt.metrics import r2
+from bci_adapt.protocol.evaluation import scores_of
+from bci_adapt.protocol.prequential import prequential
+from bci_adapt.protocol.supervision import Teaching, stream_of
 
 BIN_S = 0.05
 
@@ -30,7 +32,7 @@ class Adapted(NamedTuple):
 
     `prediction` is that of `predicting.predict`, with ``held_out (time)``, True where weights were held. `scores` are
     dicts of variable, part (``online``, each bin predicted before its label; ``held_out``), bins (``in trial``,
-    ``all``) and r2, of variables with labels in the session; `n_labels` counts bins of the stream with any label.
+    ``all``) and metrics, of variables with labels in the session; `n_labels` counts bins of the stream with any label.
     """
 
     decoder: Decoder
@@ -124,37 +126,16 @@ def adapt(
     decoder_file = Path(decoder_file)
     decoder, session = predicting.opened(decoder_file, Path(session_file))
     arrays, notes = predicting.match_channels(decoder, session, missing)
-    y, n_bins = arrays.y, len(arrays.y)
     if not stream_s > 0.0:
         raise InputError(f"stream_s must be positive, got {stream_s}")
     n_stream = arrays.n_stream(stream_s)
-    rest = slice(n_stream, None)
-    with np.errstate(over="ignore", invalid="ignore"):  # divergence is refused below
-        online = decoder.adapt(arrays.part(slice(n_stream)))
-        held_out = decoder.predict(arrays.part(rest), continuing=True)
-    predicted = np.vstack([online, held_out])
-    if getattr(decoder, "diverged_", False) or not np.isfinite(predicted).all():
+    found = prequential(decoder, stream_of(arrays, Teaching()), n_stream)
+    predicted = np.vstack([found.online, found.held_out])
+    if found.diverged or not np.isfinite(predicted).all():
         raise InputError(f"{decoder_file}: diverged on {clean(session.attrs['session_id'])}; nothing is kept of it")
     prediction = predicting.prediction_of(session, predicted, decoder, decoder_file, notes)
-    prediction["held_out"] = "time", np.arange(n_bins) >= n_stream
-    scores = []
-    for name, where in arrays.columns.items():
-        known = np.isfinite(y[:, where])
-        kinds = {"all": np.ones(n_bins, bool)}
-        if arrays.in_trial is not None:
-            kinds = {"in trial": arrays.in_trial, **kinds}
-        for part, bins in (("online", slice(n_stream)), ("held_out", rest)):
-            for kind, chosen in kinds.items():
-                mask = (known & chosen[:, None])[bins]
-                scores.append(
-                    {
-                        "variable": name,
-                        "part": part,
-                        "bins": kind,
-                        "r2": r2(y[bins, where], predicted[bins, where], mask),
-                    }
-                )
-    n_labels = int(np.isfinite(y[:n_stream]).any(axis=1).sum())
-    if not n_labels:
+    prediction["held_out"] = "time", np.arange(len(predicted)) >= n_stream
+    scores = [row for row in scores_of(arrays, found, n_stream) if row["part"] in ("online", "held_out")]
+    if not found.n_labels:
         notes = [*notes, "no label in the stream: only what needs none was adapted"]
-    return Adapted(decoder, prediction, scores, n_labels, n_stream * float(session.attrs["bin_s"]), notes)
+    return Adapted(decoder, prediction, scores, found.n_labels, n_stream * float(session.attrs["bin_s"]), notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from bci_adapt.data.labelled import Arrays, session_arrays
+from bci_adapt.data.sessions import kinematic_names
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.own import Own, led
 from bci_adapt.errors import InputError
@@ -87,23 +89,21 @@ def evaluate(
     that learns bin by bin:
 
     >>> import copy, numpy as np, bci_adapt as ba
-    >>> from bci_adapt.decoders.online_rnn import OnlineDecoder
     >>> rng = np.random.default_rng(0)
     >>> movement = np.cumsum(rng.normal(size=(400, 2)), axis=0)
     >>> counts = rng.poisson(np.exp(np.clip(movement @ rng.normal(0, 0.1, (2, 6)), -3, 3)))
     >>> tuesday = ba.session(counts=counts, target=movement, bin_s=0.05, session_id="tue")
-    >>> decoder = OnlineDecoder(n_hidden=4, n_updates=2, warm_up_s=2.0, label_delay_s=0.5)
-    >>> X, y = tuesday["counts"].values.astype(float), tuesday["position"].values
-    >>> decoder = decoder.fit(tuesday, "position")
+    >>> decoder = ba.OnlineDecoder(n_hidden=4, n_updates=2, warm_up_s=2.0).fit(tuesday, "position")
+    >>> X, y = tuesday["counts"].values, tuesday["position"].values
 
-    >>> mine, n_stream, delay, online = copy.deepcopy(decoder), 200, 10, []
+    >>> mine, n_stream, delay, online = copy.deepcopy(decoder), 200, 10, []  # labels 0.5 s late
     >>> mine.begin()
     >>> for t in range(n_stream):
     ...     due = y[t - delay] if t >= delay else None  # the label whose time has come
     ...     online.append(mine.step(X[t], due))  # predicts, then learns
     >>> held_out = mine.predict(X[n_stream:], continuing=True)
 
-    >>> found = ba.evaluate(decoder, tuesday, "position", stream_s=10.0)
+    >>> found = ba.evaluate(decoder, tuesday, stream_s=10.0)
     >>> bool((found.prediction["predicted_position"].values == np.vstack([*online, held_out])).all())
     True
 
@@ -124,6 +124,8 @@ def evaluate(
     InputError
         for a decoder that is not fitted, a session without the target, and settings that cannot be.
     """
+    import pandas as pd
+
     at_trial_end = label_delay_s == "trial_end"
     if isinstance(label_delay_s, str) and not at_trial_end:
         raise InputError(f"label_delay_s: expected seconds or 'trial_end', got {label_delay_s!r}")
@@ -144,7 +146,7 @@ def evaluate(
     return Evaluation(
         decoder=ours.decoder if isinstance(ours, Own) else ours,
         prediction=_prediction(session, arrays, found, n_stream),
-        scores=_scores(arrays, found, n_stream),
+        scores=pd.DataFrame(scores_of(arrays, found, n_stream)),
         session_id=arrays.session_id,
         stream_s=n_stream * arrays.bin_s,
         label_delay_s="trial_end" if at_trial_end else float(getattr(ours, "label_delay_s", 0.0)),
@@ -155,12 +157,21 @@ def evaluate(
 
 
 def _arrays(decoder: Any, session: xr.Dataset, target: str | Sequence[str] | None) -> Arrays:
-    """The session as the decoder takes it: one of ours by its door."""
-    if target is None and not getattr(decoder, "metadata_", {}).get("outputs"):
-        raise InputError("evaluate: this decoder does not know what it decodes: name the target")
+    """The session as the decoder takes it."""
     if isinstance(decoder, Decoder):
-        return decoder.matched(session, target)[0]
-    return session_arrays(session, target or ())
+        decoder.require_fitted()
+        arrays, notes = decoder.matched(session, target)
+        if arrays.columns:
+            for note in notes:
+                warnings.warn(note, UserWarning, stacklevel=3)
+            return arrays
+        wanted = ", ".join(each["variable"] for each in decoder.metadata_.get("outputs", ()))
+        found = ", ".join(kinematic_names(session)) or "none"
+        wrong = f"expected {wanted} to score by, it holds {found}" if wanted else "name the target: it is not known"
+        raise InputError(f"evaluate: {session.attrs['session_id']}: {wrong}")
+    if target is None:
+        raise InputError("evaluate: a decoder of your own does not say what it decodes: name the target")
+    return session_arrays(session, target)
 
 
 def _stream_bins(arrays: Arrays, stream_s: float) -> int:
@@ -172,9 +183,8 @@ def _stream_bins(arrays: Arrays, stream_s: float) -> int:
     return n_stream
 
 
-def _scores(arrays: Arrays, found: Predictions, n_stream: int) -> pd.DataFrame:
-    import pandas as pd
-
+def scores_of(arrays: Arrays, found: Predictions, n_stream: int) -> list[dict[str, Any]]:
+    """The rows of `Evaluation.scores`."""
     late, end = n_stream // 2, len(arrays.X)
     parts = {
         "online": (slice(0, n_stream), found.online),
@@ -196,7 +206,7 @@ def _scores(arrays: Arrays, found: Predictions, n_stream: int) -> pd.DataFrame:
                     values = score(np.where(known, y, 0.0), predicted[:, outputs], mask, arrays.axes[outputs])
                 about = {"variable": variable, "part": part, "bins": kind, "n_bins": int(mask.any(axis=1).sum())}
                 rows.append(about | values)
-    return pd.DataFrame(rows)
+    return rows
 
 
 def _prediction(session: xr.Dataset, arrays: Arrays, found: Predictions, n_stream: int) -> xr.Dataset:

@@ -55,16 +55,15 @@ def prequential(
     is the session once more with what is shown to a decoder that goes on learning beyond the stream; a copy of the
     decoder does that. For `teaches_itself` see `adapted`.
     """
-    nothing = np.zeros((0, session.y.shape[1]))
+    nothing = np.zeros((0, session.arrays.y.shape[1]))
     with np.errstate(over="ignore", invalid="ignore"):  # divergence is told, not warned about
         online = adapted(decoder, session.until(n_stream), teaches_itself)
-        rest = session.since(n_stream)
         found = Predictions(
             online=online,
-            held_out=decoder.predict(rest.X, rest.reset, continuing=True),
+            held_out=decoder.predict(session.since(n_stream).arrays, continuing=True),
             continuing=nothing,
             back=nothing,
-            n_labels=int(np.isfinite(session.y[:n_stream]).any(axis=1).sum()),
+            n_labels=int(np.isfinite(session.arrays.y[:n_stream]).any(axis=1).sum()),
             weight_change=float(getattr(decoder, "weight_change_", np.nan)),
             diverged=bool(getattr(decoder, "diverged_", False)),
         )
@@ -82,16 +81,18 @@ def adapted(decoder: Any, stream: Stream, teaches_itself: bool = False, going_on
     centred on each bin – which its label delay must cover, so that nothing is known before its time – and learns it.
     """
     if not teaches_itself:
-        return decoder.partial_fit(*stream).online_predictions_ if going_on else decoder.adapt(*stream)
+        if going_on:
+            return decoder.partial_fit(stream.arrays, arrives=stream.arrives).online_predictions_
+        return decoder.adapt(stream.arrays, arrives=stream.arrives)
     bin_s: float = decoder.bin_s_
     half = min(round(SMOOTHING_S / bin_s), delay_bins(decoder.get_params()["label_delay_s"], bin_s))
-    lesson, usable = round(LESSON_S / bin_s), np.isfinite(stream.y)
+    lesson, predictions = round(LESSON_S / bin_s), np.empty_like(stream.arrays.y)
     if not going_on:
         decoder.begin()
-    predictions = np.empty_like(stream.y)
-    for first in range(0, len(stream.X), lesson):
+    for first in range(0, len(predictions), lesson):
         bins = slice(first, first + lesson)
-        own = decoder.predict(stream.X[bins], stream.reset[bins], continuing=going_on or first > 0)
-        labels = np.where(usable[bins], smoothed(own, half), np.nan)
-        predictions[bins] = decoder.partial_fit(stream.X[bins], labels, stream.reset[bins]).online_predictions_
+        part = stream.arrays.part(bins)
+        own = decoder.predict(part, continuing=going_on or first > 0)
+        labels = np.where(np.isfinite(part.y), smoothed(own, half), np.nan)
+        predictions[bins] = decoder.partial_fit(part._replace(y=labels)).online_predictions_
     return predictions

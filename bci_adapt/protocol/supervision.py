@@ -18,24 +18,25 @@ SMOOTHING_S = 0.25
 
 
 class Stream(NamedTuple):
-    """A session as one decoder meets it: counts (n_bins, n_channels), the labels it is shown (n_bins, n_outputs), NaN
-    where it is shown none, the first bin of each segment (n_bins,), and the bin (n_bins,) at whose end each label
-    becomes known; None for after the decoder's own delay.
+    """A session as one decoder meets it: its arrays, with labels where it is shown some and NaN elsewhere, and the bin
+    (n_bins,) at whose end each label becomes known; None for after the decoder's own delay.
     """
 
-    X: np.ndarray
-    y: np.ndarray
-    reset: np.ndarray
+    arrays: Arrays
     arrives: np.ndarray | None = None
 
     def until(self, end: int) -> Stream:
         """The bins before bin `end`."""
-        return Stream(*(None if part is None else part[:end] for part in self))  # type: ignore[arg-type]
+        return Stream(self.arrays.part(slice(end)), None if self.arrives is None else self.arrives[:end])
 
     def since(self, first: int) -> Stream:
         """The bins from bin `first` on, from which the arrival of labels is then counted."""
         arrives = None if self.arrives is None else self.arrives[first:] - first
-        return Stream(self.X[first:], self.y[first:], self.reset[first:], arrives)
+        return Stream(self.arrays.part(slice(first, None)), arrives)
+
+    def with_counts(self, X: np.ndarray) -> Stream:
+        """The same with other counts (n_bins, n_channels)."""
+        return self._replace(arrays=self.arrays._replace(X=X))
 
 
 class Teaching(NamedTuple):
@@ -79,7 +80,7 @@ def stream_of(arrays: Arrays, teaching: Teaching, session: xr.Dataset | None = N
     y = shown(y, arrays.bin_s, teaching.label_fraction, teaching.budget_s, teaching.seed)
     if teaching.budget_trials:
         y[bins_of_trials(teaching.budget_trials, arrays.in_trial, arrays.trial_end) :] = np.nan
-    return Stream(arrays.X, y, arrays.reset, arrays.trial_end if teaching.at_trial_end else None)
+    return Stream(arrays._replace(y=y), arrays.trial_end if teaching.at_trial_end else None)
 
 
 def bins_of_trials(n_trials: int, in_trial: np.ndarray | None, trial_end: np.ndarray) -> int:

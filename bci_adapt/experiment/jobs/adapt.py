@@ -48,7 +48,7 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
         if parameters["back"]:
             source = job_arrays(parameters, inputs["source"])
             with np.errstate(over="ignore", invalid="ignore"):
-                back = decoder.with_fitted_statistics().predict(source.X, source.reset)
+                back = decoder.with_fitted_statistics().predict(source)
             found = found._replace(back=back)
     except InputError as error:
         raise InputError(f"{decoder.name} on {arrays.session_id}: {error}") from error
@@ -71,7 +71,7 @@ def taught_by(parameters: dict[str, Any]) -> Teaching:
 def met(arrays: Arrays, path: Path, control: dict[str, Any] | None, teaching: Teaching) -> Stream:
     """What a decoder is shown of the session stored at `path`, under the control and the supervision asked for."""
     stream = stream_of(arrays, teaching, read_session(path) if teaching.supervision == "intention" else None)
-    return stream if control is None else stream._replace(X=_controlled(arrays, **control))
+    return stream if control is None else stream.with_counts(_controlled(arrays, **control))
 
 
 def _controlled(arrays: Arrays, kind: str, seed: int) -> np.ndarray:

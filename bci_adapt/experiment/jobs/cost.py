@@ -26,9 +26,9 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     """
     arrays = job_arrays(parameters, inputs["target"])
     decoder = started(parameters, inputs)
-    stream = met(arrays, inputs["target"], parameters["control"], taught_by(parameters))
-    n_bins = min(len(stream.X), WARM_UP + MEASURED)
-    rows = [(stream.X[t : t + 1], stream.y[t : t + 1]) for t in range(n_bins)]
+    shown = met(arrays, inputs["target"], parameters["control"], taught_by(parameters)).arrays
+    n_bins = min(len(shown.X), WARM_UP + MEASURED)
+    rows = [(shown.X[t : t + 1], shown.y[t : t + 1]) for t in range(n_bins)]
     decoder.begin()
     taken = _timed(lambda X, y: decoder.partial_fit(X, y), rows)
     empty = _timed(lambda X, y: None, rows)

@@ -25,5 +25,5 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     target = job_arrays(parameters, inputs["target"])
     stream = stream_of(target, Teaching())
     if parameters["permutation"] is not None:
-        stream = stream._replace(X=permuted_in_time(target.X, parameters["permutation"]))
+        stream = stream.with_counts(permuted_in_time(target.X, parameters["permutation"]))
     prequential(decoder, stream, target.n_stream(parameters["stream_s"])).save(out)
