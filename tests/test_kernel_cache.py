@@ -72,6 +72,11 @@ def test_every_part_of_a_loop_has_a_name_of_its_own(monkeypatch, tmp_path):
     assert len(names) == len(set(names)) > 40
 
 
-def test_the_folder_is_named_by_every_kernel_source():
-    assert compiled.sources_digest() == compiled.sources_digest()
-    assert len(compiled.sources_digest()) == 16
+def test_the_folder_is_named_by_what_a_loop_is_made_of():
+    names = {
+        (c, r): compiled.sources_digest(cell(c), rule(r)) for c in ("tanh", "gru") for r in ("immediate", "window")
+    }
+    assert len(set(names.values())) == 4
+    assert {len(name) for name in names.values()} == {16}
+    assert compiled.sources_digest(cell("tanh"), rule("window", steps=9)) == names["tanh", "window"]
+    assert compiled.sources_digest(cell("tanh_skip"), rule("immediate")) == names["tanh", "immediate"]  # of one file

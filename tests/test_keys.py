@@ -85,12 +85,15 @@ def keys(configs):
     from bci_adapt.experiment.config import Config
     from bci_adapt.experiment.pairs import Pair
     from bci_adapt.ground.jobs import Job
+    from bci_adapt.learning.backends.compiled import sources_digest
     from bci_adapt.learning.cells.base import cells
     from bci_adapt.learning.credit.base import rules
     from bci_adapt.paper.reproduce import digests, known_figures
 
     found = {f"kernel of {name}": kernel(name, "immediate", "rmsprop").key for name in cells()}
     found |= {f"kernel of {name}": kernel("tanh", name, "rmsprop").key for name in rules()}
+    for of_cell, of_rule in (("tanh", "immediate"), ("gru", "immediate"), ("gru", "window")):
+        found[f"loop of {of_cell} {of_rule}"] = sources_digest(cells()[of_cell], rules()[of_rule]())
     fit = {"kind": "fit", "function": "bci_adapt.experiment.jobs.fit:run", "stem": "", "folder": ""}
     found |= {f"fit of {name}": Job(**fit, modules=(kind.__module__,)).key for name, kind in decoders().items()}
     arms = [{"rule": "immediate", "optimizer": "rmsprop", "learning_rate": 1e-3}]
@@ -211,10 +214,23 @@ ADDED = {  # what is added, how, and what is there then (nothing new of a word)
     "figure": (with_figure, "figure another"),
     "claim": (append("configs/claims.toml", CLAIM), "claim another"),
 }
-EVERY_NETWORK = ("kernel of", "adapt immediate_rmsprop tanh", "claim recovers", "claim predicts", "claim memory")
+EVERY_NETWORK = (
+    "kernel of",
+    "loop of",
+    "adapt immediate_rmsprop tanh",
+    "claim recovers",
+    "claim predicts",
+    "claim memory",
+)
 EDITED = {  # a file, and what an edit of it moves and leaves
-    "learning/cells/plain.py": (("kernel of tanh", "adapt immediate_rmsprop tanh", "claim recovers"), ("adapt rls ",)),
-    "learning/credit/window.py": (("kernel of window",), ("adapt immediate_rmsprop", "claim recovers", "adapt rls ")),
+    "learning/cells/plain.py": (
+        ("kernel of tanh", "loop of tanh immediate", "adapt immediate_rmsprop tanh", "claim recovers"),
+        ("loop of gru", "adapt rls "),
+    ),
+    "learning/credit/window.py": (
+        ("kernel of window", "loop of gru window"),
+        ("loop of gru immediate", "adapt immediate_rmsprop", "claim recovers", "adapt rls "),
+    ),
     "learning/credit/base.py": (EVERY_NETWORK, ("adapt rls ", "claim decodes")),
     "decoders/lags.py": (("fit rls ", "adapt rls ", "score rls "), ("claim", "adapt immediate_rmsprop")),
     "paper/case_statistics.py": (("claim",), ("fit", "adapt", "score", "kernel")),

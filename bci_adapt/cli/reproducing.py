@@ -63,15 +63,24 @@ def reproduce(
         from bci_adapt.paper.reproduce import known_figures
 
         raise InputError(f"reproduce: name a figure ({', '.join(known_figures(configs))}) or all")
+    _require_finished(runs or ())
     from bci_adapt.paper.reproduce import reproduce as run
 
-    for folder in runs or ():
-        if not (folder / "results.nc").is_file():
-            raise InputError(f"--run {folder}: expected the folder of a finished run, with results.nc in it")
     target = output or Path("paper_quick" if quick else "paper")
     with progress(quiet) as bar:
         say = teller(bar, "planning")
         done = run(figures, configs, target, quick=quick, workers=workers, progress=Jobs(bar), say=say, runs=runs or ())
+    _tell(done, json_file, quiet)
+
+
+def _require_finished(runs: list[Path] | tuple[()]) -> None:
+    for folder in runs:
+        if not (folder / "results.nc").is_file():
+            raise InputError(f"--run {folder}: expected the folder of a finished run, with results.nc in it")
+
+
+def _tell(done: Any, json_file: str | None, quiet: bool) -> None:
+    """Show what was made and write its JSON; the exit code is 1 where a job failed."""
     if json_file is not None:
         counts = {"executed": done.outcome.executed, "reused": done.outcome.reused, "failed": len(done.failed)}
         write_json(json_file, {"claims": done.rows, "jobs": counts, "page": str(done.page)})

@@ -20,4 +20,4 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     moves = optimizer(parameters["optimizer"], clip=1.0 if parameters["clips"] else 0.0)
     learner = online.Learner(network, rule(parameters["rule"]), moves, loss=parameters["loss"])
     online.run(online.start(learner, *network.initial_weights(0)), np.zeros((2, 2)), np.full((2, 2), 0.5))
-    write_text(out, json.dumps(parameters | {"sources": sources_digest()}))
+    write_text(out, json.dumps(parameters | {"sources": sources_digest(learner.network.cell, learner.rule)}))

@@ -2,25 +2,24 @@
 
 Every function is plain Python in its own file. `bound_loop` gives `loop` the parts it needs as its globals, so each
 combination is compiled as a whole (nothing is called through a pointer) from one source. The compiled loop is kept on
-disk in a folder named by a digest of every kernel source: numba watches only the file that defines a function, and
-would otherwise run stale code after an edit elsewhere.
+disk in a folder named by a digest of every source that it is made of: numba watches only the file that defines a
+function, and would otherwise run stale code after an edit elsewhere.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import platform
 import types
 import uuid
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bci_adapt.ground.jobs import digest, sources
 from bci_adapt.ground.storage import cache_root
 from bci_adapt.learning import optimizers, schedules
 from bci_adapt.learning.backends import loop as source
@@ -30,14 +29,13 @@ from bci_adapt.learning.credit.fresh import freshened
 from bci_adapt.learning.credit.tools import make_tools
 from bci_adapt.learning.optimizers import Optimizer
 
-_KERNEL_SOURCES = (
-    "cells",
-    "credit",
-    "backends/loop.py",
-    "backends/compiled.py",
-    "backends/elementary.py",
-    "optimizers.py",
-    "schedules.py",
+# What a loop is compiled from, of the modules that its parts import; torch counterparts are none of it.
+_KERNEL_SOURCES = tuple(
+    f"bci_adapt.learning.{name}"
+    for name in (
+        *("cells", "credit", "optimizers", "schedules"),
+        *("backends.loop", "backends.compiled", "backends.elementary"),
+    )
 )
 # error_model: IEEE division instead of a check that stops SIMD; the flags allow sums to be reordered, no more.
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}, "nogil": True}
@@ -51,15 +49,18 @@ _INLINED = ("row", "update", "partials", "hear", "activate", "shrink", "approach
 _INLINED += ("<lambda>", "_store", "fresh")
 
 
+def sources_digest(cell: Cell, rule: CreditRule) -> str:
+    """Digest of the sources that the loops of a cell and a rule are compiled from, and of the compiler: it names the
+    folder where they are kept. Other cells and rules are no part of it.
+    """
+    return _digest_of(cell.make.__module__, type(rule).__module__)
+
+
 @functools.cache
-def sources_digest() -> str:
-    """Digest of every kernel source and of the compiler, which names the folder of compiled kernels."""
-    root = Path(source.__file__).parents[1]
-    digest = hashlib.sha256(f"{version('numba')} {version('numpy')} {platform.machine()}".encode())
-    for name in _KERNEL_SOURCES:
-        for path in sorted((root / name).rglob("*.py")) if (root / name).is_dir() else [root / name]:
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+def _digest_of(*modules: str) -> str:
+    found = sources(f"{__name__}:bound_loop", modules)
+    kept = {name: value for name, value in found.items() if name.startswith(_KERNEL_SOURCES)}
+    return digest([version("numba"), version("numpy"), platform.machine(), kept])[:16]
 
 
 def _on_disk(*parts: Any) -> bool:
@@ -114,7 +115,7 @@ def _compile(cell: Cell, rule: CreditRule, optimizer: Optimizer, loss: str, boun
 
     on_disk = _on_disk(cell.make, type(rule), type(optimizer)) and not boundscheck
     if on_disk:
-        folder = cache_root() / "kernels" / sources_digest()
+        folder = cache_root() / "kernels" / sources_digest(cell, rule)
         folder.mkdir(parents=True, exist_ok=True)
         numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
     options = {**_OPTIONS, "boundscheck": boundscheck}
