@@ -50,7 +50,8 @@ class Decoder(RegressorMixin, BaseEstimator):
 
     ``fit`` trains on earlier sessions. ``predict`` is pure: it leaves the decoder as it was. ``adapt`` starts a new
     session and predicts each of its bins before that bin's label is used; ``partial_fit`` goes on with the session.
-    `OnlineDecoder` has ``step`` besides, one bin of it. All of them take what the module's docstring says.
+    `OnlineDecoder` has ``step`` besides, one bin of it. All of them take sessions, DataArrays that kept their masks, or
+    plain arrays (n_bins, n_channels) and (n_bins, n_outputs), of which nothing is checked but their shape.
 
     A class of the folder has the parameters ``bin_s`` and ``missing``, and fills in `_fit`, `_predict`, `_partial_fit`
     and `begin`, which work on checked `Bins`.
@@ -70,6 +71,21 @@ class Decoder(RegressorMixin, BaseEstimator):
     stored: ClassVar[tuple[str, ...]] = ()
     # Constants of small decoders that tests lead through every property, by name; "" is the plain one.
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"": MappingProxyType({})})
+    # Checks of scikit-learn that cannot hold of it, each with the reason.
+    unmet_checks: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            **dict.fromkeys(
+                ("check_n_features_in_after_fitting", "check_estimators_partial_fit_n_features"),
+                "partial_fit goes on with a session of a fitted decoder; before fit it says so",
+            ),
+            **dict.fromkeys(
+                ("check_methods_sample_order_invariance", "check_methods_subset_invariance"),
+                "rows are bins of a time series: what is predicted of one depends on those before it",
+            ),
+            "check_dtype_object": "what is no number is an InputError, a ValueError; the check asks for a TypeError",
+            "check_regressor_data_not_an_array": "a table is refused: its columns would be taken by their place",
+        }
+    )
     # Parameters that are dicts: their entries are parameters, too (`rule_constants__steps`).
     of_dicts: ClassVar[tuple[str, ...]] = ()
     bin_s: float | None = None
@@ -337,11 +353,14 @@ class Decoder(RegressorMixin, BaseEstimator):
     # -- parameters and storage ----------------------------------------------------------------------------------
 
     def __sklearn_tags__(self):
-        """Counts are positive, NaN is what was not observed, and there may be several outputs."""
+        """Counts are positive, NaN is what was not observed, there may be several outputs, and rows in random order, as
+        scikit-learn's checks have them, say little to what reads a time series.
+        """
         tags = super().__sklearn_tags__()
         tags.input_tags.positive_only = True
         tags.input_tags.allow_nan = True
         tags.target_tags.multi_output = True
+        tags.regressor_tags.poor_score = True
         return tags
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:

@@ -57,11 +57,6 @@ class PretrainedDecoder(Decoder):
     running_: Normaliser
     stored: ClassVar[tuple[str, ...]] = ("W_", "C_", "mean_", "variance_", "label_mean_", "label_scale_")
 
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.regressor_tags.poor_score = True  # on few rows in random order: it is made for long series
-        return tags
-
     @property
     def network_(self) -> Network:
         return Network(cell(self.cell), self.n_features_in_, self.n_hidden, self.n_outputs_)

@@ -46,6 +46,10 @@ class StackedDecoder(OnlineDecoder):
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "": {"n_lags": 3, "memory_s": 20.0, "update_every_s": 0.25, "prior_s": 5.0, **SMALL}
     }
+    unmet_checks: ClassVar[Mapping[str, str]] = {
+        **OnlineDecoder.unmet_checks,
+        "check_do_not_raise_errors_in_init_or_set_params": "the network's parameters are handed on by name",
+    }
     linear_: RLSDecoder
 
     def __init__(
