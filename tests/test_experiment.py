@@ -27,10 +27,13 @@ from bci_adapt.ground.jobs import Job
 from bci_adapt.learning.credit.base import rules
 from bci_adapt.learning.optimizers import optimizers
 from bci_adapt.results import report
+from bci_adapt.results.analysis import analyse
 from bci_adapt.results.arms import Arms
+from bci_adapt.results.manifest import read_manifest
 from bci_adapt.results.report import comparisons
-from bci_adapt.results.summary import json_payload, leak, summarise
+from bci_adapt.results.summary import leak, summarise
 from bci_adapt.results.table import read_results
+from bci_adapt.results.terminal import json_payload
 
 TINY = """
 name = "tiny"
@@ -267,7 +270,7 @@ def test_a_tiny_experiment_from_nwb_to_report_runs_once(tiny):
     first = run_experiment(config, workers=0, command="test")
     jobs = planned(config)
     assert 30 < first.executed <= len(jobs), "of one file's tests, some share jobs"
-    assert first.manifest["jobs"]["failed"] == []
+    assert first.manifest.jobs["failed"] == []
     again = run_experiment(config, workers=0)
     assert (again.executed, again.folder) == (0, first.folder)
     assert again.reused > 0
@@ -288,7 +291,7 @@ def test_a_tiny_experiment_from_nwb_to_report_runs_once(tiny):
     assert set(rows["metric"]) == {"r2", "r2_uniform", "r2:x", "r2:y", "pearson", "rmse", "r2_all_bins"}
     assert sorted(set(rows["day_gap"])) == [40.0, 200.0]
     assert attrs["unit"] == "centimeters/s"
-    assert attrs["delay_bins"] == first.manifest["delay_bins"] == 4
+    assert attrs["delay_bins"] == first.manifest.delay_bins == 4
     assert len(curves)
     assert len(trajectories)
 
@@ -296,7 +299,7 @@ def test_a_tiny_experiment_from_nwb_to_report_runs_once(tiny):
     moved = rows.groupby("arm")["weight_change"].max()
     assert moved["normaliser"] == moved["frozen"] == 0.0
     assert moved["immediate_rmsprop"] > 0.0
-    payload = json_payload(stored, first.manifest)
+    payload = json_payload(stored, first.manifest, analyse(stored, first.manifest))
     assert set(payload) >= {"rows", "summary", "unscorable", "refused", "leak", "jobs"}
     assert set(payload["leak"]) == {"immediate_rmsprop", "window4_rmsprop", "rls"}
     assert payload["jobs"]["executed"] == first.executed
@@ -521,7 +524,7 @@ def test_a_job_that_fails_costs_its_own_arm_only_and_is_told(two_rules, call, mo
 
     monkeypatch.setattr(adapt, "run", whole)
     mended = run_experiment(load_config(two_rules), workers=0)
-    assert (mended.folder, mended.manifest["jobs"]["failed"]) == (folder, [])
+    assert (mended.folder, mended.manifest.jobs["failed"]) == (folder, [])
     assert mended.executed == 3, "the two that failed, and the scores"
     assert (read_results(folder / "results.nc").rows["status"] == "ok").all()
 
@@ -551,7 +554,7 @@ def test_a_fit_that_fails_costs_what_starts_from_it_and_a_run_without_any_arm_is
     assert set(failed.loc[failed["cell"] == "tanh", "seed"]) == {1}
     assert set(failed["arm"]) >= {"rls", "canary:rls", "persistence", "network_oracle", "immediate_rmsprop"}
     assert "pretrain tanh seed 1 on sub-Sim_ses-CO-20140303: no such luck" in set(failed["reason"])
-    assert len(done.manifest["jobs"]["failed"]) == 4, "two networks, two linear decoders"
+    assert len(done.manifest.jobs["failed"]) == 4, "two networks, two linear decoders"
 
 
 def test_scores_that_fail_are_counted_once_and_a_run_without_any_is_refused(tiny, monkeypatch):
@@ -569,7 +572,7 @@ def test_scores_that_fail_are_counted_once_and_a_run_without_any_is_refused(tiny
         run_experiment(load_config(tiny), workers=0)
     done = run_experiment(load_config(tiny), workers=0)
     assert len(calls) == 4
-    assert [each["error"] for each in done.manifest["jobs"]["failed"]] == ["RuntimeError: not today"]
+    assert [each["error"] for each in done.manifest.jobs["failed"]] == ["RuntimeError: not today"]
     assert read_results(done.folder / "results.nc").rows["target"].nunique() == 1
 
 
@@ -586,14 +589,14 @@ def test_a_finished_run_keeps_its_first_manifest_and_its_place(tiny, tmp_path):
     )
     assert first.folder == second.folder == third.folder
     for name in ("created", "command", "jobs", "versions"):
-        assert third.manifest[name] == first.manifest[name]
-    assert third.manifest == json.loads((first.folder / "manifest.json").read_text())
-    assert first.manifest["reruns"] == []
-    again = [{key: each[key] for key in ("command", "executed", "reused")} for each in third.manifest["reruns"]]
+        assert getattr(third.manifest, name) == getattr(first.manifest, name)
+    assert third.manifest == read_manifest(first.folder / "manifest.json")
+    assert first.manifest.reruns == []
+    again = [{key: each[key] for key in ("command", "executed", "reused")} for each in third.manifest.reruns]
     assert again == [{"command": name, "executed": 0, "reused": second.reused} for name in ("two", "three")]
-    assert read_results(first.folder / "results.nc").attrs["created"] == first.manifest["created"]
+    assert read_results(first.folder / "results.nc").attrs["created"] == first.manifest.created
     (first.folder / "manifest.json").write_text("{")
-    assert run_experiment(load_config(tiny, data=folders[0]), workers=0, command="new").manifest["command"] == "new"
+    assert run_experiment(load_config(tiny, data=folders[0]), workers=0, command="new").manifest.command == "new"
 
 
 def test_a_retrained_network_runs_once_for_all_sources_of_a_target(tiny):
@@ -636,7 +639,7 @@ def test_a_dandiset_is_fetched_once_pinned_and_run_again_without_a_network(tiny,
     assert lock.count("[[assets]]") == 3
     done = run_experiment(load_config(config), workers=0, lock=config.parent / "sessions.lock.toml", offline=True)
     assert done.executed == 0
-    about = done.manifest["sessions"][0]
+    about = done.manifest.sessions[0]
     assert (about["dandiset"], about["asset_path"].startswith("sub-Sim/")) == ("000688", True)
     assert about["licence"]
     text = page(done.folder)
@@ -656,7 +659,7 @@ def test_days_between_anonymised_dates_are_unknown(tiny, page):
     rows = read_results(done.folder / "results.nc").rows
     assert rows["day_gap"].isna().all()
     assert set(rows["target_date"]) == {""}
-    assert [each["date"] for each in done.manifest["sessions"]] == ["", "", ""]
+    assert [each["date"] for each in done.manifest.sessions] == ["", "", ""]
     assert "anonymised" in page(done.folder)
     assert "1925-01" not in page(done.folder)
 
@@ -685,7 +688,7 @@ def test_sessions_meet_on_their_channels_by_the_policy_asked_for(tiny):
     runs = {}
     for rule in ("drop", "zero"):
         done = run_experiment(load_config(tiny, [f"channels.missing={rule}"], data=folder), workers=0)
-        (entry,) = done.manifest["channels"]
+        (entry,) = done.manifest.channels
         runs[rule] = entry
         rows = read_results(done.folder / "results.nc").rows
         assert set(rows["status"]) == {"ok"}
@@ -816,7 +819,7 @@ def table(rows, *names):
 
 def test_every_arm_has_a_row_for_every_part_it_is_scored_on(everything):
     config, done, (rows, *_) = everything
-    assert done.manifest["jobs"]["failed"] == []
+    assert done.manifest.jobs["failed"] == []
     assert set(rows["status"]) == {"ok"}
     rows = rows[rows["metric"] == "r2"]
     standing = rows[(rows["study"] == "") & (rows["control"] == "") & (rows["arm"] != "Mine")]
@@ -826,7 +829,7 @@ def test_every_arm_has_a_row_for_every_part_it_is_scored_on(everything):
             phases = set(arm.phases) - (set() if seed == arm.seeds[0] else {"continuing", "back"})
             expected |= {(arm.name, arm.cell, seed, phase) for phase in phases}
     assert {name for name, *_ in expected} == {*standing_names(config), "immediate_rmsprop"}
-    for target in done.manifest["sessions"][1:]:
+    for target in done.manifest.sessions[1:]:
         of_target = standing[standing["target"] == target["session_id"]]
         assert table(of_target, "arm", "cell", "seed", "phase") == expected
         assert len(of_target) == len(expected)
@@ -862,7 +865,7 @@ def test_controls_have_their_rows(everything):
 
 def test_studies_have_their_rows_and_agree_with_the_run_where_they_meet(everything):
     config, done, (rows, *_) = everything
-    days = [each["session_id"] for each in done.manifest["sessions"]]
+    days = [each["session_id"] for each in done.manifest.sessions]
     rows = rows[rows["metric"] == "r2"]
     assert set(rows["study"]) == {"", "delay", "fraction", "budget", "trials", "no_drift", "cold", "continual"}
     studies = dict(iter(rows.groupby("study")))
@@ -916,7 +919,7 @@ def test_studies_have_their_rows_and_agree_with_the_run_where_they_meet(everythi
 
 def test_a_decoder_of_ones_own_scores_as_the_one_it_copies(everything):
     _, done, (rows, *_) = everything
-    assert [each["class"] for each in done.manifest["own_decoders"]] == ["Mine"]
+    assert [each["class"] for each in done.manifest.own_decoders] == ["Mine"]
     mine, ours = (
         rows[(rows["arm"] == name) & (rows["cell"] == "") & (rows["study"] == "")].set_index(
             ["target", "phase", "metric"]
@@ -1006,7 +1009,7 @@ def test_one_network_is_carried_through_all_earlier_days(cache, tmp_path, monkey
     rows = read_results(done.folder / "results.nc").rows
     assert (rows["status"] == "ok").all()
     assert set(rows["source"]) == {f"{days[0]}+{days[1]}", f"{days[0]}+{days[1]}+{days[2]}"}
-    assert done.manifest["unfit"] == []
+    assert done.manifest.unfit == []
     assert Pair(("a", "b", "c", "d", "e"), "f").source == "a+3 more+e"
 
 

@@ -24,11 +24,12 @@ from bci_adapt.ground.storage import file_digest
 from bci_adapt.results.arms import Arms
 from bci_adapt.results.figures import run as figures
 from bci_adapt.results.figures import studies as figures_study
-from bci_adapt.results.report import plain_words, render_comparison, render_report
+from bci_adapt.results.report import render_comparison, render_report
 from bci_adapt.results.report.blocks import Cell, Column, Table
 from bci_adapt.results.report.markdown import _table, line
 from bci_adapt.results.summary import score_text, summarise
 from bci_adapt.results.table import long_table, read_results, write_results
+from bci_adapt.results.verdict import plain_words
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "path", "use", "rect"}
 
@@ -256,7 +257,13 @@ def test_page_is_whole_and_stands_alone(run):
     assert text.count("rates not tuned") >= 5, "under every table and figure of scores"
     assert "this setting leaks" not in text
     assert source.count("<svg") == 7
-    assert render_report(folder).read_text() == source, "the same run gives the same bytes"
+    stored = (folder / "analysis.json").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bci_adapt.results.analysis.analyse", None)  # what is analysed already is not again
+        assert render_report(folder).read_text() == source, "the same run gives the same bytes"
+    (folder / "analysis.json").write_bytes(stored.replace(b'"digest": "', b'"digest": "other'))
+    assert render_report(folder).read_text() == source
+    assert (folder / "analysis.json").read_bytes() == stored, "an analysis of other results is made again"
 
 
 def test_tables_are_written_as_markdown_beside_the_page(run):
@@ -425,7 +432,7 @@ def test_missing_and_broken_files_are_named(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(InputError, match=r"manifest\.json: not valid JSON"):
         render_report(tmp_path)
-    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "manifest.json").write_text('{"name": "x"}')
     with pytest.raises(InputError, match=r"results\.nc: no such file"):
         render_report(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
@@ -538,9 +545,7 @@ def whole(tmp_path_factory) -> tuple[Path, Page]:
             ],
         },
     )
-    about["config"] = about["config"] | {
-        "primary": {"arm": "immediate_rmsprop", "cell": "gru", "against": "rls", "against_cell": ""}
-    }
+    about["primary"] = {"arm": "immediate_rmsprop", "cell": "gru", "against": "rls", "against_cell": ""}
     return folder, make_run(folder, rows, about)
 
 

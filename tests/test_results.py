@@ -25,23 +25,30 @@ from long_tables import (
 from rich.console import Console
 
 from bci_adapt.errors import InputError
+from bci_adapt.results.analysis import Analysis, analyse
 from bci_adapt.results.arms import Arms
+from bci_adapt.results.manifest import Manifest, read_manifest
 from bci_adapt.results.summary import (
     adaptive,
     canary_troubles,
     caption,
-    json_payload,
     leak,
     not_above_persistence,
     summarise,
-    text_table,
 )
 from bci_adapt.results.table import ROWS, SCHEMAS, control_of, long_table, number, read_results, write_results
+from bci_adapt.results.terminal import json_payload, text_table
 
 PRIMARY = {"arm": "immediate_rmsprop", "cell": "gru", "against": "rls", "against_cell": ""}
 
 
 NOBODY = Arms(long_table([], "arms"))  # every arm is one that no table knows
+
+
+def payload_of(rows, **about):
+    """What ``--json`` would write of a run of these rows."""
+    found, said = stored(rows), Manifest(**manifest(**about))
+    return json_payload(found, said, analyse(found, said))
 
 
 def of(verdict, records):
@@ -65,7 +72,7 @@ def payload(rows):
     """Of the whole study, in which one gap is not known and one pair could not be scored."""
     rows = rows.copy()
     rows.loc[0, "day_gap"] = np.nan
-    return json_payload(stored(rows), manifest(unscorable=[{"source": "a", "target": "b", "reason": "flat"}]))
+    return payload_of(rows, unscorable=[{"source": "a", "target": "b", "reason": "flat"}])
 
 
 def test_file_returns_what_was_written(tmp_path):
@@ -235,7 +242,7 @@ def test_adaptive_arms_are_told_by_their_columns_and_none_without_a_verdict_is_s
         console.print(text_table(summarise(table, known), known, False, leaks=verdicts))
     assert capture.get().count("leak not checked") == 3
     assert "2 steps of history + Adam" in capture.get()
-    assert json_payload(stored(table), manifest())["leak"] == verdicts
+    assert payload_of(table)["leak"] == verdicts
 
 
 def test_an_online_score_no_better_than_persistence_is_flagged():
@@ -261,8 +268,8 @@ def test_side_questions_and_controls_stay_out_of_summary_leak_and_payload(rows):
     assert leak(everything, known) == leak(rows, known), "shuffled channels leave the time courses: no canary"
     labels = [known.label(entry["arm"]) for entry in summarise(everything, known)]
     assert "readout only, shuffled channels" in labels
-    payload = json_payload(stored(everything), manifest(primary=PRIMARY))
-    assert payload["refused"] == json_payload(stored(rows), manifest())["refused"]
+    payload = payload_of(everything, primary=PRIMARY)
+    assert payload["refused"] == payload_of(rows)["refused"]
     assert {entry["mean"] for entry in payload["sweeps"]["delay"] if entry["value"] != 0.5} == {0.9}
     assert [entry["primary"] for entry in payload["comparisons"]].count(True) == 1
 
@@ -388,3 +395,34 @@ def test_one_shift_in_twenty_that_scores_is_seen_whatever_its_number():
     assert of(leak, own + shifts) == {"immediate_rmsprop": True}
     quiet = [each | {"value": 0.0} for each in shifts]
     assert of(leak, own + quiet) == {"immediate_rmsprop": False}
+
+
+def test_an_analysis_is_read_as_it_was_written_to_the_last_bit(rows):
+    found, said = stored(rows), Manifest(**manifest(primary=PRIMARY))
+    made = analyse(found, said, "a digest")
+    back = Analysis.model_validate_json(made.model_dump_json())
+    assert back.model_dump_json() == made.model_dump_json()
+    assert json_payload(found, said, back) == json_payload(found, said, made)
+    json.loads(made.model_dump_json(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert [each["primary"] for each in back.comparisons].count(True) == 1
+    assert back.verdict["velocity"][0]["sentences"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "not the manifest of a run: Input should be an object"),
+        ("{}", "not the manifest of a run: name: Field required"),
+        ('{"name": "x", "job": {}}', "job: Extra inputs are not permitted"),
+        ('{"name": "x", "jobs": {"executed": 1, "reused": 0}}', "jobs.failed: Field required"),
+        ('{"name": "x", "sessions": [{"date": "2020"}]}', "sessions.0.session_id: Field required"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused_by_its_key(tmp_path, text, message):
+    path = tmp_path / "manifest.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"manifest\.json: .*{message}.*; run the experiment again"):
+        read_manifest(path)
+    path.write_text(Manifest(**manifest()).text())
+    assert read_manifest(path) == Manifest(**manifest())

@@ -96,20 +96,15 @@ def run(
 
 def tell_run(done: Any, loaded: Any, json_file: str | None, quiet: bool) -> None:
     """Show a finished run of the config `loaded`, and write its JSON; the exit code is 1 where a job failed."""
-    from bci_adapt.results.arms import Arms
-    from bci_adapt.results.recovery import coded
-    from bci_adapt.results.summary import json_payload, summarise
-    from bci_adapt.results.table import read_results
+    from bci_adapt.results.report import read_run
+    from bci_adapt.results.terminal import json_payload
 
-    stored = read_results(done.folder / "results.nc")
-    stored = stored._replace(rows=coded(stored.rows))
-    summary = summarise(stored.rows, Arms(stored.arms), blocks=stored.blocks)
-    failed = done.manifest["jobs"]["failed"]
+    found, failed = read_run(done.folder), done.manifest.jobs["failed"]
     if json_file is not None:
         jobs = {"executed": done.executed, "reused": done.reused, "failed": failed}  # of this call
-        write_json(json_file, json_payload(stored, {**done.manifest, "jobs": jobs}, summary))
+        write_json(json_file, json_payload(found.stored, found.manifest, found.analysis, jobs))
     if not quiet and json_file != "-":
-        _say_run(done, loaded, stored, summary)
+        _say_run(done, loaded, found)
     for each in failed:
         text = f"failed: {each['label']}: {each['error']}"
         err.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
@@ -126,7 +121,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _say_shard(done: Any, part: tuple[int, int], quiet: bool) -> None:
-    jobs = done.manifest["jobs"]
+    jobs = done.manifest.jobs
     if not quiet:
         out.print(
             f"shard {part[0]}/{part[1]}: {done.executed} jobs executed, {done.reused} reused; when all shards are"
@@ -139,39 +134,39 @@ def _say_shard(done: Any, part: tuple[int, int], quiet: bool) -> None:
         raise typer.Exit(1)
 
 
-def _say_run(done: Any, config: Any, stored: Any, summary: list[dict[str, Any]]) -> None:
-    from bci_adapt.results.arms import Arms
-    from bci_adapt.results.summary import canary_troubles, leak, not_above_persistence, text_table
+def _say_run(done: Any, config: Any, found: Any) -> None:
     from bci_adapt.results.table import RUN, cell_label
+    from bci_adapt.results.terminal import text_table
 
-    rows, arms = stored.rows, Arms(stored.arms)
-    leaks, beaten = leak(rows, arms), not_above_persistence(rows, arms)
+    manifest, analysis, arms, rows = found.manifest, found.analysis, found.arms, found.rows
+    leaks, beaten = analysis.leak, analysis.not_above_persistence
 
     def line(text: str, style: str = "") -> None:
         out.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    if summary:
+    if analysis.summary:
         for variable in config.variables:
-            tuned = done.manifest["rates_tuned"]
-            out.print(text_table(summary, arms, tuned, variable=variable, leaks=leaks, beaten=beaten))
-    for met in done.manifest["channels"]:
+            out.print(
+                text_table(analysis.summary, arms, manifest.rates_tuned, variable=variable, leaks=leaks, beaten=beaten)
+            )
+    for met in manifest.channels:
         changed = {what: sum(len(each[what]) for each in met["targets"].values()) for what in ("zeroed", "left_out")}
         words = f"channels of {met['source']}: matched by {met['policy']}, {met['n_channels']} of them"
         words += f", {len(met['removed'])} removed by quality" if met["removed"] else ""
         words += f"; {changed['zeroed']} counted as silent on targets" if changed["zeroed"] else ""
         line(words + (f"; {changed['left_out']} of targets left out" if changed["left_out"] else ""))
-    for name, (before, now) in done.manifest.get("tuned_for", {}).items():
+    for name, (before, now) in manifest.tuned_for.items():
         line(
             f"not tuned for these settings: {config.tuned} was made with {name} = {before}, here it is {now}", "yellow"
         )
-    for arm in (done.manifest["tuning"] or {}).get("untuned", []):
+    for arm in (manifest.tuning or {}).get("untuned", []):
         line(f"no tuned value: {arms.label(arm['method'])} ({cell_label(arm['cell'])})", "yellow")
-    for pair in done.manifest["unscorable"]:
+    for pair in manifest.unscorable:
         line(f"unscorable: {pair['source']} → {pair['target']}: {pair['reason']}", "yellow")
     runs = rows.drop_duplicates(RUN)
     if n_failed := int((runs["status"] == "failed").sum()):
         line(f"{n_failed} of {len(runs)} runs failed; their reasons are in the report", "red")
-    for arm, trouble in canary_troubles(rows, arms).items():
+    for arm, trouble in analysis.leak_troubles.items():
         what = "leak not checked" if leaks[arm] is None else "leak canary"
         line(f"{what}: {arms.label(arm)}: {trouble}", "yellow")
     leaking = [arms.label(arm) for arm, leaks_here in leaks.items() if leaks_here]

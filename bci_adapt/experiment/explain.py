@@ -25,7 +25,7 @@ from bci_adapt.experiment.tuned import read_tuned
 from bci_adapt.ground.engine import Progress, execute
 from bci_adapt.ground.jobs import Job
 from bci_adapt.metrics import block_sums
-from bci_adapt.results.report import read_manifest
+from bci_adapt.results.manifest import MANIFEST, read_manifest
 from bci_adapt.results.table import number
 
 MAX_LAG = 3  # bins by which counts are moved, either way
@@ -98,7 +98,7 @@ def explain(
         for a folder that holds no run, a pair that is not one of its, or recordings that have changed since.
     """
     run_folder = Path(run_folder)
-    manifest = read_manifest(run_folder / "manifest.json")
+    manifest = read_manifest(run_folder / MANIFEST)
     config = load_config(run_folder / "config.toml", data=data)
     values = read_tuned(run_folder / config.tuned) if config.tuned else None
     variable = variable or config.variables[0]
@@ -116,7 +116,7 @@ def explain(
         lock=lock if lock.is_file() else None,
     )
     found = _find(pair, prepared.pairs(config.pairs))
-    recorded = {each["session_id"]: each["source_sha256"] for each in manifest.get("sessions", ())}
+    recorded = {each["session_id"]: each.get("source_sha256", "") for each in manifest.sessions}
     for name in (*found.sources, found.target):
         if recorded.get(name, "") != (now := prepared.about[name]["source_sha256"]):
             raise InputError(f"{name}: not the recording of this run (sha256 {now[:12]}…): run the experiment again")

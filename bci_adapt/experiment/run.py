@@ -45,16 +45,17 @@ from bci_adapt.ground.engine import Outcome, Progress, execute
 from bci_adapt.ground.jobs import Job
 from bci_adapt.ground.storage import cache_root, write_text
 from bci_adapt.ground.version import __version__
+from bci_adapt.results.manifest import MANIFEST, Manifest, read_manifest
 
 KINDS = ("rows", "curves", "trajectories", "blocks")
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A finished run: its folder, its manifest, and what was done for it."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     executed: int
     reused: int
 
@@ -198,7 +199,7 @@ def run_experiment(
     tuned: Path | None = None,
     foreign: Sequence[Foreign] = (),
     shard: tuple[int, int] | None = None,
-) -> Run:
+) -> FinishedRun:
     """Run what is not there yet and write ``runs/<name>-<hash>/`` with config, manifest, results and report.
 
     `tuned` is the file of tuned values that the config names, `foreign` are decoders of the user's own. With `shard`
@@ -243,9 +244,8 @@ def run_experiment(
         manifest |= {"rates_tuned": False, "tuned_for": other}
     if shard is not None:
         failed = [{"label": each.label, "error": each.message} for outcome in outcomes for each in outcome.failed]
-        return Run(
-            folder, manifest | {"jobs": {"executed": executed, "reused": reused, "failed": failed}}, executed, reused
-        )
+        manifest["jobs"] = {"executed": executed, "reused": reused, "failed": failed}
+        return FinishedRun(folder, Manifest.model_validate(manifest), executed, reused)
     manifest |= {
         "channels": [
             met(sources, found, prepared.sessions, prepared.targets[sources]) for sources, found in prepared.met.items()
@@ -268,6 +268,7 @@ def run_experiment(
         "own_decoders": [{"file": str(own.file), "class": own.name} for own in foreign],
     }
     manifest |= _jobs_and_reruns(folder, manifest, executed, reused, outcomes)
+    said = Manifest.model_validate(manifest)
     session = next(iter(prepared.sessions.values()))
     unit = str(session[config.variables[0]].attrs.get("units", ""))
     beside = [path for path in (tuned if config.tuned else None, lock) if path is not None and path.is_file()]
@@ -275,8 +276,8 @@ def run_experiment(
         "arms": _described(builders, pairs, foreign, values),
         "comparisons": compared(config.network.cells, [arm for arm in config.arms if isinstance(arm, ArmSection)]),
     }
-    _write_run(folder, config, manifest, [job for job in scores if job.path.exists()], about, unit, beside)
-    return Run(folder, manifest, executed, reused)
+    _write_run(folder, config, said, [job for job in scores if job.path.exists()], about, unit, beside)
+    return FinishedRun(folder, said, executed, reused)
 
 
 def _described(
@@ -502,8 +503,6 @@ def _jobs_and_reruns(
     """The entries ``jobs`` and ``reruns`` of a manifest; where the folder holds a run already, that one's date,
     command, versions and counts of jobs, with this one appended to its ``reruns``. Failures are those of the results.
     """
-    from bci_adapt.results.report import read_manifest
-
     failed = [
         {"label": each.label, "error": each.message, "traceback": "" if each.is_input_error else each.error}
         for outcome in outcomes
@@ -511,10 +510,10 @@ def _jobs_and_reruns(
     ]
     this = {"created": manifest["created"], "command": manifest["command"], "executed": executed, "reused": reused}
     try:
-        earlier = read_manifest(folder / "manifest.json")
-        kept = {name: earlier[name] for name in ("created", "command", "versions")}
-        jobs, reruns = {**earlier["jobs"], "failed": failed}, [*earlier["reruns"], this]
-    except (InputError, KeyError):  # there is none, or none that is whole
+        earlier = read_manifest(folder / MANIFEST)
+        kept = {name: getattr(earlier, name) for name in ("created", "command", "versions")}
+        jobs, reruns = {**earlier.jobs, "failed": failed}, [*earlier.reruns, this]
+    except InputError:  # there is none, or none that is whole
         return {"jobs": {"executed": executed, "reused": reused, "failed": failed}, "reruns": []}
     return {**kept, "jobs": jobs, "reruns": reruns}
 
@@ -534,7 +533,7 @@ def _records(files: Sequence[Job], kind: str) -> Iterator[dict[str, Any]]:
 def _write_run(
     folder: Path,
     config: Config,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     scored: Sequence[Job],
     about: Mapping[str, list[dict[str, Any]]],
     unit: str,
@@ -548,11 +547,13 @@ def _write_run(
 
     tables = {kind: long_table(_records(scored, kind), kind) for kind in KINDS}
     tables |= {kind: long_table(records, kind) for kind, records in about.items()}
-    attrs = {name: manifest[name] for name in ("name", "created", "delay_bins", "primary_bins")} | {"unit": unit}
+    attrs = {name: getattr(manifest, name) for name in ("name", "created", "delay_bins", "primary_bins")} | {
+        "unit": unit
+    }
     write_results(folder / "results.nc", tables, attrs)
     write_text(folder / "config.toml", to_toml(config.model_dump(mode="json", exclude_none=True)))
     for path in beside:
         if path.resolve().parent != folder.resolve():
             write_text(folder / path.name, path.read_text(encoding="utf-8"))
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False))
+    write_text(folder / MANIFEST, manifest.text())
     render_report(folder)

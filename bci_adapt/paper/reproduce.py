@@ -47,7 +47,7 @@ _NETWORK = (
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedFigure:
     """A figure: its config, its jobs, and the tables of what is there of it."""
 
     config: FigureConfig
@@ -101,7 +101,7 @@ def known_figures(folder: Path) -> list[str]:
     return names + [name for name, of in ALIASES.items() if of in names]
 
 
-def plan(folder: Path, quick: bool, runs: Sequence[Path] = ()) -> dict[str, Run]:
+def plan(folder: Path, quick: bool, runs: Sequence[Path] = ()) -> dict[str, PlannedFigure]:
     """Every figure of `folder` with its jobs; nothing is run. `runs` are stored runs for figures that read some."""
     planned = {}
     for name in known_figures(folder):
@@ -112,7 +112,7 @@ def plan(folder: Path, quick: bool, runs: Sequence[Path] = ()) -> dict[str, Run]
         if config.figure != name:
             raise InputError(f"{path}: figure is {config.figure!r}; it must be the file's own name")
         of_runs = list(runs or stored.newest(config.runs)) if config.runs else []
-        planned[name] = Run(config, entries(config), of_runs)
+        planned[name] = PlannedFigure(config, entries(config), of_runs)
     return planned
 
 
@@ -161,7 +161,7 @@ def digests(folder: Path, quick: bool = False) -> dict[str, str]:
     return {claim.id: claim_digest(claim, planned, quick) for claim in load_claims(folder / CLAIMS)}
 
 
-def claim_digest(claim: Claim, planned: Mapping[str, Run], quick: bool = False) -> str:
+def claim_digest(claim: Claim, planned: Mapping[str, PlannedFigure], quick: bool = False) -> str:
     """Digest of what can change the row of a claim: its own entry, the code that reads results and judges them, and
     the jobs whose results its cases read, with what each is about – without the versions of libraries.
 
@@ -181,7 +181,9 @@ def claim_digest(claim: Claim, planned: Mapping[str, Run], quick: bool = False) 
     return digest([claim.model_dump(mode="json", exclude_unset=True), quick, code, results])[:12]
 
 
-def _judged(folder: Path, planned: Mapping[str, Run], complete: Mapping[str, Run], quick: bool) -> list[dict[str, Any]]:
+def _judged(
+    folder: Path, planned: Mapping[str, PlannedFigure], complete: Mapping[str, PlannedFigure], quick: bool
+) -> list[dict[str, Any]]:
     """The row of every claim, judged by the results that it reads and no other."""
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     rows = []

@@ -1,16 +1,14 @@
-"""A run in one table: the summary of standing arms, what leaks, and what terminal and JSON show of it."""
+"""A run in one table: the summary of standing arms, and what leaks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bci_adapt.errors import InputError
-from bci_adapt.ground.storage import json_safe
-from bci_adapt.results import studies
 from bci_adapt.results.arms import Arms
 from bci_adapt.results.recovery import (
     FEW_DAYS,
@@ -19,8 +17,6 @@ from bci_adapt.results.recovery import (
     compare_scores,
     interval,
     of_arm,
-    recovery_joint,
-    recovery_oracle,
     standing,
 )
 from bci_adapt.results.table import (
@@ -28,18 +24,14 @@ from bci_adapt.results.table import (
     MORE_PHASES,
     PHASES,
     Frame,
-    Results,
-    bare_arm,
     cell_label,
     cell_order,
     control_of,
-    metric_label,
     number,
-    variables,
 )
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    pass
 
 SUSPECT_GAP = 0.03
 UNMOVED = 0.01
@@ -173,120 +165,8 @@ def canary_troubles(rows: Frame, arms: Arms) -> dict[str, str]:
     return troubles
 
 
-def json_payload(
-    stored: Results, manifest: Mapping[str, Any], summary: list[dict[str, Any]] | None = None
-) -> dict[str, Any]:
-    """What ``run --json`` writes, free of NaN: rows (the long table, its columns' names and its values apart), summary,
-    variations, recovery, refused, leak, not_above_persistence, comparisons, associations, sweeps, time_to_ceiling,
-    forgetting, no_drift, beside, unscorable and jobs.
-
-    `summary` holds every standing arm but those that vary another one, controls too, `variations` those; an entry's
-    `leak`, as `leak` by arm, is null where nothing can tell. `recovery` and `refused` say ``against`` which ceiling
-    they are. A delay that is null is the end of the trial.
-    """
-    rows, arms, blocks = stored.rows, Arms(stored.arms), stored.blocks
-    everything = summarise(rows, arms, blocks=blocks) if summary is None else summary
-    verdicts = leak(rows, arms)
-    everything = [{**entry, "leak": verdicts.get(entry["arm"])} for entry in everything]
-    apart = [bare_arm(entry["arm"]) in arms.variations for entry in everything]
-    recovered, refused = [], []
-    for against, recovery in (("retrained", recovery_oracle), ("jointly retrained", recovery_joint)):
-        for found, entries in zip((recovered, refused), recovery(rows, arms), strict=True):
-            found += [entry | {"against": against} for entry in entries]
-    names, primary = variables(rows), manifest.get("primary")
-    scores = rows[rows["metric"] == "r2"]
-    first = None
-    if primary:
-        first = (primary["arm"], primary["cell"]), (primary["against"], primary["against_cell"])
-    pairs = studies.declared(stored.comparisons, "declared")
-    drift, jobs = manifest.get("drift", []), manifest.get("jobs", {})
-    return json_safe(
-        {
-            "rows": {"columns": list(rows.columns), "data": rows.to_numpy(object).tolist()},
-            "summary": [entry for entry, other in zip(everything, apart, strict=True) if not other],
-            "variations": [entry for entry, other in zip(everything, apart, strict=True) if other],
-            "recovery": recovered,
-            "refused": refused,
-            "leak": verdicts,
-            "not_above_persistence": not_above_persistence(rows, arms),
-            "comparisons": [
-                each
-                for name in names
-                for each in studies.comparisons(scores, pairs, first if name == names[0] else None, name, blocks)
-            ],
-            "associations": [each for name in names for each in studies.associations(scores, arms, drift, name)],
-            "sweeps": {
-                study: [each for name in names for each in studies.sweep(scores, study, name)]
-                for study in studies.SWEPT
-            },
-            "time_to_ceiling": [each for name in names for each in studies.time_to_ceiling(scores, arms, name)],
-            "forgetting": [each for name in names for each in studies.forgetting(scores, arms, name)],
-            "no_drift": [each for name in names for each in studies.no_drift(scores, name)],
-            "beside": {
-                study: [each for name in names for each in studies.beside(scores, study, name)]
-                for study in ("shared_rate", "continual", "cold")
-            },
-            "unscorable": list(manifest.get("unscorable", [])),
-            "jobs": {"executed": 0, "reused": 0, **jobs},
-        }
-    )
-
-
-def text_table(
-    summary: list[dict[str, Any]],
-    arms: Arms,
-    rates_tuned: bool,
-    variable: str = "velocity",
-    metric: str = "r2",
-    leaks: Mapping[str, bool | None] | None = None,
-    beaten: Mapping[str, bool | None] | None = None,
-) -> Table:
-    """Table of arms for a terminal: online and held-out mean [low, high] and the number of target days.
-
-    `leaks` are the verdicts of `leak`, `beaten` those of `not_above_persistence`; arms that they flag have a note.
-    """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        title=f"{variable}, {metric_label(metric)}: mean [95 % interval] over days",
-    )
-    for heading in ("cell", "arm"):
-        table.add_column(heading, no_wrap=heading == "cell")
-    for heading in (*PHASES.values(), "days"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    lines = arm_lines(summary, arms, variable, metric)
-    verdicts = {arm: [] for arm in (*(leaks or {}), *(beaten or {}))}
-    for arm, leaking in (leaks or {}).items():
-        verdicts[arm] += {True: ["this setting leaks"], None: ["leak not checked"]}.get(leaking, [])
-    for arm, flagged in (beaten or {}).items():
-        verdicts[arm] += ["online: not above persistence"] if flagged else []
-    noted = any(line["note"] or verdicts.get(line["arm"]) for line in lines)
-    if noted:
-        table.add_column("note")
-    for position, line in enumerate(lines):
-        new_cell = not position or lines[position - 1]["cell"] != line["cell"]
-        if new_cell and position:
-            table.add_section()
-        leaks_here = bool(leaks and leaks.get(line["arm"]))
-        note = "; ".join(filter(None, [line["note"], *verdicts.get(line["arm"], [])]))
-        scores = [score_text(line[phase]) for phase in PHASES]
-        table.add_row(
-            Text(cell_label(line["cell"]) if new_cell else ""),
-            Text(arms.label(line["arm"])),
-            *map(Text, scores),
-            str(line["n_targets"]),
-            *([Text(note, style="bold red" if leaks_here else "dim")] if noted else []),
-        )
-    table.caption = caption(rates_tuned, summary)
-    return table
-
-
 def arm_lines(
-    summary: list[dict[str, Any]], arms: Arms, variable: str = "velocity", metric: str = "r2"
+    summary: Sequence[Mapping[str, Any]], arms: Arms, variable: str = "velocity", metric: str = "r2"
 ) -> list[dict[str, Any]]:
     """One line per arm and cell, controls left out: ``{arm, cell, online, held_out, n_targets, note}``.
 
@@ -314,7 +194,7 @@ def arm_lines(
     return sorted(lines.values(), key=lambda line: (cell_order(line["cell"]), arms.place(line["arm"])))
 
 
-def caption(rates_tuned: bool, summary: list[dict[str, Any]] | None = None) -> str:
+def caption(rates_tuned: bool, summary: Sequence[Mapping[str, Any]] | None = None) -> str:
     """What stands under every table of scores; `summary` adds a warning where its intervals rest on few days."""
     tuned = "rates tuned on held-out scores of other pairs" if rates_tuned else "rates not tuned"
     days = max((entry["n_targets"] for entry in summary or []), default=FEW_DAYS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -48,7 +48,11 @@ class Drawn(NamedTuple):
 
 
 def arms_figure(
-    summary: list[dict[str, Any]], arms: Arms, variable: str, cell: str, supervision: Mapping[str, str] | None = None
+    summary: Sequence[Mapping[str, Any]],
+    arms: Arms,
+    variable: str,
+    cell: str,
+    supervision: Mapping[str, str] | None = None,
 ) -> Drawn | None:
     """R² of every arm of one cell, best held-out score on top: held out filled, online hollow, with their intervals.
 
@@ -238,7 +242,7 @@ def _excerpt(arms: Arms, available: set[tuple[str, str]]) -> list[tuple[str, str
     return [key for key in wanted if key in available]
 
 
-def controls_figure(summary: list[dict[str, Any]], arms: Arms, variable: str = "velocity") -> Drawn | None:
+def controls_figure(summary: Sequence[Mapping[str, Any]], arms: Arms, variable: str = "velocity") -> Drawn | None:
     """Online R² of each arm that learns, a panel per cell: itself, and with neurons shuffled in time or by channel."""
     scores = {
         (e["arm"], e["cell"]): e["mean"]

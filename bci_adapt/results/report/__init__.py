@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import file_digest, write_text
-from bci_adapt.results import table as results
+from bci_adapt.results.analysis import analysis_of
+from bci_adapt.results.manifest import MANIFEST, RESULTS, read_manifest
 from bci_adapt.results.recovery import coded
 from bci_adapt.results.report import comparisons, sections, studies
 from bci_adapt.results.report.blocks import Page, render_page
 from bci_adapt.results.report.compare import compare_page
 from bci_adapt.results.report.markdown import tables_markdown
-from bci_adapt.results.report.run import Run
-from bci_adapt.results.report.verdict import plain_words
+from bci_adapt.results.report.run import StoredRun
+from bci_adapt.results.table import read_results
 
-__all__ = ["plain_words", "read_manifest", "read_run", "render_comparison", "render_report"]
-MANIFEST, RESULTS, REPORT, TABLES = "manifest.json", "results.nc", "report.html", "tables.md"
+__all__ = ["read_run", "render_comparison", "render_report"]
+REPORT, TABLES = "report.html", "tables.md"
 
 
 def render_report(run_folder: Path) -> Path:
-    """Write ``report.html`` into `run_folder` from its ``manifest.json`` and ``results.nc``; return its path.
+    """Write ``report.html`` into `run_folder` from its manifest, results and analysis; return its path.
 
-    The file asks nothing of the network and needs no script to be read. Its figures and their numbers are written into
-    ``figures/`` beside it too, and its tables as Markdown into ``tables.md``. Raises `InputError` naming
-    the file that is missing or unreadable.
+    What is not analysed yet is (``analysis.json``, `bci_adapt.results.analysis.analysis_of`). The file asks nothing of
+    the network and needs no script to be read. Its figures and their numbers are written into ``figures/`` beside it
+    too, and its tables as Markdown into ``tables.md``. Raises `InputError` naming the file that is missing or
+    unreadable.
     """
     run = read_run(run_folder)
     page = Page(
         "Cross-session decoding report",
-        str(run.manifest.get("name", "run")),
+        run.manifest.name,
         sections.asked_words(run),
         sections.facts(run),
         sections.banners(run),
@@ -75,25 +74,13 @@ def render_comparison(folders: list[Path], out: Path) -> Path:
     return Path(out)
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> StoredRun:
     """What a run's folder holds; raises `InputError` naming the file that is missing or unreadable."""
     folder = Path(folder)
     manifest = read_manifest(folder / MANIFEST)
-    stored = results.read_results(folder / RESULTS)
+    stored = read_results(folder / RESULTS)
     stored = stored._replace(rows=coded(stored.rows))
+    analysis = analysis_of(folder, stored, manifest)
     names = ("config.toml", "sessions.lock.toml", MANIFEST, RESULTS)
     digests = {name: file_digest(folder / name) for name in names if (folder / name).is_file()}
-    return Run(manifest, stored, digests)
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """A run's ``manifest.json``; `InputError` names it where it is missing or not a JSON object."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected the folder of a run, with {MANIFEST} and {RESULTS} in it")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); run the experiment again") from error
-    if not isinstance(manifest, Mapping):
-        raise InputError(f"{path}: expected a JSON object, got {type(manifest).__name__}")
-    return dict(manifest)
+    return StoredRun(manifest, stored, analysis, digests)

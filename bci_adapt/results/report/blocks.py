@@ -6,7 +6,7 @@ class of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -155,9 +155,3 @@ def render_page(page: Page) -> str:
     read = {name: Markup((folder / name).read_text(encoding="utf-8")) for name in (STYLE, *SCRIPTS)}
     script = Markup("\n").join(read[name] for name in SCRIPTS)
     return environment.get_template("page.html").render(page=page, style=read[STYLE], script=script)
-
-
-def sentence_list(items: Iterable[str]) -> str:
-    """``a, b and c``."""
-    listed = list(items)
-    return " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)

@@ -14,12 +14,12 @@ from bci_adapt.results.figures.run import cells_in_order
 from bci_adapt.results.recovery import arm_scores, compare_scores
 from bci_adapt.results.report.album import Album
 from bci_adapt.results.report.blocks import Cell, Column, Keys, Page, Section, Table, blocks_of, numbers, words
-from bci_adapt.results.report.run import Run, flat, plural, probability, signed
+from bci_adapt.results.report.run import StoredRun, flat, plural, probability, signed
 from bci_adapt.results.summary import score_text
 from bci_adapt.results.table import cell_label
 
 
-def compare_page(runs: Sequence[Run], folders: Sequence[str]) -> tuple[Page, Album]:
+def compare_page(runs: Sequence[StoredRun], folders: Sequence[str]) -> tuple[Page, Album]:
     """The page that lays `runs` (two or more, the first is what the others are compared with) side by side."""
     names = [f"{chr(65 + place)}" for place in range(len(runs))]
     album = Album()
@@ -28,12 +28,11 @@ def compare_page(runs: Sequence[Run], folders: Sequence[str]) -> tuple[Page, Alb
     targets = [set(run.own.loc[run.own["status"] == "ok", "target"]) for run in runs]
     shared = set.intersection(*targets)
     lead = "; ".join(
-        f"{name} is {run.manifest.get('name', 'run')} ({folder})"
-        for name, run, folder in zip(names, runs, folders, strict=True)
+        f"{name} is {run.manifest.name} ({folder})" for name, run, folder in zip(names, runs, folders, strict=True)
     )
     page = Page(
         "Runs compared",
-        " and ".join(str(run.manifest.get("name", "run")) for run in runs),
+        " and ".join(run.manifest.name for run in runs),
         f"{lead}. Differences are of the same arm on the same pairs of sessions, each run less A.",
         [
             ("runs", str(len(runs))),
@@ -51,7 +50,7 @@ def compare_page(runs: Sequence[Run], folders: Sequence[str]) -> tuple[Page, Alb
     return page, album
 
 
-def _asked(runs: Sequence[Run], names: Sequence[str]) -> Section:
+def _asked(runs: Sequence[StoredRun], names: Sequence[str]) -> Section:
     """The keys of the configurations that differ."""
     configs = [dict(flat(run.config)) for run in runs]
     keys = list(dict.fromkeys(key for config in configs for key in config))
@@ -66,13 +65,13 @@ def _asked(runs: Sequence[Run], names: Sequence[str]) -> Section:
     )
 
 
-def known_arms(runs: Sequence[Run]) -> Arms:
+def known_arms(runs: Sequence[StoredRun]) -> Arms:
     """The arms of several runs: where two say different things of one, the first is right."""
     every = pd.concat([run.stored.arms for run in runs], ignore_index=True)
     return Arms(every.drop_duplicates(["arm", "cell"], ignore_index=True))
 
 
-def _scores(runs: Sequence[Run], names: Sequence[str], variable: str, album: Album, arms: Arms) -> Section:
+def _scores(runs: Sequence[StoredRun], names: Sequence[str], variable: str, album: Album, arms: Arms) -> Section:
     """Every arm of any run: its scores, and its difference from the first run's on what both share."""
     keys = {(e["arm"], e["cell"]) for run in runs for e in summary.arm_lines(run.summary, run.arms, variable)}
     cells = cells_in_order(cell for _, cell in keys)
@@ -110,7 +109,7 @@ def _scores(runs: Sequence[Run], names: Sequence[str], variable: str, album: Alb
     return Section(f"scores-{variable}", f"The same arms: {variable}", blocks_of(table, picture), "No arm was scored.")
 
 
-def _difference(first: Run, other: Run, name: str, arm: str, cell: str, variable: str) -> list[str | Cell]:
+def _difference(first: StoredRun, other: StoredRun, name: str, arm: str, cell: str, variable: str) -> list[str | Cell]:
     """Difference, days, p and, where there is none, the reason."""
     left, right = (arm_scores(run.held_out, arm, cell, variable) for run in (other, first))
     for scores, whose in ((left, name), (right, "A")):
@@ -130,8 +129,8 @@ def _difference(first: Run, other: Run, name: str, arm: str, cell: str, variable
     ]
 
 
-def _leaks(runs: Sequence[Run], names: Sequence[str], arms: Arms) -> Section:
-    verdicts = [run.leaks for run in runs]
+def _leaks(runs: Sequence[StoredRun], names: Sequence[str], arms: Arms) -> Section:
+    verdicts = [run.analysis.leak for run in runs]
     found = sorted({arm for each in verdicts for arm in each}, key=arms.place)
     said = {True: Cell("this setting leaks", "bad"), None: Cell("not checked"), False: Cell("no leak")}
     table = Table(
@@ -142,9 +141,9 @@ def _leaks(runs: Sequence[Run], names: Sequence[str], arms: Arms) -> Section:
     return Section("leaks", "Do labels leak?", blocks_of(table), "No adaptive arm was run.")
 
 
-def _versions(runs: Sequence[Run], names: Sequence[str]) -> Section:
+def _versions(runs: Sequence[StoredRun], names: Sequence[str]) -> Section:
     """Versions that differ, digests, and the commands."""
-    versions = [{str(k): str(v) for k, v in (run.manifest.get("versions") or {}).items()} for run in runs]
+    versions = [run.manifest.versions for run in runs]
     versions = [
         each | {f"sha256 of {k}": v for k, v in run.digests.items()} for each, run in zip(versions, runs, strict=True)
     ]
@@ -159,10 +158,6 @@ def _versions(runs: Sequence[Run], names: Sequence[str]) -> Section:
         ],
     )
     commands = Keys(
-        [
-            (name, str(run.manifest["command"]))
-            for name, run in zip(names, runs, strict=True)
-            if run.manifest.get("command")
-        ]
+        [(name, run.manifest.command) for name, run in zip(names, runs, strict=True) if run.manifest.command]
     )
     return Section("again", "Versions, digests and commands", blocks_of(table, commands), "The manifests say nothing.")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bci_adapt.results import studies
 from bci_adapt.results.arms import Key
 from bci_adapt.results.figures import studies as figures_study
 from bci_adapt.results.figures.drift import short_names
-from bci_adapt.results.recovery import paired, recovery_joint, recovery_oracle
+from bci_adapt.results.manifest import Manifest
+from bci_adapt.results.recovery import paired
 from bci_adapt.results.report.blocks import Cell, Column, Fold, Section, Table, Text, blocks_of, numbers, words
-from bci_adapt.results.report.run import Run, figure_text, plural, probability, signed
+from bci_adapt.results.report.run import StoredRun, figure_text, plural, probability, signed
 from bci_adapt.results.table import Frame, cell_label, number
 
 RECOVERY = {  # what the named definitions are
@@ -26,20 +26,16 @@ RECOVERY = {  # what the named definitions are
 }
 
 
-def recovery(run: Run) -> Section:
+def recovery(run: StoredRun) -> Section:
     """Both named percentages side by side, and every one that is refused with its reason."""
-    found = {
-        "recovery_oracle": recovery_oracle(run.held_out, run.arms),
-        "recovery_joint": recovery_joint(run.held_out, run.arms),
-    }
+    names = {"retrained": "recovery_oracle", "jointly retrained": "recovery_joint"}
     several = len(run.variables) > 1
-    columns = [(variable, name) for variable in run.variables for name in found]
+    columns = [(variable, name) for variable in run.variables for name in names.values()]
     percent: dict[tuple[str, str], dict[tuple[str, str], Mapping[str, Any]]] = {}
-    reasons = []
-    for name, (recovered, refused) in found.items():
-        for entry in recovered:
-            percent.setdefault((entry["cell"], entry["arm"]), {})[entry["variable"], name] = entry
-        reasons += [(entry["cell"], entry["arm"], entry["variable"], name, entry["reason"]) for entry in refused]
+    for entry in run.analysis.recovery:
+        where = entry["variable"], names[entry["against"]]
+        percent.setdefault((entry["cell"], entry["arm"]), {})[where] = entry
+    reasons = [(e["cell"], e["arm"], e["variable"], names[e["against"]], e["reason"]) for e in run.analysis.refused]
 
     def place(key: tuple) -> tuple:
         return run.cell_place(key[0]), run.arms.place(key[1])
@@ -90,14 +86,13 @@ def _percent(entry: Mapping[str, Any] | None) -> str:
     return f"{number(entry['mean'], 0)} % [{number(entry['low'], 0)}, {number(entry['high'], 0)}]"
 
 
-def comparisons(run: Run) -> Section:
+def comparisons(run: StoredRun) -> Section:
     """The declared comparisons: the primary one in words and numbers, then all of them in a table."""
     blocks: list[Any] = []
-    pairs = {family: studies.declared(run.stored.comparisons, family) for family in ("declared", "recommended")}
     for variable in run.variables:
         first = variable == run.variables[0]  # what was declared is one comparison, of one variable
         primary = run.primary if first else None
-        found = studies.comparisons(run.rows, pairs["declared"], primary, variable, run.stored.blocks)
+        found = [entry for entry in run.analysis.comparisons if entry["variable"] == variable]
         if not found:
             continue
         declared = [_primary_words(run, entry) for entry in found if entry["primary"]]
@@ -105,8 +100,7 @@ def comparisons(run: Run) -> Section:
             against = f"{run.who(*primary[0])} against {run.who(*primary[1])}"
             declared = [Text(f"The primary comparison, {against}, has no scores in this run.", kind="none")]
         of_variable = [*declared, _comparison_table(run, found)]
-        others = [pair for pair in pairs["recommended"] if pair != primary]  # that one is tested by itself
-        if own := studies.comparisons(run.rows, others, None, variable, run.stored.blocks):
+        if own := [entry for entry in run.analysis.recommended if entry["variable"] == variable]:
             heading = "The recommended decoder against rivals, bounds and itself without one of its parts, one family:"
             of_variable += [Text(heading), _comparison_table(run, own)]
         blocks += of_variable if first else [Fold(f"The same for {variable}", of_variable)]
@@ -124,7 +118,7 @@ def comparisons(run: Run) -> Section:
     return Section("comparisons", "Comparisons", blocks_of(blocks), "No two arms share a scored target day.")
 
 
-def _primary_words(run: Run, entry: Mapping[str, Any]) -> Text:
+def _primary_words(run: StoredRun, entry: Mapping[str, Any]) -> Text:
     first, second = run.who(entry["first"], entry["first_cell"]), run.who(entry["second"], entry["second_cell"])
     verdict = {1: "is clearly ahead of", -1: "is clearly behind", 0: "shows no clear difference from"}[entry["sign"]]
     days, margin = entry["n_targets"], f"{entry['margin']:g}"
@@ -148,7 +142,7 @@ def _days_needed(days: float) -> str:
     return "more than 10000" if np.isinf(days) else figure_text(days, 0)
 
 
-def _comparison_table(run: Run, found: list[dict[str, Any]]) -> Table:
+def _comparison_table(run: StoredRun, found: Sequence[Mapping[str, Any]]) -> Table:
     rows = []
     for entry in found:
         kind = "strong" if entry["primary"] else ""
@@ -187,7 +181,7 @@ def _effect(entry: Mapping[str, Any]) -> str:
     return f"{number(entry['g'], 1)} [{number(entry['g_low'], 1)}, {number(entry['g_high'], 1)}]"
 
 
-def data(run: Run) -> Section:
+def data(run: StoredRun) -> Section:
     """Sessions, how their channels were matched, how far each pair drifted, and what that cost."""
     sessions = Table(
         "",
@@ -197,7 +191,7 @@ def data(run: Run) -> Section:
             Column("from", "note"),
             Column("warnings", "note"),
         ],
-        [_session(session) for session in run.manifest.get("sessions", [])],
+        [_session(session) for session in run.manifest.sessions],
     )
     matched = [Text(line) for line in _matched(run.manifest)]
     blocks = [
@@ -209,9 +203,9 @@ def data(run: Run) -> Section:
     return Section("data", "Data and drift", blocks_of(blocks))
 
 
-def _drift(run: Run) -> list[Any]:
+def _drift(run: StoredRun) -> list[Any]:
     """Measures of drift of each pair, what the frozen decoder lost there and what adaptation regained."""
-    measured = [pair for pair in run.manifest.get("drift") or [] if pair.get("measures")]
+    measured = [pair for pair in run.manifest.drift if pair["measures"]]
     if not measured:
         return [Text("Drift between the sessions was not measured in this run.", kind="none")]
     variable = run.variables[0]
@@ -255,7 +249,7 @@ def _drift(run: Run) -> list[Any]:
     ]
 
 
-def drift_points(run: Run, measured: list[Any], arm: str, cell: str, variable: str) -> Frame:
+def drift_points(run: StoredRun, measured: list[Any], arm: str, cell: str, variable: str) -> Frame:
     """Columns source, target, day_gap, measure, value, low, high, frozen, lost, regained, by pair and measure."""
     records = [
         {"source": str(pair["source"]), "target": str(pair["target"]), "measure": str(name)}
@@ -279,7 +273,7 @@ def drift_points(run: Run, measured: list[Any], arm: str, cell: str, variable: s
     )
 
 
-def _followed(run: Run) -> Key:
+def _followed(run: StoredRun) -> Key:
     """The arm whose regained R² is set beside drift: the primary one where it was run, else the usual one of the last
     network, of the linear decoders, or one without labels.
     """
@@ -291,9 +285,9 @@ def _followed(run: Run) -> Key:
     return next((key for key in [*first, *usual] if key in held), (run.arms.of_cell("").frozen, ""))
 
 
-def _association_table(run: Run, measured: list[Any], variable: str) -> Table:
+def _association_table(run: StoredRun, measured: list[Any], variable: str) -> Table:
     """Correlations: a measure of drift per column, what it is set against per row."""
-    found = [each for each in studies.associations(run.rows, run.arms, measured, variable) if np.isfinite(each["rho"])]
+    found = [each for each in run.analysis.associations if each["variable"] == variable and np.isfinite(each["rho"])]
     measures = list(dict.fromkeys(each["measure"] for each in found))
     lines: dict[tuple[str, str], dict[str, Any]] = {}
     for each in found:
@@ -357,10 +351,10 @@ def _origin(session: Mapping[str, Any]) -> str:
     return f"DANDI {session['dandiset']}/{session.get('dandiset_version')}: {session.get('asset_path')} ({licence})"
 
 
-def _matched(manifest: Mapping[str, Any]) -> list[str]:
+def _matched(manifest: Manifest) -> list[str]:
     """On which channels each source and its targets met, a line per target."""
     lines = []
-    for entry in manifest.get("channels", []):
+    for entry in manifest.channels:
         for target, changed in entry.get("targets", {}).items():
             line = f"{entry['source']} and {target} are matched by {entry['policy']}, on {entry['n_channels']} channels"
             for channels, what in (

@@ -7,7 +7,7 @@ from typing import Any
 
 from bci_adapt.results import summary
 from bci_adapt.results.report.blocks import Fold, Page, Points, Section, Table, Text
-from bci_adapt.results.report.run import Run
+from bci_adapt.results.report.run import StoredRun
 from bci_adapt.results.summary import score_text
 from bci_adapt.results.table import PHASES, cell_label
 
@@ -36,7 +36,7 @@ def _marked(cell: object) -> str:
     return f"**{text}**" if text and getattr(cell, "kind", "") in ("strong", "bad") else text
 
 
-def tables_markdown(run: Run, page: Page) -> str:
+def tables_markdown(run: StoredRun, page: Page) -> str:
     """Scores of every arm, cells side by side, then the tables of the sections `KEPT` of `page`, without figures."""
     lines = [f"# {_plain(page.title)}", "", _plain(page.lead), ""]
     lines += ["; ".join(f"{name}: {value}" for name, value in page.facts) + ".", ""]
@@ -53,7 +53,7 @@ def tables_markdown(run: Run, page: Page) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _scores(run: Run, variable: str, phase: str, title: str) -> list[str]:
+def _scores(run: StoredRun, variable: str, phase: str, title: str) -> list[str]:
     """Arms down, cells across."""
     found = summary.arm_lines(run.summary, run.arms, variable)
     cells = [cell for cell in run.cells if any(each["cell"] == cell for each in found)]

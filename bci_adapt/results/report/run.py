@@ -10,20 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt.results import summary, table
+from bci_adapt.results.analysis import Analysis, Score
 from bci_adapt.results.arms import Arms, Key
 from bci_adapt.results.figures.run import cells_in_order
+from bci_adapt.results.manifest import Manifest
 from bci_adapt.results.recovery import standing
 from bci_adapt.results.report.album import Album
-from bci_adapt.results.table import Frame, cell_label, number
+from bci_adapt.results.summary import caption
+from bci_adapt.results.table import Frame, Results, cell_label, number
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run's manifest and tables, and the album its pictures are collected in."""
+class StoredRun:
+    """A run as its folder holds it: manifest, tables and analysis; and the album its pictures are collected in."""
 
-    manifest: Mapping[str, Any]
-    stored: table.Results
+    manifest: Manifest
+    stored: Results
+    analysis: Analysis
     digests: Mapping[str, str] = field(default_factory=dict)
     album: Album = field(default_factory=Album)
 
@@ -55,26 +58,13 @@ class Run:
         """Held-out R² of standing real arms."""
         return self.own[(self.own["phase"] == "held_out") & (self.own["metric"] == "r2")]
 
-    @cached_property
-    def leaks(self) -> dict[str, bool | None]:
-        """Whether each adaptive arm leaks, as `summary.leak`."""
-        return summary.leak(self._r2, self.arms)
+    @property
+    def summary(self) -> list[Score]:
+        return self.analysis.summary
 
-    @cached_property
-    def leak_troubles(self) -> dict[str, str]:
-        return summary.canary_troubles(self._r2, self.arms)
-
-    @cached_property
-    def _r2(self) -> Frame:
-        return self.standing[self.standing["metric"] == "r2"]
-
-    @cached_property
-    def summary(self) -> list[dict[str, Any]]:
-        return summary.summarise(self.rows, self.arms, blocks=self.stored.blocks)
-
-    @cached_property
+    @property
     def variables(self) -> list[str]:
-        return table.variables(self.rows)
+        return self.analysis.variables
 
     @cached_property
     def cells(self) -> list[str]:
@@ -86,10 +76,9 @@ class Run:
         return self.cells.index(cell) if cell in self.cells else len(self.cells)
 
     @cached_property
-    def scores(self) -> dict[tuple[str, str, str, str, str], dict[str, Any]]:
+    def scores(self) -> dict[tuple[str, str, str, str, str], Score]:
         """Entries of the summary by (arm, cell, variable, phase, metric)."""
-        names = ("arm", "cell", "variable", "phase", "metric")
-        return {tuple(entry[name] for name in names): entry for entry in self.summary}
+        return {(e["arm"], e["cell"], e["variable"], e["phase"], e["metric"]): e for e in self.summary}
 
     @cached_property
     def supervision(self) -> dict[str, str]:
@@ -97,24 +86,22 @@ class Run:
         first = self.own.drop_duplicates("arm")
         return dict(zip(first["arm"], first["supervision"], strict=True))
 
-    @cached_property
+    @property
     def primary(self) -> tuple[Key, Key] | None:
-        """The comparison that the configuration declares."""
-        declared = self.config.get("primary") or {}
-        names = [str(declared.get(name, "")) for name in ("arm", "cell", "against", "against_cell")]
-        return ((names[0], names[1]), (names[2], names[3])) if names[0] and names[2] else None
+        """The comparison that was declared before looking."""
+        return self.manifest.primary_pair
 
     @property
     def config(self) -> Mapping[str, Any]:
-        return self.manifest.get("config") or {}
+        return self.manifest.config
 
     @property
     def rates_tuned(self) -> bool:
-        return bool(self.manifest.get("rates_tuned", False))
+        return self.manifest.rates_tuned
 
     @cached_property
     def caption(self) -> str:
-        return summary.caption(self.rates_tuned, self.summary)
+        return caption(self.rates_tuned, self.summary)
 
     @property
     def tuned_words(self) -> str:
@@ -123,7 +110,7 @@ class Run:
     @property
     def bins_words(self) -> str:
         """Of which bins the primary scores are."""
-        primary = self.manifest.get("primary_bins") or self.stored.attrs.get("primary_bins", "")
+        primary = self.manifest.primary_bins or self.stored.attrs.get("primary_bins", "")
         return {"in trial": " of bins inside trials", "all": " of all bins"}.get(str(primary), "")
 
     def heading(self, text: str, variable: str) -> str:

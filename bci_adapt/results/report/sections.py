@@ -25,8 +25,7 @@ from bci_adapt.results.report.blocks import (
     numbers,
     words,
 )
-from bci_adapt.results.report.run import Run, figure_text, flat, plural, seconds
-from bci_adapt.results.report.verdict import plain_words
+from bci_adapt.results.report.run import StoredRun, figure_text, flat, plural, seconds
 from bci_adapt.results.summary import score_text
 from bci_adapt.results.table import CANARY, MORE_PHASES, PHASES, cell_label, metric_label, number
 
@@ -39,9 +38,9 @@ SUPERVISION_WORDS = {
 }
 
 
-def facts(run: Run) -> list[tuple[str, str]]:
+def facts(run: StoredRun) -> list[tuple[str, str]]:
     """The counts at the top of the page."""
-    jobs = run.manifest.get("jobs", {})
+    jobs = run.manifest.jobs
     ok = run.own[run.own["status"] == "ok"]
     failed = run.rows[run.rows["status"] == "failed"].drop_duplicates([*results.RUN, "study"])
     return [
@@ -49,12 +48,12 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("pairs of sessions", str(len(ok[["source", "target"]].drop_duplicates()))),
         ("arms", str(len(ok[["arm", "cell"]].drop_duplicates()))),
         ("seeds", str(ok["seed"].nunique())),
-        ("jobs run / reused", f"{jobs.get('executed', 0)} / {jobs.get('reused', 0)}"),
-        ("failed runs", str(max(len(failed), len(jobs.get("failed", []))))),
+        ("jobs run / reused", f"{jobs['executed']} / {jobs['reused']}"),
+        ("failed runs", str(max(len(failed), len(jobs["failed"])))),
     ]
 
 
-def banners(run: Run) -> list[Text]:
+def banners(run: StoredRun) -> list[Text]:
     """What a reader must know before any number: rates that were not tuned, settings that leak."""
     found = []
     if not run.rates_tuned:
@@ -79,7 +78,7 @@ def banners(run: Run) -> list[Text]:
     return found
 
 
-def asked_words(run: Run) -> str:
+def asked_words(run: StoredRun) -> str:
     """The question in one sentence, from the rows."""
     scored = run.own[run.own["status"] == "ok"]
     if scored.empty:
@@ -91,7 +90,7 @@ def asked_words(run: Run) -> str:
     )
 
 
-def question_words(run: Run) -> str:
+def question_words(run: StoredRun) -> str:
     """What the arms saw of each target, from the rows."""
     scored = run.own[run.own["status"] == "ok"]
 
@@ -108,7 +107,7 @@ def question_words(run: Run) -> str:
     return text
 
 
-def asked(run: Run) -> Section:
+def asked(run: StoredRun) -> Section:
     """What was asked: the question, the comparison declared beforehand, and the arms with what they learn from."""
     declared = None
     if run.primary:
@@ -149,11 +148,11 @@ def asked(run: Run) -> Section:
     )
 
 
-def verdict(run: Run) -> Section:
+def verdict(run: StoredRun) -> Section:
     """Held-out findings in plain words: of the first variable in full, of every other one behind a click."""
     blocks: list[Any] = []
     for variable in run.variables:
-        points = [Points(each["title"], each["sentences"]) for each in plain_words(run.stored, variable)]
+        points = [Points(each["title"], each["sentences"]) for each in run.analysis.verdict.get(variable, [])]
         blocks += points if variable == run.variables[0] else [Fold(f"The same for {variable}", points)]
     blocks = blocks_of(blocks)
     if blocks:
@@ -171,7 +170,7 @@ def verdict(run: Run) -> Section:
     return Section("verdict", "In plain words", blocks, "No arm has a held-out score in this run.")
 
 
-def scores(run: Run) -> Section:
+def scores(run: StoredRun) -> Section:
     """Raw scores of every arm, their figures, and what failed."""
     blocks: list[Any] = []
     for variable in run.variables:
@@ -186,7 +185,7 @@ def scores(run: Run) -> Section:
     )
 
 
-def _scores_of(run: Run, variable: str) -> list[Any]:
+def _scores_of(run: StoredRun, variable: str) -> list[Any]:
     lines = summary.arm_lines(run.summary, run.arms, variable)
     entry = run.scores
     phases = [
@@ -265,7 +264,7 @@ def _scores_of(run: Run, variable: str) -> list[Any]:
     ]
 
 
-def _other_metrics(run: Run, variable: str) -> Fold:
+def _other_metrics(run: StoredRun, variable: str) -> Fold:
     """Held-out means of every metric but the primary one, a line per arm and cell."""
     lines = summary.arm_lines(run.summary, run.arms, variable)
     keys = [key for key in run.scores if key[2:4] == (variable, "held_out") and key[4] != "r2"]
@@ -286,7 +285,7 @@ def _other_metrics(run: Run, variable: str) -> Fold:
     return Fold("Other metrics, held out", [table])
 
 
-def _left_out(run: Run) -> list[Any]:
+def _left_out(run: StoredRun) -> list[Any]:
     """Unscorable pairs and failures: in no mean, counted here."""
     unscorable, failures = _unscorable(run), _failures(run)
     return [
@@ -301,7 +300,7 @@ def _left_out(run: Run) -> list[Any]:
         Table(
             "Days that were trained on in no pair, where all earlier ones are asked for.",
             words("session", "reason"),
-            [[str(each.get("session")), str(each.get("reason"))] for each in run.manifest.get("unfit", [])],
+            [[str(each.get("session")), str(each.get("reason"))] for each in run.manifest.unfit],
             sortable=False,
         ),
         Text("No run failed.") if not failures else None,
@@ -314,12 +313,9 @@ def _left_out(run: Run) -> list[Any]:
     ]
 
 
-def _unscorable(run: Run) -> list[dict[str, str]]:
+def _unscorable(run: StoredRun) -> list[dict[str, str]]:
     """Pairs in no mean, with the reason, from the manifest and the rows."""
-    listed = [
-        {name: str(entry.get(name, "")) for name in ("source", "target", "reason")}
-        for entry in run.manifest.get("unscorable", [])
-    ]
+    listed: list[dict[str, Any]] = [{**entry} for entry in run.manifest.unscorable]
     known = {(entry["source"], entry["target"]) for entry in listed}
     marked = run.rows.loc[run.rows["status"] == "unscorable", ["source", "target", "reason"]]
     for source, target, reason in marked.drop_duplicates(["source", "target"]).itertuples(index=False):
@@ -328,7 +324,7 @@ def _unscorable(run: Run) -> list[dict[str, str]]:
     return listed
 
 
-def _failures(run: Run) -> list[dict[str, Any]]:
+def _failures(run: StoredRun) -> list[dict[str, Any]]:
     """Failed runs, counted by arm, question and reason, then failed jobs by label."""
     failed = run.rows[run.rows["status"] == "failed"].drop_duplicates([*results.RUN, "study"])
     lines = []
@@ -337,20 +333,20 @@ def _failures(run: Run) -> list[dict[str, Any]]:
         lines.append(
             {"what": f"{run.arms.label(arm)} ({cell_label(cell)}{aside})", "count": len(group), "reason": reason}
         )
-    jobs = run.manifest.get("jobs", {}).get("failed", [])
-    return lines + [{"what": f"job: {j.get('label', '')}", "count": 1, "reason": j.get("error", "")} for j in jobs]
+    jobs = run.manifest.jobs["failed"]
+    return lines + [{"what": f"job: {j['label']}", "count": 1, "reason": j["error"]} for j in jobs]
 
 
-def leak_lines(run: Run) -> list[dict[str, Any]]:
+def leak_lines(run: StoredRun) -> list[dict[str, Any]]:
     """Verdict of each adaptive arm: ``{arm, leaks, text}``, `leaks` None where no canary can tell; and why not."""
-    troubles = run.leak_troubles
+    troubles = run.analysis.leak_troubles
     online = [e for e in run.summary if e["phase"] == "online" and e["metric"] == "r2" and e["n_targets"]]
 
     def variable(entry: Mapping[str, Any]) -> str:
         return f" {entry['variable']}" if len(run.variables) > 1 else ""
 
     lines = []
-    for arm, leaks in run.leaks.items():
+    for arm, leaks in run.analysis.leak.items():
         parts = [
             f"{cell_label(own['cell'])}{variable(own)} {number(canary['mean'])} of {number(own['mean'])}"
             for own in online
@@ -363,7 +359,7 @@ def leak_lines(run: Run) -> list[dict[str, Any]]:
     return lines
 
 
-def pairs(run: Run) -> Section:
+def pairs(run: StoredRun) -> Section:
     """Every pair of sessions: a table of held-out scores per cell, then everything about each pair behind a click."""
     blocks: list[Any] = []
     for variable in run.variables:
@@ -378,7 +374,7 @@ def pairs(run: Run) -> Section:
     return Section("pairs", "Pair by pair", blocks_of(blocks), "No pair of sessions was scored.")
 
 
-def _pair_tables(run: Run, variable: str) -> list[Table]:
+def _pair_tables(run: StoredRun, variable: str) -> list[Table]:
     """Held-out R² of every pair (mean over seeds): one table per cell, pairs down, arms across."""
     scored = run.held_out[(run.held_out["variable"] == variable) & (run.held_out["status"] == "ok")]
     tables = []
@@ -403,7 +399,7 @@ def _pair_tables(run: Run, variable: str) -> list[Table]:
     return tables
 
 
-def _pair_table(run: Run, rows: Any) -> Table:
+def _pair_table(run: StoredRun, rows: Any) -> Table:
     """All R² of one pair, seeds averaged: an arm per line."""
     means = rows.groupby(["variable", "cell", "arm", "phase", "metric"])["value"].mean()
     labels = rows.groupby(["variable", "cell", "arm"])["n_labels"].max()
@@ -430,9 +426,9 @@ def _pair_table(run: Run, rows: Any) -> Table:
     )
 
 
-def cost(run: Run) -> Section:
+def cost(run: StoredRun) -> Section:
     """Time per bin against the bin width, and memory."""
-    costs = [each for each in run.manifest.get("costs") or [] if isinstance(each, Mapping)]
+    costs = run.manifest.costs
     picture = run.album.picture(
         "cost",
         figures_study.cost_figure(costs, run.arms),
@@ -443,7 +439,7 @@ def cost(run: Run) -> Section:
     rows = []
     for each in costs:
         width = (each.get("bin_s") or float("nan")) * 1e6
-        late = each.get("p99_us") is not None and each["p99_us"] > width
+        late = (each.get("p99_us") or 0.0) > width
         times = [
             Cell(figure_text(each.get(name), 1), "bad" if late and name == "p99_us" else "")
             for name in ("p50_us", "p95_us", "p99_us")
@@ -486,23 +482,21 @@ def _bytes(value: Any) -> str:
     return f"{value:.0f} B"
 
 
-def again(run: Run) -> Section:
+def again(run: StoredRun) -> Section:
     """Everything needed to run it again."""
     manifest = run.manifest
-    command, created = manifest.get("command", ""), manifest.get("created", "")
-    versions = [(str(key), str(value)) for key, value in (manifest.get("versions") or {}).items()]
+    command, created = manifest.command, manifest.created
+    versions = list(manifest.versions.items())
     digests = [(key, f"sha256 {value}") for key, value in run.digests.items()]
     digests += [
-        (f"{each.get('session_id', '')}: {each.get('source_file') or 'recording'}", f"sha256 {each['source_sha256']}")
-        for each in manifest.get("sessions", [])
-        if each.get("source_sha256")
+        (f"{each.get('session_id', '')}: {each.get('source_file') or 'recording'}", f"sha256 {known}")
+        for each in manifest.sessions
+        if (known := each.get("source_sha256"))
     ]
-    if tuning := manifest.get("tuning"):
-        digests.append((str(tuning.get("file", "tuning")), f"sha256 {tuning.get('digest', '')}"))
-    lock = [(str(key), str(value)) for key, value in flat(manifest.get("lock") or {})]
-    reruns = "".join(
-        f"; again {each['created']}, {each['executed']} jobs executed" for each in manifest.get("reruns", [])
-    )
+    if tuning := manifest.tuning:
+        digests.append((tuning["file"], f"sha256 {tuning['digest']}"))
+    lock = [(str(key), str(value)) for key, value in flat(manifest.lock)]
+    reruns = "".join(f"; again {each['created']}, {each['executed']} jobs executed" for each in manifest.reruns)
     seeds = ", ".join(str(seed) for seed in sorted(set(run.own["seed"])))
     return Section(
         "again",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from bci_adapt.results.figures import run as figures
 from bci_adapt.results.figures import studies as figures_study
 from bci_adapt.results.recovery import Frame
 from bci_adapt.results.report.blocks import Cell, Fold, Section, Table, Text, blocks_of, numbers, words
-from bci_adapt.results.report.run import Run, figure_text, seconds, signed
+from bci_adapt.results.report.run import StoredRun, figure_text, seconds, signed
 from bci_adapt.results.report.sections import leak_lines
 from bci_adapt.results.summary import score_text
 from bci_adapt.results.table import cell_label
@@ -26,7 +27,7 @@ SWEEP_WORDS = {
 }
 
 
-def controls(run: Run) -> Section:
+def controls(run: StoredRun) -> Section:
     """Controls of every arm and the verdict on leaks; the no-drift control; cold starts."""
     lines = leak_lines(run)
     verdicts = {True: Cell("this setting leaks", "bad"), None: Cell("not checked", "strong"), False: Cell("no leak")}
@@ -68,7 +69,7 @@ def controls(run: Run) -> Section:
     return Section("controls", "Controls: do labels leak?", blocks_of(blocks))
 
 
-def _channels(run: Run) -> Fold:
+def _channels(run: StoredRun) -> Fold:
     """Held-out scores with channels permuted beside the arm's own."""
     found = [
         entry
@@ -77,7 +78,7 @@ def _channels(run: Run) -> Fold:
     ]
     rows = []
     for entry in _in_order(run, found):
-        own = entry | {"arm": results.bare_arm(entry["arm"])}
+        own = {**entry, "arm": results.bare_arm(entry["arm"])}
         standing = run.scores.get((own["arm"], own["cell"], own["variable"], "held_out", "r2"))
         rows.append([*_named(run, own), score_text(standing), score_text(entry)])
     title = "Channels permuted on the target: what an arm that learns regains from labels alone, held out."
@@ -85,7 +86,7 @@ def _channels(run: Run) -> Fold:
     return Fold("Channels permuted", [Table(title, columns, rows, grouped=True)])
 
 
-def _without_neurons(run: Run) -> list[Any]:
+def _without_neurons(run: StoredRun) -> list[Any]:
     found = [
         f"{variable}: online {score_text(run.scores.get((arm, '', variable, 'online', 'r2')))}, "
         f"held out {score_text(run.scores[arm, '', variable, 'held_out', 'r2'])}"
@@ -97,10 +98,9 @@ def _without_neurons(run: Run) -> list[Any]:
     return [Text(words_ + "; ".join(found) + ".")] if found else [Text("No persistence was run.", kind="none")]
 
 
-def _no_drift(run: Run) -> list[Any]:
+def _no_drift(run: StoredRun) -> list[Any]:
     """Scores on the source day's own later half, beside those on later days."""
-    found = [entry for variable in run.variables for entry in studies.no_drift(run.rows, variable)]
-    lines = [entry for entry in found if entry["phase"] == "held_out"]
+    lines = [entry for entry in run.analysis.no_drift if entry["phase"] == "held_out"]
     title = "No drift: the source day's later half as target"
     if not lines:
         return [Text(f"{title}: not run.", kind="none")]
@@ -112,9 +112,9 @@ def _no_drift(run: Run) -> list[Any]:
     return [Table(f"{title}. Held-out R²; the days are source days.", columns, rows, grouped=True)]
 
 
-def _beside(run: Run, study: str, title: str, usual: str, other: str) -> list[Any]:
+def _beside(run: StoredRun, study: str, title: str, usual: str, other: str) -> list[Any]:
     """Held-out scores of a study beside those of the standing arms, on the pairs and seeds of both."""
-    found = [entry for variable in run.variables for entry in studies.beside(run.rows, study, variable)]
+    found = run.analysis.beside[study]
     if not found:
         return [Text(f"{title}: not run.", kind="none")]
     rated = study == "shared_rate"
@@ -129,31 +129,33 @@ def _beside(run: Run, study: str, title: str, usual: str, other: str) -> list[An
     return [Table(f"{title}. Held-out R².", columns, rows, grouped=True)]
 
 
-def _named(run: Run, entry: dict[str, Any]) -> list[str]:
+def _named(run: StoredRun, entry: Mapping[str, Any]) -> list[str]:
     return [cell_label(entry["cell"]), run.arms.label(entry["arm"]), entry["variable"]]
 
 
-def _in_order(run: Run, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _in_order(run: StoredRun, entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Entries by variable, cell and arm, in order of presentation."""
 
-    def place(entry: dict[str, Any]) -> tuple:
+    def place(entry: Mapping[str, Any]) -> tuple:
         return run.variables.index(entry["variable"]), run.cell_place(entry["cell"]), run.arms.place(entry["arm"])
 
     return sorted(entries, key=place)
 
 
-def labels(run: Run) -> Section:
+def labels(run: StoredRun) -> Section:
     """Sweeps of label delay, fraction and budget, and the time to nine tenths of the ceiling."""
     blocks: list[Any] = []
     for study, axis in SWEEP_WORDS.items():
         title, swept = results.STUDIES[study].capitalize(), False
         for variable in run.variables:
-            points = studies.sweep(run.rows, study, variable)
+            points = [point for point in run.analysis.sweeps[study] if point["variable"] == variable]
             if not points:
                 continue
             swept = True
             ceilings = {
-                entry["cell"]: entry["ceiling_r2"] for entry in studies.time_to_ceiling(run.rows, run.arms, variable)
+                entry["cell"]: entry["ceiling_r2"]
+                for entry in run.analysis.time_to_ceiling
+                if entry["variable"] == variable
             }
             blocks.append(
                 run.album.picture(
@@ -190,22 +192,24 @@ def swept_words(study: str, value: float) -> str:
     return "all" if study == "trials" and np.isinf(value) else seconds(value)
 
 
-def _days_picture(run: Run, variable: str) -> Any:
+def _days_picture(run: StoredRun, variable: str) -> Any:
     """The decoder that was swept over budgets, day by day: no labels, some, all, and its bounds."""
-    found = studies.life(run.rows, run.arms, variable)
+    found = run.analysis.life[variable]
     if found is None:
         return None
     return run.album.picture(
         f"{variable}-days",
-        figures_study.days_figure(found.points, found.labels, run.arms, variable, found.ceiling),
+        figures_study.days_figure(
+            pd.DataFrame(found["points"]), pd.DataFrame(found["labels"]), run.arms, variable, found["ceiling"]
+        ),
         f"held-out {variable} R² by day and by labels",
-        f"{run.who(found.arm, found.cell)} day by day, with no labels, some and all of them, "
+        f"{run.who(found['arm'], found['cell'])} day by day, with no labels, some and all of them, "
         "between the frozen decoder and the retrained ones; beside it the mean over days against seconds of labels; "
         f"{run.tuned_words}.",
     )
 
 
-def _sweep_table(run: Run, study: str, points: list[dict[str, Any]]) -> Table:
+def _sweep_table(run: StoredRun, study: str, points: Sequence[Mapping[str, Any]]) -> Table:
     online = {(p["arm"], p["cell"], p["value"]): p for p in points if p["phase"] == "online"}
     rows = []
     for point in _in_order(run, [each for each in points if each["phase"] == "held_out"]):
@@ -215,8 +219,8 @@ def _sweep_table(run: Run, study: str, points: list[dict[str, Any]]) -> Table:
     return Table("", [*words("arm"), *numbers(SWEEP_WORDS[study], "online", "held out", "days")], rows, grouped=True)
 
 
-def _time_to_ceiling(run: Run, variable: str) -> Table:
-    found = _in_order(run, studies.time_to_ceiling(run.rows, run.arms, variable))
+def _time_to_ceiling(run: StoredRun, variable: str) -> Table:
+    found = _in_order(run, [each for each in run.analysis.time_to_ceiling if each["variable"] == variable])
     rows = []
     for entry in found:
         budget = f"{entry['budget_s']:g} s" if entry["reached"] else f"not with {entry['largest_budget_s']:g} s"
@@ -232,9 +236,9 @@ def _time_to_ceiling(run: Run, variable: str) -> Table:
     )
 
 
-def forgetting(run: Run) -> Section:
+def forgetting(run: StoredRun) -> Section:
     """Back on the source day after adaptation, and days in a row."""
-    found = {variable: studies.forgetting(run.rows, run.arms, variable) for variable in run.variables}
+    found = {name: [e for e in run.analysis.forgetting if e["variable"] == name] for name in run.variables}
     back = {variable: _back_table(run, entries) for variable, entries in found.items() if entries}
     others = [Fold(f"The same for {variable}", [table]) for variable, table in list(back.items())[1:]]
     pictures, tables = [], []
@@ -266,7 +270,7 @@ def forgetting(run: Run) -> Section:
     )
 
 
-def _back_table(run: Run, entries: list[dict[str, Any]]) -> Table:
+def _back_table(run: StoredRun, entries: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
         "Back on the source session after adaptation, with the source day's own statistics: "
         f"{entries[0]['variable']} R² of "
@@ -285,7 +289,7 @@ def _back_table(run: Run, entries: list[dict[str, Any]]) -> Table:
     )
 
 
-def _days_in_a_row(run: Run, variable: str) -> Frame:
+def _days_in_a_row(run: StoredRun, variable: str) -> Frame:
     """Scores by day, on the pairs and seeds of both: columns cell, arm, day, continual, mean."""
     keep = (run.rows["variable"] == variable) & (run.rows["phase"] == "held_out") & (run.rows["metric"] == "r2")
     keep &= (run.rows["status"] == "ok") & (run.rows["control"] == "") & run.rows["study"].isin(["", "continual"])
@@ -297,7 +301,7 @@ def _days_in_a_row(run: Run, variable: str) -> Frame:
     return means.rename(columns={"value": "mean"})
 
 
-def _days_table(run: Run, points: Frame, variable: str) -> Table:
+def _days_table(run: StoredRun, points: Frame, variable: str) -> Table:
     rows = []
     wide = points.pivot(index=["cell", "arm", "day"], columns="continual", values="mean")
     for (cell, arm, day), line in sorted(
@@ -309,9 +313,9 @@ def _days_table(run: Run, points: Frame, variable: str) -> Table:
     return Table(f"{variable}: held-out R².", columns, rows, grouped=True)
 
 
-def tuning(run: Run) -> Section:
+def tuning(run: StoredRun) -> Section:
     """Chosen values, the whole surface, and the shared rate beside the tuned ones."""
-    found = run.manifest.get("tuning")
+    found = run.manifest.tuning
     beside = _beside(run, "shared_rate", "One learning rate for all, beside the tuned rates", "tuned", "shared rate")
     if not found:
         blocks = beside if isinstance(beside[0], Table) else []

@@ -12,7 +12,6 @@ import numpy as np
 from bci_adapt.results import summary
 from bci_adapt.results.arms import Arms, Key
 from bci_adapt.results.recovery import Comparison, compare, standing
-from bci_adapt.results.report.blocks import sentence_list
 from bci_adapt.results.summary import score_text
 from bci_adapt.results.table import Results, cell_label, number
 
@@ -155,6 +154,12 @@ def _worth_words(tell: _Teller) -> list[str]:
                 named = [f"{arms.label(arm)} ({', '.join(scored)})" for arm, scored in verdicts[sign].items()]
                 sentences.append(f"{start}, {words} {beyond}: {'; '.join(named)}.")
     if leaking:
-        named = sentence_list(arms.label(arm) for arm in sorted(leaking, key=arms.place))
+        named = _listed(arms.label(arm) for arm in sorted(leaking, key=arms.place))
         sentences.append(f"Not to be judged, because the setting leaks: {named}.")
     return sentences
+
+
+def _listed(items: Iterable[str]) -> str:
+    """``a, b and c``."""
+    listed = list(items)
+    return " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
