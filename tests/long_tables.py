@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from bci_adapt.experiment.arms import Arm, arms_of, described
+from bci_adapt.experiment.arm import Arm, described
+from bci_adapt.experiment.arms import arms_of
 from bci_adapt.experiment.asked import ArmSection
 from bci_adapt.experiment.comparisons import compared
 from bci_adapt.experiment.config import parse_config

@@ -4,7 +4,8 @@ import pytest
 
 from bci_adapt.decoders.base import decoder_class
 from bci_adapt.errors import InputError
-from bci_adapt.experiment.arms import HELD_OUT, arms_of, described, linear_arms, network_arms, standing_names
+from bci_adapt.experiment.arm import HELD_OUT, described
+from bci_adapt.experiment.arms import arms_of, linear_arms, network_arms, standing_names
 from bci_adapt.experiment.asked import ArmSection
 from bci_adapt.experiment.building import Builder
 from bci_adapt.experiment.config import parse_config

@@ -719,6 +719,23 @@ def test_what_quality_flags_on_the_source_is_removed_only_when_asked(tiny):
         load_config(tiny, ['channels.remove=["dead channel"]'])
 
 
+def test_a_decoder_is_an_arm_by_its_name(tiny):
+    text = tiny.read_text().replace('name = "tiny"', 'name = "stacked"')
+    asked = '[[arms]]\ndecoder = "stacked"\nrule = "immediate"\nprior = "mean"\nprior_s = 5.0\nseeds = [0]\n'
+    tiny.write_text(text[: text.index("[[arms]]")] + asked)
+    config = load_config(tiny, ["targets=2"])
+    done = run_experiment(config, workers=0)
+    stored, name = read_results(done.folder / "results.nc"), "stacked(rule=immediate, prior=mean, prior_s=5)"
+    rows, arms = stored.rows, Arms(stored.arms)
+    own = rows[(rows["arm"] == name) & (rows["metric"] == "r2")]
+    assert set(own["status"]) == {"ok"}
+    assert {"online", "held_out"} <= set(own["phase"])
+    assert set(own["decoder"]) == {"stacked"}
+    assert f"canary:{name}" in set(rows["arm"])
+    assert (arms.label(name), arms.role(name)) == ("stacked (rule=immediate, prior=mean, prior_s=5)", "rival")
+    assert load_config(done.folder / "config.toml") == config
+
+
 def test_arms_of_ones_own_run_with_their_constants_and_canaries(tiny):
     text = tiny.read_text().replace('name = "tiny"', 'name = "own"')
     tiny.write_text(

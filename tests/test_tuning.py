@@ -7,7 +7,7 @@ import pytest
 from caches import new_cache
 
 from bci_adapt.errors import InputError
-from bci_adapt.experiment.arms import Arm
+from bci_adapt.experiment.arm import Arm
 from bci_adapt.experiment.config import load_config, parse_config
 from bci_adapt.experiment.run import run_experiment
 from bci_adapt.experiment.tuned import choose, read_tuned

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bci_adapt.errors import InputError
-from bci_adapt.experiment.arms import Arm, arms_of, is_main, network_arms
+from bci_adapt.experiment.arm import Arm, is_main
+from bci_adapt.experiment.arms import arms_of, network_arms
 from bci_adapt.experiment.config import Config
 from bci_adapt.experiment.pairs import Pair
 from bci_adapt.experiment.tuned import Tuned

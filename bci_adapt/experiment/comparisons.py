@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from bci_adapt.experiment.arms import LINEAR, NETWORK
+from bci_adapt.experiment.arm import LINEAR, NETWORK
 from bci_adapt.experiment.asked import ArmSection
 from bci_adapt.results.table import cell_label
 

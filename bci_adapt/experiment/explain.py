@@ -16,7 +16,7 @@ import numpy as np
 
 from bci_adapt.data.labelled import load_arrays
 from bci_adapt.errors import InputError
-from bci_adapt.experiment.arms import LINEAR, NETWORK, Arm
+from bci_adapt.experiment.arm import LINEAR, NETWORK, Arm
 from bci_adapt.experiment.building import Builder
 from bci_adapt.experiment.config import Config, ControlSection, SweepSection, load_config
 from bci_adapt.experiment.pairs import Pair

@@ -16,7 +16,8 @@ from typing import Any
 
 from bci_adapt.archive.sources.base import Source
 from bci_adapt.errors import InputError
-from bci_adapt.experiment.arms import described, standing_names
+from bci_adapt.experiment.arm import described
+from bci_adapt.experiment.arms import standing_names
 from bci_adapt.experiment.asked import ArmSection
 from bci_adapt.experiment.building import Builder, Foreign, prepare_job
 from bci_adapt.experiment.comparisons import compared

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bci_adapt.errors import InputError
-from bci_adapt.experiment.arms import Arm, described
+from bci_adapt.experiment.arm import Arm, described
 from bci_adapt.experiment.building import Builder
 from bci_adapt.experiment.config import Config
 from bci_adapt.experiment.pairs import Pair, require_source, unscorable
@@ -136,26 +136,7 @@ def tune(
     while asked := [(search, setting) for search in searches for setting in search.wanted()]:
         n_rounds += 1
         say(f"round {n_rounds}: {len(asked)} settings on {len(usable)} pairs")
-        jobs = [
-            (search, setting, pair, seed, _scored(builders[pair.sources], search.arm, setting, pair, seed))
-            for search, setting in asked
-            for pair in usable
-            for seed in search.arm.seeds
-        ]
-        execute([job for *_, job in jobs], **options)
-        for search, setting, pair, seed, job in jobs:
-            score = _held_out(job) if job.path.exists() else None
-            search.points.append(
-                {
-                    "method": search.arm.name,
-                    "cell": search.arm.cell,
-                    "parameters": setting,
-                    "source": pair.source,
-                    "target": pair.target,
-                    "seed": seed,
-                    "score": score,
-                }
-            )
+        _try(asked, builders, usable, options)
     about = {
         "config": config.name,
         "pairs": [{"source": pair.source, "target": pair.target} for pair in usable],
@@ -168,6 +149,26 @@ def tune(
         "arms": described(search.arm for search in searches),
     }
     return about, [point for search in searches for point in search.points]
+
+
+def _try(
+    asked: Sequence[tuple[Search, dict[str, Any]]],
+    builders: Mapping[tuple[str, ...], Builder],
+    pairs: Sequence[Pair],
+    options: Mapping[str, Any],
+) -> None:
+    """Score settings on every pair with every seed, and add what was found to their searches."""
+    jobs = [
+        (search, setting, pair, seed, _scored(builders[pair.sources], search.arm, setting, pair, seed))
+        for search, setting in asked
+        for pair in pairs
+        for seed in search.arm.seeds
+    ]
+    execute([job for *_, job in jobs], **options)
+    for search, setting, pair, seed, job in jobs:
+        score = _held_out(job) if job.path.exists() else None
+        of = {"method": search.arm.name, "cell": search.arm.cell, "parameters": setting}
+        search.points.append({**of, "source": pair.source, "target": pair.target, "seed": seed, "score": score})
 
 
 def _settings(config: Config) -> dict[str, Any]:

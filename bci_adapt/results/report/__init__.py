@@ -9,7 +9,7 @@ from bci_adapt.ground.storage import file_digest, write_text
 from bci_adapt.results.analysis import analysis_of
 from bci_adapt.results.manifest import MANIFEST, RESULTS, read_manifest
 from bci_adapt.results.recovery import coded
-from bci_adapt.results.report import comparisons, sections, studies
+from bci_adapt.results.report import comparisons, cost, sections, studies
 from bci_adapt.results.report.blocks import Page, render_page
 from bci_adapt.results.report.compare import compare_page
 from bci_adapt.results.report.markdown import tables_markdown
@@ -47,7 +47,7 @@ def render_report(run_folder: Path) -> Path:
             studies.forgetting(run),
             studies.tuning(run),
             sections.pairs(run),
-            sections.cost(run),
+            cost.cost(run),
             sections.again(run),
         ],
     )

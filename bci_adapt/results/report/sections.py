@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ import numpy as np
 from bci_adapt.results import summary
 from bci_adapt.results import table as results
 from bci_adapt.results.figures import run as figures
-from bci_adapt.results.figures import studies as figures_study
 from bci_adapt.results.report.blocks import (
     Cell,
     Code,
@@ -187,16 +186,31 @@ def scores(run: StoredRun) -> Section:
 
 def _scores_of(run: StoredRun, variable: str) -> list[Any]:
     lines = summary.arm_lines(run.summary, run.arms, variable)
-    entry = run.scores
+    cells = list(dict.fromkeys(line["cell"] for line in lines))
+    return [
+        *(_arms_picture(run, variable, cell) for cell in cells),
+        _score_table(run, variable, lines),
+        _other_metrics(run, variable),
+        *_course_pictures(run, variable),
+    ]
+
+
+def _score_table(run: StoredRun, variable: str, lines: Sequence[Mapping[str, Any]]) -> Table:
+    """Every arm's R² in each part, how many runs it is of, and how many failed."""
     phases = [
         phase
         for phase in PHASE_ORDER
-        if phase in PHASES or any((e["arm"], e["cell"], variable, phase, "r2") in entry for e in lines)
+        if phase in PHASES or any((e["arm"], e["cell"], variable, phase, "r2") in run.scores for e in lines)
     ]
     of_runs = run.held_out[run.held_out["variable"] == variable]
     n_runs = of_runs.groupby(["arm", "cell"]).size()
     n_failed = of_runs[of_runs["status"] == "failed"].groupby(["arm", "cell"]).size()
-    table = Table(
+
+    def score(line: Mapping[str, Any], phase: str) -> Cell:
+        found = run.scores.get((line["arm"], line["cell"], variable, phase, "r2"))
+        return Cell(score_text(found), "strong" if phase == "held_out" else "")
+
+    return Table(
         f"Variance-weighted R²{run.bins_words}: mean [95 % interval]; {run.caption}.",
         [
             *words("cell", "arm"),
@@ -206,13 +220,7 @@ def _scores_of(run: StoredRun, variable: str) -> list[Any]:
         [
             [
                 *(cell_label(line["cell"]), run.arms.label(line["arm"])),
-                *(
-                    Cell(
-                        score_text(entry.get((line["arm"], line["cell"], variable, phase, "r2"))),
-                        "strong" if phase == "held_out" else "",
-                    )
-                    for phase in phases
-                ),
+                *(score(line, phase) for phase in phases),
                 str(line["n_targets"]),
                 *(str(counts.get((line["arm"], line["cell"]), 0)) for counts in (n_runs, n_failed)),
                 line["note"],
@@ -221,39 +229,37 @@ def _scores_of(run: StoredRun, variable: str) -> list[Any]:
         ],
         grouped=True,
     )
-    pictures = [
-        run.album.picture(
-            f"{variable}-arms-{cell_label(cell)}",
-            figures.arms_figure(run.summary, run.arms, variable, cell, run.supervision),
-            f"{variable} R² of every arm, {cell_label(cell)}",
-            f"{cell_label(cell)}: every arm, best held-out score on top; the axis is the same for all cells. "
-            "Online: each "
-            "bin is predicted before its label is used. Held out: later bins, weights frozen. Retrained arms have no "
-            f"online point: the stream is what they were trained on. Bars are 95 % intervals over target days; "
-            f"{run.tuned_words}.",
-        )
-        for cell in dict.fromkeys(line["cell"] for line in lines)
-    ]
+
+
+def _arms_picture(run: StoredRun, variable: str, cell: str) -> Any:
+    return run.album.picture(
+        f"{variable}-arms-{cell_label(cell)}",
+        figures.arms_figure(run.summary, run.arms, variable, cell, run.supervision),
+        f"{variable} R² of every arm, {cell_label(cell)}",
+        f"{cell_label(cell)}: every arm, best held-out score on top; the axis is the same for all cells. Online: each "
+        "bin is predicted before its label is used. Held out: later bins, weights frozen. Retrained arms have no "
+        "online point: the stream is what they were trained on. Bars are 95 % intervals over target days; "
+        f"{run.tuned_words}.",
+    )
+
+
+def _course_pictures(run: StoredRun, variable: str) -> list[Any]:
+    """Scores against the days between sessions and through a session, and an excerpt."""
     unit = str(run.stored.attrs.get("unit", "")) if variable == run.variables[0] else ""
     return [
-        *pictures,
-        table,
-        _other_metrics(run, variable),
         run.album.picture(
             f"{variable}-gap",
             figures.gap_figure(run.own, run.arms, variable),
             f"held-out {variable} R² against days between sessions",
-            "Against the days between sessions. One point is one pair of sessions, seeds averaged; lines join "
-            "the means "
-            f"of equal gaps; {run.tuned_words}.",
+            "Against the days between sessions. One point is one pair of sessions, seeds averaged; lines join the "
+            f"means of equal gaps; {run.tuned_words}.",
         ),
         run.album.picture(
             f"{variable}-curve",
             figures.curve_figure(run.stored.curves, run.arms, variable),
             f"{variable} R² through the target session",
-            "Through the target session: R² in consecutive windows. Lines are medians over pairs, bands the "
-            "middle half. "
-            "Right of the dashed line nothing is learned any more; the causal normaliser keeps running.",
+            "Through the target session: R² in consecutive windows. Lines are medians over pairs, bands the middle "
+            "half. Right of the dashed line nothing is learned any more; the causal normaliser keeps running.",
         ),
         run.album.picture(
             f"{variable}-trajectory",
@@ -424,62 +430,6 @@ def _pair_table(run: StoredRun, rows: Any) -> Table:
         ],
         grouped=True,
     )
-
-
-def cost(run: StoredRun) -> Section:
-    """Time per bin against the bin width, and memory."""
-    costs = run.manifest.costs
-    picture = run.album.picture(
-        "cost",
-        figures_study.cost_figure(costs, run.arms),
-        "time per bin of every arm against the bin width",
-        "Time of one bin, predict and learn. The dashed line is the bin itself: what is left of it keeps up with "
-        "real time.",
-    )
-    rows = []
-    for each in costs:
-        width = (each.get("bin_s") or float("nan")) * 1e6
-        late = (each.get("p99_us") or 0.0) > width
-        times = [
-            Cell(figure_text(each.get(name), 1), "bad" if late and name == "p99_us" else "")
-            for name in ("p50_us", "p95_us", "p99_us")
-        ]
-        rows.append(
-            [
-                *(cell_label(each["cell"]), run.arms.label(each["arm"])),
-                *times,
-                figure_text(each.get("empty_loop_us"), 1),
-                figure_text(100 * (each.get("p99_us") or float("nan")) / width, 2) + " %",
-                *(_bytes(each.get(name)) for name in ("state_bytes", "peak_bytes")),
-                "too slow" if late else "in time",
-            ]
-        )
-    table = Table(
-        f"Microseconds per bin{_machines(costs)}; memory of what the decoder holds, and the peak while it ran.",
-        [
-            *words("cell", "arm"),
-            *numbers("p50", "p95", "p99", "empty loop", "p99 of the bin", "state", "peak"),
-            *words(""),
-        ],
-        rows,
-        grouped=True,
-    )
-    return Section("cost", "Cost", blocks_of(picture, table), "The cost of arms was not measured in this run.")
-
-
-def _machines(costs: list[Any]) -> str:
-    """On which machines costs were measured."""
-    found = list(dict.fromkeys(str(each["machine"]) for each in costs if each.get("machine")))
-    return f" ({'; '.join(found)})" if found else ""
-
-
-def _bytes(value: Any) -> str:
-    if value is None or not np.isfinite(value):
-        return "–"
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f} B"
 
 
 def again(run: StoredRun) -> Section:

@@ -322,70 +322,69 @@ def tuning(run: StoredRun) -> Section:
         return Section(
             "tuning", "Tuning", blocks, "Nothing was tuned for this run: every rate stands in the configuration."
         )
-    surface, chosen = found.get("surface", []), found.get("chosen", [])
-    table = figures_study.surface_table(surface)
-    names = list(dict.fromkeys(name for each in chosen for name in each["parameters"]))
+    surface, chosen = found["surface"], found["chosen"]
     seeds = ", ".join(str(seed) for seed in found.get("seeds", []))
-    outer = {(each["method"], each["cell"]) for each in chosen if not each.get("interior")}
+    outer = any(not each.get("interior") for each in chosen)
     return Section(
         "tuning",
         "Tuning",
         blocks_of(
             Text(
                 "Values were chosen by held-out R² on other pairs of sessions than they are used for; seeds "
-                f"{seeds}. From "
-                f"{found.get('file', 'a file')}, sha256 {found.get('digest', '')}."
+                f"{seeds}. From {found['file']}, sha256 {found['digest']}."
             ),
-            Table(
-                "Chosen values. Interior: the best score does not stand at the edge of its grid.",
-                [
-                    *words("cell", "method"),
-                    *numbers(*(name.replace("_", " ") for name in names), "score", "tried"),
-                    *words("optimum"),
-                ],
-                [
-                    [
-                        *(cell_label(each["cell"]), run.arms.label(each["method"])),
-                        *(_setting(each["parameters"].get(name)) for name in names),
-                        figure_text(each["score"]),
-                        str(each.get("n_points", "")),
-                        Cell("interior") if each.get("interior") else Cell("at the edge", "bad"),
-                    ]
-                    for each in sorted(chosen, key=lambda c: (run.cell_place(c["cell"]), run.arms.place(c["method"])))
-                ],
-                grouped=True,
-            ),
+            _chosen_table(run, chosen),
             Text("At the edge of its grid: a wider grid might find better.", kind="fine") if outer else None,
             run.album.picture(
                 "tuning",
                 figures_study.tuning_figure(surface, chosen, run.arms),
                 "tuning score against learning rate, a panel per method",
-                "The whole surface: mean held-out R² over tuning pairs and seeds. The ring is the chosen point, "
-                "its line "
-                "dark; grey lines are other settings of the other parameters. Not for ranking methods: that is done on "
-                "other pairs.",
+                "The whole surface: mean held-out R² over tuning pairs and seeds. The ring is the chosen point, its "
+                "line dark; grey lines are other settings of the other parameters. Not for ranking methods: that is "
+                "done on other pairs.",
             ),
-            Fold(
-                f"The surface, {len(table)} points",
-                [
-                    Table(
-                        "",
-                        [*words("method", "cell", "setting"), *numbers("score", "runs")],
-                        [
-                            [
-                                *(run.arms.label(point.method), cell_label(point.cell)),
-                                ", ".join(f"{name} {_setting(value)}" for name, value in point.parameters.items()),
-                                *(figure_text(point.score, 3), str(point.n_runs)),
-                            ]
-                            for point in table.itertuples(index=False)
-                        ],
-                        grouped=True,
-                    )
-                ],
-            ),
+            _surface(run, figures_study.surface_table(surface)),
             beside,
         ),
     )
+
+
+def _chosen_table(run: StoredRun, chosen: Sequence[Mapping[str, Any]]) -> Table:
+    """What was chosen for each method, and whether it stands at the edge of its grid."""
+    names = list(dict.fromkeys(name for each in chosen for name in each["parameters"]))
+    return Table(
+        "Chosen values. Interior: the best score does not stand at the edge of its grid.",
+        [
+            *words("cell", "method"),
+            *numbers(*(name.replace("_", " ") for name in names), "score", "tried"),
+            *words("optimum"),
+        ],
+        [
+            [
+                *(cell_label(each["cell"]), run.arms.label(each["method"])),
+                *(_setting(each["parameters"].get(name)) for name in names),
+                figure_text(each["score"]),
+                str(each.get("n_points", "")),
+                Cell("interior") if each.get("interior") else Cell("at the edge", "bad"),
+            ]
+            for each in sorted(chosen, key=lambda c: (run.cell_place(c["cell"]), run.arms.place(c["method"])))
+        ],
+        grouped=True,
+    )
+
+
+def _surface(run: StoredRun, table: Frame) -> Fold:
+    """Every point of the tuning."""
+    rows = [
+        [
+            *(run.arms.label(point.method), cell_label(point.cell)),
+            ", ".join(f"{name} {_setting(value)}" for name, value in point.parameters.items()),
+            *(figure_text(point.score, 3), str(point.n_runs)),
+        ]
+        for point in table.itertuples(index=False)
+    ]
+    columns = [*words("method", "cell", "setting"), *numbers("score", "runs")]
+    return Fold(f"The surface, {len(table)} points", [Table("", columns, rows, grouped=True)])
 
 
 def _setting(value: Any) -> str:
