@@ -107,8 +107,9 @@ def test_a_delay_that_is_asked_for_replaces_the_decoders_own(days):
     assert not np.array_equal(predicted(asked), predicted(late))
     at_end = ba.evaluate(fitted(network(), source), target, "velocity", label_delay_s="trial_end")
     assert not np.array_equal(predicted(at_end), predicted(late))
-    with pytest.raises(InputError, match="seconds or 'trial_end', got 'soon'"):
-        ba.evaluate(fitted(network(), source), target, "velocity", label_delay_s="soon")
+    for wrong in ("soon", -0.1, float("nan")):
+        with pytest.raises(InputError, match="label_delay_s: expected seconds, 0 or more, or 'trial_end', got"):
+            ba.evaluate(fitted(network(), source), target, "velocity", label_delay_s=wrong)
 
 
 # ----------------------------------------------------------------------------------------- against river's
@@ -295,6 +296,11 @@ def test_labels_are_as_many_as_asked_for(days):
     assert own.weight_change > 0
     with pytest.raises(InputError, match="expected one of true, intention, pseudo, none, got 'some'"):
         stream_of(arrays, Teaching("some"))
+    for name, wrong in {"label_fraction": 1.5, "budget_s": -1.0, "budget_trials": 0}.items():
+        with pytest.raises(InputError, match=f"{name}: expected"):
+            ba.evaluate(decoder, target, **{name: wrong})
+    with pytest.raises(InputError, match="WienerDecoder: learns from no labels"):
+        ba.evaluate(fitted(WienerDecoder(), source), target, supervision="pseudo")
     with pytest.raises(InputError, match="leave the arm 'intention' out"):
         ba.evaluate(decoder, target, "velocity", supervision="intention")
     with pytest.raises(InputError, match="stream_s must be positive"):

@@ -126,15 +126,14 @@ def evaluate(
     """
     import pandas as pd
 
-    at_trial_end = label_delay_s == "trial_end"
-    if isinstance(label_delay_s, str) and not at_trial_end:
-        raise InputError(f"label_delay_s: expected seconds or 'trial_end', got {label_delay_s!r}")
+    at_trial_end, delay_s = label_delay_s == "trial_end", _delay_s(label_delay_s)
     arrays = _arrays(decoder, session, target)
     n_stream = _stream_bins(arrays, stream_s)
-    delay_s = None if label_delay_s is None or isinstance(label_delay_s, str) else float(label_delay_s)
     ours = led(decoder, bin_s=arrays.bin_s, label_delay_s=delay_s, seed=seed)
     if isinstance(ours, Own) and (continuing or supervision == "pseudo"):
         raise InputError("a decoder of your own learns in adapt alone: leave out continuing and 'pseudo'")
+    if supervision == "pseudo" and not hasattr(ours, "label_delay_s"):
+        raise InputError(f"{type(ours).__name__}: learns from no labels, nor from its own predictions ('pseudo')")
     teaching = Teaching(supervision, at_trial_end, label_fraction, budget_s, budget_trials, seed)
     found = prequential(
         ours,
@@ -154,6 +153,15 @@ def evaluate(
         weight_change=found.weight_change,
         diverged=found.diverged or not all(np.isfinite(part).all() for part in (found.online, found.held_out)),
     )
+
+
+def _delay_s(asked: float | str | None) -> float | None:
+    """The label delay that is asked for, in seconds; None for the decoder's own and for the end of trials."""
+    if asked is None or asked == "trial_end":
+        return None
+    if isinstance(asked, str) or not 0.0 <= asked < np.inf:
+        raise InputError(f"label_delay_s: expected seconds, 0 or more, or 'trial_end', got {asked!r}")
+    return float(asked)
 
 
 def _arrays(decoder: Any, session: xr.Dataset, target: str | Sequence[str] | None) -> Arrays:

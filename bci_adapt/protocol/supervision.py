@@ -63,11 +63,17 @@ def stream_of(arrays: Arrays, teaching: Teaching, session: xr.Dataset | None = N
     Raises
     ------
     InputError
-        for a supervision that is none, or an intention that the session does not tell.
+        for a supervision, a fraction or a budget that is none, or an intention that the session does not tell.
     """
     y, supervision = arrays.y, teaching.supervision
     if supervision not in SUPERVISIONS:
         raise InputError(f"supervision: expected one of {', '.join(SUPERVISIONS)}, got {supervision!r}")
+    if not 0.0 <= teaching.label_fraction <= 1.0:
+        raise InputError(f"label_fraction: expected a share from 0 to 1, got {teaching.label_fraction}")
+    if teaching.budget_s is not None and not teaching.budget_s >= 0.0:
+        raise InputError(f"budget_s: expected seconds, 0 or more, got {teaching.budget_s}")
+    if teaching.budget_trials is not None and teaching.budget_trials < 1:
+        raise InputError(f"budget_trials: expected a number of trials from 1 on, got {teaching.budget_trials}")
     if supervision == "none":
         y = np.full_like(y, np.nan)
     elif supervision == "intention":
