@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from bci_adapt.decoders.base import arrival_bins, delay_bins, forgetting, label_blocks
+from bci_adapt.decoders.base import arrival_bins, delay_bins, forgetting
+from bci_adapt.decoders.blocks import label_blocks
 from bci_adapt.decoders.inputs import Bins
 from bci_adapt.decoders.online_rnn import SMALL, OnlineDecoder
 from bci_adapt.decoders.rls import RLSDecoder
