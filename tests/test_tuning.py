@@ -12,6 +12,7 @@ from bci_adapt.experiment.config import load_config, parse_config
 from bci_adapt.experiment.run import run_experiment
 from bci_adapt.experiment.tuned import choose, read_tuned
 from bci_adapt.experiment.tuning import Search, tune, write_tuned
+from bci_adapt.results import report
 from bci_adapt.results.table import read_results
 
 
@@ -210,6 +211,8 @@ def test_from_recordings_to_a_run_with_tuned_values(tmp_path, monkeypatch, call)
     assert manifest["rates_tuned"]
     assert manifest["tuning"]["digest"] == tuned.digest
     assert len(manifest["tuning"]["surface"]) == len(tuned.surface)
+    # The page of such a run was drawn once above; what is run from here on needs none.
+    monkeypatch.setattr(report, "render_report", lambda folder: None)
     # The run's folder holds all it takes to repeat it.
     again = run_experiment(load_config(done.folder / "config.toml"), workers=0, tuned=done.folder / values.name)
     assert (again.executed, again.folder) == (0, done.folder)
