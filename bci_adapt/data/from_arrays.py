@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bci_adapt.data import binning, faults
 from bci_adapt.data.faults import Thresholds
-from bci_adapt.data.layouts.grids import Grid, grid_of_samples
+from bci_adapt.data.layouts.grids import Grid, Samples, grid_of_ends, grid_of_samples
 from bci_adapt.data.layouts.reading import Kinematics, Neurons, on_grid, require_one_clock, turns_apart
 from bci_adapt.data.layouts.tables import Channels
 from bci_adapt.data.nwb import MAX_BYTES, MAX_ROWS
@@ -74,6 +74,7 @@ def session(
         ``(i bin_s, (i + 1) bin_s]``, or ends at ``target_time_s[i]`` where that is given.
     target : (n_samples, n_axes) or (n_samples,) of what is to be decoded; None for a session without labels.
     target_time_s : (n_samples,) times in seconds on the clock of the spikes. With `spikes` bins start at the first.
+        A clock that is nearly that of the bins is taken for it (`layouts.grids` says how nearly, and what it costs).
     channels : names of the channels; a name means the same electrode in every session it is matched with.
     target_kind : ``"position"``, from which velocity is derived, ``"recorded_velocity"``, or another name.
     unit : of the target, such as ``"cm"`` (of a velocity ``"cm/s"``).
@@ -88,17 +89,18 @@ def session(
     if (spikes is None) == (counts is None):
         raise given.error("spikes, counts", "exactly one of them is needed")
     values = None if target is None else _table(given, target, "target")
+    values = values if values is None else np.where(np.isfinite(values), values, np.nan)
     if reserved(target_kind) or not target_kind.isidentifier():
         raise given.error("target_kind", f"cannot be {target_kind!r}: 'position', 'recorded_velocity', or another word")
     warnings: list[str] = []
     if spikes is not None:
         found = _binned_spikes(given, spikes, spike_unit, values, target_time_s, bin_s, warnings)
     else:
-        found = _binned_counts(given, counts, values, target_time_s, bin_s)
-    grid, rows, counted, statistics = found
+        found = _binned_counts(given, counts, values, target_time_s, bin_s, warnings)
+    grid, samples, counted, statistics = found
     kinematics: Kinematics = {}
-    if values is not None and rows is not None:
-        binned = binning.row_means(values, rows, grid.starts.size)
+    if values is not None:
+        binned = values if samples is None else samples.values(values)
         kinematics = {target_kind: (binned, unit, _axis_names(given, axes, binned.shape[1]))}
     neurons = Neurons(counted, _channels(given, channels, counted.shape[1]), ~grid.overlapping, statistics)
     attrs = _attrs(given, subject, session_start, bin_s, neurons.channels.identity, target_kind, warnings)
@@ -230,8 +232,8 @@ def _table(given: _Given, values: ArrayLike, name: str) -> NDArray[np.float64]:
     return table.reshape(len(table), -1)
 
 
-Binned = tuple[Grid, NDArray[np.int64] | None, NDArray[np.uint16], dict[str, NDArray[np.int64]]]
-"""Bins, the bin of each row of the target, counts (n_bins, n_channels), and statistics of the spike times."""
+Binned = tuple[Grid, Samples | None, NDArray[np.uint16], dict[str, NDArray[np.int64]]]
+"""Bins, how rows of the target fall on them (None: one each), counts (n_bins, n_channels), statistics of spikes."""
 
 
 def _binned_spikes(
@@ -244,12 +246,12 @@ def _binned_spikes(
     warnings: list[str],
 ) -> Binned:
     times_s, index, n_channels = _spikes(given, spikes, spike_unit)
-    grid, rows = _bins(given, times_s, values, target_time_s, bin_s, warnings)
+    grid, samples = _bins(given, times_s, values, target_time_s, bin_s, warnings)
     turns_apart(given, "spikes", times_s, index, 0)
     require_one_clock(given, "spikes", times_s, grid)
     every = np.arange(n_channels)
     counted = grid.counts(times_s, index, every, n_channels)
-    return grid, rows, counted, faults.spike_statistics(times_s, index, every, n_channels)
+    return grid, samples, counted, faults.spike_statistics(times_s, index, every, n_channels)
 
 
 def _binned_counts(
@@ -258,12 +260,13 @@ def _binned_counts(
     values: NDArray[np.float64] | None,
     ends_s: ArrayLike | None,
     bin_s: float,
+    warnings: list[str],
 ) -> Binned:
     counted = _counts(given, counts)
-    grid = _rows(given, len(counted), ends_s, bin_s)
+    grid = _rows(given, len(counted), ends_s, bin_s, warnings)
     if values is not None and len(values) != len(counted):
         raise given.error("target", f"must have a row for each of {len(counted)} bins, found {len(values)}")
-    return grid, np.arange(len(counted)), counted, {}
+    return grid, None, counted, {}
 
 
 def _axis_names(given: _Given, axes: Sequence[str] | None, n_axes: int) -> list[str]:
@@ -325,7 +328,7 @@ def _bins(
     target_time_s: ArrayLike | None,
     bin_s: float,
     warnings: list[str],
-) -> tuple[Grid, NDArray[np.int64] | None]:
+) -> tuple[Grid, Samples | None]:
     if values is None:
         width, first = binning.bin_ticks(bin_s), int(binning.to_ticks(times_s.min()))
         start = (first - 1) // width * width
@@ -340,18 +343,14 @@ def _bins(
     return grid_of_samples(given, "target_time_s", binning.to_ticks(stamps), bin_s, warnings)
 
 
-def _rows(given: _Given, n_bins: int, ends_s: ArrayLike | None, bin_s: float) -> Grid:
-    width = binning.bin_ticks(bin_s)
+def _rows(given: _Given, n_bins: int, ends_s: ArrayLike | None, bin_s: float, warnings: list[str]) -> Grid:
     if ends_s is None:
-        return Grid(width * np.arange(n_bins, dtype=np.int64), np.zeros(n_bins, dtype=np.int32), bin_s)
+        starts = binning.bin_ticks(bin_s) * np.arange(n_bins, dtype=np.int64)
+        return Grid(starts, np.zeros(n_bins, dtype=np.int32), bin_s)
     stamps = _numbers(given, ends_s, "target_time_s")
     if stamps.shape != (n_bins,):
         raise given.error("target_time_s", f"must be ({n_bins},), the end of each bin, found {stamps.shape}")
-    ends = binning.to_ticks(stamps)
-    steps = np.diff(ends)
-    if (steps < width).any():
-        raise given.error("target_time_s", f"must rise by at least {bin_s:g} s from bin to bin")
-    return Grid(ends - width, np.concatenate([[0], np.cumsum(steps > width)]).astype(np.int32), bin_s)
+    return grid_of_ends(given, "target_time_s", binning.to_ticks(stamps), bin_s, warnings)
 
 
 def _moment(given: _Given, text: str) -> str:

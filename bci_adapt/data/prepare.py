@@ -175,6 +175,10 @@ def finish(session: xr.Dataset, thresholds: Thresholds) -> None:
             if name in session and session[name].dims[1] == "axis":
                 session[f"{name}_valid"].values &= ~still[:, None]
     for name in kinematic_names(session):
+        lost = 0 if name == "velocity" else np.count_nonzero(np.isnan(session[name].values).any(axis=1))
+        if lost:
+            share = 100 * lost / segment.size
+            warnings.append(f"{name} has no value in {lost} of {segment.size} bins ({share:.2g} %)")
         speed_scale = faults.cm_per_unit(str(session[name].attrs["units"]))
         if name.endswith("velocity") and speed_scale:
             limit = thresholds.max_speed_cm_s / speed_scale

@@ -1,4 +1,11 @@
-"""The bins of a session: made of the samples of a signal, of rows that are binned already, or of spikes alone."""
+"""The bins of a session: made of the samples of a signal, of rows that are binned already, or of spikes alone.
+
+A clock that is nearly the bin's own is taken as such, in files and in arrays alike, so that jitter, stamps in float32
+or in whole milliseconds and 19.98 Hz in place of 20 cost no label. Samples of which fewer than two fall into a bin
+(`Samples`) are interpolated at the ends of bins, where exact stamps give the samples themselves; their interval may be
+`RATE_TOLERANCE` longer than a bin. Rows that stand for bins may be that much wider or narrower and are put on the
+regular grid; where their stamps have drifted away from it by `GRID_TOLERANCE` a new segment starts, which is said.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +24,8 @@ from bci_adapt.errors import InputError
 
 GRID_TOLERANCE = 0.25
 """Fraction of a bin by which the stamp of a row may miss the regular grid before a new segment starts."""
+RATE_TOLERANCE = 0.01
+"""Fraction by which a clock may be slower than that of the bins (of rows: also faster) and still be taken for it."""
 MILLISECOND_CLOCK = 0.02
 """The same for stamps in whole milliseconds, where a bin of 10 ms or more that is one off is another grid."""
 BLOCK = 2**16
@@ -102,29 +111,106 @@ def _require_bins(file: Worded, key: str, grid: Grid) -> Grid:
     return grid
 
 
+@dataclass(frozen=True)
+class Samples:
+    """How samples of a signal (n_samples,) become values of bins (n_bins,): means, or values at the ends of bins.
+
+    `rows` (n_samples,) is the bin of each sample, -1 for none. Where fewer than two samples fall into a bin, `after`
+    (n_bins,) is the first sample at or after a bin's end, `before` the last one before it, -1 where there is none near
+    enough, and `weight` that of `after`: the signal is interpolated linearly.
+    """
+
+    rows: NDArray[np.int64]
+    n_bins: int
+    before: NDArray[np.int64] | None = None
+    after: NDArray[np.int64] | None = None
+    weight: NDArray[np.float64] | None = None
+
+    def values(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return `values` (n_samples, n_axes) on the bins (n_bins, n_axes), NaN where a bin has no value."""
+        if self.before is None or self.after is None or self.weight is None:
+            return binning.row_means(values, self.rows, self.n_bins)
+        binning.require_size(self.n_bins, values.shape[1])
+        found = np.full((self.n_bins, values.shape[1]), np.nan)
+        exact, between = self.weight == 1, (self.weight < 1) & (self.before >= 0) & (self.after >= 0)
+        found[exact] = values[self.after[exact]]
+        weight, before = self.weight[between, None], values[self.before[between]]
+        found[between] = before + weight * (values[self.after[between]] - before)
+        return found
+
+
+def _usual(steps: NDArray[np.int64]) -> float:
+    """The usual interval of samples in ticks; 0 where times never rise."""
+    return float(np.median(steps[steps > 0])) if (steps > 0).any() else 0.0
+
+
+def _typical(steps: NDArray[np.int64]) -> float:
+    """The mean interval in ticks without pauses, which whole milliseconds leave right where the usual one is not."""
+    usual = _usual(steps)
+    return float(steps[np.abs(steps - usual) <= usual / 2].mean()) if usual else 0.0
+
+
+def _around(
+    ticks: NDArray[np.int64], ends: NDArray[np.int64], longest: float, reach: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Samples `before` and `after` the `ends` of bins (n_bins,) and the weight of `after`; NaN where there are none.
+
+    `ticks` (n_samples,) must not fall; samples further apart than `longest` have nothing between them; an end that is
+    at most `reach` away from the nearest sample, and between no two, has the value of that sample.
+    """
+    after = np.searchsorted(ticks, ends, side="left")
+    before = after - 1
+    own = np.minimum(after, ticks.size - 1)
+    prior = np.maximum(before, 0)
+    apart = ticks[own] - ticks[prior]
+    usable = (after < ticks.size) & (before >= 0) & (apart <= longest)
+    weight = np.full(ends.size, np.nan)
+    np.divide(ends - ticks[prior], apart, out=weight, where=usable & (apart > 0))
+    exact = ticks[own] == ends
+    late, early = (ends - ticks[prior], ticks[own] - ends)
+    alone = ~usable & ~exact
+    from_before = alone & (before >= 0) & (late <= reach)
+    from_after = alone & ~from_before & (after < ticks.size) & (early >= 0) & (early <= reach)
+    weight[exact | from_before | from_after] = 1.0
+    return before, np.where(from_before, prior, own), weight
+
+
+def samples_on(grid: Grid, ticks: NDArray[np.int64], stretch: slice) -> Samples:
+    """Return how samples at `ticks` (n_samples,) of a signal with a clock of its own fall on the bins of `grid`."""
+    rows, width = grid.rows(ticks, stretch), binning.bin_ticks(grid.bin_s)
+    steps = np.diff(ticks)
+    usual = _usual(steps)
+    if not width < 2 * usual or _typical(steps) > width * (1 + RATE_TOLERANCE) or (steps < 0).any():
+        return Samples(rows, grid.starts.size)
+    around = _around(ticks, grid.starts + width, max(width, 1.5 * usual), GRID_TOLERANCE * width)
+    return Samples(rows, grid.starts.size, *around)
+
+
 def grid_of_samples(
     file: Worded, series: str, ticks: NDArray[np.int64], bin_s: float, warnings: list[str]
-) -> tuple[Grid, NDArray[np.int64]]:
-    """Make bins that start at the first sample of each stretch of `series`; return them and the row of each sample.
+) -> tuple[Grid, Samples]:
+    """Make bins that start at the first sample of each stretch of `series`; return them and how samples fall on them.
 
     A pause of more than one bin (and 1.5 usual sample intervals) ends a segment, as does a clock that runs backwards.
     """
     width = binning.bin_ticks(bin_s)
     steps = np.diff(ticks)
-    usual = float(np.median(steps[steps > 0])) if (steps > 0).any() else 0.0
+    usual = _usual(steps)
     if not usual:
         raise file.error(series, "has times that never rise: seconds that grow from sample to sample are expected")
-    if usual > width:
+    if _typical(steps) > width * (1 + RATE_TOLERANCE):
         raise file.error(
             series,
             f"is sampled every {usual / binning.TICKS_PER_S:g} s and cannot fill bins of {bin_s:g} s: use wider bins",
         )
     if backwards := np.count_nonzero(steps < 0):
         warnings.append(f"the clock of {series} runs backwards {backwards} times: each starts a new segment")
-    cuts = np.flatnonzero((steps < 0) | (steps > max(width, 1.5 * usual))) + 1
+    sparse, longest = width < 2 * usual, max(width, 1.5 * usual)
+    reach = int(GRID_TOLERANCE * width) if sparse else 0  # the last sample may come a little early
+    cuts = np.flatnonzero((steps < 0) | (steps > longest)) + 1
     first = np.concatenate([[0], cuts]).astype(np.int64)
     last = np.concatenate([cuts, [ticks.size]]).astype(np.int64) - 1
-    n_bins = (ticks[last] - ticks[first]) // width
+    n_bins = (ticks[last] - ticks[first] + reach) // width
     kept = n_bins > 0
     start_row = np.cumsum(n_bins) - n_bins
     piece = np.repeat(np.arange(first.size), last - first + 1)
@@ -133,7 +219,14 @@ def grid_of_samples(
     within = np.concatenate([np.arange(n) for n in n_bins[kept]]) if kept.any() else np.zeros(0, dtype=np.int64)
     starts = np.repeat(ticks[first][kept], n_bins[kept]) + width * within
     segment = np.repeat(np.arange(np.count_nonzero(kept), dtype=np.int32), n_bins[kept])
-    return _require_bins(file, series, Grid(starts, segment, bin_s)), rows
+    grid = _require_bins(file, series, Grid(starts, segment, bin_s))
+    if not sparse:
+        return grid, Samples(rows, starts.size)
+    # Stretches are laid behind one another, further apart than anything is interpolated: their times may overlap.
+    spans = ticks[last] - ticks[first] + 4 * width
+    laid = np.cumsum(spans) - spans - ticks[first]
+    around = _around(ticks + laid[piece], starts + width + np.repeat(laid[kept], n_bins[kept]), longest, reach)
+    return grid, Samples(rows, starts.size, *around)
 
 
 def grid_of_rows(
@@ -158,16 +251,28 @@ def grid_of_rows(
     """
     if edge not in EDGES:
         raise ValueError(f"edge must be one of {', '.join(EDGES)}, not {edge!r}")
-    cuts = [0]
-    if f"{series}/timestamps" in file:
+    wanted, cuts = binning.bin_ticks(bin_s), [0]
+    stamped = f"{series}/timestamps" in file
+    if stamped:
         stamps, width = _stamped_rows(file, series, n_rows, width_s, warnings)
-        cuts = _off_grid(stamps, int(width), tolerance)
+        typical = _typical(np.diff(stamps)) if width_s is None else float(width)
     else:
         own_s, rate_hz = file.clock(series)
-        width = row_ticks(file, series, rate_hz) if width_s is None else Fraction(binning.bin_ticks(width_s))
+        typical = binning.TICKS_PER_S / rate_hz if width_s is None else float(binning.bin_ticks(width_s))
+        width = (
+            Fraction(binning.bin_ticks(width_s)) if width_s is not None else _row_ticks(file, series, rate_hz, bin_s)
+        )
         rows = np.arange(n_rows, dtype=np.int64)
-        stamps = binning.to_ticks(own_s if start_s is None else start_s) + rows * width.numerator // width.denominator
-    factor = binning.bin_ticks(bin_s) / width
+        elapsed = (
+            rows * width.numerator // width.denominator if width.denominator <= 64 else np.rint(rows * float(width))
+        )
+        stamps = binning.to_ticks(own_s if start_s is None else start_s) + elapsed.astype(np.int64)
+    nearly = (wanted / width).denominator != 1 and _nearly(wanted, typical)
+    if nearly:
+        width = Fraction(wanted, nearly)
+        own, asked = (each / binning.TICKS_PER_S for each in (typical, float(width)))
+        warnings.append(f"rows of {series} come every {own:.8g} s and are taken for bins of {asked:g} s")
+    factor = wanted / width
     if factor.denominator != 1:
         shortest = float(width * width.denominator) / binning.TICKS_PER_S
         raise file.error(
@@ -176,6 +281,13 @@ def grid_of_rows(
             f"counts can only be summed, use a multiple of {shortest:g}"
             + (" (one row is not whole microseconds)" if width.denominator > 1 else ""),
         )
+    if stamped or nearly:
+        cuts, drifted = _off_grid(stamps, float(width), tolerance)
+        if drifted:
+            warnings.append(
+                f"the clock of {series} drifts away from bins of {bin_s:g} s: {drifted} new segments, whose first bins "
+                "have no velocity"
+            )
     cuts = sorted({*cuts, *breaks})
     segment = np.zeros(n_rows, dtype=np.int32)
     segment[cuts[1:]] = 1
@@ -209,8 +321,10 @@ def _stamped_rows(
     return stamps, width
 
 
-def _off_grid(stamps: NDArray[np.int64], width: int, tolerance: float) -> list[int]:
-    """First row of every stretch in which no stamp misses ``first + i * width`` by more than `tolerance` of it."""
+def _off_grid(stamps: NDArray[np.int64], width: float, tolerance: float) -> tuple[list[int], int]:
+    """First row of every stretch in which no stamp misses ``first + i * width`` by more than `tolerance` of it, and how
+    many of them begin because the clock had drifted away, not because it jumped.
+    """
     tolerance *= width
     jumps = np.flatnonzero(np.abs(np.diff(stamps) - width) > tolerance) + 1
     cuts: list[int] = []
@@ -219,7 +333,36 @@ def _off_grid(stamps: NDArray[np.int64], width: int, tolerance: float) -> list[i
             cuts.append(first)
             missed = np.abs(stamps[first:stop] - stamps[first] - width * np.arange(stop - first)) > tolerance
             first = first + int(np.argmax(missed)) if missed.any() else stop
-    return cuts
+    return cuts, len(cuts) - jumps.size - 1
+
+
+def _nearly(wanted: int, typical: float) -> int:
+    """How many rows of `typical` ticks make a bin of `wanted` ticks within `RATE_TOLERANCE`; 0 where none do."""
+    number = round(wanted / typical)
+    return number if number and abs(number * typical / wanted - 1) <= RATE_TOLERANCE else 0
+
+
+def grid_of_ends(given: Worded, key: str, ends: NDArray[np.int64], bin_s: float, warnings: list[str]) -> Grid:
+    """Make the bins of rows of counts that end at `ends` (n_bins,) in ticks, under the rule of this module."""
+    width = binning.bin_ticks(bin_s)
+    steps = np.diff(ends)
+    if (steps < (1 - GRID_TOLERANCE) * width).any():
+        raise given.error(key, f"must rise by {bin_s:g} s from bin to bin (a quarter less is taken for jitter)")
+    near = steps[np.abs(steps - width) <= GRID_TOLERANCE * width]
+    if near.size and abs(near.mean() - width) > max(RATE_TOLERANCE, GRID_TOLERANCE / near.size) * width:
+        own_s = near.mean() / binning.TICKS_PER_S
+        raise given.error(key, f"rises by {own_s:g} s from bin to bin, {bin_s:g} s were said")
+    cuts, drifted = _off_grid(ends, width, GRID_TOLERANCE)
+    if drifted:
+        warnings.append(
+            f"the clock of {key} drifts away from bins of {bin_s:g} s: {drifted} new segments, whose first bins have "
+            "no velocity"
+        )
+    number = np.zeros(ends.size, dtype=np.int32)
+    number[cuts[1:]] = 1
+    segment = np.cumsum(number, dtype=np.int32)
+    anchor = np.asarray(cuts, dtype=np.int64)[segment]
+    return Grid(ends[anchor] - width + width * (np.arange(ends.size) - anchor), segment, bin_s)
 
 
 def grid_of_spikes(file: NwbFile, spikes_s: NDArray[np.float64], bin_s: float) -> Grid:
@@ -243,12 +386,14 @@ def grid_of_spikes(file: NwbFile, spikes_s: NDArray[np.float64], bin_s: float) -
     )
 
 
-def row_ticks(file: NwbFile, series: str, rate_hz: float) -> Fraction:
-    """Return the ticks from row to row at `rate_hz`; `InputError` unless a few rows together are whole microseconds."""
+def _row_ticks(file: NwbFile, series: str, rate_hz: float, bin_s: float) -> Fraction:
+    """The ticks from row to row at `rate_hz`, whole over a few rows or nearly those of bins of `bin_s`."""
     exact = binning.TICKS_PER_S / rate_hz
     if exact > 1e6 * binning.TICKS_PER_S:
         raise file.error(series, f"has rate {rate_hz} Hz: its bins are longer than any recording")
     ticks = Fraction(exact).limit_denominator(64)
-    if not abs(float(ticks) / exact - 1) < 1e-9:
+    if abs(float(ticks) / exact - 1) < 1e-9:
+        return ticks
+    if not _nearly(binning.bin_ticks(bin_s), exact):
         raise file.error(f"{series}/starting_time", f"has rate {rate_hz} Hz: its bins are not whole microseconds")
-    return ticks
+    return Fraction(exact)

@@ -44,14 +44,14 @@ class Indy(Layout):
         t = file.numbers("t").astype(np.float64)
         if t.ndim != 2 or t.shape[0] != 1 or not np.isfinite(t).all():
             raise file.error("t", f"must be finite times in seconds of shape (1, samples), found {t.shape}")
-        grid, rows = grid_of_samples(file, "t", binning.to_ticks(t[0]), bin_s, warnings)
+        grid, samples = grid_of_samples(file, "t", binning.to_ticks(t[0]), bin_s, warnings)
 
         def means(key: str, columns: tuple[int, ...]) -> NDArray[np.float64]:
             values = file.numbers(key).astype(np.float64)
             if values.shape not in [(n, t.size) for n in columns]:
                 wanted = " or ".join(f"({n}, {t.size})" for n in columns)
                 raise file.error(key, f"must be {wanted}, columns by the samples of t, found {values.shape}")
-            return binning.row_means(values.T, rows, grid.starts.size)
+            return samples.values(values.T)
 
         position = means("cursor_pos", (2,))
         if not np.isfinite(position).any():

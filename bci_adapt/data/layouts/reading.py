@@ -25,6 +25,7 @@ from bci_adapt.data.layouts.grids import (
     grid_of_rows,
     grid_of_samples,
     grid_of_spikes,
+    samples_on,
 )
 from bci_adapt.data.layouts.tables import (
     Channels,
@@ -296,24 +297,24 @@ def _read_targets(
 ) -> tuple[Grid | None, Kinematics]:
     """Bins that the first of `targets` gives, None without any, and all that can stand on them."""
     kinematics: Kinematics = {}
-    grid, rows, clock = None, None, None
+    grid, samples, clock = None, None, None
     for target in targets:
         values, unit, axes = read_columns(file, target)
         ticks = binning.to_ticks(_stamps(file, target, len(values)))
-        if grid is None or rows is None or clock is None:
+        if grid is None or samples is None or clock is None:
             _require_a_value(file, target, values)
-            grid, rows = grid_of_samples(file, target.paths[0], ticks, bin_s, warnings)
+            grid, samples = grid_of_samples(file, target.paths[0], ticks, bin_s, warnings)
             clock = ticks
         if np.array_equal(ticks, clock):
-            own = rows
+            own = samples
         elif len(stretches := grid.stretches()) == 1:
-            own = grid.rows(ticks, stretches[0])
+            own = samples_on(grid, ticks, stretches[0])
         else:
             warnings.append(
                 f"{target.paths[0]} has another clock than {targets[0].paths[0]}, which runs backwards: left out"
             )
             continue
-        kinematics[target.name] = binning.row_means(values, own, grid.starts.size), unit, axes
+        kinematics[target.name] = own.values(values), unit, axes
     return grid, kinematics
 
 
@@ -380,15 +381,19 @@ def _targets_of_rows(
     groups: NDArray[np.int64],
     resample: bool,
 ) -> Kinematics:
-    """The kinematics in bins of `groups` (n_bins, k) of the rows of `clock`, which are stamped `times_s` (n_rows,)."""
+    """The kinematics in bins of `groups` (n_bins, k) of the rows of `clock`, which are stamped `times_s` (n_rows,).
+
+    A kinematic of as many rows, none of which is stamped a quarter of a row or more apart, stands on the same rows.
+    """
     kinematics: Kinematics = {}
+    most_s = GRID_TOLERANCE * grid.bin_s / groups.shape[1]
     for target in targets:
         values, unit, axes = read_columns(file, target)
         own_s = _stamps(file, target, len(values))
-        paired = len(values) == len(times_s) and np.array_equal(binning.to_ticks(own_s), binning.to_ticks(times_s))
+        paired = len(values) == len(times_s) and bool((np.abs(own_s - times_s) <= most_s).all())
         if not paired and resample and len(stretches := grid.stretches()) == 1:
-            rows = grid.rows(binning.to_ticks(own_s), stretches[0])
-            kinematics[target.name] = binning.row_means(values, rows, grid.starts.size), unit, axes
+            own = samples_on(grid, binning.to_ticks(own_s), stretches[0])
+            kinematics[target.name] = own.values(values), unit, axes
             continue
         if not paired:
             raise file.error(
