@@ -204,6 +204,9 @@ def test_an_arm_is_what_its_parts_say_however_it_is_asked_for():
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
+        ({"fresh_error": True}, "immediate + RMSprop, today's error"),
+        ({"fresh_error": False}, "immediate + RMSprop"),
+        ({"rule": "window", "steps": 1}, "1 step of history + RMSprop"),
         ({"rule": "window", "steps": 2}, "2 steps of history + RMSprop"),
         ({"rule": "trace", "decay": 0.5}, "trace 0.5 + RMSprop"),
         ({"rule": "snap1"}, "SnAp-1 + RMSprop"),

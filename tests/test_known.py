@@ -130,6 +130,25 @@ def test_every_config_can_be_read(path):
     assert ("ot tuned" in path.read_text()) == (not config.tuned)
 
 
+def compares_one_error_only(config) -> bool:
+    """Whether immediate derivatives, whose late labels are held against the prediction as it was made, stand beside
+    other rules without their counterpart of one step of history, which recomputes it.
+    """
+    usual = {arm.optimizer for arm in config.arms if arm.rule == "immediate" and arm.learns is None}
+    others = {arm.rule for arm in config.arms} - {"immediate", "readout"}
+    fresh = {arm.optimizer for arm in config.arms if arm.rule == "window" and arm.rule_constants.get("steps") == 1}
+    return bool(usual and others) and "rmsprop" not in fresh
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_comparison_of_rules_carries_both_errors(path):
+    config = load_config(path)
+    assert not compares_one_error_only(config)
+    without = [arm for arm in config.arms if (arm.rule, arm.rule_constants.get("steps")) != ("window", 1)]
+    if len(without) < len(config.arms):
+        assert compares_one_error_only(config.model_copy(update={"arms": tuple(without)}))
+
+
 @pytest.mark.parametrize("name", OF_CONFIG)
 def test_the_config_of_a_known_dataset(name):
     config, dataset = load_config(CONFIGS / f"{name}.toml"), KNOWN[OF_CONFIG[name]]

@@ -167,8 +167,12 @@ def test_words_swap_as_a_whole():
     names = {"window4_rmsprop": "immediate_rmsprop", "immediate_rmsprop": "window4_rmsprop"}
     swapped["arm"] = swapped["arm"].map(lambda arm: names.get(arm, arm))
     before, after = said(rows, "The GRU network"), said(swapped, "The GRU network")
-    (ahead,) = re.findall(r"Four steps of history were ahead of one \((\S+) against (\S+), \+(\S+) ", before)
-    (behind,) = re.findall(r"Four steps of history were behind one \((\S+) against (\S+), −(\S+) ", after)
+    (ahead,) = re.findall(
+        r"Four steps of history were ahead of immediate derivatives \((\S+) against (\S+), \+(\S+) ", before
+    )
+    (behind,) = re.findall(
+        r"Four steps of history were behind immediate derivatives \((\S+) against (\S+), −(\S+) ", after
+    )
     assert ahead[:2] == behind[1::-1]
     assert ahead[2] == behind[2]
     ranked = said(rows, "Who is ahead")

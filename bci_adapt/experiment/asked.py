@@ -181,6 +181,7 @@ class ArmSection(Section):
         if (standing := standing_sections().get(self.name)) is not None:
             return standing.words
         main, value, others = self._main()
+        todays = others.pop("fresh_error", False)
         listed = _listed(others)
         shown = f"{value:g}" if isinstance(value, float) else str(value)
         rule = _RULE_WORDS[self.rule].format(shown) + f" {listed}".rstrip() if self.rule in _RULE_WORDS else ""
@@ -188,6 +189,7 @@ class ArmSection(Section):
         optimizer = self.optimizer_type.__name__ + self.optimizer_text.removeprefix(self.optimizer)
         every = "second label" if self.learn_every == 2 else f"{self.learn_every} labels"
         also = [
+            *(["today's error"] if todays else []),
             *([f"{' and '.join(self.learns)} only"] if self.learns else []),
             *(["fixed normaliser"] if self.normaliser == "fixed" else []),
             *(["in turns"] if self.take_turns else []),

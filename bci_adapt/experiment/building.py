@@ -142,16 +142,20 @@ def prepare_job(config: Config, recording: Path, provenance: Mapping[str, str]) 
     )
 
 
-def kernel(cell: str, rule: str, optimizer: str, clips: bool = False, loss: str = "squared") -> Job:
-    """The job that compiles one loop. Constants do not change it, but for gradients that are clipped."""
-    other = f"_{loss}" if loss != "squared" else ""
+def kernel(
+    cell: str, rule: str, optimizer: str, clips: bool = False, loss: str = "squared", fresh: bool = False
+) -> Job:
+    """The job that compiles one loop. Constants do not change it, but for gradients that are clipped and for a late
+    label's error that is made `fresh` (`CreditRule.fresh_error`).
+    """
+    other = "_fresh" * fresh + (f"_{loss}" if loss != "squared" else "")
     return Job(
         kind="compile",
         function="bci_adapt.experiment.jobs.compile:run",
         stem=f"loop_{cell}_{rule}_{optimizer}{'_clipped' * clips}{other}",
         folder="results",
         suffix=".json",
-        parameters={"cell": cell, "rule": rule, "optimizer": optimizer, "clips": clips, "loss": loss},
+        parameters={"cell": cell, "rule": rule, "optimizer": optimizer, "clips": clips, "loss": loss, "fresh": fresh},
         modules=(*_cell_modules(cell), *_rule_modules(rule)),
         label=f"compile {cell}, {rule}, {optimizer}{other.replace('_', ' ')}",
         cost=6.0,
@@ -289,9 +293,9 @@ class Builder:
         taught = (1 if arm.adapt["take_turns"] else members) / arm.adapt["learn_every"]
         return 3e-5 * (self._n_weights(target, arm.cell) * (1 + credit.history) + carried) * scale * taught
 
-    def kernel(self, cell: str, rule: str, optimizer: str, clips: bool = False) -> Job:
+    def kernel(self, cell: str, rule: str, optimizer: str, clips: bool = False, fresh: bool = False) -> Job:
         """The job that compiles one loop (`kernel`)."""
-        job = kernel(cell, rule, optimizer, clips)
+        job = kernel(cell, rule, optimizer, clips, fresh=fresh)
         return self.known.setdefault(job.key, job)
 
     def _decoder_inputs(self, arm: Arm, pair: Pair, seed: int) -> tuple[dict[str, Job], set[str]]:
@@ -304,7 +308,8 @@ class Builder:
             if rule := arm.adapt.get("rule"):
                 modules |= set(_rule_modules(rule))
                 clips = bool((arm.adapt.get("optimizer_constants") or {}).get("clip"))
-                inputs["learning"] = self.kernel(arm.cell, rule, arm.adapt.get("optimizer", "rmsprop"), clips)
+                fresh = bool((arm.adapt.get("rule_constants") or {}).get("fresh_error"))
+                inputs["learning"] = self.kernel(arm.cell, rule, arm.adapt.get("optimizer", "rmsprop"), clips, fresh)
         return inputs, modules
 
     def _adapt_parameters(

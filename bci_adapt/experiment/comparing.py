@@ -27,6 +27,7 @@ BIN_S = 0.05
 # Beside the standing arms; rates are not tuned, one thing varies at a time.
 ARMS = (
     {"rule": "immediate", "optimizer": "rmsprop"},
+    {"rule": "window", "steps": 1, "optimizer": "rmsprop"},
     {"rule": "immediate", "optimizer": "rmsprop", "average": 0.999},
     {"rule": "immediate", "optimizer": "rmsprop", "normaliser": "fixed"},
     {"rule": "immediate", "optimizer": "sgd", "learning_rate": 1e-3},

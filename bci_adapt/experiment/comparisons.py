@@ -16,9 +16,9 @@ from bci_adapt.results.table import cell_label
 
 Key = tuple[str, str]  # an arm's name and cell
 
-USUAL, EMA, SGD, FOUR, RTRL = (
+USUAL, EMA, SGD, ONE, FOUR, RTRL = (
     *(NETWORK.reference, f"{NETWORK.reference}_ema", "immediate_sgd"),
-    *("window4_rmsprop", "rtrl_rmsprop"),
+    *("window1_rmsprop", "window4_rmsprop", "rtrl_rmsprop"),
 )
 # What is compared within each cell.
 DECLARED = (
@@ -30,6 +30,8 @@ DECLARED = (
     (EMA, USUAL),
     (SGD, USUAL),
     (FOUR, USUAL),
+    (FOUR, ONE),
+    (ONE, USUAL),
     (RTRL, USUAL),
     (RTRL, FOUR),
     ("intention", USUAL),
@@ -178,9 +180,30 @@ _NETWORK_TOLD = (
     (
         *(FOUR, USUAL),
         Told(
-            ahead=f"Four steps of history were ahead of one {_BOTH}.",
-            behind=f"Four steps of history were behind one {_BOTH}.",
-            level=f"Between four steps of history and one there was no clear difference {_BOTH}.",
+            ahead=f"Four steps of history were ahead of immediate derivatives {_BOTH}.",
+            behind=f"Four steps of history were behind immediate derivatives {_BOTH}.",
+            level=f"Between four steps of history and immediate derivatives there was no clear difference {_BOTH}.",
+        ),
+    ),
+    # Steps of history learn a late label from the error as today's weights make it, immediate derivatives and RTRL from
+    # the error as it was made. One step of history is immediate derivatives with today's error.
+    (
+        *(ONE, USUAL),
+        Told(
+            ahead=f"Immediate derivatives with the error as today's weights make it (one step of history) were ahead "
+            f"of those with the error as it was made {_BOTH}.",
+            behind=f"Immediate derivatives with the error as today's weights make it (one step of history) were "
+            f"behind those with the error as it was made {_BOTH}.",
+            level=f"Whether immediate derivatives learned from the error as today's weights make it (one step of "
+            f"history) or as it was made was no clear difference {_BOTH}.",
+        ),
+    ),
+    (
+        *(FOUR, ONE),
+        Told(
+            ahead=f"With the same error, today's, four steps of history were ahead of one {_BOTH}.",
+            behind=f"With the same error, today's, four steps of history were behind one {_BOTH}.",
+            level=f"With the same error, today's, four steps of history and one showed no clear difference {_BOTH}.",
         ),
     ),
     (

@@ -18,6 +18,7 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     """Run a tiny network for two bins; the compiled loop stays in the cache folder, `out` says that it is there."""
     network = Network(cell(parameters["cell"]), 2, 2, 2)
     moves = optimizer(parameters["optimizer"], clip=1.0 if parameters["clips"] else 0.0)
-    learner = online.Learner(network, rule(parameters["rule"]), moves, loss=parameters["loss"])
+    constants = {"fresh_error": True} if parameters["fresh"] else {}
+    learner = online.Learner(network, rule(parameters["rule"], **constants), moves, loss=parameters["loss"])
     online.run(online.start(learner, *network.initial_weights(0)), np.zeros((2, 2)), np.full((2, 2), 0.5))
     write_text(out, json.dumps(parameters | {"sources": sources_digest(learner.network.cell, learner.rule)}))
