@@ -40,7 +40,7 @@ def test_a_signal_sampled_once_a_bin_keeps_every_label_in_files_and_arrays(tmp_p
     spikes = [train + 10.0 for train in trains(120.0)]
     flat = {"spike_times": np.concatenate(spikes), "spike_times_index": np.cumsum([400] * 4)}
     file = spikes_file(tmp_path / "a.nwb", timestamps=stamps, position=position, **flat)
-    for made in (prepare(file, 0.05), ba.session(spikes, position, stamps, bin_s=0.05, unit="cm")):
+    for made in (prepare(file, 0.05), ba.session(spikes, position, stamps, bin_s=0.05, target_units="cm")):
         assert abs(made.sizes["time"] - 119.95 / 0.05) <= 1
         assert np.unique(made["segment"].values).size == 1
         assert np.isfinite(made["position"].values).all()
@@ -54,14 +54,14 @@ def test_a_signal_sampled_once_a_bin_keeps_every_label_in_files_and_arrays(tmp_p
 
 def test_exact_stamps_give_the_samples_themselves():
     times_s, position = clock("exact"), path_of(clock("exact"))
-    made = ba.session([train + 10 for train in trains(120.0)], position, times_s, bin_s=0.05, unit="cm")
+    made = ba.session([train + 10 for train in trains(120.0)], position, times_s, bin_s=0.05, target_units="cm")
     assert np.array_equal(made["position"].values, position[1:])
 
 
 def test_a_missing_sample_is_missing_and_is_said():
     times_s, position = clock("jitter"), path_of(clock("jitter"))
     position[700] = np.nan
-    made = ba.session([train + 10 for train in trains(120.0)], position, times_s, bin_s=0.05, unit="cm")
+    made = ba.session([train + 10 for train in trains(120.0)], position, times_s, bin_s=0.05, target_units="cm")
     lost = np.flatnonzero(np.isnan(made["position"].values[:, 0]))
     assert 1 <= lost.size <= 2
     assert abs(made["time"].values[lost[0]] - times_s[700]) < 0.1
@@ -71,7 +71,7 @@ def test_a_missing_sample_is_missing_and_is_said():
 def test_a_pause_is_not_filled():
     times_s = clock("jitter")
     times_s[1200:] += 3.0
-    made = ba.session([train + 10 for train in trains(125.0)], path_of(times_s), times_s, bin_s=0.05, unit="cm")
+    made = ba.session([train + 10 for train in trains(125.0)], path_of(times_s), times_s, bin_s=0.05, target_units="cm")
     assert np.unique(made["segment"].values).size == 2
     gap = (made["time"].values > times_s[1199] + 0.02) & (made["time"].values < times_s[1200])
     assert not gap.any()
@@ -88,7 +88,7 @@ def test_rows_of_counts_on_nearly_the_clock_of_the_bins(tmp_path, kind):
     ends_s = clock(kind)
     stamps = ends_s.astype(np.float32) if kind == "float32" else ends_s
     counts, position = np.random.default_rng(2).poisson(1.0, (ends_s.size, 4)), path_of(ends_s)
-    arrays = ba.session(counts=counts, target=position, target_time_s=stamps, bin_s=0.05, unit="cm")
+    arrays = ba.session(counts=counts, target=position, target_time_s=stamps, bin_s=0.05, target_units="cm")
     assert np.array_equal(arrays["counts"].values, counts)
     assert np.array_equal(arrays["position"].values, position)
     assert np.abs(arrays["time"].values - ends_s).max() < 0.0126

@@ -29,7 +29,7 @@ def day(seed=0, names=tuple("abcdef"), **options):
     position[200] += 500.0
     time_s = (np.arange(N_BINS) + 1) * options.get("bin_s", BIN_S)
     time_s[400:] += 100.0
-    given = {"unit": "cm", "session_id": f"day{seed}", "subject": "C", "channels": names, "bin_s": BIN_S}
+    given = {"target_units": "cm", "session_id": f"day{seed}", "subject": "C", "channels": names, "bin_s": BIN_S}
     return ba.session(counts=counts, target=position, target_time_s=time_s, **given | options)
 
 
@@ -90,7 +90,7 @@ def test_both_ways_see_the_same_bins_labels_and_resets(monday):
         (lambda s, x, y: wiener().fit(s, "velocity").predict(day(names=tuple("abcdeg"))), r"day0.*lacks 1 of 6 \(f\)"),
         (lambda s, x, y: wiener().fit(s, "velocity").predict(day(names=tuple("abcdeg"))), r"does not know 1 .*\(g\)"),
         (lambda s, x, y: wiener().fit(s, "velocity").predict(day(1, bin_s=0.1)), "0.1 s, the decoder's are 0.05 s"),
-        (lambda s, x, y: wiener().fit(s, "velocity").adapt(day(1, unit="m")), "in m/s, the decoder was trained on x"),
+        (lambda s, x, y: wiener().fit(s, "velocity").adapt(day(1, target_units="m")), "in m/s, the decoder was"),
         (lambda s, x, y: wiener().fit(s, "velocity").predict(day(1, subject="M")), "of subject M"),
         (lambda s, x, y: wiener(missing="most").fit(s, "velocity").predict(s), "rule for missing channels"),
     ],

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bci_adapt.data import faults
+from bci_adapt.data.from_arrays import session
 from bci_adapt.data.prepare import prepare
 from bci_adapt.errors import InputError
 
@@ -325,3 +326,47 @@ def test_lag_is_found_on_either_side(lead):
     assert lags[faults.lag_correlation(thin).mean(axis=0).argmax()] == lead
     counts[:, 3] = 0  # a dead channel changes nothing
     assert faults.lag_correlation(faults.lag_moments(counts, target, segment, use, lags)).max() > 0.6
+
+
+def test_a_resting_animal_is_no_broken_recording():
+    rng = np.random.default_rng(3)
+    n, none = 2000, np.zeros(2000, bool)
+    segment = np.zeros(n, np.int32)
+    moving = np.cumsum(rng.standard_normal((n, 2)), axis=0)
+    resting, stuck = moving.copy(), moving.copy()
+    resting[500:900] = 3.0 + 1e-3 * rng.standard_normal((400, 2))  # a live sensor never repeats itself
+    stuck[500:900] = 3.0 + 1e-2 * np.round(0.4 * rng.standard_normal((400, 2)))  # flickers by its last digit
+    still = np.zeros(n, bool)
+    still[500:900] = True
+    for position, expected in ((resting, none), (stuck, still)):
+        found = faults.still_bins(position, segment, 0.05, 10.0, 0.1)
+        assert (found[500:900]).all()
+        assert np.array_equal(faults.stuck_bins(found, position, segment, none)[500:900], expected[500:900])
+    # neurons silent as well: nothing was recorded, whatever the noise of the sensor
+    assert np.array_equal(faults.stuck_bins(still, resting, segment, still), still)
+    one_axis = resting.copy()
+    one_axis[500:900, 0] = 3.0
+    assert not faults.stuck_bins(still, one_axis, segment, none).any()
+
+
+def test_a_resting_animal_keeps_its_labels(real_data):
+    rested = 0.0
+    for path in sorted((real_data / "indy64").glob("*.nwb"))[2:7]:
+        quality = json.loads(prepare(path, 0.064).attrs["quality"])
+        assert quality["still_s"] == 0.0, path.name
+        rested += quality["rest_s"]
+    assert rested > 60.0
+
+
+@pytest.mark.parametrize("units", ["", "px"])
+def test_limits_of_length_are_off_where_the_unit_is_none(units):
+    times_s = np.arange(0, 60, 0.02)
+    position = np.stack([np.sin(times_s) * 400 + 600, np.cos(times_s) * 400 + 600], axis=1)
+    spikes = [np.sort(np.random.default_rng(i).uniform(0, 60, 300)) for i in range(4)]
+    made = session(spikes, position, times_s, bin_s=0.05, target_units=units)
+    assert made["velocity_valid"].values[1:].all()
+    assert made["position"].attrs["units"] == units
+    said = json.loads(made.attrs["warnings"])
+    assert any("no limit of speed applies" in each and (units or "not given") in each for each in said)
+    known = session(spikes, position, times_s, bin_s=0.05, target_units="cm")
+    assert not known["velocity_valid"].values.any()  # 400 cm/s: where the unit is known the limit holds

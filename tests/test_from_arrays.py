@@ -35,7 +35,7 @@ def test_arrays_and_a_file_of_the_same_are_the_same_session(tmp_path):
 
 def test_counts_that_are_binned_already():
     counts = np.random.default_rng(0).poisson(2.0, (100, 3))
-    made = ba.session(counts=counts, target=np.arange(100.0), bin_s=0.1, target_kind="emg", unit="mV")
+    made = ba.session(counts=counts, target=np.arange(100.0), bin_s=0.1, target_kind="emg", target_units="mV")
     assert np.array_equal(made["counts"], counts)
     assert made["time"].values[:2].tolist() == [0.1, 0.2]
     assert made["axis"].values.tolist() == ["x"]
@@ -76,7 +76,7 @@ def test_what_cannot_be_used_is_named(given, message):
 
 def test_files_of_arrays_are_read_by_their_names(tmp_path):
     flat = {"spikes": np.concatenate(trains()), "spike_unit": np.repeat(np.arange(4), 200)}
-    rest = {"target": POSITION, "target_time_s": TIMES, "channels": ["a", "b", "c", "d"], "unit": "cm"}
+    rest = {"target": POSITION, "target_time_s": TIMES, "channels": ["a", "b", "c", "d"], "target_units": "cm"}
     np.savez(tmp_path / "monday.npz", **flat, **rest)
     savemat(tmp_path / "monday.mat", flat | rest)
     sessions = [ba.read(tmp_path / f"monday.{kind}", bin_s=0.05) for kind in ("npz", "mat")]

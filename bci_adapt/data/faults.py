@@ -18,7 +18,8 @@ class Thresholds:
 
     `silent_s`: bins in which every channel is silent for longer than this are not observed.
     `still_s`, `still_extent_cm`: labels are not usable while the cursor stays within the extent, on every axis, for
-    longer than this (a sensor at rest flickers by its last digit, which is why the extent is not zero).
+    longer than this (a sensor at rest flickers by its last digit, which is why the extent is not zero), and the
+    recording is what stands still, not the animal (`stuck_bins`).
     `max_speed_cm_s`, `speed_neighbours`: labels of a faster bin, and of this many bins around it, are not usable.
     `min_agreement`: recorded and derived velocity agree when their correlation is at least this.
     """
@@ -93,6 +94,33 @@ def still_bins(
         edges[n_window:] -= starts
         still[rows] = np.cumsum(edges)[:-1] > 0
     return still
+
+
+STUCK_SHARE = 0.25
+"""Share of steps that are exactly zero, on every axis, from which on a stretch that stands still is a stuck sensor.
+Sensors of resting animals repeat a value in at most 2 % of bins (17 sessions of one animal), a stuck one in 59 to 100 %
+(three bin widths)."""
+
+
+def stuck_bins(
+    still: NDArray[np.bool_], position: NDArray[np.float64], segment: NDArray[np.integer], silent: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Return those of the `still` bins (n_bins,) in which the recording stands still: a resting animal is no fault.
+
+    A stretch counts when `position` (n_bins, n_axes) repeats itself exactly in at least `STUCK_SHARE` of its steps on
+    every axis, which the tremor and the noise of a live sensor do not let happen, or when at least half of it is
+    `silent` (n_bins,), neurons and cursor alike.
+    """
+    stuck = np.zeros_like(still)
+    for rows in segment_slices(segment):
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], still[rows], [False]]).astype(np.int8)))
+        for start, stop in (edges + rows.start).reshape(-1, 2):
+            path = position[start:stop]
+            # Means of the same samples may differ in their last digit.
+            same = np.abs(np.diff(path, axis=0)) <= 1e-12 * np.abs(path).max(axis=0)
+            repeats = stop - start > 1 and bool((same.mean(axis=0) >= STUCK_SHARE).all())
+            stuck[start:stop] = repeats or silent[start:stop].mean() >= 0.5
+    return stuck
 
 
 def fast_bins(

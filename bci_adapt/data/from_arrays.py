@@ -26,11 +26,11 @@ from bci_adapt.ground.text import clean
 from bci_adapt.ground.version import __version__
 
 KEYS = (
-    "spikes", "spike_unit", "counts", "target", "target_time_s", "channels", "axes", "unit", "target_kind",
+    "spikes", "spike_unit", "counts", "target", "target_time_s", "channels", "axes", "target_units", "target_kind",
     "session_id", "subject", "session_start",
 )  # fmt: skip
 
-WORDS = ("unit", "target_kind", "session_id", "subject", "session_start")
+WORDS = ("target_units", "target_kind", "session_id", "subject", "session_start")
 """Keys that hold a text."""
 
 NO_TRIALS = {**{f"trial_{name}_s": np.zeros(0) for name in ("start", "stop", "go")}, "trial_result": np.zeros(0, "U")}
@@ -56,7 +56,7 @@ def session(
     counts: ArrayLike | None = None,
     channels: Sequence[str] | None = None,
     axes: Sequence[str] | None = None,
-    unit: str = "cm",
+    target_units: str = "",
     target_kind: str = "position",
     session_id: str = "session",
     subject: str = "",
@@ -77,7 +77,8 @@ def session(
         A clock that is nearly that of the bins is taken for it (`layouts.grids` says how nearly, and what it costs).
     channels : names of the channels; a name means the same electrode in every session it is matched with.
     target_kind : ``"position"``, from which velocity is derived, ``"recorded_velocity"``, or another name.
-    unit : of the target, such as ``"cm"`` (of a velocity ``"cm/s"``).
+    target_units : of the target, such as ``"cm"`` (of a velocity ``"cm/s"``). Without it, and in units that are no
+        length (``"px"``), limits in centimetres are off, which a warning says.
     session_start : ISO 8601; the order and the distance in days of sessions come from it.
 
     Raises
@@ -101,7 +102,7 @@ def session(
     kinematics: Kinematics = {}
     if values is not None:
         binned = values if samples is None else samples.values(values)
-        kinematics = {target_kind: (binned, unit, _axis_names(given, axes, binned.shape[1]))}
+        kinematics = {target_kind: (binned, target_units, _axis_names(given, axes, binned.shape[1]))}
     neurons = Neurons(counted, _channels(given, channels, counted.shape[1]), ~grid.overlapping, statistics)
     attrs = _attrs(given, subject, session_start, bin_s, neurons.channels.identity, target_kind, warnings)
     made = on_grid(grid, neurons, kinematics, NO_TRIALS, attrs | dict(about or {}))

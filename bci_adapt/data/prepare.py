@@ -159,18 +159,19 @@ def finish(session: xr.Dataset, thresholds: Thresholds) -> None:
     if "position" in session:
         position, unit = session["position"].values, str(session["position"].attrs["units"])
         velocity = binning.backward_difference(position, segment, bin_s)
-        about = {"units": f"{unit}/s", "derived": "(p_i - p_{i-1}) / bin_s"}
+        about = {"units": f"{unit}/s" if unit else "", "derived": "(p_i - p_{i-1}) / bin_s"}
         dims = "time", "axis"
         session.update({"velocity": (dims, velocity, about), "velocity_valid": (dims, np.isfinite(velocity))})
         scale = faults.cm_per_unit(unit)
         if scale is None:
-            warnings.append(
-                f"position has unit {unit!r}: no limit of speed applies, standing still means no movement at all"
-            )
+            what = f"position has unit {unit!r}, which is no length" if unit else "the unit of position was not given"
+            warnings.append(f"{what}: no limit of speed applies, standing still means no movement at all")
         extent = thresholds.still_extent_cm / scale if scale else 0.0
-        still = faults.still_bins(position, segment, bin_s, thresholds.still_s, extent)
-        within = f"cursor within {thresholds.still_extent_cm if scale else 0:g} cm"
-        note("still_s", still, f"{within} for more than {thresholds.still_s:g} s")
+        resting = faults.still_bins(position, segment, bin_s, thresholds.still_s, extent)
+        still = faults.stuck_bins(resting, position, segment, silent)
+        within = f"cursor within {extent:g} {unit} for more than {thresholds.still_s:g} s".replace("  ", " ")
+        note("still_s", still, f"{within}, its sensor stuck or every channel silent")
+        figures["rest_s"] = float(np.count_nonzero(resting & ~still) * bin_s)
         for name in ("position", "velocity", "recorded_velocity"):
             if name in session and session[name].dims[1] == "axis":
                 session[f"{name}_valid"].values &= ~still[:, None]
@@ -180,6 +181,8 @@ def finish(session: xr.Dataset, thresholds: Thresholds) -> None:
             share = 100 * lost / segment.size
             warnings.append(f"{name} has no value in {lost} of {segment.size} bins ({share:.2g} %)")
         speed_scale = faults.cm_per_unit(str(session[name].attrs["units"]))
+        if name.endswith("velocity") and not speed_scale and "derived" not in session[name].attrs:
+            warnings.append(f"the unit of {name} is not one of speed or not given: no limit of speed applies to it")
         if name.endswith("velocity") and speed_scale:
             limit = thresholds.max_speed_cm_s / speed_scale
             fast = faults.fast_bins(session[name].values, segment, limit, thresholds.speed_neighbours)

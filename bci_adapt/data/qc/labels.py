@@ -54,7 +54,7 @@ def _still_and_jumps(seen: Examined, position: xr.DataArray | None) -> None:
     unit = "" if position is None else str(position.attrs.get("units", ""))
     scale = faults.cm_per_unit(unit)
     extent = masks.still_extent_cm / scale if scale else 0.0
-    still_words = f"> {100 * limits.max_still_fraction:g} % within {extent:g} {unit} for > {masks.still_s:g} s"
+    still_words = f"> {100 * limits.max_still_fraction:g} % stuck within {extent:g} {unit} for > {masks.still_s:g} s"
     jump_words = (
         f"a step of > {100 * limits.jump_range:g} % of the range and > {limits.jump_ratio:g}× the steps beside it"
     )
@@ -62,14 +62,17 @@ def _still_and_jumps(seen: Examined, position: xr.DataArray | None) -> None:
         seen.skip("still stretches", still_words, "no position")
         seen.skip("position jumps", jump_words, "no position")
         return
-    still = faults.still_bins(position.values, seen.segment, seen.bin_s, masks.still_s, extent)
+    resting = faults.still_bins(position.values, seen.segment, seen.bin_s, masks.still_s, extent)
+    silent = faults.silent_bins(seen.counts, seen.segment, seen.bin_s, masks.silent_s)
+    still = faults.stuck_bins(resting, position.values, seen.segment, silent)
     seen.series["still"] = still
     seen.add(
         "still stretches",
         still,
         "bins",
         still_words,
-        f"{still.sum() * seen.bin_s:.1f} s, {100 * still.mean():.1f} %",
+        f"{still.sum() * seen.bin_s:.1f} s, {100 * still.mean():.1f} %"
+        + (f"; the animal at rest {(resting & ~still).sum() * seen.bin_s:.1f} s" if (resting & ~still).any() else ""),
         limits.max_still_fraction,
     )
     if seen.bin_s > MAX_JUMP_BIN_S:
