@@ -182,7 +182,7 @@ class ArmSection(Section):
             return standing.words
         main, value, others = self._main()
         todays = others.pop("fresh_error", False)
-        listed = _listed(others)
+        learns, listed = self.parts[-2], _listed(others)
         shown = f"{value:g}" if isinstance(value, float) else str(value)
         rule = _RULE_WORDS[self.rule].format(shown) + f" {listed}".rstrip() if self.rule in _RULE_WORDS else ""
         rule = rule.replace("1 steps", "1 step") if main and shown == "1" else rule
@@ -190,7 +190,7 @@ class ArmSection(Section):
         every = "second label" if self.learn_every == 2 else f"{self.learn_every} labels"
         also = [
             *(["today's error"] if todays else []),
-            *([f"{' and '.join(self.learns)} only"] if self.learns else []),
+            *([f"{' and '.join(learns)} only"] if learns else []),
             *(["fixed normaliser"] if self.normaliser == "fixed" else []),
             *(["in turns"] if self.take_turns else []),
             *([f"every {every}"] if self.learn_every > 1 else []),
