@@ -18,10 +18,12 @@ from bci_adapt.errors import InputError
 from bci_adapt.experiment import run as experiment
 from bci_adapt.experiment.arms import linear_arms, network_arms, standing_names
 from bci_adapt.experiment.asked import ArmSection
-from bci_adapt.experiment.building import Builder, Foreign, prepare_job
+from bci_adapt.experiment.building import Builder
+from bci_adapt.experiment.common_jobs import prepare_job
 from bci_adapt.experiment.config import load_config, parse_config, to_toml
+from bci_adapt.experiment.foreign import Foreign
 from bci_adapt.experiment.jobs import adapt, fit, score
-from bci_adapt.experiment.pairs import Pair, choose_pairs, meet, require_source, unscorable, unusable_halves
+from bci_adapt.experiment.pairs import Pair, choose_pairs, match_channels, require_source, unscorable, unusable_halves
 from bci_adapt.experiment.run import open_source, prepare_sessions, run_experiment
 from bci_adapt.ground.jobs import Job
 from bci_adapt.learning.credit.base import rules
@@ -709,10 +711,10 @@ def test_what_quality_flags_on_the_source_is_removed_only_when_asked(tiny):
     source, target = sessions
     sessions[source]["counts"].values[:, 4] = 0
     sessions[target]["counts"].values[:, 6] = 0  # dead on the target only: nobody could know at its start
-    whole = meet(config, [source], [target], sessions)
+    whole = match_channels(config, [source], [target], sessions)
     assert (len(whole.names), whole.removed) == (20, [])
     asked = load_config(tiny, ["targets=2", 'channels.remove=["dead channels"]'])
-    found = meet(asked, [source], [target], sessions)
+    found = match_channels(asked, [source], [target], sessions)
     label = sessions[source]["channel"].values.tolist()[4]
     assert (found.removed, len(found.names), label in found.names) == ([label], 19, False)
     with pytest.raises(InputError, match="did you mean 'dead channels'"):
@@ -762,17 +764,17 @@ def test_a_variable_means_the_same_in_source_and_target(tiny):
     config = load_config(tiny, ["targets=2"])
     sessions = {path.stem: prepare(path, 0.05) for path in recordings(config)[:2]}
     source, target = sessions
-    meet(config, [source], [target], sessions)
+    match_channels(config, [source], [target], sessions)
     for change, message in [
         (lambda s: s.assign_coords(axis=["u", "v"]), "u, v in"),
         (lambda s: s.drop_vars(["velocity", "velocity_valid"]), "expected target 'velocity'"),
     ]:
         with pytest.raises(InputError, match=message):
-            meet(config, [source], [target], sessions | {target: change(sessions[target])})
+            match_channels(config, [source], [target], sessions | {target: change(sessions[target])})
     power = sessions[target].copy(deep=True)
     power["counts"] = power["counts"].astype(float).assign_attrs(units="volts")
     with pytest.raises(InputError, match="power of a band"):
-        meet(config, [source], [target], sessions | {target: power})
+        match_channels(config, [source], [target], sessions | {target: power})
 
 
 # ------------------------------------------------------------------------------------------- everything at once
@@ -948,7 +950,8 @@ def test_a_decoder_of_ones_own_scores_as_the_one_it_copies(everything):
 
 
 def test_the_tables_and_the_manifest_of_a_whole_run(everything):
-    config, done, (rows, curves, trajectories, blocks, attrs) = everything
+    config, done, stored = everything
+    (rows, curves, trajectories, blocks), attrs = stored[:4], stored.attrs
     manifest = json.loads((done.folder / "manifest.json").read_text())
     days = [each["session_id"] for each in manifest["sessions"]]
     assert manifest["primary_bins"] == attrs["primary_bins"] == "in trial"

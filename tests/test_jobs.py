@@ -17,8 +17,9 @@ from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.decoders.rls import RLSDecoder
 from bci_adapt.decoders.wiener import WienerDecoder
 from bci_adapt.errors import InputError
-from bci_adapt.experiment.building import Builder, Foreign, Labels
+from bci_adapt.experiment.building import Builder, Labels
 from bci_adapt.experiment.config import load_config, parse_config
+from bci_adapt.experiment.foreign import Foreign
 from bci_adapt.experiment.jobs import adapt, cost, drift, fit, foreign, halve
 from bci_adapt.experiment.pairs import Pair
 from bci_adapt.ground.jobs import Job
@@ -327,7 +328,7 @@ def test_intention_teaches_velocity_alone_and_says_how_many_labels_there_were(be
     arm = bench.arm("intention", "tanh", config)
     arrays = load_arrays(bench.path("target"), ("position", "velocity"))
     job = bench.job(arm, config)
-    stream = adapt.met(arrays, bench.path("target"), None, adapt.taught_by(job.parameters)).arrays
+    stream = adapt.shown_of(arrays, bench.path("target"), None, adapt.taught_by(job.parameters)).arrays
     assert np.isnan(stream.y[:, :2]).all()
     speed = np.linalg.norm(arrays.y[:, 2:], axis=1)
     assert np.array_equal(stream.y[:, 2:], intended(bench.sessions["target"], speed), equal_nan=True)

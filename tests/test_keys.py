@@ -81,7 +81,8 @@ import numpy, pandas, pydantic, scipy.stats, sklearn.base, xarray  # once, befor
 
 def keys(configs):
     from bci_adapt.decoders.base import decoders
-    from bci_adapt.experiment.building import Builder, kernel, prepare_job
+    from bci_adapt.experiment.building import Builder
+    from bci_adapt.experiment.common_jobs import kernel, prepare_job
     from bci_adapt.experiment.config import Config
     from bci_adapt.experiment.pairs import Pair
     from bci_adapt.ground.jobs import Job

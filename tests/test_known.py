@@ -20,7 +20,7 @@ from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.prepare import prepare
 from bci_adapt.errors import InputError
 from bci_adapt.experiment.config import load_config
-from bci_adapt.experiment.pairs import Pair, choose_pairs, meet
+from bci_adapt.experiment.pairs import Pair, choose_pairs, match_channels
 from bci_adapt.experiment.run import open_source
 from bci_adapt.ground.catalog import variants
 
@@ -231,7 +231,7 @@ def test_from_a_config_to_its_recordings(archive, tmp_path, name):
     about = [(each.attrs["layout"], each.attrs["dandiset_version"]) for each in sessions.values()]
     assert about == [(KNOWN["000688"].layout, NEW)] * 2
     have = [each["channel"].values.tolist() for each in sessions.values()]
-    met = meet(config, ids[:1], ids[1:], sessions)
+    met = match_channels(config, ids[:1], ids[1:], sessions)
     assert have[0] != have[1]
     assert (met.names, met.policy) == (have[0], "electrode")  # by missing = "zero"
 

@@ -58,8 +58,8 @@ def compare(
 
     Example: [cyan]bci-adapt compare mon.nwb tue.nwb wed.nwb --quick --decoder mine.py:Mine[/]
     """
-    from bci_adapt.experiment.building import Foreign
     from bci_adapt.experiment.comparing import compare_config
+    from bci_adapt.experiment.foreign import Foreign
     from bci_adapt.experiment.run import run_experiment
 
     own = [Foreign.parse(text) for text in decoders or ()]

@@ -61,8 +61,8 @@ def run(
 
     Example: [cyan]bci-adapt run --data recordings/[/] (configs/recommended.toml, on the last day of the folder)
     """
-    from bci_adapt.experiment.building import Foreign
     from bci_adapt.experiment.config import load_config
+    from bci_adapt.experiment.foreign import Foreign
     from bci_adapt.experiment.run import run_experiment
 
     loaded = load_config(config, settings or (), data)

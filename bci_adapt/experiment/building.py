@@ -2,164 +2,25 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import dataclasses
 import math
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bci_adapt.errors import InputError
 from bci_adapt.experiment.arm import Arm, is_main
 from bci_adapt.experiment.arms import arms_of, network_arms
+from bci_adapt.experiment.common_jobs import cell_modules, decoder_modules, kernel, machine, rule_modules
 from bci_adapt.experiment.config import Config
+from bci_adapt.experiment.foreign import Foreign
 from bci_adapt.experiment.pairs import Pair
 from bci_adapt.experiment.tuned import Tuned
 from bci_adapt.ground.jobs import Job
 
 if TYPE_CHECKING:
     from bci_adapt.learning.cells.base import Network
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """A decoder class of the user's own file; it is loaded once here, to refuse it before anything runs."""
-
-    file: Path
-    name: str
-
-    def code(self) -> dict[str, Path]:
-        """The files that its results depend on, as inputs of a job: its own, and those beside it that it imports."""
-        found, pending = [], [self.file]
-        while pending:
-            file = pending.pop(0)
-            if file in found:
-                continue
-            found.append(file)
-            for name in _imported(file):
-                beside = self.file.parent.joinpath(*name.split("."))
-                pending += [each for each in (beside.with_suffix(".py"), beside / "__init__.py") if each.is_file()]
-        return {"code": found[0]} | {f"code{number}": file for number, file in enumerate(found[1:], 1)}
-
-    @classmethod
-    def parse(cls, text: str) -> Foreign:
-        """From ``mine.py:Mine``; `InputError` where that names no decoder class."""
-        from bci_adapt.decoders.own import load_class
-
-        file, colon, name = text.rpartition(":")
-        if not colon or not name.isidentifier():
-            raise InputError(f"--decoder takes FILE.py:CLASS, got {text!r}")
-        load_class(Path(file), name)
-        return cls(Path(file), name)
-
-    def predictions(self, builder: Builder, pair: Pair, seed: int, permutation: int | None) -> Job | Path:
-        """The job, or the file, of what it predicts on a pair; with `permutation` of its canary."""
-        config = builder.config
-        job = Job(
-            kind="foreign",
-            function="bci_adapt.experiment.jobs.foreign:run",
-            stem=f"{self.name}_{pair.target}{'' if permutation is None else '_canary'}",
-            folder="results",
-            suffix=".npz",
-            parameters={
-                "variables": config.variables,
-                "target_lag_bins": config.target_lag_bins,
-                "stream_s": config.stream_s,
-                "decoder": self.name,
-                "bin_s": config.bin_s,
-                "label_delay_s": config.label_delay_s,
-                "seed": seed,
-                "permutation": permutation,
-            },
-            inputs={
-                **self.code(),
-                "target": builder.sessions[pair.target],
-                **{f"source{i}": builder.sessions[name] for i, name in enumerate(pair.sources)},
-            },
-            label=f"{self.name} from {pair.source} on {pair.target}",
-            cost=10.0,
-        )
-        return builder.known.setdefault(job.key, job)
-
-    @property
-    def arm(self) -> Arm:
-        """What it is among the arms."""
-        return Arm(self.name, "", self.name, "source", {}, supervision="true", drawn=True)
-
-    def delay_s(self, asked_s: float) -> float:
-        """The label delay it works at: none unless it can know of the delay."""
-        from bci_adapt.decoders.own import knows_delay, load_class
-
-        return asked_s if knows_delay(load_class(self.file, self.name)) else 0.0
-
-
-def _imported(file: Path) -> list[str]:
-    """Dotted names that a Python file imports, in order; names taken from a module may be modules themselves."""
-    names: list[str] = []
-    for node in ast.walk(ast.parse(file.read_bytes(), filename=str(file))):
-        if isinstance(node, ast.Import):
-            names += [each.name for each in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names += [node.module] if node.module else []
-            names += [".".join(filter(None, (node.module, each.name))) for each in node.names]
-    return names
-
-
-def machine() -> str:
-    """The kind of machine this is, as far as times measured on it depend on it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def prepare_job(config: Config, recording: Path, provenance: Mapping[str, str]) -> Job:
-    return Job(
-        kind="prepare",
-        function="bci_adapt.experiment.jobs.prepare:run",
-        stem=recording.stem,
-        folder="sessions",
-        suffix=".nc",
-        parameters={
-            "bin_s": config.bin_s,
-            "layout": config.layout,
-            "spikes": config.spikes,
-            "targets": config.kinematics,
-            "per": config.per,
-            "provenance": dict(provenance),
-            "thresholds": config.thresholds.model_dump(),
-        },
-        inputs={"recording": recording},
-        modules=("bci_adapt.data.layouts",),
-        label=f"prepare {recording.name}",
-        cost=1.0,
-    )
-
-
-def kernel(
-    cell: str, rule: str, optimizer: str, clips: bool = False, loss: str = "squared", fresh: bool = False
-) -> Job:
-    """The job that compiles one loop. Constants do not change it, but for gradients that are clipped and for a late
-    label's error that is made `fresh` (`CreditRule.fresh_error`).
-    """
-    other = "_fresh" * fresh + (f"_{loss}" if loss != "squared" else "")
-    return Job(
-        kind="compile",
-        function="bci_adapt.experiment.jobs.compile:run",
-        stem=f"loop_{cell}_{rule}_{optimizer}{'_clipped' * clips}{other}",
-        folder="results",
-        suffix=".json",
-        parameters={"cell": cell, "rule": rule, "optimizer": optimizer, "clips": clips, "loss": loss, "fresh": fresh},
-        modules=(*_cell_modules(cell), *_rule_modules(rule)),
-        label=f"compile {cell}, {rule}, {optimizer}{other.replace('_', ' ')}",
-        cost=6.0,
-    )
 
 
 @dataclass
@@ -192,7 +53,7 @@ class Labels:
 
 
 class Builder:
-    """Builds the jobs of an experiment from sessions that have met on their channels.
+    """Builds the jobs of an experiment from sessions that are matched on their channels.
 
     `sessions` are the jobs of sessions by id, `about` what the manifest says of them, `known` the jobs that exist
     already by key, `tuned` the tuned values; `in_trial` says that bins inside trials are
@@ -257,7 +118,7 @@ class Builder:
             },
             inputs={f"session{i}": self.sessions[name] for i, name in enumerate((*whole, *streams))}
             | ({} if before is None else {"before": before}),
-            modules=(*_modules(decoder), *(_cell_modules(arm.cell) if arm.cell else ())),
+            modules=(*decoder_modules(decoder), *(cell_modules(arm.cell) if arm.cell else ())),
             label=f"{'retrain' if streams else 'pretrain'} {what} on {_several(names)}",
             cost=1.0,
         )
@@ -300,13 +161,13 @@ class Builder:
 
     def _decoder_inputs(self, arm: Arm, pair: Pair, seed: int) -> tuple[dict[str, Job], set[str]]:
         """The fitted decoder and the compiled loops that an arm needs, and the modules its jobs depend on."""
-        modules = {*_modules(arm.decoder), *_modules(arm.trained_as or arm.decoder)}
+        modules = {*decoder_modules(arm.decoder), *decoder_modules(arm.trained_as or arm.decoder)}
         inputs = {"decoder": self.fit(arm, pair, seed)}
         if arm.cell:
-            modules |= {*_cell_modules(arm.cell), *_rule_modules("readout")}
+            modules |= {*cell_modules(arm.cell), *rule_modules("readout")}
             inputs["predicting"] = self.kernel(arm.cell, "readout", "rmsprop")
             if rule := arm.adapt.get("rule"):
-                modules |= set(_rule_modules(rule))
+                modules |= set(rule_modules(rule))
                 clips = bool((arm.adapt.get("optimizer_constants") or {}).get("clip"))
                 fresh = bool((arm.adapt.get("rule_constants") or {}).get("fresh_error"))
                 inputs["learning"] = self.kernel(arm.cell, rule, arm.adapt.get("optimizer", "rmsprop"), clips, fresh)
@@ -588,24 +449,6 @@ class Builder:
 def _several(names: Sequence[str], between: str = ", ") -> str:
     """Names in a row; of many, the first, how many more, and the last."""
     return between.join(names if len(names) < 4 else [names[0], f"{len(names) - 2} more", names[-1]])
-
-
-def _modules(decoder: str) -> tuple[str, ...]:
-    from bci_adapt.decoders.base import decoder_class
-
-    return (decoder_class(decoder).__module__,)
-
-
-def _cell_modules(name: str) -> tuple[str, ...]:
-    from bci_adapt.learning.cells.base import cell
-
-    return (cell(name).make.__module__,)
-
-
-def _rule_modules(name: str) -> tuple[str, ...]:
-    from bci_adapt.learning.credit.base import rules
-
-    return (rules()[name].__module__,)
 
 
 def _day_gap(source: str, target: str) -> float | None:

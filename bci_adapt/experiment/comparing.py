@@ -13,8 +13,9 @@ import xarray as xr
 
 from bci_adapt.data.binning import bin_ticks
 from bci_adapt.errors import InputError
-from bci_adapt.experiment.building import Builder, Foreign
+from bci_adapt.experiment.building import Builder
 from bci_adapt.experiment.config import Config, parse_config
+from bci_adapt.experiment.foreign import Foreign
 from bci_adapt.experiment.pairs import Pair
 from bci_adapt.ground.engine import execute
 from bci_adapt.ground.storage import cache_root, file_digest
@@ -277,7 +278,7 @@ def _decoding(config: Config, target: str, file: Path, workers: int | None, prog
 def _kinematics(config: Config, file: Path, workers: int | None, progress: Any) -> list[str]:
     """The kinematics of a recording as the config prepares it; the run finds it prepared."""
     from bci_adapt.data.sessions import kinematic_names, open_session
-    from bci_adapt.experiment.building import prepare_job
+    from bci_adapt.experiment.common_jobs import prepare_job
 
     job = prepare_job(config, file, {})
     for failure in execute([job], workers=workers, progress=progress).failed:

@@ -134,7 +134,7 @@ def unusable_halves(session: Any, config: Config, in_trial: bool = False) -> str
 
 @dataclass(frozen=True)
 class Channels:
-    """The channels on which a source and its targets meet, by `policy`, and those `removed` by `rules` of quality."""
+    """The channels that a source and its targets share, by `policy`, and those `removed` by `rules` of quality."""
 
     names: list[str]
     policy: str
@@ -165,7 +165,9 @@ class Channels:
         )
 
 
-def meet(config: Config, sources: Sequence[str], targets: Sequence[str], sessions: Mapping[str, Any]) -> Channels:
+def match_channels(
+    config: Config, sources: Sequence[str], targets: Sequence[str], sessions: Mapping[str, Any]
+) -> Channels:
     """The channels of source sessions and their targets under the config's policy; `InputError` where they do not meet.
 
     What `channels.remove` flags on the last source is not among them, with any rule for missing channels.
@@ -188,7 +190,9 @@ def meet(config: Config, sources: Sequence[str], targets: Sequence[str], session
     return Channels(names, policy, removed, section.remove)
 
 
-def met(sources: Sequence[str], found: Channels, sessions: Mapping[str, Any], targets: Sequence[str]) -> dict[str, Any]:
+def matched_entry(
+    sources: Sequence[str], found: Channels, sessions: Mapping[str, Any], targets: Sequence[str]
+) -> dict[str, Any]:
     """What the manifest says of the channels of a source and its targets."""
     from bci_adapt.data.channels import under
 

@@ -19,7 +19,8 @@ from bci_adapt.errors import InputError
 from bci_adapt.experiment.arm import described
 from bci_adapt.experiment.arms import standing_names
 from bci_adapt.experiment.asked import ArmSection
-from bci_adapt.experiment.building import Builder, Foreign, prepare_job
+from bci_adapt.experiment.building import Builder
+from bci_adapt.experiment.common_jobs import prepare_job
 from bci_adapt.experiment.comparisons import compared
 from bci_adapt.experiment.config import (
     EARLIER,
@@ -31,12 +32,13 @@ from bci_adapt.experiment.config import (
     SimulatedSource,
     to_toml,
 )
+from bci_adapt.experiment.foreign import Foreign
 from bci_adapt.experiment.pairs import (
     Channels,
     Pair,
     choose_pairs,
-    meet,
-    met,
+    match_channels,
+    matched_entry,
     require_source,
     unscorable,
     unusable_halves,
@@ -119,7 +121,7 @@ class Prepared:
     about: dict[str, dict[str, Any]]
     outcome: Outcome
     unfit: dict[str, str] = field(default_factory=dict)
-    met: dict[tuple[str, ...], Channels] = field(default_factory=dict)
+    matched: dict[tuple[str, ...], Channels] = field(default_factory=dict)
     targets: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
 
     @property
@@ -132,9 +134,9 @@ class Prepared:
         return choose_pairs(sections, self.session_ids, self.unfit)
 
     def builders(self, config: Config, known: dict[str, Job], tuned: Tuned | None) -> dict[tuple[str, ...], Builder]:
-        """A builder for each group of sources, whose sessions have met on their channels with all of their targets."""
+        """A builder for each group of sources, whose sessions share its channels with all of their targets."""
         builders = {}
-        for sources, found in self.met.items():
+        for sources, found in self.matched.items():
             names = [*sources, *self.targets[sources]]
             jobs = {each: found.job(self.jobs[each], self.sessions[each]) for each in names}
             own = {each: self.about[each] | {"n_channels": len(found.names)} for each in jobs}
@@ -183,7 +185,7 @@ def prepare_sessions(
     for pair in pairs:
         prepared.targets.setdefault(pair.sources, []).append(pair.target)
     for sources, targets in prepared.targets.items():
-        prepared.met[sources] = meet(config, sources, targets, sessions)
+        prepared.matched[sources] = match_channels(config, sources, targets, sessions)
     return prepared, pairs
 
 
@@ -249,7 +251,8 @@ def run_experiment(
         return FinishedRun(folder, Manifest.model_validate(manifest), executed, reused)
     manifest |= {
         "channels": [
-            met(sources, found, prepared.sessions, prepared.targets[sources]) for sources, found in prepared.met.items()
+            matched_entry(sources, found, prepared.sessions, prepared.targets[sources])
+            for sources, found in prepared.matched.items()
         ],
         "primary_bins": "in trial" if prepared.in_trial else "all",
         "drift": [

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from bci_adapt.experiment.building import kernel
+from bci_adapt.experiment.common_jobs import kernel
 from bci_adapt.ground.jobs import Job
 from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.learning.credit.base import rule, rules

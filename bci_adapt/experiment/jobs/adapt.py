@@ -32,14 +32,14 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     n_stream = arrays.n_stream(parameters["stream_s"])
     decoder = started(parameters, inputs)
     teaching, teaches_itself = taught_by(parameters), parameters["supervision"] == "pseudo"
-    whole = met(arrays, inputs["target"], parameters["control"], teaching)
+    whole = shown_of(arrays, inputs["target"], parameters["control"], teaching)
     on = None
     if parameters["continuing"]:
-        on = met(arrays, inputs["target"], parameters["control"], teaching.without_budget())
+        on = shown_of(arrays, inputs["target"], parameters["control"], teaching.without_budget())
     try:
         for name in sorted((name for name in inputs if name.startswith("before")), key=lambda name: int(name[6:])):
             before = job_arrays(parameters, inputs[name])
-            earlier = met(before, inputs[name], parameters["control"], teaching)
+            earlier = shown_of(before, inputs[name], parameters["control"], teaching)
             with np.errstate(over="ignore", invalid="ignore"):  # divergence stays to be seen on the target
                 adapted(decoder, earlier.until(before.n_stream(parameters["stream_s"])), teaches_itself)
         found = prequential(decoder, whole, n_stream, continuing=on, teaches_itself=teaches_itself)
@@ -68,7 +68,7 @@ def taught_by(parameters: dict[str, Any]) -> Teaching:
     return Teaching(**{name: parameters[name] for name in Teaching._fields})
 
 
-def met(arrays: Arrays, path: Path, control: dict[str, Any] | None, teaching: Teaching) -> Stream:
+def shown_of(arrays: Arrays, path: Path, control: dict[str, Any] | None, teaching: Teaching) -> Stream:
     """What a decoder is shown of the session stored at `path`, under the control and the supervision asked for."""
     stream = stream_of(arrays, teaching, read_session(path) if teaching.supervision == "intention" else None)
     return stream if control is None else stream.with_counts(_controlled(arrays, **control))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bci_adapt.data.labelled import job_arrays
-from bci_adapt.experiment.jobs.adapt import met, started, taught_by
+from bci_adapt.experiment.jobs.adapt import shown_of, started, taught_by
 from bci_adapt.ground.storage import write_text
 
 WARM_UP, MEASURED = 100, 1000
@@ -26,7 +26,7 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     """
     arrays = job_arrays(parameters, inputs["target"])
     decoder = started(parameters, inputs)
-    shown = met(arrays, inputs["target"], parameters["control"], taught_by(parameters)).arrays
+    shown = shown_of(arrays, inputs["target"], parameters["control"], taught_by(parameters)).arrays
     n_bins = min(len(shown.X), WARM_UP + MEASURED)
     rows = [(shown.X[t : t + 1], shown.y[t : t + 1]) for t in range(n_bins)]
     decoder.begin()

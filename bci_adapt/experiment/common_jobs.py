@@ -1,0 +1,82 @@
+"""Jobs that know of no pair – a recording prepared, a loop compiled – and the modules that variants bring into keys."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+from bci_adapt.experiment.config import Config
+from bci_adapt.ground.jobs import Job
+
+
+def machine() -> str:
+    """The kind of machine this is, as far as times measured on it depend on it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def prepare_job(config: Config, recording: Path, provenance: Mapping[str, str]) -> Job:
+    return Job(
+        kind="prepare",
+        function="bci_adapt.experiment.jobs.prepare:run",
+        stem=recording.stem,
+        folder="sessions",
+        suffix=".nc",
+        parameters={
+            "bin_s": config.bin_s,
+            "layout": config.layout,
+            "spikes": config.spikes,
+            "targets": config.kinematics,
+            "per": config.per,
+            "provenance": dict(provenance),
+            "thresholds": config.thresholds.model_dump(),
+        },
+        inputs={"recording": recording},
+        modules=("bci_adapt.data.layouts",),
+        label=f"prepare {recording.name}",
+        cost=1.0,
+    )
+
+
+def kernel(
+    cell: str, rule: str, optimizer: str, clips: bool = False, loss: str = "squared", fresh: bool = False
+) -> Job:
+    """The job that compiles one loop. Constants do not change it, but for gradients that are clipped and for a late
+    label's error that is made `fresh` (`CreditRule.fresh_error`).
+    """
+    other = "_fresh" * fresh + (f"_{loss}" if loss != "squared" else "")
+    return Job(
+        kind="compile",
+        function="bci_adapt.experiment.jobs.compile:run",
+        stem=f"loop_{cell}_{rule}_{optimizer}{'_clipped' * clips}{other}",
+        folder="results",
+        suffix=".json",
+        parameters={"cell": cell, "rule": rule, "optimizer": optimizer, "clips": clips, "loss": loss, "fresh": fresh},
+        modules=(*cell_modules(cell), *rule_modules(rule)),
+        label=f"compile {cell}, {rule}, {optimizer}{other.replace('_', ' ')}",
+        cost=6.0,
+    )
+
+
+def decoder_modules(decoder: str) -> tuple[str, ...]:
+    from bci_adapt.decoders.base import decoder_class
+
+    return (decoder_class(decoder).__module__,)
+
+
+def cell_modules(name: str) -> tuple[str, ...]:
+    from bci_adapt.learning.cells.base import cell
+
+    return (cell(name).make.__module__,)
+
+
+def rule_modules(name: str) -> tuple[str, ...]:
+    from bci_adapt.learning.credit.base import rules
+
+    return (rules()[name].__module__,)
