@@ -81,12 +81,11 @@ def evaluate(
     continuing: bool = False,
     seed: int = 0,
 ) -> Evaluation:
-    """Lead a fitted decoder through a session, as a living animal would meet it, and score what it predicts.
+    """Lead a copy of a fitted decoder through a session, as a living animal would meet it, and score what it predicts.
 
     The first `stream_s` seconds, at most half of the session, are the stream: each bin is predicted, then what has
     become known is learned. The rest is held out: predicted with the weights held, hidden state and running statistics
-    going on. All of it is done with a copy; `decoder` stays as it was. It is this loop, to the last bit, for a decoder
-    that learns bin by bin:
+    going on. For a decoder that learns bin by bin it is this loop, to the last bit:
 
     >>> import copy, numpy as np, bci_adapt as ba
     >>> rng = np.random.default_rng(0)
@@ -95,52 +94,52 @@ def evaluate(
     >>> tuesday = ba.session(counts=counts, target=movement, bin_s=0.05, session_id="tue")
     >>> decoder = ba.OnlineDecoder(n_hidden=4, n_updates=2, warm_up_s=2.0).fit(tuesday, "position")
     >>> X, y = tuesday["counts"].values, tuesday["position"].values
-
     >>> mine, n_stream, delay, online = copy.deepcopy(decoder), 200, 10, []  # labels 0.5 s late
     >>> mine.begin()
     >>> for t in range(n_stream):
     ...     due = y[t - delay] if t >= delay else None  # the label whose time has come
     ...     online.append(mine.step(X[t], due))  # predicts, then learns
     >>> held_out = mine.predict(X[n_stream:], continuing=True)
-
     >>> found = ba.evaluate(decoder, tuesday, stream_s=10.0)
     >>> bool((found.prediction["predicted_position"].values == np.vstack([*online, held_out])).all())
     True
 
     Parameters
     ----------
-    decoder : a fitted `Decoder`, or one of your own with fit, predict and adapt (`bci_adapt.decoders.own.Own`).
+    decoder : a `Decoder`, or one of your own with fit, predict and adapt; it stays as it was.
     session : as `bci_adapt.read` or `bci_adapt.session` makes it, with the channels of the decoder.
-    target : kinematic variable, or several, that the decoder decodes; None: what it was fitted on.
-    stream_s : length of the stream.
+    target : kinematic variable, or several, that it decodes; None: what it was fitted on.
     label_delay_s : how late labels become known, in seconds, or ``"trial_end"``; None: what the decoder is set to.
     supervision : ``true`` labels, ``intention`` (towards the cued target), ``pseudo`` (its own predictions), ``none``.
-    label_fraction, budget_s, budget_trials : how many labels there are: a share of the bins, drawn by `seed`, and
-        until so many seconds or trials of the stream are over.
-    continuing : whether a copy goes on learning through the held-out part, beside the one whose weights are held.
+    label_fraction, budget_s, budget_trials : labels there are: a share of the bins, drawn by `seed`, until so many
+        seconds or trials of the stream are over.
+    continuing : whether another copy goes on learning through the held-out part.
 
-    Raises
-    ------
-    InputError
-        for a decoder that is not fitted, a session without the target, and settings that cannot be.
+    Raises `InputError` for a decoder that is not fitted, a session without the target, and settings that cannot be.
     """
+    teaching = Teaching(supervision, label_delay_s == "trial_end", label_fraction, budget_s, budget_trials, seed)
+    arrays = _arrays(decoder, session, target)
+    ours = led(decoder, bin_s=arrays.bin_s, label_delay_s=_delay_s(label_delay_s), seed=seed)
+    return _led_through(ours, session, arrays, teaching, _stream_bins(arrays, stream_s), continuing)
+
+
+def _led_through(
+    ours: Any, session: xr.Dataset, arrays: Arrays, teaching: Teaching, n_stream: int, continuing: bool
+) -> Evaluation:
+    """What the loop finds with a decoder that is ours, or a user's own in an `Own`, and may be changed."""
     import pandas as pd
 
-    at_trial_end, delay_s = label_delay_s == "trial_end", _delay_s(label_delay_s)
-    arrays = _arrays(decoder, session, target)
-    n_stream = _stream_bins(arrays, stream_s)
-    ours = led(decoder, bin_s=arrays.bin_s, label_delay_s=delay_s, seed=seed)
-    if isinstance(ours, Own) and (continuing or supervision == "pseudo"):
+    itself = teaching.supervision == "pseudo"
+    if isinstance(ours, Own) and (continuing or itself):
         raise InputError("a decoder of your own learns in adapt alone: leave out continuing and 'pseudo'")
-    if supervision == "pseudo" and not hasattr(ours, "label_delay_s"):
+    if itself and not hasattr(ours, "label_delay_s"):
         raise InputError(f"{type(ours).__name__}: learns from no labels, nor from its own predictions ('pseudo')")
-    teaching = Teaching(supervision, at_trial_end, label_fraction, budget_s, budget_trials, seed)
     found = prequential(
         ours,
         stream_of(arrays, teaching, session),
         n_stream,
         continuing=stream_of(arrays, teaching.without_budget(), session) if continuing else None,
-        teaches_itself=supervision == "pseudo",
+        teaches_itself=itself,
     )
     return Evaluation(
         decoder=ours.decoder if isinstance(ours, Own) else ours,
@@ -148,7 +147,7 @@ def evaluate(
         scores=pd.DataFrame(scores_of(arrays, found, n_stream)),
         session_id=arrays.session_id,
         stream_s=n_stream * arrays.bin_s,
-        label_delay_s="trial_end" if at_trial_end else float(getattr(ours, "label_delay_s", 0.0)),
+        label_delay_s="trial_end" if teaching.at_trial_end else float(getattr(ours, "label_delay_s", 0.0)),
         n_labels=found.n_labels,
         weight_change=found.weight_change,
         diverged=found.diverged or not all(np.isfinite(part).all() for part in (found.online, found.held_out)),
