@@ -503,12 +503,6 @@ CASES: dict[str, Any] = {
     "negative counts / huge": (counts(counts=np.full((400, 4), 70_000)), r"must hold counts in 0\.\.65535"),
     "another grid": (counts(position_rate=50.0), "cursor_pos must stand on the grid"),
     # text
-    "no date": (
-        put("session_start_time", {"data": "last Tuesday", "dtype": TEXT}),
-        "session_start_time must be a date",
-    ),
-    "no date / number": (put("session_start_time", 5.0), "session_start_time must be a date"),
-    "no date / absent": (edited(lambda file: file.__delitem__("session_start_time")), "must be a date"),
     "no text": (put("session_description", compound(3)), "session_description must be text"),
     "no text / reference": (put("session_description", h5py.Reference()), "session_description must be text"),
     # bin widths, which are no part of a file

@@ -47,7 +47,11 @@ READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowE
 
 
 class NwbFile:
-    """An open NWB file: a context manager whose methods read parts of it or raise `InputError` with file and key."""
+    """An open NWB file: a context manager whose methods read parts of it or raise `InputError` with file and key.
+
+    `units` is where the table of units is that its readers read. What MATLAB knows as a scalar or a vector may stand in
+    a file as an array of one, as a row or as a column: all of these are read alike.
+    """
 
     def __init__(self, path: Path, h5: h5py.File) -> None:
         self.path, self.h5, self.name = path, h5, path.name
@@ -55,6 +59,7 @@ class NwbFile:
         self.warnings: list[str] = []
         self.objects: dict[str, h5py.Group | h5py.Dataset] = {}
         self.damaged: dict[str, str] = {}
+        self.units = "units"
         self._kept: dict[str, NDArray[Any]] = {}
 
     def __enter__(self) -> NwbFile:
@@ -93,7 +98,14 @@ class NwbFile:
             raise self.error(key or "/", f"has an unreadable attribute {name} ({clean(error, 200)})") from error
         if value is None:
             raise self.error(key or "/", f"has an attribute {name} of {size:,} bytes: not read")
+        if isinstance(value, np.ndarray) and value.size == 1:
+            value = value.reshape(-1)[0]  # MATLAB has no scalars
         return clean(value) if isinstance(value, bytes | str) else value
+
+    def warn(self, message: str) -> None:
+        """Add a warning about this file, once however often it is noticed."""
+        if message not in self.warnings:
+            self.warnings.append(message)
 
     def number(self, key: str, name: str, default: float | None = None) -> float:
         """Attribute `name` of the object at `key`, which must be one finite number, or `default` where it is absent."""
@@ -123,7 +135,7 @@ class NwbFile:
 
     def length(self, key: str) -> int:
         """Number of rows of the dataset at `key`, not read; 0 when it is a scalar or holds nothing."""
-        shape = self.dataset(key).shape
+        shape = flat_shape(self.dataset(key).shape or ())
         return int(shape[0]) if shape else 0
 
     def array(self, key: str) -> NDArray[Any]:
@@ -173,7 +185,7 @@ class NwbFile:
         values = self.numbers(key)
         if values.dtype.kind in "uf" and not ((values == np.floor(values)) & (np.abs(values) < 2.0**62)).all():
             raise self.error(key, f"must hold whole numbers, found {values.dtype} with fractions, NaN or huge ones")
-        return values.astype(np.int64)
+        return as_list(values).astype(np.int64)
 
     def ends(self, key: str) -> NDArray[np.int64]:
         """The index of a ragged column at `key`: where each row's values end."""
@@ -248,6 +260,7 @@ class NwbFile:
     def rows(self, table: str) -> int:
         """Number of rows of the table at `table`; 0 when it is absent."""
         shape = self.dataset(f"{table}/id").shape if f"{table}/id" in self else (0,)
+        shape = flat_shape(shape) if shape else shape
         if shape is None or len(shape) != 1:
             raise self.error(f"{table}/id", f"must have one value per row, found shape {shape}")
         if shape[0] > MAX_ROWS:
@@ -258,7 +271,7 @@ class NwbFile:
         """Sample times (n_samples,) of a series in seconds: its timestamps, or its start and rate."""
         key = f"{series}/timestamps"
         if key in self:
-            times = self.numbers(key).astype(np.float64, copy=False)
+            times = as_list(self.numbers(key)).astype(np.float64, copy=False)
             if times.shape != (n_samples,):
                 raise self.error(key, f"must be ({n_samples},), one per sample, found {times.shape}")
             if n_wrong := np.count_nonzero(~(np.abs(times) < LARGEST_S)):
@@ -290,6 +303,7 @@ class NwbFile:
         """Values (n_samples, n_columns) of a series with conversion and `offset` applied, and their unit."""
         key = f"{series}/data"
         data = self.numbers(key).astype(np.float64, copy=False)
+        data = as_list(data) if data.shape[:1] == (1,) else data
         if data.ndim not in (1, 2) or not data.size:
             raise self.error(key, f"must be (samples,) or (samples, columns) and not empty, found {data.shape}")
         if data.ndim == 2 and data.shape[1] > MAX_COLUMNS:
@@ -300,6 +314,16 @@ class NwbFile:
         values = data.reshape(len(data), -1) * conversion
         values += added if offset else 0.0
         return values, self.label(key, "unit")
+
+
+def flat_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what is stored with `shape`, with a row or a column of a table taken as a list."""
+    return (max(shape),) if len(shape) == 2 and min(shape) == 1 else shape
+
+
+def as_list(values: NDArray[Any]) -> NDArray[Any]:
+    """`values` as one dimension where they are a row or a column of a table, as they are otherwise."""
+    return values.reshape(flat_shape(values.shape))
 
 
 def _require_inside(file: NwbFile, key: str, dataset: h5py.Dataset) -> None:
@@ -413,8 +437,14 @@ def _of_matlab(h5: h5py.File, path: Path) -> bool:
         return raw.read(len(MATLAB)) == MATLAB.encode()
 
 
+def unit_tables(file: NwbFile) -> list[str]:
+    """Keys of all tables of units with spike times, the one at ``units`` first."""
+    found = [key.removesuffix("/spike_times") for key in file.objects if key.endswith("/spike_times")]
+    return sorted((key for key in found if f"{key}/spike_times_index" in file), key=lambda key: (key != "units", key))
+
+
 def spike_table(file: NwbFile) -> tuple[NDArray[np.float64], NDArray[np.integer], int]:
-    """Return all spike times in seconds (n_spikes,), the row of `units` each belongs to, and the number of units.
+    """Return all spike times in seconds (n_spikes,), the row in the table of units of each, and the number of units.
 
     One read of the flat array and its index: a read per unit would be far slower. Times need not be
     sorted within a unit.
@@ -426,19 +456,19 @@ def spike_table(file: NwbFile) -> tuple[NDArray[np.float64], NDArray[np.integer]
 
 def spikes_of_units(file: NwbFile) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """All spike times in seconds (n_spikes,), unit by unit, and how many each unit has (n_units,)."""
-    times_s = finite_times_s(file, "units/spike_times")
-    ends = file.ends("units/spike_times_index")
+    times_s, index = finite_times_s(file, f"{file.units}/spike_times"), f"{file.units}/spike_times_index"
+    ends = file.ends(index)
     if ends.size > MAX_ROWS:
-        raise file.error("units/spike_times_index", f"claims {ends.size:,} units, more than {MAX_ROWS:,}: not read")
+        raise file.error(index, f"claims {ends.size:,} units, more than {MAX_ROWS:,}: not read")
     sizes = np.diff(ends, prepend=0)
     if (sizes < 0).any() or (ends[-1] if ends.size else 0) != times_s.size:
-        raise file.error("units/spike_times_index", f"does not divide the {times_s.size} spike times into units")
+        raise file.error(index, f"does not divide the {times_s.size} spike times into units")
     return times_s, sizes
 
 
 def finite_times_s(file: NwbFile, key: str) -> NDArray[np.float64]:
     """Return the finite times in seconds (n,) at `key`."""
-    times_s = file.numbers(key).astype(np.float64, copy=False)
+    times_s = as_list(file.numbers(key)).astype(np.float64, copy=False)
     if times_s.ndim != 1:
         raise file.error(key, f"must be times in one dimension, found shape {times_s.shape}")
     if n_wrong := np.count_nonzero(~(np.abs(times_s) < LARGEST_S)):
@@ -460,6 +490,8 @@ def column(file: NwbFile, table: str, name: str) -> NDArray[Any] | None:
     values = file.array(key)
     if dtype.kind not in "iufb":
         values = np.asarray(file.strings(key), dtype=np.str_).reshape(values.shape)
-    if values.ndim < 1 or len(values) != file.rows(table):
-        raise file.error(key, f"must have one value per row ({file.rows(table)}), found {values.shape}")
+    rows = file.rows(table)
+    values = as_list(values) if values.size == rows else values
+    if values.ndim < 1 or len(values) != rows:
+        raise file.error(key, f"must have one value per row ({rows}), found {values.shape}")
     return values

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from bci_adapt.data.nwb import ELECTRODES, MATLAB, READ_ERRORS, TRIALS, NwbFile, spikes_of_units
+from bci_adapt.data.nwb import (
+    ELECTRODES,
+    MATLAB,
+    READ_ERRORS,
+    TRIALS,
+    NwbFile,
+    flat_shape,
+    spikes_of_units,
+    unit_tables,
+)
 from bci_adapt.errors import InputError
 from bci_adapt.ground.text import clean
 
@@ -121,7 +130,7 @@ class Description:
         ]
         parts: list[Any] = [Text(clean(self.file, 200), style="bold"), grid(about), *heading("Neural sources")]
         for source in self.neural:
-            many = f"{source.channels} {'units' if source.path == 'units' else 'channels'}"
+            many = f"{source.channels} {'units' if source.kind == 'spike times' else 'channels'}"
             many = f"{source.shape[0]} bins × {many}" if source.kind == "binned counts" else many
             parts += entry(source.path, source.kind, many, source.unit, _rate_words(source), _span_words(source))
         parts += [] if self.neural else [Text("  none")]
@@ -156,12 +165,13 @@ def _span(file: NwbFile, series: str, n_samples: int) -> tuple[float | None, flo
     key = f"{series}/timestamps"
     if key in file:
         stamps = file.dataset(key)
-        if stamps.ndim != 1 or stamps.dtype.kind not in "iuf":
+        flat = flat_shape(stamps.shape or ())
+        if len(flat) != 1 or stamps.dtype.kind not in "iuf":
             raise file.error(key, f"must be numbers in one dimension, found {stamps.dtype} {stamps.shape}")
-        if stamps.shape != (n_samples,):
+        if flat != (n_samples,):
             raise file.error(key, f"must be ({n_samples},), one per sample, found {stamps.shape}")
         try:
-            first, last = (float(stamps[row]) for row in (0, -1))
+            first, last = (float(stamps[(row,) * stamps.ndim]) for row in (0, -1))
         except READ_ERRORS as error:
             raise file.error(key, f"cannot be read ({clean(error, 200)}); is the file complete?") from error
         return (first, last, None) if np.isfinite([first, last]).all() else (None, None, None)
@@ -190,6 +200,7 @@ def _describe_one(file: NwbFile, key: str, found: Description) -> None:
     if data.shape is None or data.dtype.kind not in "iuf" or data.ndim not in (1, 2) or not data.size:
         raise file.error(key, f"is not a table of numbers ({data.dtype}, {data.shape}): not used")
     shape = tuple(int(n) for n in data.shape)
+    shape = flat_shape(shape) if shape[0] == 1 else shape
     try:
         start_s, stop_s, rate_hz = _span(file, key, shape[0])
     except InputError as error:
@@ -239,8 +250,11 @@ def identity(file: NwbFile) -> dict[str, str]:
     start = file.text("session_start_time")
     try:
         moment = datetime.fromisoformat(start)
-    except ValueError as error:
-        raise file.error("session_start_time", f"must be a date and time (ISO 8601), found {start!r}") from error
+    except ValueError:
+        file.warn(
+            f"session_start_time {start!r} is no date and time (ISO 8601): on which day this was recorded is unknown"
+        )
+        moment = datetime.fromtimestamp(0, UTC)
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return {
         "session_id": re.sub(r"[^A-Za-z0-9._+-]+", "-", session).strip("-.")[:120] or "session",
@@ -295,15 +309,18 @@ def describe(file: NwbFile) -> Description:
         found.warnings.append(f"session_description: {about}")
     if "units" in file:
         found.units = {"columns": _columns(file, "units")}
-        if "units/spike_times" in file:
-            try:
-                times_s, sizes = spikes_of_units(file)
-            except InputError as error:
-                found.warnings.append(str(error).removeprefix(f"{file.path}: "))
-            else:
-                span = (float(times_s.min()), float(times_s.max())) if times_s.size else (None, None)
+    for table in unit_tables(file):
+        file.units = table
+        try:
+            times_s, sizes = spikes_of_units(file)
+        except InputError as error:
+            found.warnings.append(str(error).removeprefix(f"{file.path}: "))
+        else:
+            span = (float(times_s.min()), float(times_s.max())) if times_s.size else (None, None)
+            if table == "units":
                 found.units |= {"count": sizes.size, "spikes": int(times_s.size)}
-                found.neural.append(Neural("spike times", "units", (sizes.size,), sizes.size, "s", None, *span))
+            found.neural.append(Neural("spike times", table, (sizes.size,), sizes.size, "s", None, *span))
+    file.units = "units"
     (_describe_matlab if file.version == MATLAB else _describe_series)(file, found)
     found.trials = {"count": file.rows(TRIALS), "columns": _columns(file, TRIALS)}
     groups = file.strings(f"{ELECTRODES}/group_name") if f"{ELECTRODES}/group_name" in file else []

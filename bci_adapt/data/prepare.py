@@ -196,8 +196,8 @@ def finish(session: xr.Dataset, thresholds: Thresholds) -> None:
         figures |= _agreement(session, thresholds, warnings)
     if start_of(session) is None:
         warnings.append(
-            f"the session starts in {session.attrs['session_start'][:4]}: its date is anonymised, and the days between "
-            "sessions are unknown"
+            f"the session starts in {session.attrs['session_start'][:4]}: its date is anonymised or unknown, and "
+            "the days between sessions are unknown"
         )
     session.attrs["quality"] = json.dumps({k: None if np.isnan(v) else round(v, 6) for k, v in figures.items()})
     session.attrs["thresholds"] = json.dumps(asdict(thresholds))

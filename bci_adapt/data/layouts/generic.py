@@ -38,7 +38,8 @@ class Generic(Layout):
         source = self._source(description)
         if source is None:
             return 0.0, "no units with spike times and no binned counts"
-        what = source.path if source.kind != "spike times" else "units with spike times"
+        spikes = "units with spike times" + (f" in {source.path}" if source.path != "units" else "")
+        what = source.path if source.kind != "spike times" else spikes
         targets = self._targets(description)
         if not targets and (others := [*description.unusable, *(series.path for series in description.series)]):
             return 0.0, f"{what}, but none of {', '.join(sorted(others))} is surely a kinematic: name one with --target"
@@ -58,6 +59,7 @@ class Generic(Layout):
             raise file.error("units, processing, acquisition, analysis", "hold neither spike times nor binned counts")
         targets = self._targets(description)
         if source.kind == "spike times":
+            file.units = source.path
             return read_continuous(self, file, bin_s, per, targets)
         return read_rows(
             self, file, bin_s, per, targets, edge="start", clock=source.path, counts=source.path, resample=True
@@ -70,7 +72,7 @@ class Generic(Layout):
             if self.spikes not in paths:
                 raise description.error(unknown(self.spikes, list(paths), "source of spikes"))
             return paths[self.spikes]
-        usable.sort(key=lambda source: (source.kind != "spike times", _place(source.path), source.path))
+        usable.sort(key=lambda each: (each.kind != "spike times", each.path != "units", _place(each.path), each.path))
         return usable[0] if usable else None
 
     def _targets(self, description: Description) -> list[Target]:

@@ -368,8 +368,8 @@ def grid_of_ends(given: Worded, key: str, ends: NDArray[np.int64], bin_s: float,
 def grid_of_spikes(file: NwbFile, spikes_s: NDArray[np.float64], bin_s: float) -> Grid:
     """Make bins for a file without kinematics: from the first to the last one that holds a spike."""
     width = binning.bin_ticks(bin_s)
-    observed = "units/obs_intervals" in file
-    key = "units/obs_intervals" if observed else "units/spike_times"
+    observed = f"{file.units}/obs_intervals" in file
+    key = f"{file.units}/{'obs_intervals' if observed else 'spike_times'}"
     times = file.numbers(key).ravel() if observed else spikes_s
     if not times.size or not np.isfinite(times).all():
         raise file.error(key, "holds no times, or NaN: nothing says how long the recording lasted")
@@ -382,7 +382,7 @@ def grid_of_spikes(file: NwbFile, spikes_s: NDArray[np.float64], bin_s: float) -
             key, f"span {span_s:g} s, {n_bins:,} bins of {bin_s:g} s: choose wider bins, or find the wrong time"
         )
     return _require_bins(
-        file, "units", Grid(start + width * np.arange(n_bins), np.zeros(n_bins, dtype=np.int32), bin_s)
+        file, file.units, Grid(start + width * np.arange(n_bins), np.zeros(n_bins, dtype=np.int32), bin_s)
     )
 
 

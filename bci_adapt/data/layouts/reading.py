@@ -85,7 +85,7 @@ def read_spikes(
     warnings: list[str],
     rows_are_channels: bool = False,
     *,
-    key: str = "units/spike_times",
+    key: str | None = None,
     channels: Channels | None = None,
     resets: bool = False,
 ) -> Neurons:
@@ -96,12 +96,15 @@ def read_spikes(
     the middle; with `resets` they may do so as often as the clock of the grid does.
     """
     spikes_s, unit_index, n_units = table
+    key = key or f"{file.units}/spike_times"
     if not spikes_s.size:
         raise file.error(key, "holds no spikes")
     if channels is None:
         channels = unit_channels(file, n_units, per, warnings, rows_are_channels)
     if len(channels.names) < 2:
-        raise file.error(key.partition("/")[0], f"offers {len(channels.names)} channel, at least two are needed")
+        raise file.error(
+            key.removesuffix("/spike_times"), f"offers {len(channels.names)} channel, at least two are needed"
+        )
     apart_s = turns_apart(file, key, spikes_s, unit_index, len(grid.stretches()) - 1 if resets else 0)
     require_one_clock(file, key, spikes_s, grid)
     statistics = faults.spike_statistics(apart_s, unit_index, channels.index, len(channels.names))
@@ -490,6 +493,8 @@ def require_whole_counts(file: NwbFile, key: str) -> NDArray[np.uint16]:
     data = file.numbers(key, flags=True)
     if data.ndim != 2:
         raise file.error(key, f"must be (bins, channels), found {data.shape}")
+    if len(data) == 1:
+        raise file.error(key, f"holds a single row of {data.shape[1]} values: (bins, channels) is expected")
     if data.shape[1] < 2:
         raise file.error(key, f"has {data.shape[1]} channel, at least two are needed")
     if data.dtype.kind == "f" and not np.array_equal(data, np.rint(data)):

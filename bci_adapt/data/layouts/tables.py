@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bci_adapt.data import binning
-from bci_adapt.data.nwb import ELECTRODES, TRIALS, NwbFile, column
+from bci_adapt.data.nwb import ELECTRODES, TRIALS, NwbFile, as_list, column
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ def electrode_identity(file: NwbFile, warnings: list[str]) -> str:
 def electrodes_used(file: NwbFile) -> list[str]:
     """Return the names of the electrodes that carry units, or all of them where there is no units table."""
     names = electrode_names(file)
-    if "units/electrodes" not in file:
+    if f"{file.units}/electrodes" not in file:
         return names
-    rows = set(file.whole("units/electrodes").ravel().tolist())
+    rows = set(file.whole(f"{file.units}/electrodes").ravel().tolist())
     return [name for row, name in enumerate(names) if row in rows]
 
 
@@ -75,43 +75,44 @@ def unit_channels(
     unit is called by the table's unique ``unit_name`` or ``label``, else by its electrode and its place there. With
     `rows_are_channels` a row without either is a threshold channel, the same one in every session.
     """
-    labels = next((v for n in ("unit_name", "label") if (v := column(file, "units", n)) is not None), None)
+    labels = next((v for n in ("unit_name", "label") if (v := column(file, file.units, n)) is not None), None)
     named = [str(each) for each in labels.tolist()] if labels is not None and labels.ndim == 1 else []
     named = named if len(set(named)) == n_units and all(named) else []
-    if "units/electrodes" not in file:
+    on, index = f"{file.units}/electrodes", f"{file.units}/electrodes_index"
+    if on not in file:
         if named:
             return Channels(named, np.arange(n_units), "unit", [""] * n_units)
         name, identity = ("column", "column") if rows_are_channels else ("unit", "none")
         return Channels([f"{name}{i}" for i in range(n_units)], np.arange(n_units), identity, [""] * n_units)
     names = electrode_names(file)
-    rows = file.whole("units/electrodes")
-    if "units/electrodes_index" in file:
-        ends = file.ends("units/electrodes_index")
+    rows = file.whole(on)
+    if index in file:
+        ends = file.ends(index)
         starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
         if ends.shape != (n_units,) or (ends <= starts).any() or ends[-1:].tolist() != [rows.size]:
-            raise file.error("units/electrodes_index", f"does not give each of {n_units} units an electrode")
+            raise file.error(index, f"does not give each of {n_units} units an electrode")
         if (ends - starts > 1).any():
             warnings.append(
                 f"{np.count_nonzero(ends - starts > 1)} units name several electrodes: each counts on its first"
             )
         rows = rows[starts]
     if rows.shape != (n_units,) or (rows < 0).any() or (rows >= len(names)).any():
-        raise file.error("units/electrodes", f"must point each of {n_units} units to one of {len(names)} electrodes")
+        raise file.error(on, f"must point each of {n_units} units to one of {len(names)} electrodes")
     if per == "unit":
-        on = [names[row] for row in rows.tolist()]
+        theirs = [names[row] for row in rows.tolist()]
         seen: dict[str, int] = {}
         numbered = []
-        for name in on:
+        for name in theirs:
             seen[name] = seen.get(name, 0) + 1
             numbered.append(f"{name}/unit{seen[name]}")
-        return Channels(named or numbered, np.arange(n_units), "unit", on)
+        return Channels(named or numbered, np.arange(n_units), "unit", theirs)
     arrays = [name.rpartition("/")[0] for name in names]
     used = {arrays[row] for row in rows}
     kept = [row for row, array in enumerate(arrays) if array in used]
     place = {row: i for i, row in enumerate(kept)}
-    index = np.asarray([place[row] for row in rows.tolist()], dtype=np.int64)
+    channel = np.asarray([place[row] for row in rows.tolist()], dtype=np.int64)
     kept_names = [names[row] for row in kept]
-    return Channels(kept_names, index, electrode_identity(file, warnings), kept_names)
+    return Channels(kept_names, channel, electrode_identity(file, warnings), kept_names)
 
 
 def read_trials(file: NwbFile, n_axes: int) -> dict[str, NDArray[Any]]:
@@ -136,7 +137,7 @@ def read_trials(file: NwbFile, n_axes: int) -> dict[str, NDArray[Any]]:
 
     for name in ("start_time", "stop_time"):
         key = f"{TRIALS}/{name}"
-        if key in file and file.numbers(key).ndim != 1:
+        if key in file and as_list(file.numbers(key)).ndim != 1:
             raise file.error(key, f"must be one time per trial, found shape {file.numbers(key).shape}")
     result = column(file, TRIALS, "result")
     trials = {
