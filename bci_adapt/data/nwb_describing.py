@@ -235,11 +235,12 @@ def _describe_matlab(file: NwbFile, found: Description) -> None:
             found.series.append(Series(key, "MATLAB", shape, "", None, True, *span))
 
 
-def identity(file: NwbFile) -> dict[str, str]:
+def identity(file: NwbFile, dated: bool = False) -> dict[str, str]:
     """Return session_id, subject and session_start (ISO 8601, UTC when the file names no zone) of a file.
 
     The id is that of the file with the subject in front, ``sub-C_ses-CO-20131003``, so that two subjects never share
-    one, in characters that can stand in a file name. A MATLAB file says who and when in its name alone.
+    one, in characters that can stand in a file name. A MATLAB file says who and when in its name alone. A start that is
+    no date and time is a warning and gives 1970, or an `InputError` where it must be `dated`, to order sessions by it.
     """
     if file.version == MATLAB:
         return _identity_of_name(file)
@@ -250,7 +251,9 @@ def identity(file: NwbFile) -> dict[str, str]:
     start = file.text("session_start_time")
     try:
         moment = datetime.fromisoformat(start)
-    except ValueError:
+    except ValueError as error:
+        if dated:
+            raise file.error("session_start_time", f"must be a date and time (ISO 8601), found {start!r}") from error
         file.warn(
             f"session_start_time {start!r} is no date and time (ISO 8601): on which day this was recorded is unknown"
         )

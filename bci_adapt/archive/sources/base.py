@@ -41,7 +41,8 @@ def sessions_of(paths: Iterable[Path], where: str) -> pd.DataFrame:
     """Return the table of `Source.list` for recordings at `paths`; `InputError` when two of them are one session."""
     import pandas as pd
 
-    rows = [{**_identity(path), "path": path} for path in paths]
+    listed = list(paths)
+    rows = [{**_identity(path, len(listed) > 1), "path": path} for path in listed]
     table = pd.DataFrame(rows).set_index("session_id")
     for session_id in table.index[table.index.duplicated()]:
         names = ", ".join(path.name for path in table.loc[[session_id], "path"])
@@ -51,10 +52,10 @@ def sessions_of(paths: Iterable[Path], where: str) -> pd.DataFrame:
     return table.loc[:, ["path", "subject", "session_start"]]
 
 
-def _identity(path: Path) -> dict[str, str]:
+def _identity(path: Path, dated: bool) -> dict[str, str]:
     """session_id, subject and session_start of a recording, or of a prepared session (``.nc``)."""
     if path.suffix == ".nc":
         with open_session(path) as session:
             return {key: str(session.attrs[key]) for key in ("session_id", "subject", "session_start")}
     with open_nwb(path) as file:
-        return identity(file)
+        return identity(file, dated)
