@@ -1,5 +1,7 @@
 """Layouts on small files in exactly their form, each with a variant that must be refused; real files where present."""
 
+import json
+
 import h5py
 import numpy as np
 import pytest
@@ -77,6 +79,40 @@ def test_a_bin_is_observed_when_every_unit_is(tmp_path):
     # Intervals that touch are one; a bin that is observed in part is not observed.
     np.testing.assert_array_equal(session["valid"].values, (ends - 0.05 >= 2.01 - 1e-9) & (ends <= 19.01 + 1e-9))
     assert session["velocity_valid"].values[1:].all()  # the hand was seen all the time
+
+
+def test_what_one_unit_misses_costs_bins_or_the_unit_as_chosen(tmp_path):
+    observed = [np.array([[0.0, 20.0]])] * 3 + [np.array([[0.0, 6.0]])]
+    path = spikes_file(tmp_path / "a.nwb", obs_intervals=observed, electrodes=np.array([0, 1, 2, 3]))
+    masked = prepare(path, 0.05)
+    names = masked["channel"].values.tolist()
+    assert prepare(path, 0.05, unobserved="mask").drop_attrs().identical(masked.drop_attrs())
+    # bins start at the first sample, .01 s; the last that ends by 6 s is the 119th of 399
+    assert masked["valid"].values.sum() == 119
+    said = [each for each in json.loads(masked.attrs["warnings"]) if "obs_intervals differ" in each]
+    assert said == [
+        "obs_intervals differ between units: 280 of 399 bins, in which one unit or more was not observed, are masked; "
+        f"without 1 channels ({names[3]}) it would be 0: unobserved = 'drop'"
+    ]
+    dropped = prepare(path, 0.05, unobserved="drop")
+    assert dropped["channel"].values.tolist() == names[:3]
+    assert dropped["electrode"].values.tolist() == names[:3]
+    assert dropped["valid"].values.all()
+    assert np.array_equal(dropped["counts"].values, masked["counts"].values[:, :3])
+    assert "1 of 4 channels are left out" in dropped.attrs["warnings"]
+    assert "280 if all were kept" in dropped.attrs["warnings"]
+    assert json.loads(dropped.attrs["parameters"])["unobserved"] == "drop"
+    with pytest.raises(InputError, match="got unobserved='silent'"):
+        prepare(path, 0.05, unobserved="silent")
+
+
+def test_halves_that_were_observed_at_other_times_keep_the_longer_one(tmp_path):
+    observed = [np.array([[0.0, 11.0]]), np.array([[8.0, 20.0]])] * 2
+    path = spikes_file(tmp_path / "a.nwb", obs_intervals=observed, electrodes=np.array([0, 1, 2, 3]))
+    dropped = prepare(path, 0.05, unobserved="drop")
+    ends = dropped["time"].values
+    assert [name[-1] for name in dropped["channel"].values.tolist()] == ["1", "3"]
+    assert np.array_equal(dropped["valid"].values, ends - 0.05 >= 8.0 - 1e-9)
 
 
 def test_a_rate_says_the_same_as_timestamps(tmp_path):

@@ -89,6 +89,10 @@ def prepare(
         str | None,
         typer.Option(metavar="electrode|unit", help="What a channel is; the layout's choice when not given."),
     ] = None,
+    unobserved: Annotated[
+        str | None,
+        typer.Option(metavar="mask|drop", help="Where units were observed at different times: mask bins, drop units."),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Bin NWB files into labelled sessions (netCDF), with faulty stretches masked by rule.
@@ -115,7 +119,9 @@ def prepare(
     with progress(quiet) as bar:
         for file in one_by_one(bar, "preparing", files, lambda file: file.name):
             try:
-                session = prepare_one(file, bin_s, layout=layout, per=per, spikes=spikes, targets=target or ())
+                session = prepare_one(
+                    file, bin_s, layout=layout, per=per, spikes=spikes, targets=target or (), unobserved=unobserved
+                )
                 written = folder / f"{session.attrs['session_id']}.nc"
                 if written in seen:
                     raise InputError(f"{file} and {seen[written]} are one session, {written.stem}: prepare one of them")

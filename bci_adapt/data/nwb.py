@@ -49,8 +49,9 @@ READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowE
 class NwbFile:
     """An open NWB file: a context manager whose methods read parts of it or raise `InputError` with file and key.
 
-    `units` is where the table of units is that its readers read. What MATLAB knows as a scalar or a vector may stand in
-    a file as an array of one, as a row or as a column: all of these are read alike.
+    `units` is where the table of units is that its readers read, `unobserved` what they do where the intervals of
+    observation differ between units (`layouts.tables.judge_observed`). What MATLAB knows as a scalar or a vector may
+    stand in a file as an array of one, as a row or as a column: all of these are read alike.
     """
 
     def __init__(self, path: Path, h5: h5py.File) -> None:
@@ -59,7 +60,7 @@ class NwbFile:
         self.warnings: list[str] = []
         self.objects: dict[str, h5py.Group | h5py.Dataset] = {}
         self.damaged: dict[str, str] = {}
-        self.units = "units"
+        self.units, self.unobserved = "units", "mask"
         self._kept: dict[str, NDArray[Any]] = {}
 
     def __enter__(self) -> NwbFile:

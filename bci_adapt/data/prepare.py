@@ -50,6 +50,7 @@ def prepare(
     per: str | None = None,
     spikes: str | None = None,
     targets: Sequence[str] = (),
+    unobserved: str | None = None,
     provenance: Mapping[str, str] | None = None,
 ) -> xr.Dataset:
     """Return the session of a file in bins of `bin_s` seconds, and write it to the file `out` when given.
@@ -59,6 +60,8 @@ def prepare(
     layout : name of one, otherwise the best match is taken.
     per : ``"electrode"`` pools the sorted units of an electrode, ``"unit"`` makes each a channel; None is the layout's.
     spikes, targets : paths inside the file to read as spikes and as kinematics, with the layout ``generic``.
+    unobserved : where intervals of observation differ between units, ``"mask"`` (None means it) masks every bin that
+        one unit misses, ``"drop"`` leaves out the channels that were observed least (`tables.judge_observed`).
     provenance : attributes that say where the file is from (`dandiset`, `dandiset_version`, `asset_path`, `licence`).
 
     Values that rules of `faults` flag stay in place with their masks False. `InputError` names the file and what
@@ -69,9 +72,13 @@ def prepare(
         raise InputError(f"provenance is {', '.join(PROVENANCE)}; got {', '.join(sorted(odd))}")
     if per not in (None, "electrode", "unit"):
         raise InputError(f"a channel is an 'electrode' or a 'unit', got per={per!r}")
+    if unobserved not in (None, "mask", "drop"):
+        raise InputError(f"bins that a unit misses are 'mask'ed, or the unit 'drop'ped, got unobserved={unobserved!r}")
     with open_nwb(path) as file:
         chosen = _layout(file, layout, spikes, targets)
+        file.unobserved = unobserved or "mask"
         given = {"per": per or chosen.per, "spikes": spikes, "targets": [*targets]}
+        given |= {"unobserved": unobserved} if unobserved else {}
         try:
             session = chosen.read(file, bin_s, per or chosen.per)
             session.attrs |= dict(provenance or {})

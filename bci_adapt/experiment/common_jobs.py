@@ -34,6 +34,7 @@ def prepare_job(config: Config, recording: Path, provenance: Mapping[str, str]) 
             "spikes": config.spikes,
             "targets": config.kinematics,
             "per": config.per,
+            **({"unobserved": config.unobserved} if config.unobserved else {}),
             "provenance": dict(provenance),
             "thresholds": config.thresholds.model_dump(),
         },

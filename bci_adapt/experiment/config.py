@@ -267,6 +267,7 @@ class Config(Section):
     spikes: str | None = None
     kinematics: tuple[str, ...] = ()
     per: Literal["electrode", "unit"] | None = None
+    unobserved: Literal["mask", "drop"] | None = None
     source: Annotated[SimulatedSource | FolderSource | FilesSource | DandiSource, Field(discriminator="kind")]
     pairs: Annotated[tuple[PairSection, ...], Field(min_length=1)]
     continual: tuple[ContinualSection, ...] = ()

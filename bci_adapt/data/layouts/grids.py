@@ -49,6 +49,11 @@ class Grid:
     bin_s: float
 
     @property
+    def width(self) -> int:
+        """Width of a bin in ticks."""
+        return binning.bin_ticks(self.bin_s)
+
+    @property
     def ends_s(self) -> NDArray[np.float64]:
         """End of each bin in seconds (n_bins,)."""
         return (self.starts + binning.bin_ticks(self.bin_s)) / binning.TICKS_PER_S

@@ -31,6 +31,7 @@ from bci_adapt.data.layouts.tables import (
     Channels,
     electrode_identity,
     electrode_names,
+    judge_observed,
     observed_bins,
     read_trials,
     unit_channels,
@@ -109,8 +110,12 @@ def read_spikes(
     require_one_clock(file, key, spikes_s, grid)
     statistics = faults.spike_statistics(apart_s, unit_index, channels.index, len(channels.names))
     counts = grid.counts(spikes_s, unit_index, channels.index, len(channels.names))
-    valid = observed_bins(file, n_units, grid.starts, binning.bin_ticks(grid.bin_s), warnings) & ~grid.overlapping
-    return Neurons(counts, channels, valid, statistics)
+    valid, observed = ~grid.overlapping, observed_bins(file, n_units, grid.starts, grid.width, warnings)
+    if observed is None:
+        return Neurons(counts, channels, valid, statistics)
+    seen, kept = judge_observed(observed, channels, file.unobserved, warnings)
+    statistics = {name: values[kept] for name, values in statistics.items()}
+    return Neurons(counts[:, kept], channels.kept(kept), valid & seen, statistics)
 
 
 def turns_apart(

@@ -27,6 +27,15 @@ class Channels:
     identity: str
     electrodes: list[str]
 
+    def kept(self, chosen: NDArray[np.bool_]) -> Channels:
+        """These channels without those that are not `chosen` (n_channels,); units of the latter have channel -1."""
+        place = np.where(chosen, np.cumsum(chosen) - 1, -1)
+        names, electrodes = (
+            [each for each, keep in zip(labels, chosen, strict=False) if keep]
+            for labels in (self.names, self.electrodes)
+        )
+        return Channels(names, place[self.index], self.identity, electrodes)
+
 
 def electrode_names(file: NwbFile) -> list[str]:
     """Return a unique name ``group/label`` for every row of the electrodes table; [] when there is none."""
@@ -155,37 +164,95 @@ def read_trials(file: NwbFile, n_axes: int) -> dict[str, NDArray[Any]]:
     return trials
 
 
+@dataclass(frozen=True)
+class Observed:
+    """When units were observed: `bins` (n_sets, n_bins) for each set of intervals, `of_unit` (n_units,) its set."""
+
+    bins: NDArray[np.bool_]
+    of_unit: NDArray[np.int64]
+
+
 def observed_bins(
     file: NwbFile, n_units: int, starts: NDArray[np.int64], bin_ticks: int, warnings: list[str]
-) -> NDArray[np.bool_]:
-    """Return the bins (n_bins,) that lie wholly inside the obs_intervals of every unit; all when there are none.
+) -> Observed | None:
+    """Return the bins that lie wholly inside the obs_intervals of each unit; None where the file has none.
 
     `starts` (n_bins,) are the starts of the bins in ticks.
     """
-    if "units/obs_intervals" not in file:
-        return np.ones(starts.size, dtype=bool)
-    intervals = file.numbers("units/obs_intervals").astype(np.float64)
-    ends = file.ends("units/obs_intervals_index")
+    key, index = f"{file.units}/obs_intervals", f"{file.units}/obs_intervals_index"
+    if key not in file:
+        return None
+    intervals = file.numbers(key).astype(np.float64)
+    ends = file.ends(index)
     sizes = np.diff(ends, prepend=0)
     if intervals.ndim != 2 or intervals.shape[1] != 2 or not (np.abs(intervals) < binning.LARGEST_S).all():
-        raise file.error("units/obs_intervals", f"must be finite pairs of start and stop, found {intervals.shape}")
+        raise file.error(key, f"must be finite pairs of start and stop, found {intervals.shape}")
     if ends.shape != (n_units,) or (sizes < 0).any() or ends[-1:].tolist() != [len(intervals)]:
-        raise file.error("units/obs_intervals_index", f"does not divide the intervals among {n_units} units")
+        raise file.error(index, f"does not divide the intervals among {n_units} units")
     if (sizes == 0).any():
         warnings.append(f"{np.count_nonzero(sizes == 0)} units have no obs_intervals: taken as observed throughout")
     order = np.argsort(starts, kind="stable")
-    cover = np.zeros(starts.size + 1, dtype=np.int64)
-    for stop, size in zip(ends, sizes, strict=True):
+    sets: dict[bytes, int] = {}
+    bins, of_unit = [], np.zeros(n_units, dtype=np.int64)
+    for unit, (stop, size) in enumerate(zip(ends, sizes, strict=True)):
         ticks = binning.to_ticks(intervals[stop - size : stop])
         ticks = ticks[np.argsort(ticks[:, 0], kind="stable")]
-        reach = np.maximum.accumulate(ticks[:, 1]) if size else ticks[:, 1]
-        fresh = np.concatenate([[True], ticks[1:, 0] > reach[:-1] + 1]) if size else np.zeros(0, dtype=bool)
-        first = ticks[fresh, 0]  # intervals that touch are one
-        last = reach[np.concatenate([fresh[1:], [True]])] if size else reach
-        begin = np.searchsorted(starts[order], first, side="left")
-        end = np.searchsorted(starts[order] + bin_ticks, last, side="right")
-        np.add.at(cover, begin[end > begin], 1)
-        np.add.at(cover, end[end > begin], -1)
-    valid = np.empty(starts.size, dtype=bool)
-    valid[order] = np.cumsum(cover)[:-1] == np.count_nonzero(sizes)
-    return valid
+        of_unit[unit] = sets.setdefault(ticks.tobytes(), len(sets))
+        if len(sets) > len(bins):
+            seen = np.ones(starts.size, dtype=bool)
+            seen[order] = _inside(ticks, starts[order], bin_ticks) if size else True
+            bins.append(seen)
+    return Observed(np.asarray(bins).reshape(-1, starts.size), of_unit)
+
+
+def _inside(ticks: NDArray[np.int64], starts: NDArray[np.int64], bin_ticks: int) -> NDArray[np.bool_]:
+    """Bins (n_bins,) of rising `starts` wholly inside intervals (n, 2) of rising starts; those that touch are one."""
+    reach = np.maximum.accumulate(ticks[:, 1])
+    fresh = np.concatenate([[True], ticks[1:, 0] > reach[:-1] + 1])
+    begin = np.searchsorted(starts, ticks[fresh, 0], side="left")
+    end = np.searchsorted(starts + bin_ticks, reach[np.concatenate([fresh[1:], [True]])], side="right")
+    cover = np.zeros(starts.size + 1, dtype=np.int64)
+    np.add.at(cover, begin[end > begin], 1)
+    np.add.at(cover, end[end > begin], -1)
+    return np.cumsum(cover)[:-1] > 0
+
+
+def judge_observed(
+    observed: Observed, channels: Channels, policy: str, warnings: list[str]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return the bins (n_bins,) in which neurons count as observed, and the channels (n_channels,) that are kept.
+
+    Where intervals differ between units a channel is observed where all its units are. `policy` ``"mask"`` keeps every
+    channel and masks a bin that one of them misses. ``"drop"`` keeps the channels observed longest, as many as make
+    channels times observed bins the largest, and masks the bins that one of these misses. A warning says what it cost.
+    """
+    n_channels, n_bins = len(channels.names), observed.bins.shape[1]
+    every = np.ones(n_channels, dtype=bool)
+    everywhere = observed.bins.all(axis=0)
+    if len(observed.bins) < 2:
+        return everywhere, every
+    binning.require_size(n_bins, n_channels)
+    seen = np.ones((n_channels, n_bins), dtype=bool)
+    for channel, own in zip(channels.index.tolist(), observed.of_unit.tolist(), strict=True):
+        seen[channel] &= observed.bins[own]
+    order = np.argsort(-seen.sum(axis=1), kind="stable")
+    shared = np.cumprod(seen[order], axis=0, dtype=bool)
+    number = 2 + int(np.argmax(np.arange(2, n_channels + 1) * shared[1:].sum(axis=1)))
+    kept = np.zeros(n_channels, dtype=bool)
+    kept[order[:number]] = True
+    lost, left = n_bins - int(everywhere.sum()), n_bins - int(shared[number - 1].sum())
+    out = [name for name, keep in zip(channels.names, kept, strict=True) if not keep]
+    listed = f"{', '.join(out[:8])}{f' and {len(out) - 8} more' if len(out) > 8 else ''}"
+    if policy == "drop" and out:
+        warnings.append(
+            f"obs_intervals differ between units: {len(out)} of {n_channels} channels are left out ({listed}), and "
+            f"{left} of {n_bins} bins are masked, {lost} if all were kept (unobserved = 'mask')"
+        )
+        return shared[number - 1], kept
+    if lost:
+        warnings.append(
+            f"obs_intervals differ between units: {lost} of {n_bins} bins, in which one unit or more was not observed, "
+            f"are masked"
+            + (f"; without {len(out)} channels ({listed}) it would be {left}: unobserved = 'drop'" if out else "")
+        )
+    return everywhere, every

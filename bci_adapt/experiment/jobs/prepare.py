@@ -14,7 +14,11 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     that is prepared already (``.nc``) is checked and taken as it is.
     """
     if inputs["recording"].suffix == ".nc":
-        given = {name: parameters[name] for name in ("layout", "spikes", "targets", "per") if parameters[name]}
+        given = {
+            name: parameters[name]
+            for name in ("layout", "spikes", "targets", "per", "unobserved")
+            if parameters.get(name)
+        }
         write_session(read(inputs["recording"], parameters["bin_s"], **given), out)
         return
     options = {name: value for name, value in parameters.items() if name != "thresholds"}
