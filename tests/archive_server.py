@@ -67,10 +67,12 @@ class Archive:
     answers: dict = field(default_factory=dict)
     log: list = field(default_factory=list)
     licence: object = field(default_factory=lambda: ["spdx:CC-BY-4.0"])
-    page_size: int = 3
+    about: dict = field(default_factory=dict)  # further metadata of every version, such as contributor
+    page_size: int = 3  # the most rows that a page of a listing has
     etags: bool = True
     url: str = ""
     blob_url: str = ""
+    close: object = None  # called, nobody listens at either port any more
 
     def add(self, path, content=b"", version=NEW, dandiset=DANDISET, published=True, digests=None, **row):
         """Put an asset into a version; returns it as the project sees it."""
@@ -184,21 +186,28 @@ class _Handler(BaseHTTPRequestHandler):
         match rest:
             case []:
                 licence = {} if self.archive.licence is None else {"license": self.archive.licence}
-                return self._json({"name": "made for a test", "version": version} | licence)
+                return self._json({"name": "made for a test", "version": version} | licence | self.archive.about)
             case ["info"]:
                 return self._json(self._version(version, rows) | {"metadata": {}})
             case ["assets"]:
                 if query.get("order") == "path":
                     rows = sorted(rows, key=lambda row: str(row["path"]))
-                page, size = int(query.get("page", 1)), self.archive.page_size
+                page, size = int(query.get("page", 1)), min(int(query.get("page_size", 100)), self.archive.page_size)
                 following = f"{self.archive.url}/next?page={page + 1}" if page * size < len(rows) else None
                 shown = rows[(page - 1) * size : page * size]
+                if query.get("metadata") == "true":
+                    shown = [row | {"metadata": self._stored(version, row)} for row in shown]
                 return self._json({"count": len(rows), "next": following, "previous": None, "results": shown})
             case ["assets", asset_id, *info] if asset_id in {row["asset_id"] for row in rows}:
                 row = next(row for row in rows if row["asset_id"] == asset_id)
                 metadata = {"path": row["path"], "contentSize": row["size"], "digest": self.archive.digests[asset_id]}
                 return self._json(row | {"metadata": metadata} if info else metadata)
         return self._json({"detail": "Not found."}, 404)
+
+    def _stored(self, version, row):
+        """Metadata as the archive stores them: what it computes, digests too, is stored when a version is published."""
+        computed = {"path": row["path"], "contentSize": row["size"], "digest": self.archive.digests[row["asset_id"]]}
+        return {"schemaVersion": "0.6.10"} | (computed if version != "draft" else {})
 
     def _version(self, version, rows):
         about = {"version": version, "name": "made for a test", "asset_count": len(rows), "size": 0}
@@ -325,10 +334,15 @@ def serving():
     threads = [threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True) for server in servers]
     for thread in threads:
         thread.start()
-    try:
-        yield archive
-    finally:
+
+    def close():
         for server, thread in zip(servers, threads, strict=True):
             server.shutdown()
             server.server_close()
             thread.join()
+
+    archive.close = close
+    try:
+        yield archive
+    finally:
+        close()

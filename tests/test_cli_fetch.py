@@ -12,6 +12,7 @@ import pytest
 from archive_server import DANDISET, NEW, OLD, Fault, nwb_bytes, serving
 
 from bci_adapt.archive import http
+from bci_adapt.archive.cache import folder_of
 from bci_adapt.archive.http import Patience
 from bci_adapt.archive.lock import read_lock
 from bci_adapt.archive.sources.folder import Folder
@@ -35,8 +36,8 @@ def archive(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def raw(tmp_path):
-    return tmp_path / "cache" / "raw"
+def raw(tmp_path, archive):
+    return folder_of(tmp_path / "cache" / "raw", archive.url)
 
 
 def asset_id(archive, path, version=NEW):
@@ -194,7 +195,7 @@ def test_cache_list_verify_clean(call, archive, raw):
     assert file.exists()
     code, out, _ = call("cache", "clean", DANDISET, "--all", "--json", "-")
     assert code == 0
-    assert len(json.loads(out)["removed"]) == 6
+    assert len(json.loads(out)["removed"]) == 7  # files, their records, and how the version was listed
     assert not (raw / DANDISET).exists()
     assert (raw / "simulated" / "x.nwb").read_text() == "precious"
     assert read_lock(raw / "sessions.lock.toml").pinned.get(DANDISET) == NEW

@@ -1,22 +1,26 @@
 """The source `Dandi` through the real client, against a stand-in for the archive: pins, globs, offline, hostility."""
 
+import hashlib
 import json
+import os
 import re
 import sys
 import threading
 import time
 import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from archive_server import DANDISET, NEW, OLD, Fault, nwb_bytes, serving
+from archive_server import DANDISET, NEW, OLD, WHEN, Fault, nwb_bytes, serving
 
+from bci_adapt.archive import api, http
 from bci_adapt.archive import cache as entries
-from bci_adapt.archive import http
+from bci_adapt.archive.cache import folder_of
+from bci_adapt.archive.choosing import Wanted, session_of, subject_of
 from bci_adapt.archive.http import Patience, PatientAdapter
 from bci_adapt.archive.lock import read_lock
-from bci_adapt.archive.sources import dandi as module
-from bci_adapt.archive.sources.dandi import Dandi, parse_dandiset, session_of, subject_of
+from bci_adapt.archive.sources.dandi import Dandi, parse_dandiset
 from bci_adapt.errors import InputError
 
 FILES = {
@@ -68,7 +72,8 @@ def row_of(archive, path, version=NEW):
 
 
 def raw(tmp_path):
-    return tmp_path / "cache" / "raw"
+    """Where files of the stand-in lie: it is not the DANDI archive."""
+    return folder_of(tmp_path / "cache" / "raw", os.environ["DANDI_INSTANCE"])
 
 
 def lock_of(tmp_path):
@@ -119,15 +124,15 @@ def test_a_dandiset_as_a_source(archive, make, tmp_path):
 
 def test_everything_again_costs_no_download(archive, make, tmp_path):
     make().list()
-    before = {path: path.stat().st_mtime_ns for path in raw(tmp_path).rglob("*") if path.is_file()}
+    before = {path: path.stat().st_mtime_ns for path in raw(tmp_path).rglob("*.nwb")}
     archive.log.clear()
     source = make()
     assert {row["state"] for row in source.select().rows()} == {"cached"}
     assert len(source.list()) == 5
     assert archive.asked() == []
     assert archive.asked("/download/") == []
-    assert len(archive.log) == 4  # licence, and three pages: digests are in the lock
-    assert before == {path: path.stat().st_mtime_ns for path in raw(tmp_path).rglob("*") if path.is_file()}
+    assert len(archive.log) == 2  # the newest version, and what is said of this one: its listing is kept
+    assert before == {path: path.stat().st_mtime_ns for path in raw(tmp_path).rglob("*.nwb")}
 
 
 def test_the_client_asks_no_other_server(archive, make, monkeypatch):
@@ -433,8 +438,8 @@ def test_offline_works_from_lock_and_cache(archive, make, tmp_path):
     table = source.list()
     assert list(table.index) == ["sub-C_ses-CO-20131003", "sub-C_ses-RT-20131009", "sub-C_ses-CO-20131022"]
     assert source.provenance(table.index[0])["licence"] == "spdx:CC-BY-4.0"
-    assert source.select().licence == "spdx:CC-BY-4.0"
-    assert any("3 of the 3 files" in note for note in source.select().notes)
+    assert source.select().about.licence == "spdx:CC-BY-4.0"
+    assert "offline; all that is meant is known without the archive" in source.notes()
     assert len(make(offline=True, session="RT*").list()) == 1
     assert archive.log == []
 
@@ -444,15 +449,16 @@ def test_offline_works_from_lock_and_cache(archive, make, tmp_path):
     [
         ({"dandiset": "000999"}, "no version of 000999 is pinned in"),
         ({"version": OLD}, f"has no file of {DANDISET}/{OLD}"),
-        ({"subject": "M"}, f"offline: {DANDISET}/{NEW} has no NWB file with subject 'M'; the nearest: 'sub-C"),
+        ({"subject": "X"}, f"offline: {DANDISET}/{NEW} has no NWB file with subject 'X'; the nearest: 'sub-"),
+        ({"subject": "M"}, "offline; missing in the cache: sub-M/"),
     ],
 )
 @pytest.mark.parametrize("network", [False, True])
 def test_offline_says_what_is_missing(archive, make, given, message, network, monkeypatch):
     make(subject="C").obtain()
     if network:
-        monkeypatch.setenv("DANDI_INSTANCE", "http://127.0.0.1:9/api")
-        message = message.replace("offline: ", "cannot be reached (connection refused), and ")
+        archive.close()
+        message = message.replace("offline", "cannot be reached (connection refused)")
     with pytest.raises(InputError, match=re.escape(message)) as caught:
         make(offline=not network, **given).obtain()
     assert "\n" not in str(caught.value)
@@ -469,13 +475,13 @@ def test_offline_names_files_that_are_not_in_the_cache(archive, make, tmp_path):
     assert make(session="*1003", offline=True).obtain() == [kept]
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:9/api", "http://archive.invalid/api", "http://127.0.0.1:9"])
-def test_no_network_is_noticed_at_once(archive, make, monkeypatch, address):
+@pytest.mark.parametrize("reason", ["its name cannot be resolved", "connection refused"])
+def test_no_network_is_noticed_at_once(archive, make, monkeypatch, tmp_path, reason):
     make(subject="C").obtain()
     waits = []
     monkeypatch.setattr(http, "PATIENCE", Patience(wait=waits.append))
-    monkeypatch.setenv("DANDI_INSTANCE", address)
-    if "invalid" in address:
+    archive.close()
+    if "name" in reason:
         import socket
 
         def nowhere(*_, **__):
@@ -484,23 +490,13 @@ def test_no_network_is_noticed_at_once(archive, make, monkeypatch, address):
         monkeypatch.setattr(socket, "getaddrinfo", nowhere)
     source = make(subject="C")
     assert len(source.list()) == 3
-    reason = "its name cannot be resolved" if "invalid" in address else "connection refused"
-    assert any(f"cannot be reached ({reason})" in note for note in source.select().notes)
+    assert sum(f"cannot be reached ({reason})" in note for note in source.notes()) == 1
     assert waits == []
-    with pytest.raises(InputError, match="cannot be reached"):
+    with pytest.raises(InputError, match=r"cannot be reached .*without --update the pinned files are used"):
         make(subject="C", update=True).select()
-    (raw(make(subject="C").raw.parent.parent) / DANDISET / NEW / C[0]).unlink()
+    (raw(tmp_path) / DANDISET / NEW / C[0]).unlink()
     with pytest.raises(InputError, match=r"cannot be reached .*; missing in the cache: sub-C"):
         make(subject="C").list()
-
-
-def test_an_archive_that_stays_busy_is_like_none(archive, make):
-    make(subject="C").obtain()
-    archive.answers[VERSION] = (503, {"Retry-After": "1000000"}, b"busy")
-    source = make(subject="C")
-    assert len(source.list()) == 3
-    assert any("status 503; given up after 3 tries" in note for note in source.select().notes)
-    assert len(archive.asked(VERSION)) > 0
 
 
 # An archive that misbehaves
@@ -581,7 +577,7 @@ REFUSED = [
 def test_whatever_the_archive_answers_is_one_sentence(
     archive, make, monkeypatch, tmp_path, capfd, address, answer, message
 ):
-    monkeypatch.setattr(module, "MAX_ASSETS", 200)
+    monkeypatch.setattr(api, "MAX_ASSETS", 200)
     archive.answers[address] = answer
     with pytest.raises(InputError, match=message) as caught:
         make().select()
@@ -636,13 +632,17 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("path", [*HOSTILE, C[0].upper().replace(".NWB", ".nwb"), f"{C[0]}/x.nwb"])
-def test_hostile_paths_are_refused_before_anything_is_fetched(archive, make, tmp_path, path):
+def test_a_hostile_path_costs_itself_alone_and_is_named(archive, make, tmp_path, path):
     archive.add(path, content(C[0]))
-    with pytest.raises(InputError, match=r"refused|one place"):
-        make().obtain()
-    assert archive.asked("/download/") == []
-    assert files(tmp_path) == set()
-    assert len(make(session="RT*").obtain()) == 1  # the others can be had
+    source = make()
+    assert any(path in note or repr(path)[1:-1] in note for note in source.select().notes)
+    with pytest.raises(InputError, match=r"(refused|one place).*--exclude"):
+        source.obtain()
+    assert len(archive.asked("/download/")) == 5  # the others came
+    inside = {each for each in files(tmp_path) if each.endswith(".nwb")}
+    assert inside == {str(Path(row["file"]).relative_to(tmp_path)) for row in source.select().rows()}
+    assert len(source.select().refused) == 1
+    assert len(make(exclude=[path], cache=tmp_path / "other").obtain()) == 5
 
 
 @pytest.mark.parametrize(
@@ -713,4 +713,418 @@ def test_an_archive_that_is_none(make, monkeypatch, instance, message):
 def test_the_known_archives_are_those_of_the_client(monkeypatch):
     for name in ("", "dandi", "https://dandiarchive.org", "https://api.dandiarchive.org/api/"):
         monkeypatch.setenv("DANDI_INSTANCE", name)
-        assert module._instance().api == "https://api.dandiarchive.org/api"
+        assert api.address_of_archive() == "https://api.dandiarchive.org/api"
+
+
+# What is meant is what is used
+
+
+def test_a_lock_that_knows_less_than_is_meant_is_no_answer(archive, make, tmp_path):
+    """The archive is away: another selection is never used in silence."""
+    lock = tmp_path / "config" / "my.lock.toml"
+    make(paths=C[:2], lock=lock).obtain()
+    archive.close()
+    with pytest.raises(InputError, match=r"cannot be reached .*missing in the cache: .*-RT-20131009_.*fetch it online"):
+        make(subject="C", lock=lock).list()
+    with pytest.raises(InputError, match="missing in the cache"):
+        make(subject="C", lock=lock, offline=True).list()
+    source = make(paths=C[:2], lock=lock)
+    assert len(source.list()) == 2  # these were all that was meant
+    assert source.select().unsure == ""
+
+
+def test_a_cache_without_a_listing_is_sure_of_exact_paths_alone(archive, make, tmp_path):
+    """As caches of earlier versions are: nothing tells whether a glob has all that it should."""
+    make(paths=C[:2]).obtain()
+    for path in raw(tmp_path).rglob("*.listing.json"):
+        path.unlink()
+    archive.close()
+    assert len(make(paths=C[:2]).list()) == 2
+    with pytest.raises(InputError, match=r"cannot be reached .*may not have all that is meant: --offline goes on"):
+        make(subject="C").list()
+    source = make(subject="C", offline=True)
+    assert len(source.list()) == 2
+    assert source.select().unsure
+    assert any("used are 2 of the 2 files" in note for note in source.notes())
+
+
+def test_every_path_must_match(archive, make):
+    with pytest.raises(InputError, match=r"no NWB file with path '\*2015\*'; the nearest"):
+        make(paths=["*20131003*", "*2015*"]).select()
+    with pytest.raises(InputError, match=r"no NWB file with path 'dataset\.mat'"):
+        make(paths=[C[0], "dataset.mat"]).select()
+
+
+def test_a_newer_version_is_told(archive, make):
+    make(version=OLD, subject="C").obtain()
+    told = f"{DANDISET}/{NEW} has been published since {OLD}, which is used "
+    assert told + "until --update" in make(subject="C").notes()
+    assert told + "as asked" in make(version=OLD, subject="C").notes()
+    assert not any("published since" in note for note in make(version=NEW, subject="C").notes())
+
+
+# Archives that are sick beside a cache that is whole
+
+
+def portal(query):
+    return 200, {"Content-Type": "text/html"}, b"<html>Accept our terms</html>"
+
+
+SICK = {
+    "errors": ([LATEST, VERSION, ASSETS], (500, {}, b"no"), "status 500; given up after 1 try"),
+    "busy": ([LATEST], (429, {"Retry-After": "60"}, b"no"), "status 429; given up after 1 try"),
+    "portal": ([LATEST, VERSION, ASSETS], portal, "not JSON"),
+    "withdrawn version": ([VERSION, ASSETS], (404, {}, b"{}"), f"version {NEW} of dandiset {DANDISET} is not in"),
+    "withdrawn dandiset": ([LATEST, VERSION, ASSETS], (404, {}, b"{}"), "is not in the archive"),
+    "forbidden": ([LATEST, VERSION, ASSETS], (403, {}, b"{}"), "is not open"),
+}
+
+
+@pytest.mark.parametrize("sick", SICK)
+def test_what_is_pinned_and_cached_does_not_wait_for_a_sick_archive(archive, make, monkeypatch, sick):
+    make(subject="C").obtain()
+    waits = []
+    monkeypatch.setattr(http, "PATIENCE", Patience(wait=waits.append))
+    addresses, answer, message = SICK[sick]
+    archive.answers |= dict.fromkeys(addresses, answer)
+    archive.log.clear()
+    source = make(subject="C")
+    assert len(source.list()) == 3
+    assert sum(message in note for note in source.notes()) == 1
+    assert (waits, len(archive.log) <= 2) == ([], True)
+    (source.raw / DANDISET / NEW / C[0]).unlink()
+    with pytest.raises(InputError, match=rf"{re.escape(message)}.*missing in the cache: {re.escape(C[0])}"):
+        make(subject="C").list()
+
+
+def test_a_silent_archive_costs_one_short_wait(archive, make, monkeypatch):
+    make(subject="C").obtain()
+    short = http.hasty(Patience())
+    assert (short.tries, short.connect_s, short.read_s) == (1, 3.0, 5.0)
+    monkeypatch.setattr(http, "PATIENCE", Patience(read_s=0.2))
+    archive.answers[LATEST] = lambda query: (time.sleep(1.0), (200, {}, b"{}"))[1]
+    began_s = time.monotonic()
+    assert len(make(subject="C").list()) == 3
+    assert time.monotonic() - began_s < 1.0
+    assert len(archive.asked(LATEST)) >= 1
+
+
+# Verification
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """Names of the files whose digests are computed."""
+    from bci_adapt.archive import download
+
+    found = []
+
+    def digests_of(path, progress=None, compute=download.digests_of):
+        found.append(path.name)
+        return compute(path, progress)
+
+    monkeypatch.setattr(download, "digests_of", digests_of)
+    return found
+
+
+def test_verification_costs_once_a_day(archive, make, hashed, monkeypatch):
+    first, second, third = make(subject="C").obtain()
+    for path in (first, second, third):
+        os.utime(path, (1e9, 1e9))  # long ago, and another time of change than when they came
+    hashed.clear()
+    make(subject="C").obtain()
+    assert sorted(hashed) == sorted(path.name for path in (first, second, third))
+    hashed.clear()
+    make(subject="C").obtain()
+    assert hashed == []
+    make(subject="C", anew=True).obtain()
+    assert len(hashed) == 3
+    hashed.clear()
+    os.utime(second, (1e9, 1e9 + 1))
+    make(subject="C").obtain()
+    assert hashed == [second.name]
+    hashed.clear()
+    size = third.stat().st_size
+    third.write_bytes(b"x" * size)
+    source = make(subject="C")
+    source.obtain()
+    assert any("fetched again" in note for note in source.notes())
+    assert third.read_bytes() == content(C[2])
+    hashed.clear()
+    now = time.time()
+    monkeypatch.setattr(entries.time, "time", lambda: now + entries.TRUSTED_S + 1.0)
+    make(subject="C").obtain()
+    assert len(hashed) == 3
+
+
+def test_the_key_of_a_job_takes_the_digest_that_was_verified(archive, make, monkeypatch):
+    from bci_adapt.ground import jobs
+
+    (path,) = make(session="*1003").obtain()
+    os.utime(path, (1e9, 1e9))
+    make(session="*1003").obtain()
+    monkeypatch.setattr(jobs, "file_digest", lambda path: "computed")
+    assert jobs._content(path, "job") == hashlib.sha256(path.read_bytes()).hexdigest()
+    os.utime(path, (1e9, 1e9 + 1))
+    assert jobs._content(path, "job") == "computed"
+
+
+# Drafts
+
+
+@pytest.fixture
+def draft(archive):
+    """Puts an asset into a draft, in place of the one that is there."""
+
+    def put(path, hour=None, **about):
+        rows = archive.dandisets.setdefault("000999", {}).setdefault("draft", [])
+        rows[:] = [row for row in rows if row["path"] != path]
+        session, subject, day = FILES[path]
+        data = nwb_bytes(session, subject, f"{day[:4]}-{day[4:6]}-{day[6:]}T{hour or 12}:00:00+00:00")
+        return archive.add(path, data, version="draft", dandiset="000999", **about)
+
+    return put
+
+
+def test_what_became_of_a_draft_is_told_asset_by_asset(archive, make, draft):
+    for path in C[:2]:
+        draft(path)
+    ids = [row["asset_id"] for row in make("000999", "draft").select().rows()]
+    files = make("000999", "draft").obtain()
+    before = [path.read_bytes() for path in files]
+    draft(C[0], 15)
+    archive.dandisets["000999"]["draft"] = [r for r in archive.dandisets["000999"]["draft"] if r["path"] != C[1]]
+    draft(C[2])
+    archive.log.clear()
+    source = make("000999", "draft")
+    assert source.obtain() == files
+    assert [path.read_bytes() for path in files] == before
+    assert [row["asset_id"] for row in source.select().rows()] == ids
+    assert [row["drift"] for row in source.select().rows()] == ["replaced", "deleted"]
+    assert f"{C[0]} was replaced in the draft since it was pinned; used is the pinned one until --update" in (
+        source.notes()
+    )
+    assert any(note.startswith(f"{C[1]} was deleted in the draft") for note in source.notes())
+    assert any(note.startswith(f"{C[2]} came into the draft since it was pinned; not used") for note in source.notes())
+    assert archive.asked("/download/") == []
+    source = make("000999", "draft", update=True)
+    assert [path.name for path in source.obtain()] == [path.rpartition("/")[2] for path in (C[0], C[2])]
+    assert {row["drift"] for row in source.select().rows()} == {""}
+    assert files[0].read_bytes() != before[0]
+
+
+def test_a_new_id_with_the_same_bytes_is_no_drift(archive, make, draft):
+    draft(C[0])
+    make("000999", "draft").obtain()
+    draft(C[0])
+    source = make("000999", "draft")
+    source.obtain()
+    assert [row["drift"] for row in source.select().rows()] == [""]
+
+
+def test_two_states_of_a_draft_are_not_mixed(archive, make, draft, tmp_path):
+    """A lock that came without the cache it was made beside, of a draft that has moved."""
+    draft(C[0])
+    draft(C[1])
+    lock = tmp_path / "my.lock.toml"
+    make("000999", "draft", paths=[C[0]], lock=lock).obtain()
+    draft(C[0], 15)
+    elsewhere = {"cache": tmp_path / "elsewhere", "lock": lock}
+    with pytest.raises(InputError, match=rf"{re.escape(C[0])} was replaced.*{re.escape(C[1])}.*--update moves"):
+        make("000999", "draft", **elsewhere).select()
+    assert len(make("000999", "draft", paths=[C[0]], **elsewhere).obtain()) == 1  # the pinned one can still be had
+    source = make("000999", "draft", lock=lock)  # where the listing that was pinned is kept, the rest of it is meant
+    source.obtain()
+    assert [row["state"] for row in source.select().rows()] == ["cached", "cached"]
+    assert len(make("000999", "draft", update=True, **elsewhere).obtain()) == 2
+
+
+# Which archive
+
+
+def test_archives_are_kept_apart(archive, make, monkeypatch, tmp_path):
+    (mine,) = make(session="*1003").obtain()
+    lock = tmp_path / "my.lock.toml"
+    make(session="*1003", lock=lock).obtain()
+    assert read_lock(lock).archive == archive.url
+    with serving() as other:
+        changed = nwb_bytes("CO-20131003", "C", "2013-10-03T18:00:00+00:00")
+        other.add(C[0], changed)
+        monkeypatch.setenv("DANDI_INSTANCE", other.url)
+        (theirs,) = make(session="*1003").obtain()
+        assert theirs != mine
+        assert (mine.read_bytes(), theirs.read_bytes()) == (content(C[0]), changed)
+        with pytest.raises(InputError, match=f"lock of the archive at {archive.url}, and {other.url} is in use"):
+            make(session="*1003", lock=lock).select()
+        assert {entry.archive for entry in entries.entries(tmp_path / "cache" / "raw")} == {
+            folder.name for folder in (raw(tmp_path), mine.parents[3])
+        }
+        monkeypatch.delenv("DANDI_INSTANCE")
+        with pytest.raises(InputError, match=r"lock of the archive at .*api\.dandiarchive\.org/api is in use"):
+            make(session="*1003", lock=lock).select()
+
+
+def test_caches_and_locks_of_before_are_those_of_the_dandi_archive(archive, make, monkeypatch, tmp_path):
+    """Laid out without a folder of the archive, a lock without its name, records without a time of verification."""
+    make(subject="C").obtain()
+    cache = tmp_path / "old" / "raw"
+    cache.mkdir(parents=True)
+    (raw(tmp_path) / DANDISET).rename(cache / DANDISET)
+    text = lock_of(tmp_path).read_text()
+    assert f'archive = "{archive.url}"\n' in text
+    (cache / "sessions.lock.toml").write_text(text.replace(f'archive = "{archive.url}"\n', ""))
+    for path in cache.rglob("*.asset.json"):
+        fields = json.loads(path.read_text())
+        path.write_text(json.dumps({key: value for key, value in fields.items() if key != "checked"}))
+    for path in cache.rglob("*.listing.json"):
+        path.unlink()
+    monkeypatch.delenv("DANDI_INSTANCE")
+    source = make(subject="C", cache=cache.parent, offline=True)
+    assert len(source.list()) == 3
+    assert source.lock.read_text() == (cache / "sessions.lock.toml").read_text()
+    assert "archive" not in tomllib.loads(source.lock.read_text())
+
+
+# Requests
+
+
+def test_a_long_listing_costs_tens_of_requests(archive, make, tmp_path):
+    archive.page_size = 1000
+    for number in range(2300):
+        archive.add(f"sub-C/sub-C_ses-{number:04d}.nwb", b"", dandiset="000777", digests={"dandi:sha2-256": "0" * 64})
+    source = make("000777")
+    rows = source.select().rows()
+    assert len(rows) == 2300
+    assert len(archive.log) < 10
+    assert files(tmp_path) == set()
+
+
+# Updates
+
+
+def test_an_update_fetches_and_stores_nothing_twice(archive, make, tmp_path):
+    old = make(version=OLD, subject="C").obtain()
+    sent = archive.sent()
+    newer = "0.260101.0000"
+    archive.add(C[0], content(C[0]), version=newer, asset_id=row_of(archive, C[0], OLD)["asset_id"])
+    archive.add(C[1].replace("sub-C/", "renamed/"), content(C[1]), version=newer)  # another id, the same digest
+    archive.add(C[2], nwb_bytes("RT-20131009", "C", "2013-10-09T18:00:00+00:00"), version=newer)
+    source = make(update=True, subject="C")
+    states = {row["path"]: row["state"] for row in source.select().rows()}
+    assert sorted(states.values()) == ["missing", "reused", "reused"]
+    missing = sum(row["missing"] for row in source.select().rows())
+    new = source.obtain()
+    assert archive.sent() - sent == missing == len(archive.blobs[row_of(archive, C[2], newer)["asset_id"]])
+    by_name = {path.name: path for path in old}
+    same = [path for path in new if path.samefile(by_name[path.name])]
+    assert len(same) == 2
+    assert {record.asset.version for record in map(entries.read_record, new)} == {newer}
+    old[0].unlink()  # one name less: the bytes stay
+    assert new[[path.name for path in new].index(old[0].name)].read_bytes() == content(C[0])
+    assert len(make(subject="C").obtain()) == 3
+
+
+def test_a_damaged_twin_is_not_taken(archive, make):
+    (old,) = make(version=OLD, session="*1003").obtain()
+    old.write_bytes(b"x" * old.stat().st_size)
+    (new,) = make(version=NEW, session="*1003").obtain()
+    assert new.read_bytes() == content(C[0])
+    assert not new.samefile(old)
+
+
+# Names, tokens, digests that come later
+
+
+def test_an_exact_path_with_brackets_is_itself(archive, make):
+    for name in ("sub-C/sub-C_ses-a[1].nwb", "sub-C/sub-C_ses-a1.nwb"):
+        archive.add(name, nwb_bytes(name))
+    both = ["sub-C/sub-C_ses-a1.nwb", "sub-C/sub-C_ses-a[1].nwb"]
+    for given, expected in (
+        ({"paths": both[1:]}, both[1:]),
+        ({"paths": both}, both),
+        ({"paths": ["*-a*"], "exclude": both[1:]}, both[:1]),
+        ({"paths": ["*-a[1]*"]}, both[:1]),
+    ):
+        assert [row["path"] for row in make(**given).select().rows()] == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ("CO_20131003", "sub-C_ses-CO-20131003_behavior+ecephys"),
+        ("CO.2013*", "sub-C_ses-CO-20131003_behavior+ecephys"),
+        ("sub-C_ses-CO-20131003", "sub-C_ses-CO-20131003_behavior+ecephys"),
+        ("ses-CO-20131003", "sub-C_ses-CO-20131003_obj-1k2_behavior"),
+        ("sub-Indy_desc-train", "sub-Indy_desc-train_behavior+ecephys"),
+    ],
+)
+def test_a_session_is_found_by_what_it_is_called(asked, name):
+    assert Wanted(session=asked).takes(f"sub/{name}.nwb")
+    assert not Wanted(session=asked).takes("sub-C/sub-C_ses-RT-20131009_behavior.nwb")
+
+
+def test_the_token_that_the_client_keeps_is_used_where_one_is_asked_for(archive, make, monkeypatch, tmp_path):
+    import dandi.keyring_utils
+
+    asked = []
+
+    class Keyring:
+        def get_password(self, service, name):
+            asked.append((service, name))
+            return "kept-token"
+
+    monkeypatch.setattr(dandi.keyring_utils, "get_keyring", Keyring)
+    make(session="*1003").select()
+    assert asked == []  # nobody is asked to unlock anything for what is open
+    archive.answers[LATEST] = in_turn((401, {}, b"{}"), (200, {}, open_answer(archive)))
+    make(session="*1009").obtain()
+    netloc = archive.url.removeprefix("http://").removesuffix("/api")
+    assert asked == [(f"dandi-api-{netloc}", "key")]
+    assert archive.asked("/download/")[-1].headers["Authorization"] == "token kept-token"
+    archive.answers[LATEST] = (403, {}, b"{}")
+    with pytest.raises(InputError, match="is not open to the token in use"):
+        make(session="*1022", cache=tmp_path / "other").select()
+
+
+def open_answer(archive):
+    version = {"version": NEW, "name": "x", "asset_count": 1, "size": 0, "created": WHEN, "modified": WHEN}
+    version["status"] = "Published"
+    about = {"identifier": DANDISET, "created": WHEN, "modified": WHEN, "contact_person": "", "draft_version": version}
+    return json.dumps(about | {"embargo_status": "OPEN", "most_recent_published_version": version}).encode()
+
+
+def test_somebody_between_is_not_the_archive(archive, make):
+    archive.answers[LATEST] = (302, {"Location": f"{archive.blob_url}/portal"}, b"")
+    archive.answers["/portal"] = (403, {}, b"no")
+    host = archive.blob_url.removeprefix("http://")
+    with pytest.raises(InputError, match=f"{host}, which is not the archive, does not allow it") as caught:
+        make().select()
+    assert "token" not in str(caught.value)
+
+
+def test_a_digest_that_comes_later_changes_nothing(archive, make, tmp_path):
+    row = row_of(archive, C[0])
+    whole = archive.digests[row["asset_id"]]
+    archive.digests[row["asset_id"]] = {"dandi:dandi-etag": whole["dandi:dandi-etag"]}
+    (file,) = make(session="*1003").obtain()
+    archive.digests[row["asset_id"]] = whole
+    source = make(session="*1003", update=True)
+    assert [each["state"] for each in source.select().rows()] == ["cached"]
+    sent = archive.sent()
+    source.obtain()
+    assert archive.sent() == sent
+    assert entries.read_record(file).asset.sha256 == whole["dandi:sha2-256"]
+    assert [each.sha256 for each in read_lock(lock_of(tmp_path)).assets.values()] == [whole["dandi:sha2-256"]]
+
+
+def test_who_made_a_dandiset_and_how_to_cite_it(archive, make):
+    people = [{"name": "Perich, M", "includeInCitation": True}, {"name": "Fund", "includeInCitation": False}]
+    archive.about = {"contributor": [*people, {"name": "Miller, L", "roleName": ["dcite:Author"]}, "odd"]}
+    archive.about["citation"] = "Perich (2025)\n10.48324/dandi"
+    source = make(session="*1003")
+    source.obtain()
+    expected = {"authors": ["Perich, M", "Miller, L"], "citation": "Perich (2025) 10.48324/dandi"}
+    archive.close()
+    for each in (source, make(session="*1003")):
+        assert expected.items() <= each.datasets()[0].items()
+        assert each.datasets()[0]["archive"] == archive.url

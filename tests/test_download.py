@@ -213,12 +213,19 @@ def test_retry_after():
     assert retry_after_s(None, 60.0) is None
 
 
+REFUSALS = {404: "no longer in the archive", 410: "--update", 418: "status 418"}
+
+
 @pytest.mark.parametrize(
-    ("status", "message"),
-    [(404, "no longer in the archive"), (410, "--update"), (403, "embargoed"), (401, "token"), (418, "status 418")],
+    ("kind", "status", "message"),
+    [
+        *((kind, status, message) for kind in ("status", "redirect status") for status, message in REFUSALS.items()),
+        ("redirect status", 401, "needs its token"),
+        ("redirect status", 403, "embargoed"),
+        ("status", 403, "the storage at 127.0.0.1"),  # which knows no tokens
+    ],
 )
-@pytest.mark.parametrize("kind", ["status", "redirect status"])
-def test_a_refusal_is_told_at_once(archive, get, waits, status, message, kind):
+def test_a_refusal_is_told_at_once(archive, get, waits, kind, status, message):
     with pytest.raises(InputError, match=re.escape(message)):
         get(Fault(kind, value=(status, {}), always=True))
     assert len(archive.log) == (2 if kind == "status" else 1)

@@ -25,7 +25,7 @@ import requests
 
 from bci_adapt.archive import http
 from bci_adapt.archive.http import AGAIN, MAX_REDIRECTS, Again, Patience, Stopped, Transport, Tries, chunks, request
-from bci_adapt.archive.lock import ETAG, PART, PART_RECORD, SHA256, Asset
+from bci_adapt.archive.lock import ETAG, PART, PART_RECORD, SHA256, Asset, asset_from
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import sync_folder, write_text
 
@@ -54,16 +54,23 @@ def digests_of(path: Path, progress: Callable[[int], None] | None = None) -> dic
     return {SHA256: sha256.hexdigest(), ETAG: etag.as_str()}
 
 
-def mismatch(path: Path, asset: Asset, progress: Progress | None = None) -> str | None:
-    """How a file differs from what is recorded of `asset`, with both sizes or digests; None when it does not."""
+def compared(path: Path, asset: Asset, progress: Progress | None = None) -> tuple[str | None, str]:
+    """How a file differs from what is recorded of `asset`, with both sizes or digests, None when it does not; and the
+    ``sha2-256`` of the file, "" where its size told already.
+    """
     size = path.stat().st_size
     if size != asset.size:
-        return f"{size:,} bytes where {asset.size:,} are recorded"
+        return f"{size:,} bytes where {asset.size:,} are recorded", ""
     found = digests_of(path, (lambda done: progress(asset.path, done, asset.size)) if progress else None)
     for name, recorded in asset.digests.items():
         if found[name] != recorded:
-            return f"{name} {found[name]} where {recorded} is recorded"
-    return None
+            return f"{name} {found[name]} where {recorded} is recorded", found[SHA256]
+    return None, found[SHA256]
+
+
+def mismatch(path: Path, asset: Asset) -> str | None:
+    """What `compared` says first."""
+    return compared(path, asset)[0]
 
 
 def part_of(target: Path) -> Path:
@@ -90,9 +97,11 @@ def _tag_of(target: Path, asset: Asset) -> str | None:
     """The entity tag the kept bytes came with ("" when there was none); None when they are not bytes of `asset`."""
     try:
         record = json.loads(part_record_of(target).read_text(encoding="utf-8"))
-        tag = record["entity_tag"]
-        return tag if record["asset"] == asset.to_dict() and isinstance(tag, str) else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        tag, of = record["entity_tag"], asset_from(record["asset"])
+        # A digest that the archive has computed since makes it no other asset.
+        same = (of.key, of.asset_id) == (asset.key, asset.asset_id) and of.same_bytes(asset)
+        return tag if same and isinstance(tag, str) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # InputError is a ValueError
         return None
 
 
@@ -251,9 +260,7 @@ def _check_answer(response: requests.Response, part: BinaryIO, target: Path, ass
             f"(status {status}); fetch with --update to move to what is published now"
         )
     if status in (401, 403):
-        raise InputError(
-            f"{asset.path}: the archive does not allow it (status {status}); an embargoed dandiset needs its token"
-        )
+        raise InputError(f"{asset.path}: {_not_allowed(response)}")
     if status not in (200, 206):
         raise InputError(f"{asset.path}: the archive answered with status {status} where the file was expected")
     new_tag = response.headers.get("ETag", "")
@@ -275,3 +282,14 @@ def _check_answer(response: requests.Response, part: BinaryIO, target: Path, ass
         raise _WrongContent(f"{length} bytes announced where {asset.size - part.tell()} are missing")
     if new_tag != tag:
         _write_tag(target, asset, new_tag)
+
+
+def _not_allowed(response: requests.Response) -> str:
+    """Whose "not allowed" it is, and what helps: the archive knows tokens, its storage only signed addresses."""
+    who, status = urlsplit(response.url).netloc, response.status_code
+    if response.history:
+        return (
+            f"the storage at {who} does not allow it (status {status}), though the archive sent us there: a token does "
+            "not help; check this machine's clock and proxy, and try again"
+        )
+    return f"the archive at {who} does not allow it (status {status}); an embargoed dandiset needs its token"

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -60,6 +60,15 @@ class Patience:
 PATIENCE = Patience()
 
 
+def hasty(patience: Patience) -> Patience:
+    """One short try, for what is not needed."""
+    shorter = {name: min(getattr(patience, name), most) for name, most in _HASTY_S.items()}
+    return replace(patience, tries=1, **shorter)
+
+
+_HASTY_S = {"connect_s": 3.0, "read_s": 5.0, "stall_s": 5.0}
+
+
 class Again(Exception):
     """This request failed in a way that another one may not."""
 
@@ -78,7 +87,9 @@ class Tries:
         """Wait before the next request; `Unreachable` with `reason` when there have been enough, `Stopped`."""
         self.made += 1
         if self.made >= self.patience.tries:
-            raise Unreachable(f"{self.what}: {reason}; given up after {self.made} tries")
+            raise Unreachable(
+                f"{self.what}: {reason}; given up after {self.made} {'try' if self.made == 1 else 'tries'}"
+            )
         wait_s = retry_after_s(retry_after, self.patience.longest_wait_s)
         if wait_s is None:
             wait_s = min(self.patience.first_wait_s * 2.0 ** (self.made - 1), self.patience.longest_wait_s)

@@ -1,8 +1,9 @@
 """The lock file: which published files an experiment reads, down to the digest, so that it reads the same ones again.
 
 ``sessions.lock.toml`` has a table ``pinned`` (dandiset = version used when none is asked for) and one ``[[assets]]``
-per file: dandiset, version, path, asset_id, size in bytes, and at least one digest, ``sha2-256`` or ``dandi-etag``.
-Every value in it, as in an answer of the archive, is untrusted: it is checked before it becomes part of a path.
+per file: dandiset, version, path, asset_id, size in bytes, and at least one digest, ``sha2-256`` or ``dandi-etag``. A
+lock is of one archive: ``archive`` is the address of its API, and is not there for the DANDI archive itself. Every
+value in it, as in an answer of the archive, is untrusted: it is checked before it becomes part of a path.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import write_text
 
 NAME = "sessions.lock.toml"
+DANDI_API = "https://api.dandiarchive.org/api"
+"""The archive that is meant where none is named."""
 DRAFT = "draft"
 RECORD = ".asset.json"
 PART = ".part"
@@ -72,7 +75,7 @@ class Asset:
         check_version(self.dandiset, self.version)
         name = f"asset {self.path!r} of {self.dandiset}/{self.version}"
         if fault := path_fault(self.path):
-            raise InputError(f"{name} {fault}; it is refused, nothing was downloaded")
+            raise InputError(f"{name} {fault}; it is refused")
         _matching(name, "asset_id", self.asset_id, _UUID)
         if type(self.size) is not int or self.size < 0:
             raise InputError(f"{name}: size must be a whole number of bytes, found {self.size!r}")
@@ -90,6 +93,11 @@ class Asset:
     def digests(self) -> dict[str, str]:
         """The recorded digests by name, ``sha2-256`` first."""
         return {name: value for name, value in ((SHA256, self.sha256), (ETAG, self.dandi_etag)) if value}
+
+    def same_bytes(self, other: Asset) -> bool:
+        """Whether both stand for the same bytes: one size, a digest that both have, and none in which they differ."""
+        common = self.digests.keys() & other.digests.keys()
+        return self.size == other.size and bool(common) and all(self.digests[x] == other.digests[x] for x in common)
 
     def to_dict(self) -> dict[str, str | int]:
         """The fields as they stand in a lock or a record; see `asset_from`."""
@@ -123,10 +131,11 @@ def _matching(name: str, key: str, value: object, pattern: str, expected: str = 
 
 @dataclass(frozen=True)
 class Lock:
-    """What a lock file says: the pinned version of each dandiset, and the assets by `Asset.key`."""
+    """What a lock file says: the pinned version of each dandiset, the assets by `Asset.key`, and of which archive."""
 
     pinned: dict[str, str]
     assets: dict[tuple[str, str, str], Asset]
+    archive: str = DANDI_API
 
     def of(self, dandiset: str, version: str) -> list[Asset]:
         """The assets of one version, in the order of their paths."""
@@ -147,11 +156,13 @@ def read_lock(path: Path) -> Lock:
         return Lock({}, {})
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as a lock file ({error}); move it away to fetch anew") from error
-    if unknown := sorted(content.keys() - {"format", "pinned", "assets"}):
-        raise InputError(f"{path}: {unknown[0]!r} is not a key of a lock file (format, pinned, assets)")
+    if unknown := sorted(content.keys() - {"format", "archive", "pinned", "assets"}):
+        raise InputError(f"{path}: {unknown[0]!r} is not a key of a lock file (format, archive, pinned, assets)")
     if type(content.get("format")) is not int or content["format"] != _FORMAT:
         raise InputError(f"{path}: format must be {_FORMAT}, found {content.get('format')!r}")
-    pinned, tables = content.get("pinned", {}), content.get("assets", [])
+    pinned, tables, archive = content.get("pinned", {}), content.get("assets", []), content.get("archive", DANDI_API)
+    if not isinstance(archive, str) or not re.match("https?://", archive):
+        raise InputError(f"{path}: archive must be the http address of an archive's API, found {archive!r:.100}")
     if not isinstance(pinned, dict):
         raise InputError(f"{path}: pinned must be a table of dandiset = version, found {type(pinned).__name__}")
     if not isinstance(tables, list):
@@ -172,12 +183,13 @@ def read_lock(path: Path) -> Lock:
         if asset.key in assets:
             raise InputError(f"{path}: assets[{number}]: path {asset.path!r} stands there twice")
         assets[asset.key] = asset
-    return Lock(pinned, assets)
+    return Lock(pinned, assets, archive)
 
 
 def write_lock(path: Path, lock: Lock) -> None:
     """Write a lock file atomically: the same bytes for the same content, whatever order it was gathered in."""
-    lines = [_HEADER, f"format = {_FORMAT}", "", "[pinned]"]
+    of = [] if lock.archive == DANDI_API else [f"archive = {_quoted(lock.archive)}"]
+    lines = [_HEADER, f"format = {_FORMAT}", *of, "", "[pinned]"]
     lines += [f"{_quoted(dandiset)} = {_quoted(version)}" for dandiset, version in sorted(lock.pinned.items())]
     for asset in sorted(lock.assets.values()):
         lines += ["", "[[assets]]"]

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bci_adapt.cli.common import JsonFile, Quiet, app, err, out, print_line, progress, write_json
+from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
     from bci_adapt.archive.cache import Entry
-    from bci_adapt.archive.sources.dandi import Selection
+    from bci_adapt.archive.selection import Selection
 
 cache = typer.Typer(
     help="Fetched files: list them, verify their digests, clean up. They lie in "
@@ -50,10 +51,14 @@ def fetch(
     ],
     subject: Annotated[str | None, typer.Option(metavar="S", help="Only this subject: sub-S in a file's name.")] = None,
     session: Annotated[
-        str | None, typer.Option(metavar="GLOB", help="Only sessions whose ses-… matches, such as 'CO-2014*'.")
+        str | None, typer.Option(metavar="GLOB", help="Only sessions whose name matches, such as 'CO-2014*'.")
     ] = None,
     path: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Only files whose path matches; * matches / too (repeat).")
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Only files whose path is or matches this; * matches / too (repeat)."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Leave out files whose path is or matches this (repeat).")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be fetched; write nothing.")] = False,
     offline: Annotated[
@@ -66,6 +71,9 @@ def fetch(
     update: Annotated[
         bool, typer.Option("--update", help="Pin the version given, or else the one that is published now.")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compute the digests of cached files again, however lately it was done.")
+    ] = False,
     jobs: Annotated[int, typer.Option(min=1, max=32, help="Files fetched at the same time.")] = 4,
     json_file: JsonFile = None,
     quiet: Quiet = False,
@@ -73,8 +81,9 @@ def fetch(
     """Fetch NWB files of a dandiset from the DANDI archive into the cache, and pin them in a lock file.
 
     The latest published version is taken and pinned, so that the same files are used until --update; a draft only when
-    asked for. What is there already is verified and not fetched again, and an interrupted fetch goes on where it was.
-    Files lie in data_cache/raw/DANDISET/VERSION/. $DANDI_INSTANCE names another archive.
+    asked for, and then as it was pinned. What is there already is verified and not fetched again, and an interrupted
+    fetch goes on where it was. Every --path must match something.
+    Files lie in data_cache/raw/DANDISET/VERSION/. $DANDI_INSTANCE names another archive (raw/at/ARCHIVE/DANDISET/…).
 
     Example: [cyan]bci-adapt fetch 000688 --subject C --session 'CO-2013*' --dry-run[/]
     """
@@ -85,23 +94,30 @@ def fetch(
         showing = _Bytes(bar, f"asking about {number}")
         source = Dandi(
             number, version, path or (), subject, session, lock,
-            offline=offline, update=update, progress=showing, jobs=jobs,
+            offline=offline, update=update, progress=showing, jobs=jobs, exclude=exclude or (), anew=verify,
         )  # fmt: skip
         chosen = source.select()
+        if quiet and chosen.unsure:
+            raise InputError(f"{chosen.offline}; {chosen.unsure}; without --quiet these are used, with a note")
         rows = chosen.rows()
         for note in chosen.notes if not quiet else ():
             _note(note)
         n_notes = len(chosen.notes)
         if not dry_run:
             source.obtain()
-            rows = [{**row, "missing": 0, "state": "cached" if row["state"] == "cached" else "fetched"} for row in rows]
+            rows = [{**row, "missing": 0, "state": _now(row["state"])} for row in rows]
     for note in chosen.notes[n_notes:] if not quiet else ():
         _note(note)
     if json_file is not None:
-        about = {"dandiset": chosen.dandiset, "version": chosen.version, "licence": chosen.licence}
-        write_json(json_file, {**about, "lock": str(source.lock), "notes": chosen.notes, "files": rows})
+        about = {**source.datasets()[0], "lock": str(source.lock), "notes": chosen.notes, "files": rows}
+        write_json(json_file, about | {"refused": chosen.refused})
     if not quiet and json_file != "-":
         _say_fetched(chosen, rows, source.lock, dry_run)
+    chosen.refuse()
+
+
+def _now(state: str) -> str:
+    return state if state in ("cached", "reused") else "fetched"
 
 
 @cache.command("list")
@@ -162,9 +178,13 @@ def clean_cache(
 
 
 def _say_fetched(chosen: Selection, rows: list[dict[str, Any]], lock: Path, dry_run: bool) -> None:
-    _table(("path", "size", "state"), ((row["path"], _size(row["size"]), row["state"]) for row in rows))
+    states = [row["state"] + (f" ({row['drift']} in the draft)" if row["drift"] else "") for row in rows]
+    cells = ((row["path"], _size(row["size"]), state) for row, state in zip(rows, states, strict=True))
+    _table(("path", "size", "state"), cells)
     total, missing = (sum(row[key] for row in rows) for key in ("size", "missing"))
-    print_line(f"{len(rows)} files of {chosen.dandiset}/{chosen.version}, {_size(total)}; licence: {chosen.licence}")
+    print_line(
+        f"{len(rows)} files of {chosen.dandiset}/{chosen.version}, {_size(total)}; licence: {chosen.about.licence}"
+    )
     print_line(f"to fetch: {_size(missing)} (nothing was written)" if dry_run else f"lock: {lock}")
 
 
@@ -179,13 +199,15 @@ def _where(dandiset: str | None) -> tuple[Path, str | None, str | None]:
 def _show(found: list[Entry], json_file: str | None, quiet: bool = False) -> None:
     rows = []
     for each in found:
-        about = {"dandiset": each.dandiset, "version": each.version, "path": each.path, "size": each.size}
+        about = {"archive": each.archive, "dandiset": each.dandiset, "version": each.version}
+        about |= {"path": each.path, "size": each.size}
         licence = each.record.licence if each.record is not None else ""
         rows.append({**about, "licence": licence, "state": each.state, "reason": each.reason, "file": str(each.file)})
     if json_file is not None:
         write_json(json_file, rows)
     if not quiet and json_file != "-":
         columns = ("dandiset", "version", "path", "size", "licence", "state")
+        columns = ("archive", *columns) if any(row["archive"] for row in rows) else columns
         _table(columns, ([_size(row[key]) if key == "size" else row[key] for key in columns] for row in rows))
         print_line(f"{len(rows)} files, {_size(sum(row['size'] for row in rows))}")
 

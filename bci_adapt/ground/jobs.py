@@ -129,14 +129,23 @@ def library_versions() -> dict[str, str]:
 def _content(path: Path, label: str) -> str:
     if not path.is_file():
         raise InputError(f"{path}: no such file, needed by {label!r}; check the data folder of the config")
+    if (state := _state(path)) not in _CONTENTS:
+        _CONTENTS[state] = file_digest(path)
+    return _CONTENTS[state]
+
+
+_CONTENTS: dict[tuple[Path, int, int], str] = {}
+"""Digests of files, remembered for as long as size and time of change stay the same."""
+
+
+def _state(path: Path) -> tuple[Path, int, int]:
     status = path.stat()
-    return _content_at(path, status.st_size, status.st_mtime_ns)
+    return path, status.st_size, status.st_mtime_ns
 
 
-@cache
-def _content_at(path: Path, size: int, modified_ns: int) -> str:
-    """Digest of a file, remembered for as long as its size and time of change stay the same."""
-    return file_digest(path)
+def content_is(path: Path, sha256: str) -> None:
+    """Tell the digest of a file to the keys of the jobs that read it, where it is known: it is not computed again."""
+    _CONTENTS[_state(path)] = sha256
 
 
 def sources(function: str, modules: Iterable[str] = ()) -> dict[str, str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bci_adapt.data.nwb import open_nwb
 from bci_adapt.data.nwb_describing import identity
@@ -35,6 +35,14 @@ class Source(ABC):
     def provenance(self, session_id: str) -> dict[str, str]:
         """Where a session's file is from, as attributes of the session; nothing unless the source knows."""
         return {}
+
+    def notes(self) -> Sequence[str]:
+        """What a user should know about what was listed and fetched, in sentences; more may come with every call."""
+        return []
+
+    def datasets(self) -> Sequence[dict[str, Any]]:
+        """The published datasets that recordings are from: dandiset, version, archive, licence, authors, citation."""
+        return []
 
 
 def sessions_of(paths: Iterable[Path], where: str) -> pd.DataFrame:

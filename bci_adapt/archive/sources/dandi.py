@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-import difflib
-import logging
-import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 from bci_adapt.archive import cache as entries
-from bci_adapt.archive.download import Progress, bytes_kept, download
-from bci_adapt.archive.http import (
-    MAX_REDIRECTS,
-    Patience,
-    PatientAdapter,
-    Stopped,
-    Unreachable,
-    redirects_understood,
-)
-from bci_adapt.archive.lock import DRAFT, ETAG, NAME, SHA256, Asset, Lock, check_version, read_lock, update_lock
+from bci_adapt.archive.api import Archive, address_of_archive, no_version
+from bci_adapt.archive.choosing import Wanted
+from bci_adapt.archive.download import Progress, bytes_kept, download, part_of
+from bci_adapt.archive.http import Patience, Unreachable
+from bci_adapt.archive.listing import About, Listing, Row, read_listing, write_listing
+from bci_adapt.archive.lock import DRAFT, NAME, Asset, Lock, check_version, read_lock, update_lock
+from bci_adapt.archive.selection import Selection
 from bci_adapt.archive.sources.base import Source, sessions_of
 from bci_adapt.errors import InputError
 from bci_adapt.ground import catalog
-from bci_adapt.ground.text import clean
+from bci_adapt.ground.jobs import content_is
 
 if TYPE_CHECKING:
     import pandas as pd
-    from dandi.dandiapi import DandiAPIClient, RemoteDandiset
 
-PAGE_SIZE = 1000
-MAX_ASSETS = 1_000_000
-"""Longest listing of a version that is read."""
 MAX_JOBS = 32
-UNSTATED = "not stated"
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -59,73 +47,21 @@ def parse_dandiset(text: str) -> tuple[str, str | None]:
     return number, version if slash else None
 
 
-def subject_of(path: str) -> str:
-    """The subject in an asset's name (what follows ``sub-``), or ""."""
-    return _part(path, "sub-") or ""
-
-
-def session_of(path: str) -> str:
-    """The session in an asset's name (what follows ``ses-``), or the whole name without ending where it has none."""
-    return _part(path, "ses-") or _stem(path)
-
-
-def _stem(path: str) -> str:
-    return path.rpartition("/")[2].removesuffix(".nwb")
-
-
-def _part(path: str, prefix: str) -> str | None:
-    return next((each.removeprefix(prefix) for each in _stem(path).split("_") if each.startswith(prefix)), None)
-
-
-@dataclass
-class Selection:
-    """The files that a `Dandi` source stands for, and where each of them lies or will lie."""
-
-    dandiset: str
-    version: str
-    licence: str
-    files: dict[Asset, Path]
-    notes: list[str] = field(default_factory=list)
-    offline: str = ""
-    """Why the archive is not asked for anything; "" when it can be."""
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per file, by path: path, size and missing (bytes), state, asset_id, digest, file.
-
-        The state is ``cached``, ``partial``, ``missing``, or ``other`` for a file with another record or size;
-        digests are not computed here.
-        """
-        rows = []
-        for asset, file in self.files.items():
-            record, kept = entries.read_record(file), bytes_kept(file, asset)
-            state = "partial" if kept else "missing"
-            if file.exists():
-                here = record is not None and record.asset == asset and file.stat().st_size == asset.size
-                state = "cached" if here else "other"
-            missing = 0 if state == "cached" else asset.size - kept
-            about = {"path": asset.path, "size": asset.size, "missing": missing, "state": state}
-            rows.append({**about, "asset_id": asset.asset_id, "digest": digest_text(asset), "file": str(file)})
-        return rows
-
-
-def digest_text(asset: Asset) -> str:
-    """The recorded digest of an asset with its name in front: ``sha2-256:…``, else ``dandi-etag:…``."""
-    name, value = next(iter(asset.digests.items()))
-    return f"{name}:{value}"
-
-
 class Dandi(Source):
     """The NWB files of a dandiset that the globs select; what is missing in the cache is fetched.
 
     `version` is a published one, or ``draft`` (which changes, so a note warns of it); without it, the version that the
     lock file pins, else the latest published one, which is then pinned there. `update` asks the archive again and pins
-    what is published now (or `version`). `paths` are globs on the asset's path (any of them; ``*`` matches ``/`` too),
-    `session` one on the ``ses-`` part of its name, `subject` one on the ``sub-`` part.
+    what is published now (or `version`). `paths`, `subject`, `session` and `exclude` are those of
+    `bci_adapt.archive.choosing.Wanted`; each of `paths` must match something.
 
     Files lie at ``<cache>/raw/<dandiset>/<version>/<asset path>`` (see `bci_adapt.archive.cache`); the lock file is
-    ``<cache>/raw/sessions.lock.toml`` unless `lock` names another. With `offline`, or when the archive cannot be
-    reached, only what is in the lock and the cache is used. `notes` says what a user should know: licence, draft,
-    skipped assets, no network, damaged files fetched again. `progress` is called from several threads.
+    ``<cache>/raw/sessions.lock.toml`` unless `lock` names another. How a version was listed is kept in the cache, so
+    that what is meant is known without the archive: with everything pinned and cached, an archive that cannot answer
+    gets one short try and costs a note. Where it is not known, that is an error, and `offline` is the way to go on with
+    what the lock and the cache hold. A draft is used as it was pinned, and what became of it since is told asset by
+    asset, until `update`. `notes` says what a user should know. `anew` computes all digests again, however lately they
+    were computed. `progress` is called from several threads.
     """
 
     name = "dandi"
@@ -144,6 +80,8 @@ class Dandi(Source):
         progress: Progress | None = None,
         jobs: int = 4,
         patience: Patience | None = None,
+        exclude: Sequence[str] = (),
+        anew: bool = False,
     ) -> None:
         """Raise `InputError` for what cannot be a dandiset or version; the archive is not asked yet."""
         check_version(dandiset, *([] if version is None else [version]))
@@ -152,11 +90,12 @@ class Dandi(Source):
         if offline and update:
             raise InputError("update asks the archive for its latest version, which offline forbids; choose one")
         self.dandiset, self.version = dandiset, version
-        self.paths = (paths,) if isinstance(paths, str) else tuple(paths)
-        self.subject, self.session = subject, session
-        self.raw = entries.raw_folder(cache)
+        globs = [(each,) if isinstance(each, str) else tuple(each) for each in (paths, exclude)]
+        self.wanted = Wanted(globs[0], subject, session, globs[1])
+        self.api = address_of_archive()
+        self.raw = entries.folder_of(entries.raw_folder(cache), self.api)
         self.lock = Path(lock) if lock is not None else self.raw / NAME
-        self.offline, self.update, self.progress, self.jobs = offline, update, progress, jobs
+        self.offline, self.update, self.progress, self.jobs, self.anew = offline, update, progress, jobs, anew
         self.patience, self.stop = patience, threading.Event()
         self._selection: Selection | None = None
         self._listed: pd.DataFrame | None = None
@@ -167,171 +106,303 @@ class Dandi(Source):
     def select(self) -> Selection:
         """Resolve version and globs to files, without writing or fetching anything; asked once.
 
-        `InputError` for a dandiset, version or path that does not exist (with the nearest ones), an asset whose path
-        or digests cannot be accepted, and, offline, for what the lock does not hold.
+        `InputError` for a dandiset, version or path that does not exist (with the nearest ones), a lock of another
+        archive, and, when the archive is not asked or does not answer, for what is not known without it.
         """
         if self._selection is None:
-            lock = read_lock(self.lock)
-            if self.offline:
-                self._selection = self._from_lock(lock)
-            else:
-                try:
-                    self._selection = self._from_archive(lock)
-                except Unreachable as error:
-                    if self.update:
-                        raise
-                    self._selection = self._from_lock(lock, error)
-            entries.check_together([*self._selection.files, *self._locked(lock, self._selection.version)])
+            self._selection = self._resolve(self._own(read_lock(self.lock)))
         return self._selection
 
-    def _from_lock(self, lock: Lock, unreachable: Unreachable | None = None) -> Selection:
-        offline = str(unreachable or "offline")
-        why = f"{offline}, and" if unreachable else "offline:"
-        version = self.version or lock.pinned.get(self.dandiset)
-        if version is None:
-            raise InputError(f"{why} no version of {self.dandiset} is pinned in {self.lock}; fetch it online first")
-        known = lock.of(self.dandiset, version)
-        if not known:
-            raise InputError(f"{why} {self.lock} has no file of {self.dandiset}/{version}; fetch it online first")
-        chosen = [asset for asset in known if self._matches(asset.path)]
-        if not chosen:
-            raise InputError(f"{why} {self._nothing(version, [asset.path for asset in known])}")
-        count = f"{len(chosen)} of the {len(known)} files of {self.dandiset}/{version} in {self.lock}"
-        notes = [*self._draft_note(version), f"{offline}; used are {count}, the archive may have more that match"]
-        files = {asset: entries.file_of(self.raw, asset) for asset in chosen}
-        records = [record for file in files.values() if (record := entries.read_record(file))]
-        licence = records[0].licence if records else UNSTATED
-        return Selection(self.dandiset, version, licence, files, notes, offline)
-
-    def _from_archive(self, lock: Lock) -> Selection:
-        pinned = None if self.update else lock.pinned.get(self.dandiset)
-        with _answers(f"dandiset {self.dandiset}", self._client):
-            version = self.version or pinned or self._latest()
-            remote = self._client.get_dandiset(self.dandiset, version)
-        with _answers(f"version {version} of dandiset {self.dandiset}", self._client):
-            licence = _licence(remote.get_raw_metadata())
-            listing = _listing(remote)
-        notes = [*self._draft_note(version), f"licence of {self.dandiset}/{version}: {licence}"]
-        chosen, skipped = self._chosen(version, listing, lock)
-        if skipped:
-            named = ", ".join(repr(path) for path in skipped[:3]) + (", …" if len(skipped) > 3 else "")
-            notes.append(f"{len(skipped)} assets that are not NWB files in HDF5 are left out: {named}")
-        # What the lock says about a path stands until an update; only the rest is asked for.
-        assets = {} if self.update else {asset.path: asset for asset in lock.of(self.dandiset, version)}
-        assets = {path: asset for path, asset in assets.items() if self._matches(path)}
-        new = [item for item in chosen if item["path"] not in assets]
-        with _answers(f"the assets of {self.dandiset}/{version}", self._client):
-            found = self._threads(lambda item: _asset(remote, version, item), new)
-        assets |= {asset.path: asset for asset in found}
-        files = {asset: entries.file_of(self.raw, asset) for asset in sorted(assets.values())}
-        return Selection(self.dandiset, version, licence, files, notes)
-
-    def _latest(self) -> str:
-        published = self._client.get_dandiset(self.dandiset).most_recent_published_version
-        if published is None:
+    def _own(self, lock: Lock) -> Lock:
+        if (lock.assets or lock.pinned) and lock.archive != self.api:
             raise InputError(
-                f"dandiset {self.dandiset} has no published version; ask for {self.dandiset}/{DRAFT} to use its draft, "
-                "which may change"
+                f"{self.lock}: is a lock of the archive at {lock.archive}, and {self.api} is in use; set "
+                "DANDI_INSTANCE to the archive of the lock, or use another lock file"
             )
-        check_version(self.dandiset, published.identifier)
-        return published.identifier
+        return replace(lock, archive=self.api)
+
+    def _resolve(self, lock: Lock) -> Selection:
+        version = self.version or (None if self.update else lock.pinned.get(self.dandiset))
+        locked = [] if self.update or version is None else lock.of(self.dandiset, version)
+        kept = self._kept(version, lock) if version is not None and not self.update else None
+        if self.offline:
+            return self._without_archive(lock, version, kept, "offline")
+        is_known = kept is not None or self.wanted.is_exact(asset.path for asset in locked)
+        meant = [asset for asset in locked if self.wanted.takes(asset.path)]
+        is_there = bool(meant) and all(entries.file_of(self.raw, asset).is_file() for asset in meant)
+        try:
+            with self._archive.in_haste() if is_known or is_there else nullcontext():
+                version, listing, notes, drift = self._ask(lock, version, kept)
+        except _Mixture:
+            raise
+        except InputError as error:
+            if is_known:
+                return self._without_archive(lock, version, kept, str(error))
+            raise self._advised(error, lock, version, is_there) from error
+        return self._chosen(version, listing, lock, notes, drift=drift)
+
+    def _kept(self, version: str, lock: Lock) -> Listing | None:
+        kept = read_listing(entries.listing_of(self.raw, self.dandiset, version), self.dandiset, version)
+        return kept if kept is not None and kept.agrees(lock) else None
+
+    def _advised(self, error: InputError, lock: Lock, version: str | None, is_there: bool) -> InputError:
+        """An archive that does not answer, with what can be done without it."""
+        text = str(error)
+        if is_there:
+            text += (
+                f"; {self.lock} may not have all that is meant: --offline goes on with the files of "
+                f"{self.dandiset}/{version} that it has"
+            )
+        elif self.update and any(key[0] == self.dandiset for key in lock.assets):
+            text += "; without --update the pinned files are used"
+        elif isinstance(error, Unreachable) and version is None:
+            text += f", and no version of {self.dandiset} is pinned in {self.lock}; fetch it online first"
+        elif isinstance(error, Unreachable) and not lock.of(self.dandiset, version or ""):
+            text += f", and {self.lock} has no file of {self.dandiset}/{version}; fetch it online first"
+        return type(error)(text)
+
+    def _without_archive(self, lock: Lock, version: str | None, kept: Listing | None, why: str) -> Selection:
+        """What is meant, as far as the lock and a kept listing tell."""
+        if version is None:
+            raise InputError(f"{why}: no version of {self.dandiset} is pinned in {self.lock}; fetch it online first")
+        locked = lock.of(self.dandiset, version)
+        if not locked and kept is None:
+            raise InputError(f"{why}: {self.lock} has no file of {self.dandiset}/{version}; fetch it online first")
+        unsure = ""
+        if kept is None and not self.wanted.is_exact(asset.path for asset in locked):
+            meant = sum(self.wanted.takes(asset.path) for asset in locked)
+            unsure = (
+                f"used are {meant} of the {len(locked)} files of {self.dandiset}/{version} in {self.lock}; the archive "
+                "may have more that are meant"
+            )
+        notes = [*self._draft_note(version), f"{why}; " + (unsure or "all that is meant is known without the archive")]
+        return self._chosen(version, kept, lock, notes, offline=why, unsure=unsure)
+
+    def _ask(
+        self, lock: Lock, version: str | None, kept: Listing | None
+    ) -> tuple[str, Listing | None, list[str], dict[str, str]]:
+        """Version, listing to choose from (None: the lock alone), notes and drift, as the archive tells them."""
+        newest = self._archive.newest(self.dandiset) if version != DRAFT else None
+        if version is None and (version := newest) is None:
+            raise no_version(self.dandiset)
+        notes = self._draft_note(version)
+        if newest is not None and _number(newest) > _number(version):
+            how = "used as asked" if self.version else "used until --update"
+            notes.append(f"{self.dandiset}/{newest} has been published since {version}, which is {how}")
+        if kept is not None and version != DRAFT:
+            return version, replace(kept, about=self._archive.about(self.dandiset, version)), notes, {}
+        listing = self._archive.listing(self.dandiset, version)
+        pinned = {} if self.update else self._pinned(lock, version, kept)
+        drift = {}
+        if version == DRAFT and pinned:
+            drift = self._drift(listing, pinned)
+            notes += [
+                f"{path} was {what} in the draft since it was pinned; used is the pinned one until --update"
+                for path, what in drift.items()
+                if self.wanted.takes(path)
+            ]
+            if kept is not None:
+                known = {row.path for row in kept.rows}
+                new = [row.path for row in listing.rows if row.path not in known and self.wanted.takes(row.path)]
+                notes += [f"{path} came into the draft since it was pinned; not used until --update" for path in new]
+                listing = replace(kept, about=listing.about)
+            elif drift:
+                self._refuse_mixture(listing, pinned, drift)
+                return version, None, notes, drift
+        return version, self._with_digests(listing, pinned, drift), notes, drift
+
+    def _pinned(self, lock: Lock, version: str, kept: Listing | None) -> dict[str, Asset | Row]:
+        """What is pinned of a version by path: the rows of the listing that belongs to the lock, and what it holds."""
+        rows = {row.path: row for row in kept.rows if self.wanted.takes(row.path)} if kept is not None else {}
+        return {**rows, **{asset.path: asset for asset in lock.of(self.dandiset, version)}}
+
+    def _drift(self, listing: Listing, pinned: dict[str, Asset | Row]) -> dict[str, str]:
+        """What became of pinned assets in the draft: ``deleted``, or ``replaced`` by one with other bytes."""
+        now, drift = {row.path: row for row in listing.rows}, {}
+        for path, old in pinned.items():
+            row = now.get(path)
+            if row is None:
+                drift[path] = "deleted"
+            elif row.asset_id != old.asset_id and not self._holds_the_same(row, old):
+                drift[path] = "replaced"
+        return drift
+
+    def _holds_the_same(self, row: Row, old: Asset | Row) -> bool:
+        """Whether an asset got a new id and kept its bytes, as it does when its metadata are edited."""
+        if not isinstance(old, Asset) or row.size != old.size:
+            return False
+        told = row if row.digests is not None else self._archive.with_digests(self.dandiset, DRAFT, row)
+        try:
+            return told.asset(self.dandiset, DRAFT).same_bytes(old)
+        except InputError:  # it cannot be used, so it is not the same
+            return False
+
+    def _refuse_mixture(self, listing: Listing, pinned: dict[str, Asset | Row], drift: dict[str, str]) -> None:
+        meant = [row.path for row in listing.rows if row.is_nwb and self.wanted.takes(row.path)]
+        if new := [path for path in meant if path not in pinned]:
+            moved = ", ".join(f"{path} was {what}" for path, what in [*drift.items()][:3])
+            raise _Mixture(
+                f"{self.dandiset}/{DRAFT} has moved since {self.lock} pinned it ({moved}), and {new[0]!r} is not "
+                "pinned: one run does not mix two states of a draft; --update moves to what it is now"
+            )
+
+    def _with_digests(self, listing: Listing, pinned: dict[str, Asset | Row], drift: Collection[str]) -> Listing:
+        """`listing` with the digests of the files that are meant; those of a draft have to be asked for one by one."""
+
+        def is_lacking(row: Row) -> bool:
+            if row.digests is not None or not row.is_nwb or isinstance(pinned.get(row.path), Asset):
+                return False
+            if row.path in drift:  # its page has gone with it
+                return False
+            return self.wanted.takes(row.path) and not _refusal(lambda: row.check(self.dandiset, listing.version))
+
+        lacking = [row for row in listing.rows if is_lacking(row)]
+        told = self._threads(lambda row: self._archive.with_digests(self.dandiset, listing.version, row), lacking)
+        by_path = {row.path: row for row in told}
+        return replace(listing, rows=tuple(by_path.get(row.path, row) for row in listing.rows))
 
     def _draft_note(self, version: str) -> list[str]:
-        note = f"{self.dandiset}/{DRAFT} is a draft: its files may change, and it is not pinned"
+        note = (
+            f"{self.dandiset}/{DRAFT} is a draft: its files may change; those in use are pinned by id and digest in "
+            f"{self.lock} until --update"
+        )
         return [note] if version == DRAFT else []
 
     def _chosen(
-        self, version: str, listing: list[dict[str, Any]], lock: Lock
-    ) -> tuple[list[dict[str, Any]], list[str]]:
-        """The NWB assets of a listing that the globs select, and the paths of other assets that they select."""
-        matching = [item for item in listing if self._matches(item["path"])]
-        chosen = [item for item in matching if item["path"].lower().endswith(".nwb") and item.get("zarr") is None]
-        skipped = [item for item in matching if item not in chosen]
-        gone = [] if self.update else [asset for asset in lock.of(self.dandiset, version) if self._matches(asset.path)]
-        if chosen or gone:
-            return chosen, [item["path"] for item in skipped]
-        if skipped:
-            path = skipped[0]["path"]
-            kind = "a zarr asset (a folder)" if skipped[0].get("zarr") is not None else "not an NWB file"
+        self,
+        version: str,
+        listing: Listing | None,
+        lock: Lock,
+        notes: list[str],
+        offline: str = "",
+        unsure: str = "",
+        drift: dict[str, str] | None = None,
+    ) -> Selection:
+        """The selection; what the lock says about a path stands until an update."""
+        rows = {row.path: row for row in listing.rows} if listing is not None else {}
+        locked = {} if self.update else {asset.path: asset for asset in lock.of(self.dandiset, version)}
+        known = sorted({*rows, *locked})
+        wanted = self.wanted.exactly(known)
+        meant = [path for path in known if wanted.takes(path)]
+        taken = [path for path in meant if path in locked or rows[path].is_nwb]
+        skipped = [path for path in meant if path not in taken]
+        where = f"{self.dandiset}/{version}"
+        if skipped and not taken:
+            kind = "a zarr asset (a folder)" if rows[skipped[0]].is_zarr else "not an NWB file"
             raise InputError(
-                f"{self.dandiset}/{version}: {path!r} is {kind}; only NWB files in HDF5 (*.nwb) are read, and none of "
-                f"them is selected"
+                f"{where}: {skipped[0]!r} is {kind}; only NWB files in HDF5 (*.nwb) are read, and none of them is "
+                "selected"
             )
-        raise InputError(self._nothing(version, [item["path"] for item in listing]))
-
-    def _matches(self, path: str) -> bool:
-        subject = (self.subject or "*").removeprefix("sub-")
-        session = (self.session or "*").removeprefix("ses-")
-        return (
-            (not self.paths or any(fnmatchcase(path, glob) for glob in self.paths))
-            and (self.subject is None or fnmatchcase(subject_of(path), subject))
-            and (self.session is None or fnmatchcase(session_of(path), session))
+        if why := wanted.unmet(known, taken, where):
+            raise InputError(f"{offline}: {why}" if offline else why)
+        if skipped:
+            named = ", ".join(map(repr, skipped[:3])) + (", …" if len(skipped) > 3 else "")
+            notes.append(f"{len(skipped)} assets that are not NWB files in HDF5 are left out: {named}")
+        refused: dict[str, str] = {}
+        assets = {}
+        for path in taken:
+            try:
+                asset = locked.get(path) or rows[path].asset(self.dandiset, version)
+                assets[asset] = entries.file_of(self.raw, asset)
+            except InputError as error:
+                refused[path] = str(error)
+                if drift and path in drift and path not in locked:
+                    refused[path] = f"{path} was {drift[path]} in the draft before it was fetched; --update moves on"
+        beside = [asset for asset in lock.of(self.dandiset, version) if not (self.update and asset.path in meant)]
+        for asset, why in entries.clashes([*beside, *assets]).items():
+            if assets.pop(asset, None) is not None:
+                refused[asset.path] = why
+        if refused and not assets:
+            raise InputError(next(iter(refused.values())))
+        notes += [f"left out: {why}" for why in refused.values()]
+        about = listing.about if listing is not None else self._recorded(assets)
+        notes.append(f"licence of {where}: {about.licence}")
+        absent = [asset for asset, file in assets.items() if not file.is_file()]
+        twins = entries.twins(self.raw, absent) if absent else {}
+        return Selection(
+            self.dandiset, version, about, assets, notes, offline, unsure, refused, drift or {}, twins, listing
         )
 
-    def _nothing(self, version: str, known: list[str]) -> str:
-        asked = [f"path {glob!r}" for glob in self.paths]
-        asked += [f"subject {self.subject!r}"] if self.subject is not None else []
-        asked += [f"session {self.session!r}"] if self.session is not None else []
-        if not known:
-            return f"{self.dandiset}/{version} has no assets"
-        wanted = " ".join(filter(None, [*self.paths, self.subject, self.session]))
-        near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.0)
-        nearest = ", ".join(map(repr, near))
-        return f"{self.dandiset}/{version} has no NWB file with {' and '.join(asked)}; the nearest: {nearest}"
-
-    def _locked(self, lock: Lock, version: str) -> list[Asset]:
-        """What the lock goes on to hold of this version beside the selection."""
-        return [asset for asset in lock.of(self.dandiset, version) if not (self.update and self._matches(asset.path))]
+    def _recorded(self, assets: dict[Asset, Path]) -> About:
+        """What the records of fetched files say of their version."""
+        found = [record for file in assets.values() if (record := entries.read_record(file)) is not None]
+        return About(found[0].licence) if found else About()
 
     # What is there
 
     def obtain(self) -> list[Path]:
         """Make every selected file available and return their paths, in the order of the assets' paths.
 
-        Files in the cache are verified over their whole length. The lock file is written before anything is fetched.
-        `InputError` when there is no room for all of it; when a file cannot be had, after the others were fetched.
+        Files in the cache are verified (see `bci_adapt.archive.cache.fault`), and bytes that lie there under another
+        version are not fetched again. The lock file is written before anything is fetched. `InputError` when there is
+        no room for all of it; when a file cannot be had, after the others were fetched.
         """
         chosen = self.select()
         faults = dict(zip(chosen.files, self._threads(self._fault, chosen.files.items()), strict=True))
         missing = {asset: chosen.files[asset] for asset, wrong in faults.items() if wrong is not None}
-        if chosen.offline and missing:
-            named = ", ".join(asset.path + (f" ({faults[asset]})" if faults[asset] else "") for asset in [*missing][:3])
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        twins = {asset: twin for asset, twin in entries.twins(self.raw, missing).items() if self._is_sound(twin)}
+        wanting = {asset: file for asset, file in missing.items() if asset not in twins}
+        if chosen.offline and wanting:
+            named = ", ".join(asset.path + (f" ({faults[asset]})" if faults[asset] else "") for asset in [*wanting][:3])
+            more = f" and {len(wanting) - 3} more" if len(wanting) > 3 else ""
             raise InputError(f"{chosen.offline}; missing in the cache: {named}{more}; fetch it online")
-        entries.check_room(self.raw, sum(asset.size - bytes_kept(file, asset) for asset, file in missing.items()))
+        entries.check_room(self.raw, sum(asset.size - bytes_kept(file, asset) for asset, file in wanting.items()))
         update_lock(self.lock, self._into_lock)
+        if chosen.listing is not None:
+            write_listing(entries.listing_of(self.raw, self.dandiset, chosen.version), chosen.listing)
         chosen.notes += [f"{asset.path} is fetched again: {wrong}" for asset, wrong in faults.items() if wrong]
-        self._threads(self._fetch_one, missing.items())
+        if twins:
+            chosen.notes.append(f"{len(twins)} files lie in the cache under another version or path: not fetched again")
+        for asset, twin in twins.items():
+            record = entries.read_record(twin)
+            entries.share(twin, missing[asset], self._record(asset, record.checked if record is not None else None))
+        self._threads(self._fetch_one, wanting.items())
         for asset, file in chosen.files.items():
             record = entries.read_record(file)
-            if record is None or record.asset != asset:  # verified above: only what is written about it is missing
-                record = self._record(asset)
+            if record is None or record.asset != asset or record.archive != self.api:
+                # its bytes are right: only what is written about it is missing, or of another version
+                record = self._record(asset, record.checked if record is not None else None)
                 entries.write_record(file, record)
+            if record.checked is not None and entries.is_trusted(file, asset):
+                content_is(file, record.checked.sha256)
             self._obtained[file] = record
+        chosen.refuse()
         return list(chosen.files.values())
 
     def _fault(self, item: tuple[Asset, Path]) -> str | None:
-        return entries.fault(item[1], item[0], self.progress)
+        return entries.fault(item[1], item[0], self.progress, self.anew)
+
+    def _is_sound(self, twin: Path) -> bool:
+        record = entries.read_record(twin)
+        return record is not None and entries.fault(twin, record.asset, self.progress, self.anew) is None
 
     def _into_lock(self, lock: Lock) -> Lock:
-        chosen = self.select()
+        lock, chosen = self._own(lock), self.select()
         pin = chosen.version != DRAFT and (self.update or self.dandiset not in lock.pinned)
         pinned = lock.pinned | ({self.dandiset: chosen.version} if pin else {})
-        gone = [asset for asset in lock.of(self.dandiset, chosen.version) if self.update and self._matches(asset.path)]
-        return replace(lock, pinned=pinned).with_assets(chosen.files, drop=gone)
+        old = lock.of(self.dandiset, chosen.version) if self.update else []
+        return replace(lock, pinned=pinned).with_assets(
+            chosen.files, drop=[asset for asset in old if self.wanted.takes(asset.path)]
+        )
 
-    def _record(self, asset: Asset) -> entries.Record:
+    def _record(self, asset: Asset, checked: entries.Checked | None = None) -> entries.Record:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return entries.Record(asset, self.select().licence, _instance().api, now)
+        return entries.Record(asset, self.select().about.licence, self.api, now, checked)
 
     def _fetch_one(self, item: tuple[Asset, Path]) -> None:
         asset, file = item
+
+        def verified() -> None:
+            changed_ns = part_of(file).stat().st_mtime_ns  # which the file keeps as it gets its name
+            checked = entries.Checked(time.time(), changed_ns, asset.sha256) if asset.sha256 else None
+            entries.write_record(file, self._record(asset, checked))
+
         download(
-            f"{self._client.api_url}/assets/{asset.asset_id}/download/",
+            self._archive.download_address(asset.asset_id),
             file,
             asset,
-            token=self._token,
-            verified=lambda: entries.write_record(file, self._record(asset)),
+            token=self._archive.token,
+            verified=verified,
             patience=self.patience,
             stop=self.stop,
             progress=self.progress,
@@ -362,24 +433,37 @@ class Dandi(Source):
         about = {"dandiset": asset.dandiset, "dandiset_version": asset.version, "asset_path": asset.path}
         return {**about, "licence": record.licence}
 
-    # The archive
+    def notes(self) -> Sequence[str]:
+        """See `Source.notes`: licence, draft and its drift, what is left out, no answer, a newer version, damage."""
+        return [] if self._selection is None else [*self._selection.notes]
+
+    def datasets(self) -> Sequence[dict[str, Any]]:
+        """See `Source.datasets`."""
+        chosen = self.select()
+        about = {"dandiset": chosen.dandiset, "version": chosen.version, "archive": self.api}
+        about |= {"licence": chosen.about.licence, "authors": [*chosen.about.authors]}
+        return [{**about, "citation": chosen.about.citation}]
 
     @cached_property
-    def _client(self) -> DandiAPIClient:
-        """The archive's client, patient within bounds, with the token of the environment when there is one."""
-        os.environ["DANDI_NO_ET"] = "1"  # it would ask another server whether it is up to date
-        logging.getLogger("dandi").addHandler(logging.NullHandler())  # its errors are told once, by us
-        from dandi.dandiapi import DandiAPIClient
+    def _archive(self) -> Archive:
+        return Archive(self.patience, self.stop)
 
-        client = DandiAPIClient(dandi_instance=_instance())
-        client.api_url = client.api_url.rstrip("/")
-        client.session.max_redirects = MAX_REDIRECTS
-        for scheme in ("http://", "https://"):
-            client.session.mount(scheme, PatientAdapter(client.api_url, self.patience, self.stop))
-        self._token = os.environ.get(client.api_key_env_var, "")
-        if self._token:
-            client.session.headers["Authorization"] = f"token {self._token}"
-        return client
+
+class _Mixture(InputError):
+    """What is meant would take files of two states of a draft."""
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """A published version as numbers, in the order of publication; that of a draft is the last."""
+    return tuple(map(int, version.split("."))) if version != DRAFT else (2**31,)
+
+
+def _refusal(check: Callable[[], object]) -> str:
+    try:
+        check()
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def in_threads(work: Callable[[_T], _R], items: Iterable[_T], jobs: int, stop: threading.Event) -> list[_R]:
@@ -405,93 +489,3 @@ def in_threads(work: Callable[[_T], _R], items: Iterable[_T], jobs: int, stop: t
     if failed:
         raise failed[0]
     return [future.result() for future in futures]
-
-
-def _instance() -> Any:
-    """The archive that ``DANDI_INSTANCE`` names: a name the client knows, or the address of an API (``…/api``)."""
-    from dandi.consts import DandiInstance, known_instances, known_instances_rev
-
-    name = (os.environ.get("DANDI_INSTANCE") or "dandi").rstrip("/")
-    if known := known_instances.get(name) or known_instances.get(known_instances_rev.get(name, "")):
-        return known
-    address = urlsplit(name)
-    if "@" in address.netloc:
-        raise InputError("DANDI_INSTANCE: an address with a password in it is not used; set a token instead")
-    if address.scheme not in ("http", "https") or not address.netloc:
-        raise InputError(f"DANDI_INSTANCE: {catalog.unknown(name, known_instances, 'archive')}, or an http address")
-    return DandiInstance(address.netloc, None, name if address.path else f"{name}/api")
-
-
-@contextmanager
-def _answers(what: str, client: DandiAPIClient) -> Iterator[None]:
-    """Turn whatever the client raises while `what` is asked for into an `InputError`."""
-    import requests
-    from dandi.exceptions import NotFoundError
-
-    archive = urlsplit(client.api_url).netloc
-    with redirects_understood(what):
-        try:
-            yield
-        except (InputError, Stopped):
-            raise
-        except requests.JSONDecodeError as error:
-            raise InputError(f"{what}: {archive} answered with something that is not JSON") from error
-        except requests.HTTPError as error:
-            status = error.response.status_code if error.response is not None else "?"
-            if status == 404:
-                raise InputError(f"{what} is not in the archive at {archive}") from error
-            if status in (401, 403):
-                reason = f"is not open (status {status}); an embargoed one needs your token in {client.api_key_env_var}"
-                raise InputError(f"{what} {reason}") from error
-            raise InputError(f"{what}: {archive} answered with status {status}") from error
-        except NotFoundError as error:
-            raise InputError(f"{what} is not in the archive at {archive}") from error
-        except requests.RequestException:
-            raise
-        except (ValueError, TypeError, KeyError, AttributeError, AssertionError, RecursionError) as error:
-            reason = clean(error, 200)
-            raise InputError(f"{what}: {archive} answered with something unexpected ({reason})") from error
-
-
-def _licence(metadata: dict[str, Any]) -> str:
-    stated = metadata.get("license") or []
-    stated = [stated] if isinstance(stated, str) else stated
-    return clean(", ".join(str(each) for each in stated), 200) or UNSTATED
-
-
-def _listing(remote: RemoteDandiset) -> list[dict[str, Any]]:
-    """All assets of a version: path, asset_id, size, blob or zarr.
-
-    Pages are asked for one after the other: the client's own paging trusts the count that the server gives.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    paths: set[str] = set()
-    page = 0
-    more = True
-    while more:
-        page += 1
-        parameters = {"order": "path", "page": page, "page_size": PAGE_SIZE}
-        answer = remote.client.get(f"{remote.version_api_path}assets/", params=parameters)
-        items, more = answer["results"], answer["next"] is not None
-        for item in items:
-            if not isinstance(item["path"], str) or not isinstance(item["asset_id"], str):
-                raise TypeError(f"an asset with path {item['path']!r} and asset_id {item['asset_id']!r}")
-            if item["asset_id"] in found:
-                raise ValueError(f"asset {item['asset_id']!r} is listed twice, page {page} is not the last")
-            if item["path"] in paths:
-                raise ValueError(f"two assets have the path {item['path']!r}")
-            found[item["asset_id"]] = item
-            paths.add(item["path"])
-        if more and (not items or len(found) > MAX_ASSETS):
-            raise ValueError(f"the list of assets does not end ({len(found):,} on {page:,} pages)")
-    return list(found.values())
-
-
-def _asset(remote: RemoteDandiset, version: str, item: dict[str, Any]) -> Asset:
-    """The asset of a row of the listing, checked, with the digests of its metadata."""
-    path, asset_id, size = item["path"], item["asset_id"], item["size"]
-    # Checked before the id becomes part of an address; the digest stands in until the archive has told it.
-    Asset(remote.identifier, version, path, asset_id, size, sha256="0" * 64)
-    digests = remote.client.get(f"{remote.version_api_path}assets/{asset_id}/").get("digest") or {}
-    sha256, etag = (digests.get(f"dandi:{name}") or "" for name in (SHA256, ETAG))
-    return Asset(remote.identifier, version, path, asset_id, size, sha256, etag)

@@ -1,0 +1,70 @@
+"""Files that were chosen from a version of a dandiset, and what is to be said of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bci_adapt.archive import cache as entries
+from bci_adapt.archive.download import bytes_kept
+from bci_adapt.archive.listing import About, Listing
+from bci_adapt.archive.lock import Asset
+from bci_adapt.errors import InputError
+
+
+@dataclass
+class Selection:
+    """The files that a `Dandi` source stands for, and where each of them lies or will lie."""
+
+    dandiset: str
+    version: str
+    about: About
+    files: dict[Asset, Path]
+    notes: list[str] = field(default_factory=list)
+    offline: str = ""
+    """Why the archive is not asked for anything; "" when it can be."""
+    unsure: str = ""
+    """Why there may be more that is meant than these files; "" when these are all."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Assets that are meant and cannot be had, by path, with the reason."""
+    drift: dict[str, str] = field(default_factory=dict)
+    """What became of an asset in the archive's draft since it was pinned (replaced, deleted), by path."""
+    twins: dict[Asset, Path] = field(default_factory=dict)
+    """Files of the cache that hold the bytes of an asset which is not there under its own path and version."""
+    listing: Listing | None = None
+    """What is kept of the archive's answer; None when there is nothing to keep."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per file, by path: path, size and missing (bytes), state, drift, asset_id, digest, file.
+
+        The state is ``cached``, ``partial``, ``missing``, ``reused`` for bytes that lie in the cache under another path
+        or version, or ``other`` for a file with another record or size; digests are not computed here.
+        """
+        rows = []
+        for asset, file in self.files.items():
+            kept, state = bytes_kept(file, asset), "missing"
+            if file.exists():
+                record = entries.read_record(file)
+                here = record is not None and record.asset.same_bytes(asset) and file.stat().st_size == asset.size
+                state = "cached" if here else "other"
+            if state != "cached":
+                state = "reused" if asset in self.twins else "partial" if kept else state
+            missing = 0 if state in ("cached", "reused") else asset.size - kept
+            about = {"path": asset.path, "size": asset.size, "missing": missing, "state": state}
+            about |= {"drift": self.drift.get(asset.path, ""), "asset_id": asset.asset_id}
+            rows.append({**about, "digest": digest_text(asset), "file": str(file)})
+        return rows
+
+    def refuse(self) -> None:
+        """`InputError` when an asset that is meant cannot be had: each is named, the others are not touched by it."""
+        if self.refused:
+            named = "; ".join([*self.refused.values()][:3])
+            more = f" and {len(self.refused) - 3} more" if len(self.refused) > 3 else ""
+            raise InputError(f"{named}{more}; the other {len(self.files)} files can be had with --exclude of its path")
+
+
+def digest_text(asset: Asset) -> str:
+    """The recorded digest of an asset with its name in front: ``sha2-256:…``, else ``dandi-etag:…``."""
+    name, value = next(iter(asset.digests.items()))
+    return f"{name}:{value}"
