@@ -63,6 +63,93 @@ def test_fetch(call, archive, raw):
     assert len(Folder(raw / DANDISET / NEW).list()) == 3  # parts and records are no NWB files
 
 
+CONFIG = """
+name = "two_days"
+variables = ["velocity"]
+bin_s = 0.05
+stream_s = 60.0
+min_held_out_s = 30.0
+label_delay_s = 0.5
+normaliser_s = 30.0
+seeds = [0]
+
+[source]
+kind = "dandi"
+dandiset = "000688"
+
+[[pairs]]
+source = "20131003"
+targets = ["20131022"]
+
+[network]
+cells = ["tanh"]
+n_hidden = 8
+n_updates = 5
+oracle_updates = 5
+
+[[arms]]
+rule = "readout"
+optimizer = "rmsprop"
+learning_rate = 1e-4
+"""
+
+
+def test_a_run_does_not_take_what_the_lock_happens_to_have(call, archive, tmp_path):
+    """The archive is away, and of three files that the config means two were fetched."""
+    config = tmp_path / "two_days.toml"
+    config.write_text(CONFIG)
+    lock = tmp_path / "sessions.lock.toml"
+    assert call("fetch", DANDISET, "--subject", "C", "--lock", lock, "--quiet")[0] == 0
+    archive.close()
+    for options in ([], ["--offline"], ["--quiet"]):
+        code, _, err = call("run", config, "--workers", 0, *options)
+        assert code == 2
+        assert f"missing in the cache: {PATHS[2]}" in err
+        assert "note: " in err or "--quiet" in options
+    assert lock.read_text().count("[[assets]]") == 2
+
+
+def test_a_quiet_fetch_says_by_its_exit_code_what_it_could_not_do(call, archive, raw, tmp_path):
+    code, _, err = call("fetch", DANDISET, "--path", PATHS[0], "--path", "*2015*", "--quiet")
+    assert (code, "no NWB file with path '*2015*'" in err) == (2, True)
+    assert call("fetch", DANDISET, "--subject", "C", "--quiet")[0] == 0
+    for path in raw.rglob("*.listing.json"):
+        path.unlink()
+    archive.close()
+    code, _, err = call("fetch", DANDISET, "--offline", "--quiet")
+    assert (code, "may have more that are meant" in err) == (2, True)
+    code, out, err = call("fetch", DANDISET, "--offline")
+    assert (code, out.count("cached")) == (0, 2)
+    assert "note: offline; used are 2 of the 2 files" in err
+
+
+def test_one_odd_name_costs_one_asset(call, archive, raw):
+    archive.add("sub-C/a:b.nwb", b"odd")
+    for options in (["--dry-run"], []):
+        code, _, err = call("fetch", DANDISET, *options)
+        assert code == 2
+        assert "'sub-C/a:b.nwb'" in err
+        assert "--exclude" in err
+    assert all((raw / DANDISET / NEW / path).is_file() for path in PATHS)
+    code, out, _ = call("fetch", DANDISET, "--exclude", "sub-C/a:b.nwb")
+    assert (code, out.count("cached")) == (0, 3)
+
+
+def test_what_a_dry_run_prints_is_what_the_fetch_does(call, archive, tmp_path):
+    assert call("fetch", f"{DANDISET}/{OLD}", "--quiet")[0] == 0
+    sent = archive.sent()
+    archive.log.clear()
+    _, out, _ = call("fetch", DANDISET, "--update", "--dry-run", "--json", "-")
+    asked, planned = len(archive.log), json.loads(out)["files"]
+    assert [row["state"] for row in planned] == ["reused", "missing", "missing"]
+    archive.log.clear()
+    _, out, _ = call("fetch", DANDISET, "--update", "--json", "-")
+    assert [row["state"] for row in json.loads(out)["files"]] == ["reused", "fetched", "fetched"]
+    assert archive.sent() == sum(row["missing"] for row in planned)
+    assert sent == len(CONTENT[PATHS[0]])
+    assert len([each for each in archive.log if "/blobs/" not in each.path and "/download/" not in each.path]) == asked
+
+
 def test_dry_run_writes_nothing(call, archive, raw):
     call("fetch", DANDISET, "--subject", "M", "--quiet")
     before = sorted(raw.rglob("*"))

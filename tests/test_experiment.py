@@ -634,19 +634,30 @@ def test_a_dandiset_is_fetched_once_pinned_and_run_again_without_a_network(tiny,
         monkeypatch.setenv("DANDI_INSTANCE", archive.url)
         for path in recordings(load_config(tiny)):
             archive.add(f"sub-Sim/{path.name}", path.read_bytes())
-        code, _, err = call("run", config, "--workers", 0, "--quiet", "--set", "targets=2,3")
+        archive.about = {"contributor": [{"name": "Made, Up", "includeInCitation": True}], "citation": "Up (2025) doi"}
+        archive.add("sub-Sim/notes.txt", b"notes")
+        code, _, err = call("run", config, "--workers", 0, "--set", "targets=2,3")
         assert code == 0, err
         assert len(archive.asked("/blobs/")) == 3
+        assert "note: licence of 000688" in err
+        assert "left out: 'sub-Sim/notes.txt'" in err
     lock = (config.parent / "sessions.lock.toml").read_text()
     assert lock.count("[[assets]]") == 3
     done = run_experiment(load_config(config), workers=0, lock=config.parent / "sessions.lock.toml", offline=True)
     assert done.executed == 0
+    assert any("are left out: 'sub-Sim/notes.txt'" in note for note in done.manifest.notes)
+    assert any(note.startswith("offline; all that is meant is known") for note in done.manifest.notes)
+    assert done.manifest.datasets[0]["authors"] == ["Made, Up"]
     about = done.manifest.sessions[0]
     assert (about["dandiset"], about["asset_path"].startswith("sub-Sim/")) == ("000688", True)
     assert about["licence"]
     text = page(done.folder)
     assert about["licence"] in text
     assert about["asset_path"] in text
+    assert "Authors: Made, Up" in text
+    assert "Cite as: Up (2025) doi" in text
+    for note in done.manifest.notes:
+        assert note.replace("&", "&amp;").replace("'", "&#39;") in text or note in text, note
 
 
 def test_days_between_anonymised_dates_are_unknown(tiny, page):

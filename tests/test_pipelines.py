@@ -15,6 +15,7 @@ from nwb_files import spikes_file
 
 import bci_adapt as ba
 from bci_adapt.archive import http
+from bci_adapt.archive.cache import folder_of
 from bci_adapt.archive.http import Patience
 from bci_adapt.archive.sources.simulated import Simulated
 from bci_adapt.data.prepare import prepare
@@ -127,7 +128,7 @@ def test_fetch_and_prepare(archive, run, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == [f"{name}.nc" for name in names]
     for name, path, others in zip(names, PATHS, ([], ["PMd/elec4", "PMd/elec5"]), strict=False):
         session = ba.read(folder / f"{name}.nc", bin_s=0.04)
-        alone = prepare(tmp_path / "cache" / "raw" / DANDISET / NEW / path, 0.04)
+        alone = prepare(folder_of(tmp_path / "cache" / "raw", archive.url) / DANDISET / NEW / path, 0.04)
         assert session["channel"].values.tolist() == [f"M1/elec{i}" for i in range(4)]
         assert np.array_equal(session["counts"], alone["counts"].sel(channel=session["channel"]))
         assert json.loads(session.attrs["channels_left_out"]) == others
@@ -146,9 +147,9 @@ def test_fetch_and_prepare(archive, run, tmp_path):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
 
 
-def test_fetch_and_prepare_goes_on_without_a_network(archive, run, monkeypatch):
+def test_fetch_and_prepare_goes_on_without_a_network(archive, run):
     assert run("fetch_and_prepare.py", DANDISET, *GLOBS)[0] is None
-    monkeypatch.setenv("DANDI_INSTANCE", nowhere())
+    archive.close()
     code, said = run("fetch_and_prepare.py", DANDISET, *GLOBS)
     assert code is None, code
     assert "cannot be reached" in said

@@ -99,6 +99,11 @@ def teller(bar: Bar | None, first: str) -> Callable[[str], None]:
     return say
 
 
+def noting(quiet: bool) -> Callable[[str], None]:
+    """A function that shows a note of a source of recordings; one that does nothing when quiet."""
+    return (lambda text: None) if quiet else (lambda text: print_line(f"note: {text}", "yellow", err))
+
+
 def one_by_one(bar: Bar | None, what: str, items: Sequence[Item], name: Callable[[Item], str]) -> Iterator[Item]:
     """Hand out `items` one by one, and show how many are done and the `name` of the one at hand."""
     task = None if bar is None else bar.add_task(what, total=len(items))

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bci_adapt.cli.common import Jobs, JsonFile, OwnDecoders, Quiet, Workers, app, out, progress, teller, write_json
+from bci_adapt.cli.common import (
+    Jobs,
+    JsonFile,
+    OwnDecoders,
+    Quiet,
+    Workers,
+    app,
+    noting,
+    out,
+    progress,
+    teller,
+    write_json,
+)
 from bci_adapt.cli.experiments import tell_run
 from bci_adapt.errors import InputError
 
@@ -74,6 +86,7 @@ def compare(
             workers=workers,
             progress=Jobs(bar),
             say=say,
+            note=noting(quiet),
             command=shlex.join(["bci-adapt", *sys.argv[1:]]),
             foreign=own,
         )

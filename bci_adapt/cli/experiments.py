@@ -21,6 +21,7 @@ from bci_adapt.cli.common import (
     Workers,
     app,
     err,
+    noting,
     out,
     progress,
     write_json,
@@ -81,6 +82,7 @@ def run(
             scheduler=scheduler,
             progress=Jobs(bar),
             say=say,
+            note=noting(quiet),
             lock=config.parent / "sessions.lock.toml",
             offline=offline,
             command=shlex.join(["bci-adapt", *sys.argv[1:]]),
@@ -219,7 +221,14 @@ def tune(
 
         lock = config.parent / "sessions.lock.toml"
         about, surface = run_tuning(
-            loaded, workers=workers, scheduler=scheduler, progress=Jobs(bar), say=say, lock=lock, offline=offline
+            loaded,
+            workers=workers,
+            scheduler=scheduler,
+            progress=Jobs(bar),
+            say=say,
+            note=noting(quiet),
+            lock=lock,
+            offline=offline,
         )
     write_tuned(target, about, surface)
     if not quiet:

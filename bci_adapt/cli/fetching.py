@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bci_adapt.cli.common import JsonFile, Quiet, app, err, out, print_line, progress, write_json
+from bci_adapt.cli.common import JsonFile, Quiet, app, err, noting, out, print_line, progress, write_json
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
@@ -100,14 +100,17 @@ def fetch(
         if quiet and chosen.unsure:
             raise InputError(f"{chosen.offline}; {chosen.unsure}; without --quiet these are used, with a note")
         rows = chosen.rows()
-        for note in chosen.notes if not quiet else ():
-            _note(note)
+        note = noting(quiet)
+        for text in chosen.notes:
+            note(text)
         n_notes = len(chosen.notes)
         if not dry_run:
-            source.obtain()
+            try:
+                source.obtain()
+            finally:
+                for text in chosen.notes[n_notes:]:
+                    note(text)
             rows = [{**row, "missing": 0, "state": _now(row["state"])} for row in rows]
-    for note in chosen.notes[n_notes:] if not quiet else ():
-        _note(note)
     if json_file is not None:
         about = {**source.datasets()[0], "lock": str(source.lock), "notes": chosen.notes, "files": rows}
         write_json(json_file, about | {"refused": chosen.refused})
@@ -228,7 +231,3 @@ def _table(columns: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> None:
 
 def _size(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:,.1f} MB"
-
-
-def _note(text: str) -> None:
-    print_line(f"note: {text}", "yellow", err)

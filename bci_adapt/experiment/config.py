@@ -55,7 +55,8 @@ class FolderSource(Section):
 class DandiSource(Section):
     """Recordings of a dandiset, fetched from the DANDI archive and pinned in ``sessions.lock.toml`` beside the config.
 
-    `paths` are asset paths or globs of them (any of them is meant); `subject` and `session` as in ``bci-adapt fetch``.
+    `paths` are asset paths or globs of them (all that match are meant, and each must match); `subject`, `session` and
+    `exclude` as in ``bci-adapt fetch``.
     """
 
     kind: Literal["dandi"]
@@ -64,6 +65,7 @@ class DandiSource(Section):
     paths: tuple[str, ...] = ()
     subject: str | None = None
     session: str | None = None
+    exclude: tuple[str, ...] = ()
 
 
 class ChannelSection(Section):

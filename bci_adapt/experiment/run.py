@@ -120,6 +120,8 @@ class Prepared:
     sessions: dict[str, Any]
     about: dict[str, dict[str, Any]]
     outcome: Outcome
+    notes: list[str] = field(default_factory=list)
+    datasets: list[dict[str, Any]] = field(default_factory=list)
     unfit: dict[str, str] = field(default_factory=dict)
     matched: dict[tuple[str, ...], Channels] = field(default_factory=dict)
     targets: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
@@ -152,6 +154,7 @@ def prepare_sessions(
     scheduler: str | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
+    note: Callable[[str], None] = lambda text: None,
     lock: Path | None = None,
     offline: bool = False,
 ) -> tuple[Prepared, list[Pair]]:
@@ -166,7 +169,11 @@ def prepare_sessions(
 
     say("finding sessions")
     source = open_source(config, lock, offline, say)
-    session_ids = [str(name) for name in source.list().index]
+    try:
+        session_ids = [str(name) for name in source.list().index]
+    finally:
+        for text in source.notes():
+            note(text)
     asked = choose_pairs(sections, session_ids)
     wanted = {name for pair in asked for name in (*pair.sources, pair.target)}
     jobs = {}
@@ -177,7 +184,7 @@ def prepare_sessions(
     _refuse_failures(outcome)
     sessions = {name: read_session(job.path) for name, job in jobs.items()}
     about = {name: _about(name, session) for name, session in sessions.items()}
-    prepared = Prepared(session_ids, jobs, sessions, about, outcome)
+    prepared = Prepared(session_ids, jobs, sessions, about, outcome, [*source.notes()], [*source.datasets()])
     if any(section.source == (EARLIER,) for section in sections):
         judged = {name: unscorable(each, config, prepared.in_trial) for name, each in sessions.items()}
         prepared.unfit |= {name: reason for name, reason in judged.items() if reason}
@@ -196,6 +203,7 @@ def run_experiment(
     scheduler: str | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
+    note: Callable[[str], None] = lambda text: None,
     command: str = "",
     lock: Path | None = None,
     offline: bool = False,
@@ -217,16 +225,14 @@ def run_experiment(
         raise InputError(f"tuned: this config takes its rates from {config.tuned}, which must lie beside it")
     values = read_tuned(tuned) if tuned is not None and config.tuned else None
     sections = [*config.pairs, *config.continual]
-    prepared, pairs = prepare_sessions(
-        config, sections, workers=workers, scheduler=scheduler, progress=progress, say=say, lock=lock, offline=offline
-    )
+    options: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "progress": progress}
+    prepared, pairs = prepare_sessions(config, sections, **options, say=say, note=note, lock=lock, offline=offline)
     _refuse_names(config, foreign)
     reasons = {pair: unscorable(prepared.sessions[pair.target], config, prepared.in_trial) for pair in pairs}
     for name in dict.fromkeys(name for pair in pairs if not reasons[pair] for name in pair.sources):
         require_source(prepared.sessions[name], config)
     builders = prepared.builders(config, {}, values)
     plan = _plan(config, prepared, builders, reasons, foreign, shard)
-    options: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "progress": progress}
     outcomes = [prepared.outcome, execute(plan.jobs(), **options)]
     outcomes.append(_measured(plan, **options))
     scores = plan.scores
@@ -243,6 +249,7 @@ def run_experiment(
             _refuse_failures(outcome)
     executed, reused = (sum(getattr(each, what) for each in outcomes) for what in ("executed", "reused"))
     manifest = _manifest(config, prepared.about, reasons, command)
+    manifest |= {"notes": prepared.notes, "datasets": prepared.datasets}
     if values is not None and (other := differing_settings(config, values)):
         manifest |= {"rates_tuned": False, "tuned_for": other}
     if shard is not None:
@@ -422,7 +429,7 @@ def _not_tested(config: Config, prepared: Prepared, pairs: Sequence[Pair]) -> li
 
 def _digest(config: Config, jobs: Sequence[Job]) -> str:
     """What a run's folder is named by: what was asked for, and of which contents, wherever the recordings lie."""
-    asked = config.model_dump(mode="json", exclude={"source": {"path", "paths"}})
+    asked = config.model_dump(mode="json", exclude={"source": {"path", "paths", "exclude"}})
     return hashlib.sha256(json.dumps([asked, sorted(job.key for job in jobs)]).encode()).hexdigest()[:10]
 
 

@@ -98,6 +98,7 @@ def tune(
     scheduler: str | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
+    note: Callable[[str], None] = lambda text: None,
     lock: Path | None = None,
     offline: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -114,7 +115,7 @@ def tune(
     if section is None:
         raise InputError("tuning: this config has no [tuning] section, which names the pairs that rates are chosen on")
     options: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "progress": progress}
-    prepared, pairs = prepare_sessions(config, section.pairs, **options, say=say, lock=lock, offline=offline)
+    prepared, pairs = prepare_sessions(config, section.pairs, **options, say=say, note=note, lock=lock, offline=offline)
     reasons = {pair: unscorable(prepared.sessions[pair.target], config, prepared.in_trial) for pair in pairs}
     usable = [pair for pair in pairs if not reasons[pair]]
     if len({pair.target for pair in usable}) < 2:
@@ -148,6 +149,8 @@ def tune(
         "settings": _settings(config),
         "arms": described(search.arm for search in searches),
     }
+    if prepared.notes:
+        about["notes"] = prepared.notes
     return about, [point for search in searches for point in search.points]
 
 

@@ -37,6 +37,17 @@ class SessionEntry(TypedDict, total=False):
     half_s: float
 
 
+class DatasetEntry(TypedDict):
+    """A published dataset that recordings are from."""
+
+    dandiset: str
+    version: str
+    archive: str
+    licence: str
+    authors: list[str]
+    citation: str
+
+
 class PairEntry(TypedDict):
     """A pair of sessions that could not be scored, and why."""
 
@@ -148,6 +159,8 @@ class Manifest(BaseModel):
     tuned_for: dict[str, list[Any]] = {}
     versions: dict[str, str] = {}
     sessions: list[SessionEntry] = []
+    datasets: list[DatasetEntry] = []
+    notes: list[str] = []
     unscorable: list[PairEntry] = []
     channels: list[ChannelEntry] = []
     primary_bins: str = ""

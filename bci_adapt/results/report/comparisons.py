@@ -13,7 +13,7 @@ from bci_adapt.results.figures import studies as figures_study
 from bci_adapt.results.figures.drift import short_names
 from bci_adapt.results.manifest import Manifest
 from bci_adapt.results.recovery import paired
-from bci_adapt.results.report.blocks import Cell, Column, Fold, Section, Table, Text, blocks_of, numbers, words
+from bci_adapt.results.report.blocks import Cell, Column, Fold, Points, Section, Table, Text, blocks_of, numbers, words
 from bci_adapt.results.report.run import StoredRun, figure_text, plural, probability, signed
 from bci_adapt.results.table import Frame, cell_label, number
 
@@ -197,10 +197,22 @@ def data(run: StoredRun) -> Section:
     blocks = [
         Text("The manifest lists no session.", kind="none") if not sessions.rows else None,
         sessions,
+        *_published(run.manifest),
         Fold("How channels were matched", matched) if len(matched) > 4 else matched,
         *_drift(run),
     ]
     return Section("data", "Data and drift", blocks_of(blocks))
+
+
+def _published(manifest: Manifest) -> list[Any]:
+    """The datasets that recordings are from, with licence, authors and citation, and what their source noted."""
+    found: list[Any] = []
+    for each in manifest.datasets:
+        where = f"{each['dandiset']}/{each['version']} of the archive at {each['archive']}"
+        parts = [f"Licence: {each['licence']}", f"Authors: {'; '.join(each['authors'])}" if each["authors"] else ""]
+        parts.append(f"Cite as: {each['citation']}" if each["citation"] else "")
+        found.append(Text(f"Dandiset {where}. {'. '.join(part.rstrip('.') for part in parts if part)}.", kind="fine"))
+    return [*found, Points("Noted of the recordings", manifest.notes) if manifest.notes else None]
 
 
 def _drift(run: StoredRun) -> list[Any]:
