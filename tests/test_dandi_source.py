@@ -758,9 +758,9 @@ def test_every_path_must_match(archive, make):
 def test_a_newer_version_is_told(archive, make):
     make(version=OLD, subject="C").obtain()
     told = f"{DANDISET}/{NEW} has been published since {OLD}, which is used "
-    assert told + "until --update" in make(subject="C").notes()
-    assert told + "as asked" in make(version=OLD, subject="C").notes()
-    assert not any("published since" in note for note in make(version=NEW, subject="C").notes())
+    assert told + "until --update" in make(subject="C").select().notes
+    assert told + "as asked" in make(version=OLD, subject="C").select().notes
+    assert not any("published since" in note for note in make(version=NEW, subject="C").select().notes)
 
 
 # Archives that are sick beside a cache that is whole
@@ -911,6 +911,18 @@ def test_what_became_of_a_draft_is_told_asset_by_asset(archive, make, draft):
     assert [path.name for path in source.obtain()] == [path.rpartition("/")[2] for path in (C[0], C[2])]
     assert {row["drift"] for row in source.select().rows()} == {""}
     assert files[0].read_bytes() != before[0]
+
+
+def test_a_fresh_lock_takes_a_draft_as_it_is_now(archive, make, draft, tmp_path):
+    draft(C[0])
+    make("000999", "draft").obtain()
+    now = draft(C[0], 15)
+    source = make("000999", "draft", lock=tmp_path / "fresh.toml")
+    source.obtain()
+    assert [row["asset_id"] for row in source.select().rows()] == [now["asset_id"]]
+    again = make("000999", "draft")  # the lock of before goes on with what it pins, fetched anew
+    assert again.obtain()[0].read_bytes() == content(C[0])
+    assert [row["drift"] for row in again.select().rows()] == ["replaced"]
 
 
 def test_a_new_id_with_the_same_bytes_is_no_drift(archive, make, draft):

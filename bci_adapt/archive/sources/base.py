@@ -37,7 +37,7 @@ class Source(ABC):
         return {}
 
     def notes(self) -> Sequence[str]:
-        """What a user should know about what was listed and fetched, in sentences; more may come with every call."""
+        """What a user should know about what was listed and fetched, in sentences; none before `list`."""
         return []
 
     def datasets(self) -> Sequence[dict[str, Any]]:

@@ -142,6 +142,9 @@ class Dandi(Source):
         return self._chosen(version, listing, lock, notes, drift=drift)
 
     def _kept(self, version: str, lock: Lock) -> Listing | None:
+        """The listing from an earlier fetch, where it is what the lock pins: of a draft, a lock has to pin something."""
+        if version == DRAFT and not lock.of(self.dandiset, version):
+            return None
         kept = read_listing(entries.listing_of(self.raw, self.dandiset, version), self.dandiset, version)
         return kept if kept is not None and kept.agrees(lock) else None
 
