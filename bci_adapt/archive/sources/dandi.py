@@ -142,7 +142,7 @@ class Dandi(Source):
         return self._chosen(version, listing, lock, notes, drift=drift)
 
     def _kept(self, version: str, lock: Lock) -> Listing | None:
-        """The listing from an earlier fetch where it is what the lock pins; of a draft, the lock has to pin something."""
+        """The listing of an earlier fetch where it is what the lock pins; of a draft the lock has to pin something."""
         if version == DRAFT and not lock.of(self.dandiset, version):
             return None
         kept = read_listing(entries.listing_of(self.raw, self.dandiset, version), self.dandiset, version)
