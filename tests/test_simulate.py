@@ -8,6 +8,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from bci_adapt.cli.bench.drift import severity_table, severity_text
 from bci_adapt.data import simulate
 from bci_adapt.errors import InputError
 
@@ -146,7 +147,7 @@ def test_electrodes_pool_units_and_go_silent():
 
 
 def test_severity_one_costs_a_frozen_decoder_half_or_more_of_what_it_had():
-    rows = simulate.severity_table((0.0, 0.25, 1.0), seeds=(0, 1, 2))
+    rows = severity_table((0.0, 0.25, 1.0), seeds=(0, 1, 2))
     by = {row["severity"]: row for row in rows}
     assert by[0.0]["frozen_r2"] == pytest.approx(by[0.0]["own_r2"], abs=0.06)
     assert by[0.0]["turnover"] == by[0.0]["rotation_sd_deg"] == 0
@@ -154,7 +155,7 @@ def test_severity_one_costs_a_frozen_decoder_half_or_more_of_what_it_had():
     assert 0.15 < by[1.0]["frozen_r2"] < 0.45
     assert by[1.0]["retrained_r2"] > 0.65
     assert by[0.0]["frozen_r2"] > by[0.25]["frozen_r2"] > by[1.0]["frozen_r2"]
-    text = simulate.severity_text(rows)
+    text = severity_text(rows)
     assert text.count("\n") == 4
     assert f"{by[1.0]['frozen_r2']:.2f} ± " in text
 

@@ -168,7 +168,8 @@ def finish(session: xr.Dataset, thresholds: Thresholds) -> None:
         velocity = binning.backward_difference(position, segment, bin_s)
         about = {"units": f"{unit}/s" if unit else "", "derived": "(p_i - p_{i-1}) / bin_s"}
         dims = "time", "axis"
-        session.update({"velocity": (dims, velocity, about), "velocity_valid": (dims, np.isfinite(velocity))})
+        session["velocity"] = dims, velocity, about
+        session.coords["velocity_valid"] = dims, np.isfinite(velocity)
         scale = faults.cm_per_unit(unit)
         if scale is None:
             what = f"position has unit {unit!r}, which is no length" if unit else "the unit of position was not given"

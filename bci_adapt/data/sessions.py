@@ -4,6 +4,8 @@ Dimensions ``time``, ``channel``, ``axis``, ``trial``. ``time`` is the end of a 
 ``(time_i - bin_s, time_i]``. Inside a ``segment`` time is regular; a gap starts a new segment and has no rows.
 Every kinematic variable carries a mask ``<name>_valid`` of its own, because velocity lacks the first bin of a segment
 and bins of implausible speed, which position does not. Values flagged as implausible stay where they are.
+
+Masks and segments are coordinates: they go along when one array is taken out of a session (``session["counts"]``).
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ FIRST_REAL_YEAR = 1980
 """Archives hide dates by moving them into years before this one."""
 RESERVED = {"counts", "segment", "valid", "evaluated", "time", "channel", "axis", "trial", "electrode", "session"}
 """Words of the schema, which no kinematic can have for a name."""
+MASKS = ("segment", "valid")
+"""Coordinates along time: which bins belong together, where neurons were observed. Kinematics have ``<name>_valid``."""
 STATISTICS = ("n_spikes", "n_short_isi", "n_coincident")
 """Per-channel statistics of spike times, present only where there were spike times (`faults.spike_statistics`)."""
 ATTRS = (*TEXT_ATTRS, "bin_s", "warnings", "thresholds")
@@ -80,8 +84,6 @@ def assemble(
     dtype = np.uint16 if counts_unit == "count" else np.float64
     variables: dict[str, Any] = {
         "counts": (("time", "channel"), np.asarray(counts, dtype=dtype), {"units": counts_unit}),
-        "segment": ("time", np.asarray(segment, dtype=np.int32)),
-        "valid": ("time", np.asarray(valid, dtype=bool)),
     }
     main = "position" if "position" in kinematics else next(iter(kinematics), None)
     axes = list(kinematics[main][2]) if main is not None else []
@@ -89,6 +91,8 @@ def assemble(
         "time": ("time", np.asarray(time_s, dtype=np.float64), {"units": "s", "long_name": "end of the bin"}),
         "channel": np.asarray(channels, dtype=np.str_),
         "axis": np.asarray(axes, dtype=np.str_),
+        "segment": ("time", np.asarray(segment, dtype=np.int32)),
+        "valid": ("time", np.asarray(valid, dtype=bool)),
     }
     if electrodes and any(electrodes):
         coords["electrode"] = ("channel", np.asarray(electrodes, dtype=np.str_))
@@ -99,7 +103,7 @@ def assemble(
         if not shares:
             coords[axis] = np.asarray(list(own), dtype=np.str_)
         variables[name] = (("time", axis), values, {"units": unit})
-        variables[f"{name}_valid"] = (("time", axis), np.isfinite(values))
+        coords[f"{name}_valid"] = (("time", axis), np.isfinite(values))
     for name, values in trials.items():
         variables[name] = (("trial", "axis")[: values.ndim], values)
     for name, values in (statistics or {}).items():
@@ -111,6 +115,12 @@ def reserved(name: str) -> bool:
     """Whether the schema needs a name for itself, so that no kinematic read from a file can have it."""
     derived = name in RESERVED or name in STATISTICS or name == "velocity"  # which is derived from the position
     return derived or name.startswith("trial_") or name.endswith(("_valid", "_axis"))
+
+
+def with_masks(session: xr.Dataset) -> xr.Dataset:
+    """The session with its masks and segments as coordinates, whatever they were."""
+    masks = [str(name) for name in session.variables if name in MASKS or str(name).endswith("_valid")]
+    return session.set_coords(masks)
 
 
 def kinematic_names(session: xr.Dataset) -> list[str]:
@@ -194,7 +204,7 @@ def _check_variables(session: xr.Dataset, require: Require) -> None:
         if name in session:
             layouts[name], dtypes[name] = ("channel",), np.int64
     for name, dims in layouts.items():
-        require(name in session.data_vars, f"variable {name} is missing")
+        require(name in session.variables, f"variable {name} is missing")
         require(session[name].dims == dims, f"{name} must have dimensions {dims}, not {session[name].dims}")
         dtype = np.dtype(dtypes[name])
         require(session[name].dtype == dtype, f"{name} must be {dtype}, not {session[name].dtype}")
@@ -272,7 +282,7 @@ def open_session(path: Path | str) -> xr.Dataset:
         raise InputError(f"{path}: not a readable session file ({error}); prepare it again") from error
     # Text comes back from netCDF as Python objects; labels are small, so they get numpy's own type at once.
     text = {str(name): _text(value) for name, value in session.variables.items() if value.dtype.kind in "OTU"}
-    made = session.assign(text)
+    made = with_masks(session.assign(text))
     made.set_close(session.close)
     return made
 
@@ -365,6 +375,8 @@ def concat(sessions: Sequence[xr.Dataset]) -> xr.Dataset:
     parts, n_segments = [], 0
     for each in (first, *others):
         part = each[everywhere]
+        foreign = [name for name in part.coords if str(name).endswith("_valid")]
+        part = part.drop_vars([name for name in foreign if str(name).removesuffix("_valid") not in everywhere])
         part = part.assign(segment=part["segment"] + np.int32(n_segments))
         n_segments = int(part["segment"].values.max()) + 1
         ids = np.repeat([str(each.attrs["session_id"])], part.sizes["time"])

@@ -125,8 +125,8 @@ def _nameless(n_outputs: int) -> dict[str, Any]:
 
 def _dataset(session: xr.Dataset, predicted: np.ndarray, outputs: list[dict[str, Any]]) -> xr.Dataset:
     """Predictions (n_bins, n_outputs) as variables; variables whose axes are those of the first share ``axis``."""
-    made = session[["segment", "valid"]].reset_coords(drop=True)
-    made.attrs, first, begin = {}, list(outputs[0]["axes"]), 0
+    made = xr.Dataset(coords=session["valid"].coords)  # of time alone: segments and masks
+    first, begin = list(outputs[0]["axes"]), 0
     for each in outputs:
         axes, name = list(each["axes"]), re.sub(r"\W+", "_", each["variable"])[:60] or "output"
         dim = "axis" if axes == first else f"{name}_axis"

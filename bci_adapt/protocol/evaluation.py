@@ -219,7 +219,8 @@ def scores_of(arrays: Arrays, found: Predictions, n_stream: int) -> list[dict[st
 def _prediction(session: xr.Dataset, arrays: Arrays, found: Predictions, n_stream: int) -> xr.Dataset:
     """Predictions, truth and which bins were held out, on the session's time."""
     predicted = np.vstack([found.online, found.held_out])
-    made = session[["segment", "valid"]].assign(held_out=("time", np.arange(len(predicted)) >= n_stream))
+    masks = session["valid"].coords  # of time alone: segments and masks
+    made = xr.Dataset({"held_out": ("time", np.arange(len(predicted)) >= n_stream)}, masks)
     for name, outputs in arrays.columns.items():
         like = session[name]
         about = {"units": str(like.attrs.get("units", ""))}
