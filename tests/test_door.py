@@ -133,7 +133,7 @@ def test_columns_without_names_are_matched_across_days_only_if_the_user_says_so(
         decoder.predict(second)
     with pytest.raises(ba.InputError, match="columns without names"):
         wiener().fit([first, second], "velocity")
-    first, second = ba.match([first, second], by="electrode")
+    first, second = ba.match([first, second], by="position")
     assert np.isfinite(decoder.predict(second)).all()
 
 

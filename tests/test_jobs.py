@@ -61,7 +61,12 @@ def recording(name, seed, n_bins=N_BINS):
     number = np.arange(1, n_bins + 1)
     time_s = np.round(BIN_S * (number + 30 * (number > 150) + 40 * (number > 600)), 6)
     session = ba.session(
-        counts=counts, target=BIN_S * np.cumsum(velocity, axis=0), target_time_s=time_s, bin_s=BIN_S, session_id=name
+        counts=counts,
+        target=BIN_S * np.cumsum(velocity, axis=0),
+        target_time_s=time_s,
+        bin_s=BIN_S,
+        session_id=name,
+        channels=[*"abcdef"],
     )
     session["valid"][[60, 61, 62, 300, 500, 501]] = False
     session["velocity_valid"][[80, 81, 280], 0] = False

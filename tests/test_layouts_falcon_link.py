@@ -76,7 +76,8 @@ def test_m1_muscles_are_the_only_target(tmp_path):
     np.testing.assert_array_equal(session["evaluated"].values, mask)
     np.testing.assert_array_equal(wide["evaluated"].values, mask[::2] & mask[1::2])
     assert session["channel"].values[[0, 63]].tolist() == ["H_electrode_group/elec0", "I_electrode_group/elec63"]
-    assert session.attrs["channel_identity"] == "column"  # its table has no labels, and a row is no electrode
+    assert session.attrs["channel_identity"] == "electrode"  # its table has no labels, but ids
+    assert "named by their ids" in session.attrs["warnings"]
     assert (session.attrs["subject"], session.attrs["split"]) == ("MonkeyL", "held-in-calib")
     assert session.attrs["session_id"] == "sub-MonkeyL_ses-L_20120924_held_in_calib"
     assert session["trial_go_s"].values.tolist() == [0.2, 1.1]
@@ -164,7 +165,7 @@ def test_h1_rate_is_a_period_and_offset_a_start(tmp_path, rate, offset, start):
 
 def test_h1_has_neither_electrodes_nor_a_date(tmp_path):
     sessions = [prepare(h1_file(tmp_path / f"{i}.nwb", spikes=trains(176, 6.0, seed=i)), 0.02) for i in range(2)]
-    assert sessions[0].attrs["channel_identity"] == "column"
+    assert sessions[0].attrs["channel_identity"] == "electrode"
     assert "electrode" not in sessions[0].coords
     assert sessions[0]["channel"].values[[0, 175]].tolist() == ["column0", "column175"]
     assert match(sessions)[1].sizes["channel"] == 176  # a threshold channel is the same row every day

@@ -54,7 +54,8 @@ def drift(
     by: Annotated[
         str | None,
         typer.Option(
-            metavar="electrode|unit|pool", help="What a channel is on another day; that of SOURCE if not given."
+            metavar="electrode|unit|pool|position",
+            help="What a channel is on another day; that of SOURCE if not given.",
         ),
     ] = None,
     plot: Plot = None,
@@ -64,9 +65,10 @@ def drift(
     """Show what changed between sessions: rates, preferred directions, tuned channels, distributions, behaviour.
 
     Channels are matched by name; sorted units are first summed on their electrode (pool), because a unit's number says
-    nothing about another day unless units were matched (unit). In parentheses stands the same measure between the first
-    and the second half of the source session: what noise and an hour do by themselves. A change of behaviour changes
-    neurons too, so that is shown as well. How much a decoder loses is another question: see [bold]run[/].
+    nothing about another day unless units were matched (unit). Columns without names are compared with no others
+    unless you say that their numbers are the same channels (position). In parentheses stands the same measure between
+    the first and the second half of the source session: what noise and an hour do by themselves. A change of behaviour
+    changes neurons too, so that is shown as well. How much a decoder loses is another question: see [bold]run[/].
 
     Example: [cyan]bci-adapt drift monday.nwb tuesday.nwb october.nwb --plot drift.png[/]
     """

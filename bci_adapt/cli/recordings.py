@@ -45,13 +45,18 @@ def inspect(
 
 
 def _overlap(found: list[Description]) -> list[dict[str, Any]]:
-    """For every pair of files the electrodes that carry spikes: in both, only in the first, only in the second."""
+    """For every pair of files the electrodes that carry spikes: in both, only in the first, only in the second.
+
+    None in all three where a file does not name its channels.
+    """
     pairs = []
     for number, first in enumerate(found):
         for second in found[number + 1 :]:
             a, b = set(first.channels), set(second.channels)
             names = {"first": first.session_id, "second": second.session_id}
-            pairs.append(names | {"common": len(a & b), "only_first": sorted(a - b), "only_second": sorted(b - a)})
+            known = bool(a and b)  # what has no names is unknown, not different
+            found_in = {"common": len(a & b), "only_first": sorted(a - b), "only_second": sorted(b - a)}
+            pairs.append(names | (found_in if known else dict.fromkeys(found_in)))
     return pairs
 
 
@@ -64,6 +69,9 @@ def _print_overlap(pairs: list[dict[str, Any]]) -> None:
         table.add_column(heading)
     for pair in pairs:
         cells = [pair["first"], pair["second"], str(pair["common"])]
+        if pair["common"] is None:
+            table.add_row(*(Text(cell) for cell in [*cells[:2], "unknown", "channels have no names", ""]))
+            continue
         for names in (pair["only_first"], pair["only_second"]):
             more = f" and {len(names) - 6} more" if len(names) > 6 else ""
             cells.append(f"{len(names)}: {', '.join(names[:6])}{more}" if names else "0")

@@ -3,7 +3,10 @@
 ``electrode``: channels are electrodes (threshold crossings, or units pooled on them), equal where their names are.
 ``unit``: channels are sorted units, equal where their names are, for recordings whose units were matched across days.
 ``pool``: sorted units are summed on their electrode first, then matched as electrodes.
+``position``: columns, equal where their numbers are, because whoever asks says so; no file and no layout does.
 ``none``: the numbers of channels mean nothing on another day, and a pair of sessions is refused.
+
+Columns without names are unknown (``none``) until somebody names them or says ``position``.
 """
 
 from __future__ import annotations
@@ -18,13 +21,18 @@ from bci_adapt.data.sessions import STATISTICS, require_one_subject
 from bci_adapt.errors import InputError
 from bci_adapt.ground.catalog import unknown
 
-POLICIES = ("electrode", "unit", "pool", "none")
+POLICIES = ("electrode", "unit", "pool", "position", "none")
 MISSING = ("refuse", "drop", "zero")
-_OF_IDENTITY = {"electrode": "electrode", "column": "electrode", "unit": "pool", "none": "none"}
+_OF_IDENTITY = {"electrode": "electrode", "column": "none", "unit": "pool", "none": "none"}
 
 
 def policy_of(session: xr.Dataset) -> str:
-    """Return the policy that fits a session by itself: that of its layout, by what its channels are."""
+    """Return the policy that fits a session by itself: that of its layout, by what its channels are.
+
+    A session that was matched by position stays so: it was said once and is kept with it.
+    """
+    if session.attrs.get("channel_policy") == "position":
+        return "position"
     policy = _OF_IDENTITY[session.attrs["channel_identity"]]
     return "unit" if policy == "pool" and "electrode" not in session.coords else policy
 
@@ -45,10 +53,16 @@ def match(sessions: Sequence[xr.Dataset], by: str | None = None, missing: str = 
     if not sessions:
         raise InputError("at least one session is needed")
     require_one_subject(sessions)
-    by = policy_of(sessions[0]) if by is None else by
+    by = policy_for(sessions) if by is None else by
     ready = [under(session, by) for session in sessions]
     names = common([each["channel"].values.tolist() for each in ready], [_id(each) for each in ready], missing)
     return [select(each, names, by) for each in ready]
+
+
+def policy_for(sessions: Sequence[xr.Dataset]) -> str:
+    """Return the policy that fits the first of `sessions`; columns of one alone are matched with themselves."""
+    policy = policy_of(sessions[0])
+    return "position" if policy == "none" and len(sessions) == 1 else policy
 
 
 def common(channels: Sequence[Sequence[str]], of: Sequence[str], missing: str) -> list[str]:
@@ -129,11 +143,19 @@ def under(session: xr.Dataset, by: str) -> xr.Dataset:
     if by not in POLICIES:
         raise InputError(unknown(by, POLICIES, "channel policy"))
     identity = session.attrs["channel_identity"]
-    if by == "none" or identity == "none":
+    if by == "position":
+        names = np.asarray([f"column{i}" for i in range(session.sizes["channel"])], dtype=np.str_)
+        return session.assign_coords(channel=names).assign_attrs(channel_policy=by)
+    if identity in ("none", "column"):
+        what = "units" if identity == "none" else "columns"
         raise InputError(
-            f"{_id(session)}: its channels are units without names or electrodes, numbers that mean nothing in another "
-            "session (policy 'none'): such sessions cannot be matched"
+            f"{_id(session)}: its channels are {what} without names or electrodes, numbers that mean nothing in "
+            "another session: such sessions cannot be matched by default. Name the channels (channels=, or labels in "
+            "the file's electrodes table); pool sorted units on their electrodes, where a file says which they are; or "
+            "say that equal columns are the same channels: by = 'position' (channels.policy in a config)"
         )
+    if by == "none":
+        raise InputError(f"{_id(session)}: under the policy 'none' sessions cannot be matched")
     if by == "pool":
         return pooled(session) if identity == "unit" else session
     if by == "unit" and identity != "unit":

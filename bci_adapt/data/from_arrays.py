@@ -75,7 +75,8 @@ def session(
     target : (n_samples, n_axes) or (n_samples,) of what is to be decoded; None for a session without labels.
     target_time_s : (n_samples,) times in seconds on the clock of the spikes. With `spikes` bins start at the first.
         A clock that is nearly that of the bins is taken for it (`layouts.grids` says how nearly, and what it costs).
-    channels : names of the channels; a name means the same electrode in every session it is matched with.
+    channels : names of the channels; a name means the same electrode in every session it is matched with. Without
+        them channels are unknown columns, which are matched with no other session's unless by="position" says so.
     target_kind : ``"position"``, from which velocity is derived, ``"recorded_velocity"``, or another name.
     target_units : of the target, such as ``"cm"`` (of a velocity ``"cm/s"``). Without it, and in units that are no
         length (``"px"``), limits in centimetres are off, which a warning says.
@@ -279,7 +280,7 @@ def _axis_names(given: _Given, axes: Sequence[str] | None, n_axes: int) -> list[
 
 
 def _channels(given: _Given, channels: Sequence[str] | None, n_channels: int) -> Channels:
-    names = [str(name) for name in channels] if channels is not None else [f"ch{i}" for i in range(n_channels)]
+    names = [str(name) for name in channels] if channels is not None else [f"column{i}" for i in range(n_channels)]
     if len(names) != n_channels:
         raise given.error("channels", f"must name {n_channels} channels, found {len(names)}")
     return Channels(names, np.arange(n_channels), "electrode" if channels is not None else "column", [])

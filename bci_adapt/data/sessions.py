@@ -348,6 +348,11 @@ def require_one_meaning(variable: str, sessions: Sequence[xr.Dataset]) -> None:
         raise InputError(f"{variable} does not mean the same in these sessions ({listed}): axes and unit must agree")
 
 
+def same_recording(session_ids: Sequence[str]) -> bool:
+    """Whether sessions are parts of one recording, by ids that somebody gave: ``session`` is nobody's."""
+    return len(session_ids) == 1 or (len(set(session_ids)) == 1 and session_ids[0] != "session")
+
+
 def concat(sessions: Sequence[xr.Dataset]) -> xr.Dataset:
     """Put sessions of the same channels, axes and bins behind one another along time, oldest first.
 
@@ -359,6 +364,13 @@ def concat(sessions: Sequence[xr.Dataset]) -> xr.Dataset:
     if not sessions:
         raise InputError("at least one session is needed")
     require_one_subject(sessions)
+    unnamed = [each for each in sessions if each.attrs["channel_identity"] in ("none", "column")]
+    for each in () if same_recording([str(each.attrs["session_id"]) for each in sessions]) else unnamed:
+        if each.attrs.get("channel_policy") != "position":
+            raise InputError(
+                f"{each.attrs['session_id']}: its channels have no names, and their numbers mean nothing in another "
+                "session: name them, or say that they are the same: bci_adapt.match(sessions, by='position')"
+            )
     first, *others = sorted(sessions, key=lambda each: datetime.fromisoformat(each.attrs["session_start"]))
     for other in others:
         require_same_channels(first, other)

@@ -137,12 +137,15 @@ def _comparable(session: xr.Dataset, known: Mapping[str, Any]) -> xr.Dataset:
             "of one name are not the same in two animals"
         )
     by_number = "column" in (session.attrs["channel_identity"], known.get("channel_identity"))
-    if by_number and not (session.attrs.get("channel_policy") or known.get("channel_policy")):
+    policies = {each.get("channel_policy") for each in (session.attrs, known)} - {None, ""}
+    if by_number and "position" not in policies:
         raise InputError(
             f"{clean(session_id)}: its channels are columns without names, which are not matched to those of another "
             "session by their number: name them (channels=), or say that they are the same: "
-            "bci_adapt.match(sessions, by='electrode')"
+            "bci_adapt.match(sessions, by='position')"
         )
+    if "position" in policies:
+        return channels.under(session, "position")
     return channels.under(session, known.get("channel_policy") or channels.policy_of(session))
 
 

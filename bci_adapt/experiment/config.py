@@ -76,7 +76,7 @@ class ChannelSection(Section):
     and its targets; a target's own flags would need the whole of a day that is not over yet.
     """
 
-    policy: Literal["electrode", "unit", "pool", "none"] | None = None
+    policy: Literal["electrode", "unit", "pool", "position", "none"] | None = None
     missing: Literal["refuse", "drop", "zero"] = "refuse"
     remove: Annotated[tuple[str, ...], Unlike] = ()
 

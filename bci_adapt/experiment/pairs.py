@@ -172,7 +172,7 @@ def match_channels(
 
     What `channels.remove` flags on the last source is not among them, with any rule for missing channels.
     """
-    from bci_adapt.data.channels import common, policy_of, under
+    from bci_adapt.data.channels import common, policy_for, under
     from bci_adapt.data.qc import flagged_channels, qc
     from bci_adapt.data.sessions import require_one_meaning, require_one_subject
 
@@ -180,7 +180,7 @@ def match_channels(
     for variable in config.variables:
         require_one_meaning(variable, [sessions[name] for name in ids])
     section, last = config.channels, sessions[sources[-1]]
-    policy = section.policy or policy_of(last)
+    policy = section.policy or policy_for([last, *(sessions[name] for name in ids if name != sources[-1])])
     require_one_subject([sessions[name] for name in ids])
     channels = [under(sessions[name], policy)["channel"].values.tolist() for name in ids]
     removed = flagged_channels(qc(under(last, policy)), section.remove) if section.remove else []

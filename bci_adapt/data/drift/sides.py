@@ -12,8 +12,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from bci_adapt.data.binning import lagged, whole_bins
+from bci_adapt.data.channels import policy_of
 from bci_adapt.data.drift.reported import Settings
-from bci_adapt.data.sessions import kinematic_names, labels_of, start_of
+from bci_adapt.data.sessions import kinematic_names, labels_of, same_recording, start_of
 from bci_adapt.errors import InputError
 
 Array = NDArray[np.float64]
@@ -27,7 +28,8 @@ class Day:
 
     `counts` (n_bins, n_channels); `segment` and `observed` (n_bins,); `labels` (n_bins, n_axes) in `unit`, NaN where
     not usable, None without them; `position` likewise. `spikes` is False when `counts` holds power, which is taken as
-    it is where counts have their square root taken. `start` is None when the date is not known.
+    it is where counts have their square root taken. `start` is None when the date is not known. `named` is False where
+    channels are numbers that mean nothing in another session.
     """
 
     session_id: str
@@ -44,6 +46,7 @@ class Day:
     trial_results: list[str]
     trial_s: list[float]
     spikes: bool = True
+    named: bool = True
 
 
 def day(session: xr.Dataset, variable: str = "velocity") -> Day:
@@ -68,6 +71,7 @@ def day(session: xr.Dataset, variable: str = "velocity") -> Day:
         trial_results=[str(result) for result in results],
         trial_s=lengths[np.isfinite(lengths)].tolist(),
         spikes=session["counts"].dtype.kind in "ui",
+        named=policy_of(session) != "none",
     )
 
 
@@ -81,6 +85,12 @@ def _kinematic(session: xr.Dataset, name: str) -> Array | None:
 
 def match(source: Day, target: Day) -> dict[str, list[str]]:
     """Return the channel labels ``common``, ``only_source``, ``only_target``, sorted; `InputError` for none common."""
+    for each in (source, target):
+        if not each.named and not same_recording([source.session_id, target.session_id]):
+            raise InputError(
+                f"{each.session_id}: its channels have no names, and their numbers mean nothing in another session: "
+                "name them, or say that they are the same: bci_adapt.match(sessions, by='position')"
+            )
     a, b = set(source.channels), set(target.channels)
     if not a & b:
         shown = [f"{', '.join(sorted(c)[:8])}{f' and {len(c) - 8} more' if len(c) > 8 else ''}" for c in (a, b)]

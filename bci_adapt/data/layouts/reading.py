@@ -29,9 +29,9 @@ from bci_adapt.data.layouts.grids import (
 )
 from bci_adapt.data.layouts.tables import (
     Channels,
-    electrode_identity,
     electrode_names,
     judge_observed,
+    note_names,
     observed_bins,
     read_trials,
     unit_channels,
@@ -207,7 +207,8 @@ def read_counts(
             )
         names, what = [f"column{i}" for i in range(counts.shape[1])], "column"
     electrodes = names if what == "electrode" else []
-    what = electrode_identity(file, warnings) if what == "electrode" else what
+    if what == "electrode":
+        note_names(file, warnings)
     index = np.arange(len(names))
     return Neurons(counts, Channels(names, index, what, electrodes), ~grid.overlapping & finite, {}, unit)
 

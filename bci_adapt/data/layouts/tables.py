@@ -18,8 +18,8 @@ from bci_adapt.data.nwb import ELECTRODES, TRIALS, NwbFile, as_list, column
 class Channels:
     """Names of the channels, the channel of every unit or column, what a name identifies, and the electrode of each.
 
-    `identity` is ``"electrode"``, ``"unit"`` (a sorted unit with a name or an electrode of its own), ``"column"`` or
-    ``"none"``: numbers that mean nothing in another session.
+    `identity` is ``"electrode"``, ``"unit"`` (a sorted unit with a name or an electrode of its own), ``"column"`` (of
+    a table, without a name) or ``"none"`` (a sorted unit without either): numbers that mean nothing in another session.
     """
 
     names: list[str]
@@ -54,15 +54,14 @@ def electrode_names(file: NwbFile) -> list[str]:
     return [f"{name}#{number}" if times[name] > 1 else name for name, number in zip(names, ids, strict=True)]
 
 
-def electrode_identity(file: NwbFile, warnings: list[str]) -> str:
-    """Return ``"electrode"`` where labels name the electrodes, else ``"column"``, with a warning."""
+def note_names(file: NwbFile, warnings: list[str]) -> None:
+    """Warn where no labels but ids name the electrodes: they are often no more than the numbers of rows."""
     names = electrode_names(file)
     labelled = any(f"{ELECTRODES}/{name}" in file for name in ("label", "electrode_label", "channel_name"))
     if labelled and not any("#" in name for name in names):
-        return "electrode"
+        return
     what = "share labels" if labelled else "have no labels"
-    warnings.append(f"electrodes {what}: channels are named by their rows, the same elsewhere only if the tables are")
-    return "column"
+    warnings.append(f"electrodes {what}: channels are named by their ids, the same elsewhere only if the tables are")
 
 
 def electrodes_used(file: NwbFile) -> list[str]:
@@ -82,7 +81,7 @@ def unit_channels(
     Every electrode of an array (electrode group) that carries a unit is a channel, a silent one too, so that sessions
     between which units come and go have the same channels. Without an electrodes column each unit is a channel. A
     unit is called by the table's unique ``unit_name`` or ``label``, else by its electrode and its place there. With
-    `rows_are_channels` a row without either is a threshold channel, the same one in every session.
+    `rows_are_channels` a row without either is a threshold channel, the same one in every session: a layout may know.
     """
     labels = next((v for n in ("unit_name", "label") if (v := column(file, file.units, n)) is not None), None)
     named = [str(each) for each in labels.tolist()] if labels is not None and labels.ndim == 1 else []
@@ -91,7 +90,7 @@ def unit_channels(
     if on not in file:
         if named:
             return Channels(named, np.arange(n_units), "unit", [""] * n_units)
-        name, identity = ("column", "column") if rows_are_channels else ("unit", "none")
+        name, identity = ("column", "electrode") if rows_are_channels else ("unit", "none")
         return Channels([f"{name}{i}" for i in range(n_units)], np.arange(n_units), identity, [""] * n_units)
     names = electrode_names(file)
     rows = file.whole(on)
@@ -121,7 +120,8 @@ def unit_channels(
     place = {row: i for i, row in enumerate(kept)}
     channel = np.asarray([place[row] for row in rows.tolist()], dtype=np.int64)
     kept_names = [names[row] for row in kept]
-    return Channels(kept_names, channel, electrode_identity(file, warnings), kept_names)
+    note_names(file, warnings)
+    return Channels(kept_names, channel, "electrode", kept_names)
 
 
 def read_trials(file: NwbFile, n_axes: int) -> dict[str, NDArray[Any]]:

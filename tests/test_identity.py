@@ -1,0 +1,120 @@
+"""Channels without names are unknown on another day, whichever way sessions meet, unless the user says otherwise."""
+
+import numpy as np
+import pytest
+from nwb_files import counts_file, spikes_file
+
+import bci_adapt as ba
+from bci_adapt.data import drift
+from bci_adapt.data.channels import policy_of
+from bci_adapt.data.prepare import prepare
+from bci_adapt.data.sessions import read_session
+from bci_adapt.errors import InputError
+
+REFUSED = "by *= *'position'"
+
+
+def day(number, n_bins=2000, **options):
+    rng = np.random.default_rng(number)
+    velocity = np.cumsum(rng.standard_normal((n_bins, 2)), axis=0) * 0.2
+    velocity -= velocity.mean(axis=0)
+    counts = rng.poisson(
+        np.exp(np.clip(0.8 + velocity @ np.random.default_rng(9).standard_normal((2, 6)) * 0.3, -3, 3))
+    )
+    given = {"session_id": f"day{number}", "subject": "C", "session_start": f"2020-01-0{number + 1}T00:00:00+00:00"}
+    target = np.cumsum(velocity, axis=0) * 0.05
+    return ba.session(counts=counts, target=target, bin_s=0.05, target_units="cm", **given | options)
+
+
+def test_columns_of_two_days_meet_only_where_the_user_says_so(tmp_path):
+    first, second = day(0), day(1)
+    assert policy_of(first) == "none"
+    for refused in (lambda: ba.match([first, second]), lambda: ba.concat([first, second])):
+        with pytest.raises(InputError, match=REFUSED):
+            refused()
+    with pytest.raises(InputError, match=REFUSED):
+        ba.match([first, second], by="electrode")  # columns are no electrodes, whoever says so
+    a, b = ba.match([first, second], by="position")
+    assert np.array_equal(b["counts"], second["counts"])
+    assert a["channel"].values.tolist() == b["channel"].values.tolist() == [f"column{i}" for i in range(6)]
+    assert b.attrs["channel_policy"] == "position"
+    # what was said is kept with the sessions, in files too
+    ba.write_session(b, tmp_path / "b.nc")
+    again = read_session(tmp_path / "b.nc")
+    assert ba.match([a, again])[1]["counts"].equals(b["counts"])
+    assert ba.concat([a, again]).sizes["time"] == 4000
+    for refused in (ba.match, ba.concat):  # an id that nobody gave makes no recordings one
+        with pytest.raises(InputError, match=REFUSED):
+            refused([each.assign_attrs(session_id="session") for each in (first, second)])
+    with pytest.raises(InputError, match="differ"):
+        ba.match([first, second.isel(channel=slice(5))], by="position")
+    assert ba.match([first])[0]["counts"].equals(first["counts"])  # with itself there is nothing to match
+
+
+def test_names_are_matched_as_ever():
+    names = [f"e{i}" for i in range(6)]
+    first, second = day(0, channels=names), day(1, channels=names[::-1])
+    assert ba.match([first, second])[1]["channel"].values.tolist() == names
+    # by position is by position, names or not
+    assert np.array_equal(ba.match([first, second], by="position")[1]["counts"], second["counts"])
+
+
+def test_a_decoder_takes_the_same_word():
+    first, second = day(0), day(1)
+    with pytest.raises(InputError, match=REFUSED):
+        ba.WienerDecoder(n_lags=3).fit(first, "velocity").predict(second)
+    matched = ba.match([first, second], by="position")
+    for known in (first, matched[0]):
+        decoder = ba.WienerDecoder(n_lags=3).fit(known, "velocity")
+        assert decoder.predict(matched[1]).shape == (2000, 2)
+
+
+def test_drift_compares_no_columns_by_number(call, tmp_path):
+    first, second = day(0, 8000), day(1, 8000)
+    with pytest.raises(InputError, match=REFUSED):
+        drift.drift(drift.day(first), drift.day(second), drift.Settings())
+    for number, each in enumerate((first, second)):
+        ba.write_session(each, tmp_path / f"{number}.nc")
+    files = [tmp_path / "0.nc", tmp_path / "1.nc"]
+    code, _, err = call("drift", *files)
+    assert code == 2
+    assert "position" in err
+    code, out, _ = call("drift", *files, "--by", "position")
+    assert code == 0
+    assert "day1" in out
+
+
+def unnamed(path, seed):
+    import h5py
+
+    counts_file(path, seed=seed)
+    with h5py.File(path, "a") as file:
+        del file["general/extracellular_ephys/electrodes"]
+        del file["general/session_id"]
+        file["general/session_id"] = f"day{seed}"
+    return path
+
+
+def test_binned_files_without_electrodes_are_columns(call, tmp_path):
+    paths = [unnamed(tmp_path / f"{i}.nwb", i) for i in range(2)]
+    sessions = [prepare(path, 0.05) for path in paths]
+    assert sessions[0].attrs["channel_identity"] == "column"
+    with pytest.raises(InputError, match=REFUSED):
+        ba.match(sessions)
+    assert len(ba.match(sessions, by="position")) == 2
+    code, out, _ = call("inspect", *paths)
+    assert code == 0
+    assert "channels have no names" in out
+
+
+def test_sorted_units_without_electrodes_are_refused_with_the_ways_out(tmp_path):
+    import h5py
+
+    sessions = []
+    for number in range(2):
+        path = spikes_file(tmp_path / f"{number}.nwb", seed=number)
+        with h5py.File(path, "a") as file:
+            del file["units/electrodes"], file["units/electrodes_index"]
+        sessions.append(prepare(path, 0.05, layout="generic").assign_attrs(session_id=f"day{number}"))
+    with pytest.raises(InputError, match=r"day0.*units without names.*pool.*by = 'position'"):
+        ba.match(sessions)
