@@ -3,6 +3,7 @@
 import json
 import re
 
+import h5py
 import numpy as np
 import pytest
 from nwb_files import counts_file, spikes_file
@@ -223,6 +224,34 @@ def test_link_width_is_that_of_the_timestamps_and_trials_are_segments(tmp_path, 
     np.testing.assert_array_equal(wide["counts"].values, counts[rows].sum(axis=1))
     with pytest.raises(InputError, match=rf"a\.nwb: analysis/ThresholdCrossings is binned at 0\.0{width_ms // 10}"):
         prepare(path, 0.05)
+
+
+@pytest.mark.parametrize("missing_ms", [2, -2])
+def test_link_runs_on_through_trials_and_loses_no_label(tmp_path, missing_ms):
+    rows = (40, 25, 60, 30)
+    path = link_file(tmp_path / "a.nwb", width_ms=20, gap_ms=missing_ms, trial_rows=rows)
+    with h5py.File(path, "r+") as file:
+        for name in ("ThresholdCrossings", "SpikingBandPower", "index_position", "mrs_position"):
+            stamps = file[f"analysis/{name}/timestamps"][()]
+            stamps[64] -= 0.001  # the bin that spans the missing clock averages over it
+            stamps[125:] += 3.0  # a trial was skipped
+            file[f"analysis/{name}/timestamps"][...] = stamps
+        for name in ("index_velocity", "mrs_velocity"):
+            file[f"analysis/{name}/timestamps"][...] = stamps
+        for name in ("start_time", "stop_time"):
+            file[f"intervals/trials/{name}"][3] += 3.0
+    session = prepare(path, 0.02)
+    assert session.sizes["time"] == 155
+    np.testing.assert_array_equal(session["segment"].values, np.repeat([0, 1], [125, 30]))
+    assert np.flatnonzero(~session["velocity_valid"].values[:, 0]).tolist() == [0, 125]
+    assert session["valid"].values.all()
+    # Trials begin and end in the middle of the rows that are theirs, on the clock that counts bins.
+    first = np.cumsum([0, *rows[:-1]])
+    np.testing.assert_allclose(session["trial_start_s"].values, session["time"].values[first] - 0.01, atol=1e-9)
+    last = np.cumsum(rows) - 1
+    np.testing.assert_allclose(session["trial_stop_s"].values, session["time"].values[last] - 0.01, atol=1.001e-3)
+    assert session["recorded_velocity"].attrs["looks_ahead"] == "forward"
+    assert "looks one bin ahead" in session.attrs["warnings"]
 
 
 def test_link_power_is_in_the_unit_of_the_file_and_not_counts(tmp_path):

@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from bci_adapt.data import binning, faults
 from bci_adapt.data.faults import Thresholds
+from bci_adapt.data.layouts.clocks import require_one_clock, turns_apart
 from bci_adapt.data.layouts.grids import Grid, Samples, grid_of_ends, grid_of_samples
-from bci_adapt.data.layouts.reading import Kinematics, Neurons, on_grid, require_one_clock, turns_apart
+from bci_adapt.data.layouts.reading import Kinematics, Neurons, on_grid
 from bci_adapt.data.layouts.tables import Channels
 from bci_adapt.data.nwb import MAX_BYTES, MAX_ROWS
 from bci_adapt.data.prepare import finish, prepare

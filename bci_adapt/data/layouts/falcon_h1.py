@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.falcon import MASKS, one_animal
-from bci_adapt.data.layouts.reading import Target, read_rows
+from bci_adapt.data.layouts.reading import Target, note_looking_ahead, read_rows
 from bci_adapt.data.nwb import NwbFile
 from bci_adapt.data.nwb_describing import Description
 
@@ -65,7 +65,7 @@ class FalconH1(Layout):
         )
         if rate < 1:
             session.attrs["warnings"].append(f"the rate {rate:g} of {POSITION} is read as the period of a row in s")
-        return one_animal(session)
+        return one_animal(note_looking_ahead(session, "central"))
 
 
 def _trials(file: NwbFile, start_s: float, row_s: float) -> dict[str, NDArray[Any]]:

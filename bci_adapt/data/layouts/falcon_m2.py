@@ -7,7 +7,7 @@ import xarray as xr
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.falcon import MASKS, one_animal
 from bci_adapt.data.layouts.grids import MILLISECOND_CLOCK
-from bci_adapt.data.layouts.reading import Target, read_rows
+from bci_adapt.data.layouts.reading import Target, note_looking_ahead, read_rows
 from bci_adapt.data.nwb import NwbFile
 from bci_adapt.data.nwb_describing import Description
 
@@ -54,4 +54,4 @@ class FalconM2(Layout):
             tolerance=MILLISECOND_CLOCK,
             masks=MASKS,
         )
-        return one_animal(session)
+        return one_animal(note_looking_ahead(session, "central"))

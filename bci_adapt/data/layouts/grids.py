@@ -246,13 +246,15 @@ def grid_of_rows(
     start_s: float | None = None,
     tolerance: float = GRID_TOLERANCE,
     breaks: Sequence[int] = (),
+    runs_on: bool = False,
 ) -> tuple[Grid, NDArray[np.int64]]:
     """Make bins of whole rows of `series`, which is binned already; return them and the rows in each (n_bins, k).
 
     A row is stamped with the ``"start"``, ``"centre"`` or ``"end"`` (`edge`) of its bin. The width of a row is
     `width_s`, or that of its rate, or the usual interval of its timestamps; a rate of which only several rows together
     are whole microseconds (60 Hz) gives bins of that many. A row that misses the regular grid by more than `tolerance`
-    of a bin starts a new segment, as do the rows `breaks`. `start_s` takes the place of the start in the file.
+    of a bin starts a new segment, as do the rows `breaks`. `start_s` takes the place of the start in the file. With
+    `runs_on` a clock may drift: rows follow one another although a little of the clock is missing between them.
     """
     if edge not in EDGES:
         raise ValueError(f"edge must be one of {', '.join(EDGES)}, not {edge!r}")
@@ -288,6 +290,8 @@ def grid_of_rows(
         )
     if stamped or nearly:
         cuts, drifted = _off_grid(stamps, float(width), tolerance)
+        if runs_on:
+            cuts, drifted = starts_of_runs(stamps, float(width), tolerance), 0
         if drifted:
             warnings.append(
                 f"the clock of {series} drifts away from bins of {bin_s:g} s: {drifted} new segments, whose first bins "
@@ -330,15 +334,20 @@ def _off_grid(stamps: NDArray[np.int64], width: float, tolerance: float) -> tupl
     """First row of every stretch in which no stamp misses ``first + i * width`` by more than `tolerance` of it, and how
     many of them begin because the clock had drifted away, not because it jumped.
     """
+    runs = starts_of_runs(stamps, width, tolerance)
     tolerance *= width
-    jumps = np.flatnonzero(np.abs(np.diff(stamps) - width) > tolerance) + 1
     cuts: list[int] = []
-    for first, stop in pairwise([0, *jumps.tolist(), stamps.size]):
+    for first, stop in pairwise([*runs, stamps.size]):
         while first < stop:  # a clock of slightly another rate drifts off the grid and is anchored again
             cuts.append(first)
             missed = np.abs(stamps[first:stop] - stamps[first] - width * np.arange(stop - first)) > tolerance
             first = first + int(np.argmax(missed)) if missed.any() else stop
-    return cuts, len(cuts) - jumps.size - 1
+    return cuts, len(cuts) - len(runs)
+
+
+def starts_of_runs(stamps: NDArray[np.int64], width: float, tolerance: float = GRID_TOLERANCE) -> list[int]:
+    """First row of every stretch in which no step from stamp to stamp misses `width` by more than `tolerance` of it."""
+    return [0, *(np.flatnonzero(np.abs(np.diff(stamps) - width) > tolerance * width) + 1).tolist()]
 
 
 def _nearly(wanted: int, typical: float) -> int:

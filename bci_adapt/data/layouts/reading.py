@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from bci_adapt.data import binning, faults
 from bci_adapt.data.layouts.base import Layout
+from bci_adapt.data.layouts.clocks import require_one_clock, turns_apart
 from bci_adapt.data.layouts.grids import (
     GRID_TOLERANCE,
     Grid,
-    Worded,
     grid_of_rows,
     grid_of_samples,
     grid_of_spikes,
@@ -42,10 +42,6 @@ from bci_adapt.data.sessions import BIN_EDGE, assemble
 from bci_adapt.ground.storage import file_digest
 from bci_adapt.ground.version import __version__
 
-CLOCK_RATIO = 50
-"""Spikes that span this many times the kinematics, or the reverse, are on another clock or in another unit."""
-SHORTEST_CLOCK_S = 10.0
-"""Spans shorter than this are not compared: a sparse unit may well be silent for most of a short recording."""
 LARGEST_VALUE = 1e100
 """Value of a kinematic from which on it is taken as missing, as infinity is: its square is no number any more."""
 
@@ -116,67 +112,6 @@ def read_spikes(
     seen, kept = judge_observed(observed, channels, file.unobserved, warnings)
     statistics = {name: values[kept] for name, values in statistics.items()}
     return Neurons(counts[:, kept], channels.kept(kept), valid & seen, statistics)
-
-
-def turns_apart(
-    file: Worded, key: str, spikes_s: NDArray[np.float64], unit_index: NDArray[np.integer], most: int
-) -> NDArray[np.float64]:
-    """Times (n_spikes,), unit by unit, with each turn of the clock moved behind the last: there no spikes are close.
-
-    A turn begins where the times of a unit go back; `InputError` where that happens in a unit more than `most` times.
-    """
-    goes_back = (spikes_s[1:] < spikes_s[:-1]) & (unit_index[1:] == unit_index[:-1])
-    if not goes_back.any():
-        return spikes_s
-    turns = np.concatenate([[0], np.cumsum(goes_back)])
-    first = binning.segment_starts(unit_index)
-    turn = turns - np.repeat(turns[first], np.diff(first, append=unit_index.size))
-    if turn.max() > most:
-        _refuse_disorder(file, key, spikes_s, unit_index, np.flatnonzero(goes_back))
-    return spikes_s + turn * (float(np.ptp(spikes_s)) + 1.0)
-
-
-def _refuse_disorder(
-    file: Worded,
-    key: str,
-    spikes_s: NDArray[np.float64],
-    unit_index: NDArray[np.integer],
-    back: NDArray[np.int64],
-) -> NoReturn:
-    """Raise the `InputError` for spikes of a unit that are out of order: the times are not what they are taken for."""
-    worst = back[np.argmin(spikes_s[back + 1] - spikes_s[back])]
-    fall = f"unit {unit_index[worst]} goes from {spikes_s[worst]:g} s back to {spikes_s[worst + 1]:g} s"
-    n_units = np.unique(unit_index[back]).size
-    span = float(np.ptp(spikes_s))
-    if back.size <= 3 * n_units and spikes_s[worst] - spikes_s[worst + 1] > 0.1 * span:
-        raise file.error(
-            key,
-            f"start over in {n_units} units ({fall}): the clock was reset, so two stretches share one time; split the "
-            "recording where it starts over, or put its parts on one clock",
-        )
-    raise file.error(
-        key,
-        f"are out of order {back.size} times in {n_units} units ({fall}): rising times are expected within a unit; "
-        "sort them if they are right, find the fault if they are not",
-    )
-
-
-def require_one_clock(file: Worded, key: str, spikes_s: NDArray[np.float64], grid: Grid) -> None:
-    """Raise `InputError` when the spikes and the bins cannot be on one clock in seconds."""
-    spikes, bins = (float(spikes_s.min()), float(spikes_s.max())), (float(grid.ends_s.min()), float(grid.ends_s.max()))
-    spans = spikes[1] - spikes[0], bins[1] - bins[0] + grid.bin_s
-    if max(spans) > SHORTEST_CLOCK_S and max(spans) > CLOCK_RATIO * max(min(spans), grid.bin_s):
-        raise file.error(
-            key,
-            f"spans {spans[0]:g} s while the bins span {spans[1]:g} s: seconds are expected in both, one of them seems "
-            "to be in another unit (milliseconds, samples)",
-        )
-    if spikes[1] <= bins[0] - grid.bin_s or spikes[0] > bins[1]:
-        raise file.error(
-            key,
-            f"lie between {spikes[0]:g} and {spikes[1]:g} s, the kinematics between {bins[0] - grid.bin_s:g} and "
-            f"{bins[1]:g} s: they never meet, so they cannot be on one clock",
-        )
 
 
 def read_counts(
@@ -342,6 +277,7 @@ def read_rows(
     start_s: float | None = None,
     tolerance: float = GRID_TOLERANCE,
     breaks: Sequence[int] = (),
+    runs_on: bool = False,
     resample: bool = False,
     rows_are_channels: bool = False,
     masks: Mapping[str, str] | None = None,
@@ -361,7 +297,17 @@ def read_rows(
     if not (n_rows := file.length(f"{clock}/data")):
         raise file.error(f"{clock}/data", "is empty")
     grid, groups = grid_of_rows(
-        file, clock, n_rows, edge, bin_s, warnings, width_s, start_s=start_s, tolerance=tolerance, breaks=breaks
+        file,
+        clock,
+        n_rows,
+        edge,
+        bin_s,
+        warnings,
+        width_s,
+        start_s=start_s,
+        tolerance=tolerance,
+        breaks=breaks,
+        runs_on=runs_on,
     )
     times_s = file.times_s(clock, n_rows)
     kinematics = _targets_of_rows(file, found, clock, times_s, grid, groups, resample)
@@ -492,6 +438,17 @@ def _attrs(file: NwbFile, layout: Layout, bin_s: float, channel_identity: str, w
         "warnings": [*file.warnings, *warnings],
         "thresholds": {},
     }
+
+
+def note_looking_ahead(session: xr.Dataset, difference: str) -> xr.Dataset:
+    """Mark the recorded velocity of a session, where it has one, as a `difference` that knows the bin to come."""
+    if "recorded_velocity" in session:
+        session["recorded_velocity"].attrs["looks_ahead"] = difference
+        session.attrs["warnings"].append(
+            f"recorded_velocity is a {difference} difference of position, which looks one bin ahead of the spikes; "
+            "velocity, derived from the past alone, does not"
+        )
+    return session
 
 
 def require_whole_counts(file: NwbFile, key: str) -> NDArray[np.uint16]:
