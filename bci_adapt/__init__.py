@@ -14,7 +14,7 @@ from bci_adapt.ground.version import __version__ as __version__
 
 _PUBLIC = {
     "InputError": "bci_adapt.errors",
-    "read": "bci_adapt.data.from_arrays",
+    "read": "bci_adapt.archive.reading",
     "session": "bci_adapt.data.from_arrays",
     "write_session": "bci_adapt.data.sessions",
     "open_session": "bci_adapt.data.sessions",
@@ -45,8 +45,8 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:  # the same names for a type checker, which then knows what is not among them
+    from bci_adapt.archive.reading import read as read
     from bci_adapt.data.channels import match as match
-    from bci_adapt.data.from_arrays import read as read
     from bci_adapt.data.from_arrays import session as session
     from bci_adapt.data.sessions import concat as concat
     from bci_adapt.data.sessions import open_session as open_session

@@ -11,7 +11,8 @@ import json
 import sys
 from pathlib import Path
 
-from bci_adapt.archive.sources.dandi import Dandi, parse_dandiset
+from bci_adapt.archive.addresses import parse_dandiset
+from bci_adapt.archive.sources.dandi import Dandi
 from bci_adapt.data.channels import match
 from bci_adapt.data.prepare import prepare, session_warnings
 from bci_adapt.data.qc import flagged_channels, qc

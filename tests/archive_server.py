@@ -63,6 +63,7 @@ class Archive:
     published: dict = field(default_factory=dict)
     blobs: dict = field(default_factory=dict)
     digests: dict = field(default_factory=dict)
+    files: dict = field(default_factory=dict)  # paths of files too large to be held: {asset_id: path}
     faults: dict = field(default_factory=dict)
     answers: dict = field(default_factory=dict)
     log: list = field(default_factory=list)
@@ -168,6 +169,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._json(about | {"schema_version": "0.6.10"})
             case ["assets", asset_id, "download"]:
                 return self._redirect(asset_id)
+            case ["assets", asset_id, "info"] if asset_id in self.archive.digests:
+                versions = [rows for each in self.archive.dandisets.values() for rows in each.values()]
+                row = next(row for rows in versions for row in rows if row["asset_id"] == asset_id)
+                return self._json(row | {"metadata": {"digest": self.archive.digests[asset_id]}})
             case ["dandisets", dandiset] if dandiset in self.archive.dandisets:
                 versions = self.archive.dandisets[dandiset]
                 latest = self.archive.published.get(dandiset)
@@ -238,7 +243,20 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"detail": "Not found."}, 404)
         return self._reply(302, {"Location": where}, b"")
 
+    def _range_of_file(self, path):
+        """Both ends of the range have to be given."""
+        first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(first)
+            body = file.read(min(last + 1, size) - first)
+        self.entry.sent += len(body)
+        where = f"bytes {first}-{first + len(body) - 1}/{size}"
+        return self._reply(206, {"Content-Range": where, "ETag": f'"{path.stat().st_mtime_ns}"'}, body)
+
     def _blob(self, asset_id):
+        if asset_id in self.archive.files:
+            return self._range_of_file(self.archive.files[asset_id])
         fault = self.archive.fault(asset_id, "blob")
         content = self.archive.blobs[asset_id]
         if fault.kind == "content":

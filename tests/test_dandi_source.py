@@ -16,11 +16,12 @@ from archive_server import DANDISET, NEW, OLD, WHEN, Fault, nwb_bytes, serving
 
 from bci_adapt.archive import api, http
 from bci_adapt.archive import cache as entries
+from bci_adapt.archive.addresses import parse_dandiset
 from bci_adapt.archive.cache import folder_of
 from bci_adapt.archive.choosing import Wanted, session_of, subject_of
 from bci_adapt.archive.http import Patience, PatientAdapter
 from bci_adapt.archive.lock import read_lock
-from bci_adapt.archive.sources.dandi import Dandi, parse_dandiset
+from bci_adapt.archive.sources.dandi import Dandi
 from bci_adapt.errors import InputError
 
 FILES = {

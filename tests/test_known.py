@@ -13,8 +13,8 @@ import pytest
 from archive_server import NEW, serving
 from nwb_files import spikes_file
 
+from bci_adapt.archive.addresses import parse_dandiset
 from bci_adapt.archive.datasets import Dataset, datasets
-from bci_adapt.archive.sources.dandi import parse_dandiset
 from bci_adapt.data.channels import POLICIES, policy_of
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.prepare import prepare

@@ -97,6 +97,15 @@ class Archive:
             for adapter in adapters:
                 adapter.patience = self._patience
 
+    def asset(self, asset_id: str) -> Row:
+        """An asset by its id alone, whatever version it is of, with its digests."""
+
+        def ask() -> Row:
+            item = self._client.get(f"/assets/{asset_id}/info/")
+            return _row({"asset_id": asset_id, **item})
+
+        return self._asked(f"asset {asset_id}", ask)
+
     def download_address(self, asset_id: str) -> str:
         """Where the bytes of an asset are."""
         return f"{self._client.api_url}/assets/{asset_id}/download/"

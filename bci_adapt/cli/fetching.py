@@ -47,7 +47,11 @@ class _Bytes:
 @app.command()
 def fetch(
     dandiset: Annotated[
-        str, typer.Argument(metavar="DANDISET[/VERSION]", help="Such as 000688, 000688/0.250122.1735 or 000688/draft.")
+        str,
+        typer.Argument(
+            metavar="DANDISET[/VERSION]",
+            help="000688, 000688/0.250122.1735, 000688/draft, or the address of a page.",
+        ),
     ],
     subject: Annotated[str | None, typer.Option(metavar="S", help="Only this subject: sub-S in a file's name.")] = None,
     session: Annotated[
@@ -87,13 +91,14 @@ def fetch(
 
     Example: [cyan]bci-adapt fetch 000688 --subject C --session 'CO-2013*' --dry-run[/]
     """
-    from bci_adapt.archive.sources.dandi import Dandi, parse_dandiset
+    from bci_adapt.archive.addresses import parse_page
+    from bci_adapt.archive.sources.dandi import Dandi
 
-    number, version = parse_dandiset(dandiset)
+    number, version, paths = parse_page(dandiset)
     with progress(quiet or json_file == "-") as bar:
         showing = _Bytes(bar, f"asking about {number}")
         source = Dandi(
-            number, version, path or (), subject, session, lock,
+            number, version, [*paths, *(path or ())], subject, session, lock,
             offline=offline, update=update, progress=showing, jobs=jobs, exclude=exclude or (), anew=verify,
         )  # fmt: skip
         chosen = source.select()
@@ -192,8 +197,8 @@ def _say_fetched(chosen: Selection, rows: list[dict[str, Any]], lock: Path, dry_
 
 
 def _where(dandiset: str | None) -> tuple[Path, str | None, str | None]:
+    from bci_adapt.archive.addresses import parse_dandiset
     from bci_adapt.archive.cache import raw_folder
-    from bci_adapt.archive.sources.dandi import parse_dandiset
 
     number, version = parse_dandiset(dandiset) if dandiset is not None else (None, None)
     return raw_folder(), number, version

@@ -14,12 +14,21 @@ from bci_adapt.errors import InputError
 if TYPE_CHECKING:
     import xarray as xr
 
+    from bci_adapt.data.nwb import Remote
     from bci_adapt.data.nwb_describing import Description
+
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream", help="Read over the network, by ranges: an address, or DANDISET/VERSION/PATH. Nothing is verified."
+    ),
+]
 
 
 @app.command()
 def inspect(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="NWB 2 files, or MATLAB 7.3 of Indy's kind.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="NWB 2 files, or MATLAB 7.3 of Indy's kind.")],
+    stream: Stream = False,
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
@@ -28,11 +37,14 @@ def inspect(
     Of several files, also how many electrodes (array and label, never the place in a table) they share.
 
     Example: [cyan]bci-adapt inspect monday.nwb tuesday.nwb[/]
+
+    Example: [cyan]bci-adapt inspect --stream 000688/0.250122.1735/sub-C/sub-C_ses-CO-20131003_behavior+ecephys.nwb[/]
     """
+    from bci_adapt.archive.reading import located
     from bci_adapt.data.prepare import inspect as describe
     from bci_adapt.ground.storage import json_safe
 
-    found = [describe(file) for file in files]
+    found = [describe(located(file, stream)[0]) for file in files]
     shared = _overlap(found)
     if json_file is not None:
         each = [description.to_json() for description in found]
@@ -81,7 +93,7 @@ def _print_overlap(pairs: list[dict[str, Any]]) -> None:
 
 @app.command()
 def prepare(
-    recordings: Annotated[list[Path], typer.Argument(help="NWB or MATLAB 7.3 files, or folders of them.")],
+    recordings: Annotated[list[str], typer.Argument(help="NWB or MATLAB 7.3 files, or folders of them.")],
     bin_s: Annotated[float, typer.Option("--bin-s", help="Width of a bin in seconds.")] = 0.05,
     into: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the sessions; data_cache/sessions when not given.")
@@ -101,6 +113,7 @@ def prepare(
         str | None,
         typer.Option(metavar="mask|drop", help="Where units were observed at different times: mask bins, drop units."),
     ] = None,
+    stream: Stream = False,
     quiet: Quiet = False,
 ) -> None:
     """Bin NWB files into labelled sessions (netCDF), with faulty stretches masked by rule.
@@ -113,22 +126,31 @@ def prepare(
 
     Example: [cyan]bci-adapt prepare mine/ --spikes units --target processing/behavior/hand --bin-s 0.02[/]
     """
+    from bci_adapt.archive.reading import located
     from bci_adapt.archive.sources.folder import Folder
     from bci_adapt.data.prepare import prepare as prepare_one
     from bci_adapt.data.sessions import write_session
     from bci_adapt.ground.storage import cache_root
 
-    files: list[Path] = []
-    for path in recordings:
-        files += Folder(path).paths() if path.is_dir() else [path]
+    files: list[tuple[Path | Remote, dict[str, str]]] = []
+    for place in recordings:
+        folded = not stream and Path(place).is_dir()
+        files += [(path, {}) for path in Folder(place).paths()] if folded else [located(place, stream)]
     folder = into or cache_root() / "sessions"
-    seen: dict[Path, Path] = {}
+    seen: dict[Path, Path | Remote] = {}
     failed = 0
     with progress(quiet) as bar:
-        for file in one_by_one(bar, "preparing", files, lambda file: file.name):
+        for file, about in one_by_one(bar, "preparing", files, lambda each: each[0].name):
             try:
                 session = prepare_one(
-                    file, bin_s, layout=layout, per=per, spikes=spikes, targets=target or (), unobserved=unobserved
+                    file,
+                    bin_s,
+                    layout=layout,
+                    per=per,
+                    spikes=spikes,
+                    targets=target or (),
+                    unobserved=unobserved,
+                    provenance=about,
                 )
                 written = folder / f"{session.attrs['session_id']}.nc"
                 if written in seen:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import errno
 import math
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from bci_adapt.data.binning import LARGEST_S
 from bci_adapt.errors import InputError
+from bci_adapt.ground.storage import file_digest
 from bci_adapt.ground.text import clean
 
 MAX_BYTES = 2 * 2**30
@@ -46,6 +49,22 @@ MATLAB_VARIABLES = ("chan_names", "cursor_pos", "spikes", "t")
 READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError, MemoryError)
 
 
+@dataclass(frozen=True)
+class Remote:
+    """A file that is read where it lies, over the network and never whole, so that nothing is verified.
+
+    `said` is the sentence about it that a session's warnings carry; `open` gives a binary stream that can seek.
+    """
+
+    name: str
+    address: str
+    said: str
+    open: Callable[[], BinaryIO]
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class NwbFile:
     """An open NWB file: a context manager whose methods read parts of it or raise `InputError` with file and key.
 
@@ -61,6 +80,7 @@ class NwbFile:
         self.objects: dict[str, h5py.Group | h5py.Dataset] = {}
         self.damaged: dict[str, str] = {}
         self.units, self.unobserved = "units", "mask"
+        self.stream: BinaryIO | None = None
         self._kept: dict[str, NDArray[Any]] = {}
 
     def __enter__(self) -> NwbFile:
@@ -68,9 +88,15 @@ class NwbFile:
 
     def __exit__(self, *_: object) -> None:
         self.h5.close()
+        if self.stream is not None:
+            self.stream.close()
 
     def __contains__(self, key: str) -> bool:
         return key in self.objects
+
+    def sha256(self) -> str:
+        """Digest of the file; "" for one that is read over the network, of which only parts are seen."""
+        return "" if self.stream is not None else file_digest(self.path)
 
     def extensions(self) -> list[str]:
         """Names of the extensions whose schemas the file carries, readable or not."""
@@ -380,11 +406,13 @@ def _scan(file: NwbFile) -> None:
         file.warnings.append(f"{len(odd) - MAX_WARNINGS} more links lead to nothing or back")
 
 
-def open_nwb(path: Path | str) -> NwbFile:
+def open_nwb(path: Path | str | Remote) -> NwbFile:
     """Open an NWB 2 file, or a MATLAB 7.3 one with `MATLAB_VARIABLES`, for reading; use it as a context manager.
 
     `InputError`, naming the file, when it is missing, truncated, not HDF5, of NWB 1.x, neither, or links to others.
     """
+    if isinstance(path, Remote):
+        return _open_remote(path)
     path = Path(path)
     try:
         if not path.is_file():
@@ -404,7 +432,29 @@ def open_nwb(path: Path | str) -> NwbFile:
         if hdf5 or "truncated" in str(error):
             raise InputError(f"{path}: truncated or damaged; fetch it again ({clean(error, 200)})") from error
         raise InputError(f"{path}: not an HDF5 file, so not NWB 2 ({clean(error, 200)})") from error
-    file = NwbFile(path, h5)
+    return _checked(NwbFile(path, h5))
+
+
+def _open_remote(remote: Remote) -> NwbFile:
+    stream = remote.open()
+    try:
+        h5 = h5py.File(stream, "r", rdcc_nbytes=2**20)
+    except (OSError, RuntimeError) as error:
+        stream.close()
+        raise InputError(f"{remote}: not a whole HDF5 file, so not NWB 2 ({clean(error, 200)})") from error
+    file = NwbFile(Path(remote.name), h5)
+    file.stream = stream
+    file.warn(remote.said)
+    try:
+        return _checked(file)
+    except InputError:
+        stream.close()
+        raise
+
+
+def _checked(file: NwbFile) -> NwbFile:
+    """An opened file whose version and objects have been looked at; `InputError`, and it is closed, when it is none."""
+    path, h5 = file.path, file.h5
     try:
         version = file.attribute("", "nwb_version")
         if version is None and isinstance(old := h5.get("nwb_version"), h5py.Dataset):
@@ -432,7 +482,7 @@ def open_nwb(path: Path | str) -> NwbFile:
 
 def _of_matlab(h5: h5py.File, path: Path) -> bool:
     """Whether the user block in front of the HDF5 part is a header of MATLAB 7.3."""
-    if h5.userblock_size < 512:
+    if h5.userblock_size < 512 or h5.driver == "fileobj":
         return False
     with path.open("rb") as raw:
         return raw.read(len(MATLAB)) == MATLAB.encode()

@@ -15,7 +15,7 @@ from bci_adapt.data import binning, faults
 from bci_adapt.data.faults import Thresholds
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.tables import electrodes_used
-from bci_adapt.data.nwb import NwbFile, open_nwb, spike_table
+from bci_adapt.data.nwb import NwbFile, Remote, open_nwb, spike_table
 from bci_adapt.data.nwb_describing import Description, count_missing, describe
 from bci_adapt.data.sessions import check, kinematic_names, start_of, write_session
 from bci_adapt.errors import InputError
@@ -25,7 +25,7 @@ PROVENANCE = ("dandiset", "dandiset_version", "asset_path", "licence")
 """What a source can say of a file, beside what the file says itself."""
 
 
-def inspect(path: Path | str) -> Description:
+def inspect(path: Path | str | Remote) -> Description:
     """Describe an NWB file together with the layouts that were tried, the one that would be used, and why.
 
     `InputError` when the file cannot be opened as NWB 2.
@@ -41,7 +41,7 @@ def inspect(path: Path | str) -> Description:
 
 
 def prepare(
-    path: Path | str,
+    path: Path | str | Remote,
     bin_s: float,
     out: Path | str | None = None,
     layout: str | None = None,

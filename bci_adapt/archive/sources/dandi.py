@@ -34,19 +34,6 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
-def parse_dandiset(text: str) -> tuple[str, str | None]:
-    """Split ``000688``, ``000688/0.250122.1735``, ``000688/draft`` or any of them after ``DANDI:``.
-
-    Returns the dandiset's number and the version, None when none is named; `InputError` for anything else.
-
-    >>> parse_dandiset("DANDI:000688/draft")
-    ('000688', 'draft')
-    """
-    number, slash, version = (text[6:] if text[:6].upper() == "DANDI:" else text).partition("/")
-    check_version(number, *([version] if slash else []))
-    return number, version if slash else None
-
-
 class Dandi(Source):
     """The NWB files of a dandiset that the globs select; what is missing in the cache is fetched.
 

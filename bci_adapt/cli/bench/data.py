@@ -36,8 +36,7 @@ import numpy as np
 import xarray as xr
 
 from bci_adapt.cli.bench.measuring import clock, forget_peak, processes, resident, traced_peak
-from bci_adapt.data import simulate
-from bci_adapt.data.layouts import reading
+from bci_adapt.data import nwb, simulate
 from bci_adapt.data.nwb import ELECTRODES, TRIALS
 from bci_adapt.data.nwb_writing import write_recording
 from bci_adapt.data.prepare import prepare
@@ -144,7 +143,7 @@ def _prepare(path: Path) -> xr.Dataset:
 
 
 def _without_digest(path: Path) -> xr.Dataset:
-    with patch.object(reading, "file_digest", lambda path: ""):
+    with patch.object(nwb, "file_digest", lambda path: ""):
         return prepare(path, BIN_S)
 
 

@@ -39,7 +39,6 @@ from bci_adapt.data.layouts.tables import (
 from bci_adapt.data.nwb import NwbFile, spike_table
 from bci_adapt.data.nwb_describing import identity
 from bci_adapt.data.sessions import BIN_EDGE, assemble
-from bci_adapt.ground.storage import file_digest
 from bci_adapt.ground.version import __version__
 
 LARGEST_VALUE = 1e100
@@ -425,7 +424,7 @@ def _attrs(file: NwbFile, layout: Layout, bin_s: float, channel_identity: str, w
         "bin_s": float(bin_s),
         "bin_edge": BIN_EDGE,
         "source_file": file.name,
-        "source_sha256": file_digest(file.path),
+        "source_sha256": file.sha256(),
         "layout": layout.name,
         "licence": "",
         "code_version": __version__,
