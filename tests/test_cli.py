@@ -185,5 +185,8 @@ def test_one_bad_recording_does_not_cost_the_others(call, tmp_path):
     (tmp_path / "b.nwb").write_text("not NWB")
     code, out, err = call("prepare", tmp_path, "-o", tmp_path / "out")
     assert (code, "b.nwb: not an HDF5 file" in err, "1 of 3 recordings" in err) == (1, True, True)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["sub-T_ses-a.nc", "sub-T_ses-c.nc"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "sub-T_ses-a_bin-50ms.nc",
+        "sub-T_ses-c_bin-50ms.nc",
+    ]
     assert out.count("4 channels") == 2

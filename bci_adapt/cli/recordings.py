@@ -27,7 +27,7 @@ Stream = Annotated[
 
 @app.command()
 def inspect(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="NWB 2 files, or MATLAB 7.3 of Indy's kind.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="NWB 2, MATLAB, .npz or prepared (.nc) files.")],
     stream: Stream = False,
     json_file: JsonFile = None,
     quiet: Quiet = False,
@@ -41,7 +41,7 @@ def inspect(
     Example: [cyan]bci-adapt inspect --stream 000688/0.250122.1735/sub-C/sub-C_ses-CO-20131003_behavior+ecephys.nwb[/]
     """
     from bci_adapt.archive.reading import located
-    from bci_adapt.data.prepare import inspect as describe
+    from bci_adapt.data.from_arrays import inspect as describe
     from bci_adapt.ground.storage import json_safe
 
     found = [describe(located(file, stream)[0]) for file in files]
@@ -93,7 +93,7 @@ def _print_overlap(pairs: list[dict[str, Any]]) -> None:
 
 @app.command()
 def prepare(
-    recordings: Annotated[list[str], typer.Argument(help="NWB or MATLAB 7.3 files, or folders of them.")],
+    recordings: Annotated[list[str], typer.Argument(help="NWB, MATLAB or .npz files, or folders of recordings.")],
     bin_s: Annotated[float, typer.Option("--bin-s", help="Width of a bin in seconds.")] = 0.05,
     into: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the sessions; data_cache/sessions when not given.")
@@ -128,8 +128,8 @@ def prepare(
     """
     from bci_adapt.archive.reading import located
     from bci_adapt.archive.sources.folder import Folder
-    from bci_adapt.data.prepare import prepare as prepare_one
-    from bci_adapt.data.sessions import write_session
+    from bci_adapt.data.from_arrays import read
+    from bci_adapt.data.sessions import session_file_name, write_session
     from bci_adapt.ground.storage import cache_root
 
     files: list[tuple[Path | Remote, dict[str, str]]] = []
@@ -137,22 +137,16 @@ def prepare(
         folded = not stream and Path(place).is_dir()
         files += [(path, {}) for path in Folder(place).paths()] if folded else [located(place, stream)]
     folder = into or cache_root() / "sessions"
+    options = {"layout": layout, "per": per, "spikes": spikes, "targets": target or (), "unobserved": unobserved}
     seen: dict[Path, Path | Remote] = {}
     failed = 0
     with progress(quiet) as bar:
         for file, about in one_by_one(bar, "preparing", files, lambda each: each[0].name):
             try:
-                session = prepare_one(
-                    file,
-                    bin_s,
-                    layout=layout,
-                    per=per,
-                    spikes=spikes,
-                    targets=target or (),
-                    unobserved=unobserved,
-                    provenance=about,
-                )
-                written = folder / f"{session.attrs['session_id']}.nc"
+                if Path(file.name).suffix == ".nc":
+                    raise InputError(f"{file}: is a prepared session: prepare takes recordings or arrays")
+                session = read(file, bin_s, **options, provenance=about)
+                written = folder / session_file_name(session)
                 if written in seen:
                     raise InputError(f"{file} and {seen[written]} are one session, {written.stem}: prepare one of them")
                 seen[written] = file

@@ -17,6 +17,8 @@ from bci_adapt.errors import InputError
 TICKS_PER_S = 1_000_000
 LARGEST_S = 1e11
 """Seconds that no time reaches (3000 years): whole ticks below it fit into 64 bits."""
+LONGEST_BIN_S = 5.0
+"""Widest bin that a session is made of."""
 MAX_CELLS = 2**29
 """Largest (bins x channels) that is binned at once; 96 channels at 20 ms reach it after 31 hours."""
 
@@ -40,6 +42,20 @@ def bin_ticks(bin_s: float) -> int:
     ticks = round(bin_s * TICKS_PER_S)
     if ticks < 1 or abs(bin_s * TICKS_PER_S - ticks) > 1e-6 * ticks:
         raise InputError(f"bin_s must be a whole number of microseconds, got {bin_s!r}")
+    return ticks
+
+
+def require_bin_width(bin_s: float) -> int:
+    """Return the width of a bin that movement is to be decoded in, in ticks; `InputError` beyond `LONGEST_BIN_S`.
+
+    Milliseconds in place of seconds are the slip that this is for.
+    """
+    ticks = bin_ticks(bin_s)
+    if bin_s > LONGEST_BIN_S:
+        raise InputError(
+            f"a bin of {bin_s:g} s is longer than any movement ({LONGEST_BIN_S:g} s at most): widths are in seconds, "
+            f"{bin_s:g} ms are {bin_s / 1000:g}"
+        )
     return ticks
 
 

@@ -18,9 +18,11 @@ from bci_adapt.data.layouts.clocks import require_one_clock, turns_apart
 from bci_adapt.data.layouts.grids import Grid, Samples, grid_of_ends, grid_of_samples
 from bci_adapt.data.layouts.reading import Kinematics, Neurons, on_grid
 from bci_adapt.data.layouts.tables import Channels
-from bci_adapt.data.nwb import MAX_BYTES, MAX_ROWS
+from bci_adapt.data.nwb import MAX_BYTES, MAX_ROWS, Remote
+from bci_adapt.data.nwb_describing import Description, Neural, Series
 from bci_adapt.data.prepare import finish, prepare
-from bci_adapt.data.sessions import BIN_EDGE, check, read_session, reserved
+from bci_adapt.data.prepare import inspect as describe
+from bci_adapt.data.sessions import BIN_EDGE, check, kinematic_names, open_session, read_session, reserved
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import file_digest
 from bci_adapt.ground.text import clean
@@ -89,6 +91,7 @@ def session(
         naming the argument that cannot be used.
     """
     given = _Given(session_id)
+    binning.require_bin_width(bin_s)
     if (spikes is None) == (counts is None):
         raise given.error("spikes, counts", "exactly one of them is needed")
     values = None if target is None else _table(given, target, "target")
@@ -113,14 +116,14 @@ def session(
     return made
 
 
-def read(path: Path | str, bin_s: float | None = None, **options: Any) -> xr.Dataset:
+def read(path: Path | str | Remote, bin_s: float | None = None, **options: Any) -> xr.Dataset:
     """Read a session from any file: ``.nc`` a prepared one, ``.nwb`` or MATLAB 7.3 a recording, ``.npz`` or another
     ``.mat`` the arguments of `session` as arrays of their names.
 
     `bin_s` is needed for all but ``.nc``; `options` are those of `prepare.prepare` or `session`.
     """
-    path = Path(path)
-    if path.suffix == ".nc":
+    path = path if isinstance(path, Remote) else Path(path)
+    if isinstance(path, Path) and path.suffix == ".nc":
         if options:
             raise InputError(f"{path}: a prepared session takes no options, got {', '.join(options)}")
         stored = read_session(path)
@@ -129,12 +132,64 @@ def read(path: Path | str, bin_s: float | None = None, **options: Any) -> xr.Dat
         return stored
     if bin_s is None:
         raise InputError(f"{path}: bin_s, the width of a bin in seconds, is needed to read a recording")
-    arrays = _arrays_of(path)
-    if arrays is None:
+    arrays = _arrays_of(path) if isinstance(path, Path) else None
+    if isinstance(path, Remote) or arrays is None:
         return prepare(path, bin_s, **options)
+    if wrong := [name for name, value in options.items() if value and name not in KEYS]:
+        raise InputError(f"{path}: holds arrays, which say what they are by name and take no {', '.join(wrong)}")
+    options = {name: value for name, value in options.items() if name in KEYS}
     about = {"source_file": path.name, "source_sha256": file_digest(path)}
     given: dict[str, Any] = {"session_id": path.stem} | arrays | options
     return session(**given, bin_s=bin_s, about=about)
+
+
+def inspect(path: Path | str | Remote) -> Description:
+    """Describe what `read` would make of a file of any kind, see `prepare.inspect`; nothing is binned."""
+    if isinstance(path, Remote):
+        return describe(path)
+    path = Path(path)
+    if path.suffix == ".nc":
+        with open_session(path) as stored:
+            return _described(path, "prepared session", stored.attrs, _sizes(stored), stored["channel"].values.tolist())
+    arrays = _arrays_of(path)
+    if arrays is None:
+        return describe(path)
+    sizes = {name: np.shape(value) for name, value in arrays.items() if name in ("counts", "target")}
+    if "spikes" in arrays and "spike_unit" not in arrays:
+        sizes["spikes"] = (len(arrays["spikes"]),)
+    elif "spikes" in arrays:
+        sizes["spikes"] = (int(np.max(arrays["spike_unit"], initial=-1)) + 1,)
+    what = {
+        str(arrays.get("target_kind", "position")) if name == "target" else name: size for name, size in sizes.items()
+    }
+    units = {str(arrays.get("target_kind", "position")): str(arrays.get("target_units", ""))}
+    about = {"session_id": path.stem} | {name: arrays[name] for name in WORDS if name in arrays} | {"units": units}
+    return _described(path, f"arrays ({path.suffix[1:]})", about, what, list(arrays.get("channels", ())))
+
+
+def _sizes(stored: xr.Dataset) -> dict[str, tuple[int, ...]]:
+    return {name: stored[name].shape for name in ("counts", *kinematic_names(stored))}
+
+
+def _described(
+    path: Path, kind: str, about: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]], channels: list[str]
+) -> Description:
+    """What a file of arrays, or a prepared session, of arrays of these `sizes` is."""
+    words = {name: str(about.get(name, "")) for name in ("session_id", "subject", "session_start", "description")}
+    found = Description(path.name, kind, **words, channels=channels)
+    width = f", bins of {about['bin_s']:g} s" if "bin_s" in about else ""
+    found.why = f"{kind}{width}: read as it is, no layout is needed"
+    found.trials, found.electrodes = {"count": 0, "columns": []}, {"count": len(channels), "groups": []}
+    for name, size in sizes.items():
+        if name in ("counts", "spikes"):
+            what = "binned counts" if name == "counts" else "spike times"
+            found.neural.append(Neural(what, name, size, size[-1], "", None, None, None))
+        else:
+            unit = dict(about.get("units", {})).get(name, "")
+            found.series.append(Series(name, kind, size, unit, None, False, None, None))
+    if "warnings" in about:
+        found.warnings += json.loads(about["warnings"])
+    return found
 
 
 def _arrays_of(path: Path) -> dict[str, Any] | None:

@@ -67,7 +67,7 @@ def prepare(
     Values that rules of `faults` flag stay in place with their masks False. `InputError` names the file and what
     cannot be used; nothing is then left at `out`.
     """
-    binning.bin_ticks(bin_s)
+    binning.require_bin_width(bin_s)
     if odd := set(provenance or {}) - set(PROVENANCE):
         raise InputError(f"provenance is {', '.join(PROVENANCE)}; got {', '.join(sorted(odd))}")
     if per not in (None, "electrode", "unit"):

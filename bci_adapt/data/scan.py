@@ -31,6 +31,7 @@ from bci_adapt.data.binning import (
     lagged,
     rebin_counts,
     rebin_rows,
+    require_bin_width,
     segment_slices,
     segment_starts,
     to_ticks,
@@ -151,7 +152,7 @@ def _widths_and_window(
     bins_s: Sequence[float], lags_s: tuple[float, float], history_s: float | None, block_s: float
 ) -> tuple[list[int], int, int]:
     """The bin widths, the window of spikes and the common resolution, all in ticks; `InputError` see `scan`."""
-    widths = sorted({bin_ticks(bin_s) for bin_s in bins_s})
+    widths = sorted({require_bin_width(bin_s) for bin_s in bins_s})
     if not widths:
         raise InputError("at least one bin width is needed, such as --bin 0.02,0.05")
     if not -2 <= lags_s[0] <= lags_s[1] <= 2:
@@ -276,11 +277,11 @@ class _Grid:
         gap_s: float,
     ):
         self.session_id = str(session.attrs.get("session_id", "session"))
+        labels = labels_of(session, variable)
         self.unit, self.bin_s = str(session[variable].attrs.get("units", "")), float(session.attrs["bin_s"])
         self.lags, self.n_history = lags, n_history
         counts, segment = session["counts"].values, session["segment"].values
         self.root = np.sqrt(counts, dtype=np.float64) if counts.dtype.kind in "ui" else counts
-        labels = labels_of(session, variable)
         self.n_axes = labels.shape[1]
         n_features = n_history * counts.shape[1]
         if n_features > MAX_FEATURES:

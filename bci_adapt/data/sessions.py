@@ -240,6 +240,11 @@ def _check_bins(session: xr.Dataset, require: Require) -> None:
         require(not lost.any(), f"{name} is NaN in {lost.sum()} places that {name}_valid calls usable")
 
 
+def session_file_name(session: xr.Dataset) -> str:
+    """Return the name of a session's file, with the width of its bins: another width is another file."""
+    return f"{session.attrs['session_id']}_bin-{1000 * float(session.attrs['bin_s']):g}ms.nc"
+
+
 def write_session(session: xr.Dataset, path: Path | str) -> None:
     """Check `session` and write it as netCDF; the file at `path` is whole or, on any failure, untouched."""
     check(session)
