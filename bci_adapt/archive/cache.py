@@ -141,11 +141,12 @@ def read_record(file: Path) -> Record | None:
     """The record beside a fetched file; None when there is none, or one that cannot be used."""
     try:
         fields = json.loads(_record_of(file).read_text(encoding="utf-8"))
-        about = [fields.pop(name) for name in ("licence", "archive", "fetched")]
-        if not all(isinstance(each, str) for each in about):
+        licence, archive, fetched = (fields.pop(name) for name in ("licence", "archive", "fetched"))
+        if not all(isinstance(each, str) for each in (licence, archive, fetched)):
             return None
         checked = fields.pop("checked", None)
-        return Record(asset_from(fields), *about, None if checked is None else Checked(**checked))
+        checked = None if checked is None else Checked(**checked)
+        return Record(asset_from(fields), licence, archive, fetched, checked)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # InputError is a ValueError
         return None
 

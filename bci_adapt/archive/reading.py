@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bci_adapt.archive.addresses import is_address, is_page
 from bci_adapt.data import from_arrays
-from bci_adapt.data.nwb import Remote
+from bci_adapt.data.remote import Remote
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:

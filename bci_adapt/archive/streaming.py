@@ -18,7 +18,7 @@ from bci_adapt.archive.addresses import asset_id_of, is_address, is_page, parse_
 from bci_adapt.archive.api import Archive
 from bci_adapt.archive.http import AGAIN, MAX_REDIRECTS, Again, Patience, Transport, Tries, chunks, request
 from bci_adapt.archive.selection import digest_text
-from bci_adapt.data.nwb import Remote
+from bci_adapt.data.remote import Remote
 from bci_adapt.errors import InputError
 
 BLOCK_BYTES = 2**16

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from bci_adapt.archive.cache import Entry
     from bci_adapt.archive.selection import Selection
+    from bci_adapt.archive.sources.dandi import Dandi
 
 cache = typer.Typer(
     help="Fetched files: list them, verify their digests, clean up. They lie in "
@@ -101,27 +102,32 @@ def fetch(
             number, version, [*paths, *(path or ())], subject, session, lock,
             offline=offline, update=update, progress=showing, jobs=jobs, exclude=exclude or (), anew=verify,
         )  # fmt: skip
-        chosen = source.select()
-        if quiet and chosen.unsure:
-            raise InputError(f"{chosen.offline}; {chosen.unsure}; without --quiet these are used, with a note")
-        rows = chosen.rows()
-        note = noting(quiet)
-        for text in chosen.notes:
-            note(text)
-        n_notes = len(chosen.notes)
-        if not dry_run:
-            try:
-                source.obtain()
-            finally:
-                for text in chosen.notes[n_notes:]:
-                    note(text)
-            rows = [{**row, "missing": 0, "state": _now(row["state"])} for row in rows]
+        rows = _obtained(source, dry_run, quiet)
+    chosen = source.select()
     if json_file is not None:
         about = {**source.datasets()[0], "lock": str(source.lock), "notes": chosen.notes, "files": rows}
         write_json(json_file, about | {"refused": chosen.refused})
     if not quiet and json_file != "-":
         _say_fetched(chosen, rows, source.lock, dry_run)
     chosen.refuse()
+
+
+def _obtained(source: Dandi, dry_run: bool, quiet: bool) -> list[dict[str, Any]]:
+    """The rows of what a source stands for, fetched unless this is a dry run; its notes are shown as they come."""
+    chosen, note = source.select(), noting(quiet)
+    if quiet and chosen.unsure:
+        raise InputError(f"{chosen.offline}; {chosen.unsure}; without --quiet these are used, with a note")
+    rows, n_notes = chosen.rows(), len(chosen.notes)
+    for text in chosen.notes:
+        note(text)
+    if dry_run:
+        return rows
+    try:
+        source.obtain()
+    finally:
+        for text in chosen.notes[n_notes:]:
+            note(text)
+    return [{**row, "missing": 0, "state": _now(row["state"])} for row in rows]
 
 
 def _now(state: str) -> str:

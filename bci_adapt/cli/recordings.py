@@ -14,8 +14,8 @@ from bci_adapt.errors import InputError
 if TYPE_CHECKING:
     import xarray as xr
 
-    from bci_adapt.data.nwb import Remote
     from bci_adapt.data.nwb_describing import Description
+    from bci_adapt.data.remote import Remote
 
 Stream = Annotated[
     bool,

@@ -1,24 +1,25 @@
 """Open an NWB 2 file with plain HDF5 reads, and hand out its parts checked.
 
 No pynwb here: extension namespaces that cannot be loaded, old schemas and slow tables do not matter to HDF5, and the
-waveforms of a units table are never touched. Whatever cannot be used is an `InputError` that names file and key.
+waveforms of a units table are never touched. Whatever cannot be used is an `InputError` that names file and key. The
+module is long because all that is believed of a file is checked here, in one place.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from bci_adapt.data.binning import LARGEST_S
+from bci_adapt.data.remote import Remote
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import file_digest
 from bci_adapt.ground.text import clean
@@ -49,22 +50,6 @@ MATLAB_VARIABLES = ("chan_names", "cursor_pos", "spikes", "t")
 READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError, MemoryError)
 
 
-@dataclass(frozen=True)
-class Remote:
-    """A file that is read where it lies, over the network and never whole, so that nothing is verified.
-
-    `said` is the sentence about it that a session's warnings carry; `open` gives a binary stream that can seek.
-    """
-
-    name: str
-    address: str
-    said: str
-    open: Callable[[], BinaryIO]
-
-    def __str__(self) -> str:
-        return self.name
-
-
 class NwbFile:
     """An open NWB file: a context manager whose methods read parts of it or raise `InputError` with file and key.
 
@@ -80,7 +65,7 @@ class NwbFile:
         self.objects: dict[str, h5py.Group | h5py.Dataset] = {}
         self.damaged: dict[str, str] = {}
         self.units, self.unobserved = "units", "mask"
-        self.stream: BinaryIO | None = None
+        self.stream: io.RawIOBase | None = None
         self._kept: dict[str, NDArray[Any]] = {}
 
     def __enter__(self) -> NwbFile:

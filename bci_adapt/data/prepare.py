@@ -15,8 +15,9 @@ from bci_adapt.data import binning, faults
 from bci_adapt.data.faults import Thresholds
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.tables import electrodes_used
-from bci_adapt.data.nwb import NwbFile, Remote, open_nwb, spike_table
+from bci_adapt.data.nwb import NwbFile, open_nwb, spike_table
 from bci_adapt.data.nwb_describing import Description, count_missing, describe
+from bci_adapt.data.remote import Remote
 from bci_adapt.data.sessions import check, kinematic_names, start_of, write_session
 from bci_adapt.errors import InputError
 from bci_adapt.ground import catalog
