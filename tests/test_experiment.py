@@ -15,6 +15,7 @@ from bci_adapt.data.labelled import session_arrays
 from bci_adapt.data.prepare import prepare
 from bci_adapt.data.sessions import write_session
 from bci_adapt.errors import InputError
+from bci_adapt.experiment import preparing
 from bci_adapt.experiment import run as experiment
 from bci_adapt.experiment.arms import linear_arms, network_arms, standing_names
 from bci_adapt.experiment.asked import ArmSection
@@ -24,7 +25,8 @@ from bci_adapt.experiment.config import load_config, parse_config, to_toml
 from bci_adapt.experiment.foreign import Foreign
 from bci_adapt.experiment.jobs import adapt, fit, score
 from bci_adapt.experiment.pairs import Pair, choose_pairs, match_channels, require_source, unscorable, unusable_halves
-from bci_adapt.experiment.run import open_source, prepare_sessions, run_experiment
+from bci_adapt.experiment.preparing import open_source, prepare_sessions
+from bci_adapt.experiment.run import run_experiment
 from bci_adapt.ground.jobs import Job
 from bci_adapt.learning.credit.base import rules
 from bci_adapt.learning.optimizers import optimizers
@@ -133,7 +135,7 @@ def recordings(config):
 
 def planned(config):
     """Every job of an experiment by key, those that others need included."""
-    prepared, pairs = experiment.prepare_sessions(config, [*config.pairs, *config.continual], workers=0)
+    prepared, pairs = prepare_sessions(config, [*config.pairs, *config.continual], workers=0)
     builders = prepared.builders(config, {}, None)
     plan = experiment._plan(config, prepared, builders, dict.fromkeys(pairs, ""), (), None)
     jobs, left = {}, plan.jobs()
@@ -369,7 +371,7 @@ def test_only_what_a_pair_needs_is_fetched_and_a_folder_is_listed_once(tiny, tmp
     opened = []
     identity = source_base.identity
     monkeypatch.setattr(source_base, "identity", lambda file: opened.append(1) or identity(file))
-    monkeypatch.setattr(experiment, "execute", stop)
+    monkeypatch.setattr(preparing, "execute", stop)
     with pytest.raises(Enough):
         run_experiment(load_config(tiny, data=folder))
     assert len(opened) == 3
@@ -455,7 +457,9 @@ def test_a_source_without_labels_is_refused_before_any_job_and_a_failing_fit_nam
     adapting |= {"at_trial_end": False, "label_fraction": 1.0, "budget_s": None, "budget_trials": None}
     adapting |= {"seed": 0, "control": None}
     adapting |= {"continuing": False, "back": False}
-    with pytest.raises(InputError, match=f"online_rnn on {name}: X: .* channels"):
+    with pytest.raises(
+        InputError, match=f"online_rnn on {name}: channels of {name} .* do not fit: the session lacks 2 of 20"
+    ):
         adapt.run(adapting, {"decoder": tmp_path / "decoder.npz", "target": narrow}, tmp_path / "out.npz")
 
 

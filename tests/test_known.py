@@ -21,7 +21,7 @@ from bci_adapt.data.prepare import prepare
 from bci_adapt.errors import InputError
 from bci_adapt.experiment.config import load_config
 from bci_adapt.experiment.pairs import Pair, choose_pairs, match_channels
-from bci_adapt.experiment.run import open_source
+from bci_adapt.experiment.preparing import open_source
 from bci_adapt.ground.catalog import variants
 
 KNOWN = datasets()

@@ -20,7 +20,7 @@ from bci_adapt.experiment.arm import LINEAR, NETWORK, Arm
 from bci_adapt.experiment.building import Builder
 from bci_adapt.experiment.config import Config, ControlSection, SweepSection, load_config
 from bci_adapt.experiment.pairs import Pair
-from bci_adapt.experiment.run import prepare_sessions
+from bci_adapt.experiment.preparing import prepare_sessions
 from bci_adapt.experiment.tuned import read_tuned
 from bci_adapt.ground.engine import Progress, execute
 from bci_adapt.ground.jobs import Job

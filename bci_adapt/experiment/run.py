@@ -5,52 +5,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
-import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bci_adapt.archive.sources.base import Source
 from bci_adapt.errors import InputError
-from bci_adapt.experiment.arm import described
 from bci_adapt.experiment.arms import standing_names
-from bci_adapt.experiment.asked import ArmSection
 from bci_adapt.experiment.building import Builder
-from bci_adapt.experiment.common_jobs import prepare_job
-from bci_adapt.experiment.comparisons import compared
-from bci_adapt.experiment.config import (
-    EARLIER,
-    Config,
-    ContinualSection,
-    DandiSource,
-    FilesSource,
-    PairSection,
-    SimulatedSource,
-    to_toml,
-)
+from bci_adapt.experiment.config import Config, ContinualSection
 from bci_adapt.experiment.foreign import Foreign
-from bci_adapt.experiment.pairs import (
-    Channels,
-    Pair,
-    choose_pairs,
-    match_channels,
-    matched_entry,
-    require_source,
-    unscorable,
-    unusable_halves,
-)
-from bci_adapt.experiment.tuned import Tuned, read_tuned
+from bci_adapt.experiment.pairs import Pair, require_source, unscorable, unusable_halves
+from bci_adapt.experiment.preparing import Prepared, prepare_sessions, refuse_failures
+from bci_adapt.experiment.run_folder import Plan, Ran, manifest_of, manifest_of_shard, write_run
+from bci_adapt.experiment.tuned import read_tuned
 from bci_adapt.ground.engine import Outcome, Progress, execute
 from bci_adapt.ground.jobs import Job
-from bci_adapt.ground.storage import cache_root, write_text
-from bci_adapt.ground.version import __version__
-from bci_adapt.results.manifest import MANIFEST, Manifest, read_manifest
-
-KINDS = ("rows", "curves", "trajectories", "blocks")
+from bci_adapt.ground.storage import cache_root
+from bci_adapt.results.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -61,139 +33,6 @@ class FinishedRun:
     manifest: Manifest
     executed: int
     reused: int
-
-
-def open_source(
-    config: Config,
-    lock: Path | None = None,
-    offline: bool = False,
-    say: Callable[[str], None] = lambda text: None,
-) -> Source:
-    """The source of recordings that a config names; nothing is read or written yet.
-
-    Of a dandiset, `lock` is the file that pins what is read, and `offline` keeps to what is in the cache.
-    """
-    section = config.source
-    if isinstance(section, DandiSource):
-        from bci_adapt.archive.sources.dandi import Dandi
-
-        def fetched(path: str, done: int, size: int) -> None:
-            say(f"{path}: {done / 1e6:.0f} of {size / 1e6:.0f} MB")
-
-        return Dandi(**section.model_dump(exclude={"kind"}), lock=lock, offline=offline, progress=fetched)
-    if isinstance(section, SimulatedSource):
-        from bci_adapt.archive.sources.simulated import Simulated
-
-        return Simulated(cache_root() / "raw" / "simulated", **section.model_dump(exclude={"kind"}))
-    if isinstance(section, FilesSource):
-        from bci_adapt.archive.sources.files import Files
-
-        return Files(section.paths)
-    from bci_adapt.archive.sources.folder import Folder
-
-    if not section.path:
-        raise InputError("source.path: this config needs a folder of recordings; name it with --data FOLDER")
-    return Folder(section.path)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that an experiment has to run, once its sessions are prepared."""
-
-    scores: list[Job]
-    drift: dict[Pair, Job]
-    costs: dict[tuple[str, str], Job]
-
-    def jobs(self) -> list[Job]:
-        """All of them but those that measure time, which are run alone after the others."""
-        return [*self.scores, *self.drift.values()]
-
-
-@dataclass
-class Prepared:
-    """The prepared sessions of an experiment: jobs, sessions and what is said of them, by id; which meet; and which are
-    `unfit` to be one of the earlier days that a config asks for all of, with the reason.
-    """
-
-    session_ids: list[str]
-    jobs: dict[str, Job]
-    sessions: dict[str, Any]
-    about: dict[str, dict[str, Any]]
-    outcome: Outcome
-    notes: list[str] = field(default_factory=list)
-    datasets: list[dict[str, Any]] = field(default_factory=list)
-    unfit: dict[str, str] = field(default_factory=dict)
-    matched: dict[tuple[str, ...], Channels] = field(default_factory=dict)
-    targets: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
-
-    @property
-    def in_trial(self) -> bool:
-        """Whether bins inside trials are scored: where every session has trials, so that all scores mean the same."""
-        return all(each["has_trials"] for each in self.about.values())
-
-    def pairs(self, sections: Sequence[PairSection]) -> list[Pair]:
-        """The pairs that sections of the config name."""
-        return choose_pairs(sections, self.session_ids, self.unfit)
-
-    def builders(self, config: Config, known: dict[str, Job], tuned: Tuned | None) -> dict[tuple[str, ...], Builder]:
-        """A builder for each group of sources, whose sessions share its channels with all of their targets."""
-        builders = {}
-        for sources, found in self.matched.items():
-            names = [*sources, *self.targets[sources]]
-            jobs = {each: found.job(self.jobs[each], self.sessions[each]) for each in names}
-            own = {each: self.about[each] | {"n_channels": len(found.names)} for each in jobs}
-            builders[sources] = Builder(config, jobs, own, known, tuned, self.in_trial)
-        return builders
-
-
-def prepare_sessions(
-    config: Config,
-    sections: Sequence[PairSection],
-    *,
-    workers: int | None = None,
-    scheduler: str | None = None,
-    progress: Progress | None = None,
-    say: Callable[[str], None] = lambda text: None,
-    note: Callable[[str], None] = lambda text: None,
-    lock: Path | None = None,
-    offline: bool = False,
-) -> tuple[Prepared, list[Pair]]:
-    """Fetch and prepare the sessions of the pairs that `sections` name, and bring them together on their channels.
-
-    Raises
-    ------
-    InputError
-        when a recording cannot be used, the pairs cannot be formed, or sessions of a pair do not meet on channels.
-    """
-    from bci_adapt.data.sessions import read_session
-
-    say("finding sessions")
-    source = open_source(config, lock, offline, say)
-    try:
-        session_ids = [str(name) for name in source.list().index]
-    finally:
-        for text in source.notes():
-            note(text)
-    asked = choose_pairs(sections, session_ids)
-    wanted = {name for pair in asked for name in (*pair.sources, pair.target)}
-    jobs = {}
-    for name in [each for each in session_ids if each in wanted]:
-        say(f"fetching {name}")
-        jobs[name] = prepare_job(config, source.fetch(name), source.provenance(name))
-    outcome = execute(jobs.values(), workers=workers, scheduler=scheduler, progress=progress)
-    _refuse_failures(outcome)
-    sessions = {name: read_session(job.path) for name, job in jobs.items()}
-    about = {name: _about(name, session) for name, session in sessions.items()}
-    prepared = Prepared(session_ids, jobs, sessions, about, outcome, [*source.notes()], [*source.datasets()])
-    if any(section.source == (EARLIER,) for section in sections):
-        judged = {name: unscorable(each, config, prepared.in_trial) for name, each in sessions.items()}
-        prepared.unfit |= {name: reason for name, reason in judged.items() if reason}
-    pairs = prepared.pairs(sections)
-    for pair in pairs:
-        prepared.targets.setdefault(pair.sources, []).append(pair.target)
-    for sources, targets in prepared.targets.items():
-        prepared.matched[sources] = match_channels(config, sources, targets, sessions)
-    return prepared, pairs
 
 
 def run_experiment(
@@ -233,76 +72,34 @@ def run_experiment(
         require_source(prepared.sessions[name], config)
     builders = prepared.builders(config, {}, values)
     plan = _plan(config, prepared, builders, reasons, foreign, shard)
-    outcomes = [prepared.outcome, execute(plan.jobs(), **options)]
-    outcomes.append(_measured(plan, **options))
+    scores, outcomes = _executed(plan, options)
+    asked = config, command, values, foreign
+    ran = Ran(*asked, prepared, pairs, reasons, builders, plan, [prepared.outcome, *outcomes], scores)
+    folder = cache_root() / "runs" / f"{config.name}-{_digest(ran)}"
+    manifest = manifest_of(ran, folder) if shard is None else manifest_of_shard(ran)
+    if shard is None:
+        beside = [path for path in (tuned if config.tuned else None, lock) if path is not None and path.is_file()]
+        write_run(folder, ran, manifest, beside)
+    return FinishedRun(folder, manifest, ran.executed, ran.reused)
+
+
+def _executed(plan: Plan, options: Mapping[str, Any]) -> tuple[list[Job], list[Outcome]]:
+    """Run the jobs of a plan; returns its score jobs, without what failed, and how all came out.
+
+    Raises `InputError`, or RuntimeError for a bug, where nothing at all can be scored.
+    """
+    outcomes = [execute(plan.jobs(), **options), _measured(plan, **options)]
     scores = plan.scores
-    all_jobs = [*prepared.jobs.values(), *plan.jobs(), *plan.costs.values()]
-    folder = cache_root() / "runs" / f"{config.name}-{_digest(config, all_jobs)}"
-    if failures := _failures(outcomes[1]):
+    if failures := _failures(outcomes[0]):
         scores = [_scored_without(job, failures) for job in plan.scores]
         if not any(job.inputs.keys() - {"target", "source"} for job in scores):
-            _refuse_failures(outcomes[1])
+            refuse_failures(outcomes[0])
         partial = [job for job, whole in zip(scores, plan.scores, strict=True) if job.key != whole.key]
         outcomes.append(execute(partial, **options))
     if scores and not any(job.path.exists() for job in scores):
         for outcome in outcomes:
-            _refuse_failures(outcome)
-    executed, reused = (sum(getattr(each, what) for each in outcomes) for what in ("executed", "reused"))
-    manifest = _manifest(config, prepared.about, reasons, command)
-    manifest |= {"notes": prepared.notes, "datasets": prepared.datasets}
-    if values is not None and (other := differing_settings(config, values)):
-        manifest |= {"rates_tuned": False, "tuned_for": other}
-    if shard is not None:
-        failed = [{"label": each.label, "error": each.message} for outcome in outcomes for each in outcome.failed]
-        manifest["jobs"] = {"executed": executed, "reused": reused, "failed": failed}
-        return FinishedRun(folder, Manifest.model_validate(manifest), executed, reused)
-    manifest |= {
-        "channels": [
-            matched_entry(sources, found, prepared.sessions, prepared.targets[sources])
-            for sources, found in prepared.matched.items()
-        ],
-        "primary_bins": "in trial" if prepared.in_trial else "all",
-        "drift": [
-            {"source": pair.source, "target": pair.target, **json.loads(job.path.read_text(encoding="utf-8"))}
-            for pair, job in plan.drift.items()
-            if job.path.exists()
-        ],
-        "costs": [
-            {"arm": arm, "cell": cell, **json.loads(job.path.read_text(encoding="utf-8"))}
-            for (arm, cell), job in plan.costs.items()
-            if job.path.exists()
-        ],
-        "tuning": None if values is None else _tuning(values, config, builders, pairs),
-        "primary": config.primary.model_dump(),
-        "not_tested": _not_tested(config, prepared, pairs),
-        "unfit": [{"session": name, "reason": reason} for name, reason in prepared.unfit.items()],
-        "own_decoders": [{"file": str(own.file), "class": own.name} for own in foreign],
-    }
-    manifest |= _jobs_and_reruns(folder, manifest, executed, reused, outcomes)
-    said = Manifest.model_validate(manifest)
-    session = next(iter(prepared.sessions.values()))
-    unit = str(session[config.variables[0]].attrs.get("units", ""))
-    beside = [path for path in (tuned if config.tuned else None, lock) if path is not None and path.is_file()]
-    about = {
-        "arms": _described(builders, pairs, foreign, values),
-        "comparisons": compared(config.network.cells, [arm for arm in config.arms if isinstance(arm, ArmSection)]),
-    }
-    _write_run(folder, config, said, [job for job in scores if job.path.exists()], about, unit, beside)
-    return FinishedRun(folder, said, executed, reused)
-
-
-def _described(
-    builders: Mapping[tuple[str, ...], Builder],
-    pairs: Sequence[Pair],
-    foreign: Sequence[Foreign],
-    values: Tuned | None,
-) -> list[dict[str, Any]]:
-    """The table of arms: those of the run, decoders of the user's own, and those that were tuned besides."""
-    arms = {(arm.name, arm.cell): arm for pair in pairs for arm in builders[pair.sources].arms(pair, tuned=False)}
-    records = described([*arms.values(), *(own.arm for own in foreign)])
-    known = {(record["arm"], record["cell"]) for record in records}
-    tuned = values.about.get("arms", ()) if values is not None else ()
-    return records + [record for record in tuned if (record["arm"], record["cell"]) not in known]
+            refuse_failures(outcome)
+    return scores, outcomes
 
 
 def _measured(plan: Plan, workers: int | None, scheduler: str | None, progress: Progress | None) -> Outcome:
@@ -374,62 +171,10 @@ def _continual(
     ]
 
 
-_TUNED_FOR = ("variables", "bin_s", "stream_s", "label_delay_s", "target_lag_s", "normaliser_s", "linear")
-
-
-def differing_settings(config: Config, values: Tuned) -> dict[str, list[Any]]:
-    """Settings that the values were not tuned for: ``{name: [tuned for, asked for]}``."""
-    asked, stored = config.model_dump(mode="json", exclude_none=True), values.about.get("settings", {})
-    pairs = {name: (stored.get(name), asked.get(name)) for name in _TUNED_FOR}
-    for name in ("n_hidden", "n_updates", "input_dropout"):
-        pairs[f"network.{name}"] = stored.get("network", {}).get(name), asked["network"].get(name)
-    # what came into the configs later was at its default when the values were tuned
-    pairs["target_lag_s"] = stored.get("target_lag_s", 0.0), config.target_lag_s
-    return {name: list(each) for name, each in pairs.items() if each[0] != each[1]}
-
-
-def _tuning(
-    values: Tuned, config: Config, builders: Mapping[tuple[str, ...], Builder], pairs: Sequence[Pair]
-) -> dict[str, Any]:
-    """What the manifest says of tuned values: the whole surface; what is best on all of it (`chosen`); what was run on
-    each target, without that target's points (`used`); and arms without a value, which ran at the config's own.
-    """
-    chosen = [each for key in values.methods() if (each := values.choice(*key)) is not None]
-    used, untuned = [], set()
-    for target, pair in {pair.target: pair for pair in pairs}.items():
-        for arm in builders[pair.sources].arms(pair, tuned=False):
-            found = values.choice(arm.name, arm.cell, target) if arm.grid else None
-            if found is not None:
-                used.append({"target": target, **dataclasses.asdict(found)})
-            elif arm.grid:
-                untuned.add((arm.name, arm.cell))
-    return {
-        "file": values.file,
-        "digest": values.digest,
-        **values.about,
-        "surface": list(values.surface),
-        "chosen": [dataclasses.asdict(each) for each in chosen],
-        "used": used,
-        "untuned": [{"method": name, "cell": cell} for name, cell in sorted(untuned)],
-    }
-
-
-def _not_tested(config: Config, prepared: Prepared, pairs: Sequence[Pair]) -> list[dict[str, str]]:
-    """Standing arms that could not be run, and why."""
-    entries = [{"arm": name, "why": "left out by controls.without"} for name in config.controls.without]
-    for source in dict.fromkeys(pair.sources[-1] for pair in pairs) if config.controls.no_drift else ():
-        if why := unusable_halves(prepared.sessions[source], config, prepared.in_trial):
-            entries.append({"arm": f"no drift on {source}", "why": why})
-    if config.intended is None or not any(prepared.about[pair.target]["has_targets"] for pair in pairs):
-        entries.append({"arm": "intention", "why": "the trials of these sessions do not carry their targets"})
-    if not config.has_kalman:
-        entries.append({"arm": "kalman", "why": "it has a state for velocity and position alone"})
-    return entries
-
-
-def _digest(config: Config, jobs: Sequence[Job]) -> str:
+def _digest(ran: Ran) -> str:
     """What a run's folder is named by: what was asked for, and of which contents, wherever the recordings lie."""
-    asked = config.model_dump(mode="json", exclude={"source": {"path", "paths", "exclude"}})
+    asked = ran.config.model_dump(mode="json", exclude={"source": {"path", "paths"}})
+    jobs = [*ran.prepared.jobs.values(), *ran.plan.jobs(), *ran.plan.costs.values()]
     return hashlib.sha256(json.dumps([asked, sorted(job.key for job in jobs)]).encode()).hexdigest()[:10]
 
 
@@ -448,123 +193,3 @@ def _scored_without(score: Job, failures: Mapping[str, str]) -> Job:
     arms = [arm | ({"failed": lost[arm["input"]]} if arm["input"] in lost else {}) for arm in score.parameters["arms"]]
     inputs = {name: value for name, value in score.inputs.items() if name not in lost}
     return dataclasses.replace(score, parameters={**score.parameters, "arms": arms}, inputs=inputs)
-
-
-def _refuse_failures(outcome: Outcome) -> None:
-    """Raise for jobs that failed: a recording that cannot be used is the user's to mend, anything else is a bug."""
-    for failure in outcome.failed:
-        if failure.is_input_error:
-            raise InputError(failure.message)
-    if outcome.failed:
-        raise RuntimeError(f"{outcome.failed[0].label} failed:\n{outcome.failed[0].error}")
-
-
-def _about(name: str, session: Any) -> dict[str, Any]:
-    from bci_adapt.data.labelled import has_trials
-    from bci_adapt.data.sessions import kinematic_names, start_of
-
-    attrs = session.attrs
-    return {
-        "session_id": name,
-        "date": start.date().isoformat() if (start := start_of(session)) else "",
-        "minutes": round(session.sizes["time"] * float(attrs["bin_s"]) / 60.0, 2),
-        "n_channels": session.sizes["channel"],
-        "layout": attrs["layout"],
-        "source_file": attrs["source_file"],
-        "source_sha256": attrs["source_sha256"],
-        **{key: attrs[key] for key in ("licence", "dandiset", "dandiset_version", "asset_path")},
-        "warnings": json.loads(attrs["warnings"]),
-        "valid_fraction": float(session["valid"].mean()),
-        "has_targets": {"trial_start_s", "trial_stop_s"} <= set(session)
-        and ("trial_target_dir" in session or ("trial_target" in session and "position" in session)),
-        "n_axes": {name: session.sizes[session[name].dims[1]] for name in kinematic_names(session)},
-        "has_trials": has_trials(session),
-        "half_s": session.sizes["time"] * float(attrs["bin_s"]) / 2.0,
-    }
-
-
-def _manifest(config: Config, about: dict, reasons: dict[Pair, str], command: str) -> dict[str, Any]:
-    from bci_adapt.decoders.base import delay_bins
-
-    libraries = ("numpy", "scipy", "numba", "torch", "xarray", "pynwb", "scikit-learn", "distributed")
-    return {
-        "name": config.name,
-        "command": command,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config": config.model_dump(mode="json"),
-        "delay_bins": delay_bins(config.label_delay_s, config.bin_s),
-        "rates_tuned": bool(config.tuned),
-        "versions": {
-            "bci_adapt": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in libraries},
-        },
-        "sessions": list(about.values()),
-        "unscorable": [
-            {"source": pair.source, "target": pair.target, "reason": reason}
-            for pair, reason in reasons.items()
-            if reason
-        ],
-    }
-
-
-def _jobs_and_reruns(
-    folder: Path, manifest: dict[str, Any], executed: int, reused: int, outcomes: Sequence[Outcome]
-) -> dict[str, Any]:
-    """The entries ``jobs`` and ``reruns`` of a manifest; where the folder holds a run already, that one's date,
-    command, versions and counts of jobs, with this one appended to its ``reruns``. Failures are those of the results.
-    """
-    failed = [
-        {"label": each.label, "error": each.message, "traceback": "" if each.is_input_error else each.error}
-        for outcome in outcomes
-        for each in outcome.failed
-    ]
-    this = {"created": manifest["created"], "command": manifest["command"], "executed": executed, "reused": reused}
-    try:
-        earlier = read_manifest(folder / MANIFEST)
-        kept = {name: getattr(earlier, name) for name in ("created", "command", "versions")}
-        jobs, reruns = {**earlier.jobs, "failed": failed}, [*earlier.reruns, this]
-    except InputError:  # there is none, or none that is whole
-        return {"jobs": {"executed": executed, "reused": reused, "failed": failed}, "reruns": []}
-    return {**kept, "jobs": jobs, "reruns": reruns}
-
-
-def _records(files: Sequence[Job], kind: str) -> Iterator[dict[str, Any]]:
-    """The records of score jobs; a missing delay stands for labels that come at the end of a trial, missing budgets of
-    trials for all of them.
-    """
-    for job in files:
-        for record in json.loads(job.path.read_text(encoding="utf-8"))[kind]:
-            for name in ("delay_s", "budget_trials"):
-                if name in record and record[name] is None:
-                    record[name] = math.inf
-            yield {name: math.nan if value is None else value for name, value in record.items()}
-
-
-def _write_run(
-    folder: Path,
-    config: Config,
-    manifest: Manifest,
-    scored: Sequence[Job],
-    about: Mapping[str, list[dict[str, Any]]],
-    unit: str,
-    beside: Sequence[Path],
-) -> None:
-    """Write a run's folder; `about` holds the tables that say what its arms are and what is compared, `beside` are the
-    files that its config needs beside itself to be run again from there.
-    """
-    from bci_adapt.results.report import render_report
-    from bci_adapt.results.table import long_table, write_results
-
-    tables = {kind: long_table(_records(scored, kind), kind) for kind in KINDS}
-    tables |= {kind: long_table(records, kind) for kind, records in about.items()}
-    attrs = {name: getattr(manifest, name) for name in ("name", "created", "delay_bins", "primary_bins")} | {
-        "unit": unit
-    }
-    write_results(folder / "results.nc", tables, attrs)
-    write_text(folder / "config.toml", to_toml(config.model_dump(mode="json", exclude_none=True)))
-    for path in beside:
-        if path.resolve().parent != folder.resolve():
-            write_text(folder / path.name, path.read_text(encoding="utf-8"))
-    write_text(folder / MANIFEST, manifest.text())
-    render_report(folder)

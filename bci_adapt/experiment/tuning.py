@@ -15,7 +15,7 @@ from bci_adapt.experiment.arm import Arm, described
 from bci_adapt.experiment.building import Builder
 from bci_adapt.experiment.config import Config
 from bci_adapt.experiment.pairs import Pair, require_source, unscorable
-from bci_adapt.experiment.run import prepare_sessions
+from bci_adapt.experiment.preparing import prepare_sessions
 from bci_adapt.experiment.tuned import choose, tuned_text
 from bci_adapt.ground.engine import Progress, execute
 from bci_adapt.ground.jobs import Job

@@ -1,0 +1,173 @@
+"""The sessions of an experiment: found, fetched, prepared, and brought together on their channels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bci_adapt.archive.sources.base import Source
+from bci_adapt.errors import InputError
+from bci_adapt.experiment.building import Builder
+from bci_adapt.experiment.common_jobs import prepare_job
+from bci_adapt.experiment.config import EARLIER, Config, DandiSource, FilesSource, PairSection, SimulatedSource
+from bci_adapt.experiment.pairs import Channels, Pair, choose_pairs, match_channels, unscorable
+from bci_adapt.experiment.tuned import Tuned
+from bci_adapt.ground.engine import Outcome, Progress, execute
+from bci_adapt.ground.jobs import Job
+from bci_adapt.ground.storage import cache_root
+
+
+def open_source(
+    config: Config,
+    lock: Path | None = None,
+    offline: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Source:
+    """The source of recordings that a config names; nothing is read or written yet.
+
+    Of a dandiset, `lock` is the file that pins what is read, and `offline` keeps to what is in the cache.
+    """
+    section = config.source
+    if isinstance(section, DandiSource):
+        from bci_adapt.archive.sources.dandi import Dandi
+
+        def fetched(path: str, done: int, size: int) -> None:
+            say(f"{path}: {done / 1e6:.0f} of {size / 1e6:.0f} MB")
+
+        return Dandi(**section.model_dump(exclude={"kind"}), lock=lock, offline=offline, progress=fetched)
+    if isinstance(section, SimulatedSource):
+        from bci_adapt.archive.sources.simulated import Simulated
+
+        return Simulated(cache_root() / "raw" / "simulated", **section.model_dump(exclude={"kind"}))
+    if isinstance(section, FilesSource):
+        from bci_adapt.archive.sources.files import Files
+
+        return Files(section.paths)
+    from bci_adapt.archive.sources.folder import Folder
+
+    if not section.path:
+        raise InputError("source.path: this config needs a folder of recordings; name it with --data FOLDER")
+    return Folder(section.path)
+
+
+@dataclass
+class Prepared:
+    """The prepared sessions of an experiment: jobs, sessions and what is said of them, by id; which meet; and which are
+    `unfit` to be one of the earlier days that a config asks for all of, with the reason.
+    """
+
+    session_ids: list[str]
+    jobs: dict[str, Job]
+    sessions: dict[str, Any]
+    about: dict[str, dict[str, Any]]
+    outcome: Outcome
+    notes: list[str] = field(default_factory=list)
+    datasets: list[dict[str, Any]] = field(default_factory=list)
+    unfit: dict[str, str] = field(default_factory=dict)
+    matched: dict[tuple[str, ...], Channels] = field(default_factory=dict)
+    targets: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
+
+    @property
+    def in_trial(self) -> bool:
+        """Whether bins inside trials are scored: where every session has trials, so that all scores mean the same."""
+        return all(each["has_trials"] for each in self.about.values())
+
+    def pairs(self, sections: Sequence[PairSection]) -> list[Pair]:
+        """The pairs that sections of the config name."""
+        return choose_pairs(sections, self.session_ids, self.unfit)
+
+    def builders(self, config: Config, known: dict[str, Job], tuned: Tuned | None) -> dict[tuple[str, ...], Builder]:
+        """A builder for each group of sources, whose sessions share its channels with all of their targets."""
+        builders = {}
+        for sources, found in self.matched.items():
+            names = [*sources, *self.targets[sources]]
+            jobs = {each: found.job(self.jobs[each], self.sessions[each]) for each in names}
+            own = {each: self.about[each] | {"n_channels": len(found.names)} for each in jobs}
+            builders[sources] = Builder(config, jobs, own, known, tuned, self.in_trial)
+        return builders
+
+
+def prepare_sessions(
+    config: Config,
+    sections: Sequence[PairSection],
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    note: Callable[[str], None] = lambda text: None,
+    lock: Path | None = None,
+    offline: bool = False,
+) -> tuple[Prepared, list[Pair]]:
+    """Fetch and prepare the sessions of the pairs that `sections` name, and bring them together on their channels.
+
+    Raises
+    ------
+    InputError
+        when a recording cannot be used, the pairs cannot be formed, or sessions of a pair do not meet on channels.
+    """
+    from bci_adapt.data.sessions import read_session
+
+    say("finding sessions")
+    source = open_source(config, lock, offline, say)
+    try:
+        session_ids = [str(name) for name in source.list().index]
+    finally:
+        for text in source.notes():
+            note(text)
+    asked = choose_pairs(sections, session_ids)
+    wanted = {name for pair in asked for name in (*pair.sources, pair.target)}
+    jobs = {}
+    for name in [each for each in session_ids if each in wanted]:
+        say(f"fetching {name}")
+        jobs[name] = prepare_job(config, source.fetch(name), source.provenance(name))
+    outcome = execute(jobs.values(), workers=workers, scheduler=scheduler, progress=progress)
+    refuse_failures(outcome)
+    sessions = {name: read_session(job.path) for name, job in jobs.items()}
+    about = {name: _metadata_of(name, session) for name, session in sessions.items()}
+    prepared = Prepared(session_ids, jobs, sessions, about, outcome, [*source.notes()], [*source.datasets()])
+    if any(section.source == (EARLIER,) for section in sections):
+        judged = {name: unscorable(each, config, prepared.in_trial) for name, each in sessions.items()}
+        prepared.unfit |= {name: reason for name, reason in judged.items() if reason}
+    pairs = prepared.pairs(sections)
+    for pair in pairs:
+        prepared.targets.setdefault(pair.sources, []).append(pair.target)
+    for sources, targets in prepared.targets.items():
+        prepared.matched[sources] = match_channels(config, sources, targets, sessions)
+    return prepared, pairs
+
+
+def _metadata_of(name: str, session: Any) -> dict[str, Any]:
+    from bci_adapt.data.labelled import has_trials
+    from bci_adapt.data.sessions import kinematic_names, start_of
+
+    attrs = session.attrs
+    return {
+        "session_id": name,
+        "date": start.date().isoformat() if (start := start_of(session)) else "",
+        "minutes": round(session.sizes["time"] * float(attrs["bin_s"]) / 60.0, 2),
+        "n_channels": session.sizes["channel"],
+        "layout": attrs["layout"],
+        "source_file": attrs["source_file"],
+        "source_sha256": attrs["source_sha256"],
+        **{key: attrs[key] for key in ("licence", "dandiset", "dandiset_version", "asset_path")},
+        "warnings": json.loads(attrs["warnings"]),
+        "valid_fraction": float(session["valid"].mean()),
+        "has_targets": {"trial_start_s", "trial_stop_s"} <= set(session)
+        and ("trial_target_dir" in session or ("trial_target" in session and "position" in session)),
+        "n_axes": {name: session.sizes[session[name].dims[1]] for name in kinematic_names(session)},
+        "has_trials": has_trials(session),
+        "half_s": session.sizes["time"] * float(attrs["bin_s"]) / 2.0,
+    }
+
+
+def refuse_failures(outcome: Outcome) -> None:
+    """Raise for jobs that failed: a recording that cannot be used is the user's to mend, anything else is a bug."""
+    for failure in outcome.failed:
+        if failure.is_input_error:
+            raise InputError(failure.message)
+    if outcome.failed:
+        raise RuntimeError(f"{outcome.failed[0].label} failed:\n{outcome.failed[0].error}")
