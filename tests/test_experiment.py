@@ -370,7 +370,7 @@ def test_only_what_a_pair_needs_is_fetched_and_a_folder_is_listed_once(tiny, tmp
         shutil.copy(path, folder)
     opened = []
     identity = source_base.identity
-    monkeypatch.setattr(source_base, "identity", lambda file: opened.append(1) or identity(file))
+    monkeypatch.setattr(source_base, "identity", lambda *given: opened.append(1) or identity(*given))
     monkeypatch.setattr(preparing, "execute", stop)
     with pytest.raises(Enough):
         run_experiment(load_config(tiny, data=folder))
