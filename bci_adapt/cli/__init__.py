@@ -8,9 +8,9 @@ import sys
 
 # in the order of --help
 from bci_adapt.cli import (  # noqa: F401
+    adapting,
     benchmarks,
     comparing,
-    deploying,
     drifting,
     experiments,
     fetching,

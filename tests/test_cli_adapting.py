@@ -23,8 +23,7 @@ from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.decoders.recommendation import recommended
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import cache_root
-from bci_adapt.live import adapting as deploying
-from bci_adapt.live import predicting
+from bci_adapt.live import adapting, predicting
 from bci_adapt.metrics import r2
 
 KINDS = ("mon", "rates", "late")
@@ -33,12 +32,12 @@ SMALL = {"n_hidden": 5, "n_updates": 20, "added_updates": 5, "warm_up_s": 5.0, "
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("deploying")
+    return tmp_path_factory.mktemp("adapting")
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    monkeypatch.setattr(deploying, "recommended", partial(ba.recommended, **SMALL))
+    monkeypatch.setattr(adapting, "recommended", partial(ba.recommended, **SMALL))
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +54,8 @@ def sessions(days):
 def decoder(folder, days):
     """A decoder of the first two days."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deploying, "recommended", partial(ba.recommended, **SMALL))
-        deploying.pretrain(days[:2], seed=3).save(folder / "decoder.npz")
+        patch.setattr(adapting, "recommended", partial(ba.recommended, **SMALL))
+        adapting.pretrain(days[:2], seed=3).save(folder / "decoder.npz")
     return folder / "decoder.npz"
 
 
@@ -150,8 +149,8 @@ def test_adapt_is_the_decoder_adapted_by_hand(call, days, sessions, decoder, tmp
 
 
 def test_an_adapted_decoder_goes_on_with_the_next_session(days, sessions, decoder, tmp_path):
-    deploying.adapt(decoder, days[1], stream_s=20.0).decoder.save(tmp_path / "tue.npz")
-    found = deploying.adapt(tmp_path / "tue.npz", days[2], stream_s=20.0)
+    adapting.adapt(decoder, days[1], stream_s=20.0).decoder.save(tmp_path / "tue.npz")
+    found = adapting.adapt(tmp_path / "tue.npz", days[2], stream_s=20.0)
     by_hand = Decoder.load(decoder)
     for session in sessions[1:]:
         online = by_hand.adapt(*(part[:400] for part in parts(session)))
@@ -164,13 +163,13 @@ def test_labels_beyond_the_stream_reach_nothing(sessions, decoder, tmp_path):
     other = sessions[2].copy(deep=True)
     other["velocity"].values[400:] *= -3.0
     write_session(other, tmp_path / "other.nc")
-    one, two = (deploying.adapt(decoder, tmp_path / name, 20.0) for name in ("as_it_is.nc", "other.nc"))
+    one, two = (adapting.adapt(decoder, tmp_path / name, 20.0) for name in ("as_it_is.nc", "other.nc"))
     xr.testing.assert_equal(one.prediction["predicted_velocity"], two.prediction["predicted_velocity"])
     assert [row["r2"] for row in one.scores[:2]] == [row["r2"] for row in two.scores[:2]]
     assert one.scores[-1]["r2"] != two.scores[-1]["r2"]
     other["velocity"].values[300:] *= -3.0
     write_session(other, tmp_path / "other.nc")
-    three = deploying.adapt(decoder, tmp_path / "other.nc", 20.0).prediction["predicted_velocity"].values
+    three = adapting.adapt(decoder, tmp_path / "other.nc", 20.0).prediction["predicted_velocity"].values
     apart = np.flatnonzero((three != one.prediction["predicted_velocity"].values).any(axis=1))
     assert apart[0] == 311  # the label of bin 300 comes with bin 310
 
@@ -252,4 +251,4 @@ def test_weights_that_diverge_are_refused(days, decoder, tmp_path):
     broken.C_ = broken.C_ * np.inf
     broken.save(tmp_path / "broken.npz")
     with pytest.raises(InputError, match="diverged on sub-Sim_ses-late"):
-        deploying.adapt(tmp_path / "broken.npz", days[2])
+        adapting.adapt(tmp_path / "broken.npz", days[2])

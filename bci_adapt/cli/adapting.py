@@ -47,12 +47,12 @@ def pretrain(
 
     Example: [cyan]bci-adapt pretrain mon.nwb tue.nwb wed.nwb -o decoder.npz[/]
     """
-    from bci_adapt.live import adapting as deploying
+    from bci_adapt.live import adapting as live
 
     _must_end(output, ".npz", sessions)
     with progress(quiet) as bar:
         say = teller(bar, "reading sessions")
-        decoder = deploying.pretrain(sessions, target, bin_s, missing, say, seed=seed)
+        decoder = live.pretrain(sessions, target, bin_s, missing, say, seed=seed)
         decoder.save(output)
     if not quiet:
         _print(f"{output}  {decoder.n_features_in_} channels → {target}, trained on {len(sessions)} sessions")
@@ -84,7 +84,7 @@ def adapt(
     Example: [cyan]bci-adapt adapt decoder.npz thu.nwb -o thu.npz --predictions thu.nc[/]
     """
     from bci_adapt.ground.storage import json_safe
-    from bci_adapt.live import adapting as deploying
+    from bci_adapt.live import adapting as live
     from bci_adapt.live import predicting
 
     if missing not in ("refuse", "zero"):
@@ -94,7 +94,7 @@ def adapt(
         _must_end(predictions, ".nc", [session, decoder])
     with progress(quiet or json_file == "-") as bar:
         teller(bar, f"adapting to {session.name}")
-        done = deploying.adapt(decoder, session, stream_s, missing)
+        done = live.adapt(decoder, session, stream_s, missing)
         done.decoder.save(output)
         if predictions is not None:
             predicting.write_prediction(done.prediction, predictions)
