@@ -37,7 +37,7 @@ BREACHES = {
     "bin_s": lambda s: without(s, "bin_s"),
     "thresholds must be a JSON dict": lambda s: s.assign_attrs(thresholds="[]"),
     "warnings must be a JSON list": lambda s: s.assign_attrs(warnings="not json"),
-    "bin_edge": lambda s: s.assign_attrs(bin_edge="[start, end)"),
+    "bin_edge": lambda s: s.assign_attrs(bin_edge="[start, end]"),
     "bin_s must be a number": lambda s: s.assign_attrs(bin_s="0.05"),
     "subject must be text": lambda s: s.assign_attrs(subject=3),
     "counts must be uint16": lambda s: changed(s, "counts", s["counts"].values.astype(float)),

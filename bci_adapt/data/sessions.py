@@ -23,7 +23,8 @@ from bci_adapt.data.binning import bin_ticks, to_ticks, whole_bins
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import atomic_path
 
-BIN_EDGE = "(start, end]"
+BIN_EDGE, FROM_START = "(start, end]", "[start, end)"
+"""A spike on an edge belongs to the bin that ends there, or, where a layout says so, to the one that begins there."""
 TEXT_ATTRS = [
     "session_id",
     "subject",
@@ -179,7 +180,8 @@ def _check_attributes(session: xr.Dataset, require: Require) -> None:
     require(not missing, f"attributes missing: {', '.join(missing)}")
     for name in TEXT_ATTRS:
         require(isinstance(session.attrs[name], str), f"attribute {name} must be text")
-    require(session.attrs["bin_edge"] == BIN_EDGE, f"bin_edge must be {BIN_EDGE!r}, not {session.attrs['bin_edge']!r}")
+    edge = session.attrs["bin_edge"]
+    require(edge in (BIN_EDGE, FROM_START), f"bin_edge must be {BIN_EDGE!r} or {FROM_START!r}, not {edge!r}")
     for name, kind in (("warnings", list), ("thresholds", dict)):
         try:
             holds = isinstance(json.loads(session.attrs[name]), kind)

@@ -8,6 +8,7 @@ import xarray as xr
 
 from bci_adapt.data.nwb import NwbFile
 from bci_adapt.data.nwb_describing import Description
+from bci_adapt.data.sessions import BIN_EDGE
 
 
 class Layout(ABC):
@@ -15,11 +16,14 @@ class Layout(ABC):
 
     `name` is what `list layouts` shows, `verified_on` the real file it was tried on ("" for none). `per` is what a
     channel is unless the caller says otherwise: an ``"electrode"`` with its units pooled, or a sorted ``"unit"``.
+    `bin_edge` is to which bin a spike on an edge belongs, decided by those who published the files: on clocks of whole
+    milliseconds one spike in twenty is on one.
     """
 
     name: str
     verified_on: str = ""
     per: str = "electrode"
+    bin_edge: str = BIN_EDGE
 
     @abstractmethod
     def matches(self, description: Description) -> tuple[float, str]:

@@ -13,6 +13,7 @@ from bci_adapt.data.layouts.falcon import MASKS, one_animal
 from bci_adapt.data.layouts.reading import Target, note_looking_ahead, read_rows
 from bci_adapt.data.nwb import NwbFile
 from bci_adapt.data.nwb_describing import Description
+from bci_adapt.data.sessions import FROM_START
 
 POSITION = "acquisition/OpenLoopKinematics"
 VELOCITY = "acquisition/OpenLoopKinematicsVelocity"
@@ -25,12 +26,13 @@ class FalconH1(Layout):
 
     A ``rate`` below 1 is there the period of a row in seconds, and ``offset`` is the time of the first row, not added
     to values. Rows are taken as stamped with the **end** of their bin, as the benchmark does: row i stamped t counts
-    spikes in (t - 0.02, t]. A unit is a threshold channel, known by its row. Trials are the stretches of one
+    spikes in [t - 0.02, t). A unit is a threshold channel, known by its row. Trials are the stretches of one
     ``TrialNum``, or the epochs where there is none.
     """
 
     name = "falcon_h1"
     verified_on = ""
+    bin_edge = FROM_START
 
     def matches(self, description: Description) -> tuple[float, str]:
         """See `Layout.matches`."""

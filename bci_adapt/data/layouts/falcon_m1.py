@@ -10,6 +10,7 @@ from bci_adapt.data.layouts.grids import MILLISECOND_CLOCK
 from bci_adapt.data.layouts.reading import Target, read_rows
 from bci_adapt.data.nwb import NwbFile
 from bci_adapt.data.nwb_describing import Description
+from bci_adapt.data.sessions import FROM_START
 
 EMG = "acquisition/preprocessed_emg"
 
@@ -17,12 +18,13 @@ EMG = "acquisition/preprocessed_emg"
 class FalconM1(Layout):
     """FALCON M1: units with electrodes; one series per muscle in ``acquisition/preprocessed_emg``.
 
-    Rows of 20 ms are stamped with the **end** of their bin: row i stamped t counts spikes in (t - 0.02, t]. The muscles
-    are the axes of the only target, ``emg``; there is no position.
+    Rows of 20 ms are stamped with the **end** of their bin: row i stamped t counts spikes in [t - 0.02, t), as the
+    benchmark does. The muscles are the axes of the only target, ``emg``; there is no position.
     """
 
     name = "falcon_m1"
     verified_on = ""
+    bin_edge = FROM_START
 
     def matches(self, description: Description) -> tuple[float, str]:
         """See `Layout.matches`."""

@@ -10,6 +10,7 @@ from bci_adapt.data.layouts.grids import MILLISECOND_CLOCK
 from bci_adapt.data.layouts.reading import Target, note_looking_ahead, read_rows
 from bci_adapt.data.nwb import NwbFile
 from bci_adapt.data.nwb_describing import Description
+from bci_adapt.data.sessions import FROM_START
 
 AXES = ("index", "mrs")
 POSITION = tuple(f"acquisition/finger_pos/{finger}" for finger in AXES)
@@ -19,13 +20,14 @@ VELOCITY = tuple(f"acquisition/finger_vel/{finger}" for finger in AXES)
 class FalconM2(Layout):
     """FALCON M2: units with electrodes; one series per finger in ``acquisition/finger_pos`` and ``finger_vel``.
 
-    Rows of 20 ms are stamped with the **start** of their bin: row i stamped t counts spikes in (t, t + 0.02]. Time
-    between trials is missing: every gap, of a millisecond too, starts a new segment. Where the last row of a trial
-    reaches into the next trial, neither of the two rows is valid.
+    Rows of 20 ms are stamped with the **start** of their bin: row i stamped t counts spikes in [t, t + 0.02), as the
+    benchmark does. Time between trials is missing: every gap, of a millisecond too, starts a new segment. Where the
+    last row of a trial reaches into the next trial, neither of the two rows is valid.
     """
 
     name = "falcon_m2"
     verified_on = ""
+    bin_edge = FROM_START
 
     def matches(self, description: Description) -> tuple[float, str]:
         """See `Layout.matches`."""

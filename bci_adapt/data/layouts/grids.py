@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from bci_adapt.data import binning
 from bci_adapt.data.nwb import NwbFile
+from bci_adapt.data.sessions import BIN_EDGE, FROM_START
 from bci_adapt.errors import InputError
 
 GRID_TOLERANCE = 0.25
@@ -42,11 +43,15 @@ class Worded(Protocol):
 
 @dataclass(frozen=True)
 class Grid:
-    """Bins of one width: where each starts, in ticks (n_bins,), the segment of each, and the width in seconds."""
+    """Bins of one width: where each starts, in ticks (n_bins,), the segment of each, and the width in seconds.
+
+    `edge` says to which bin a spike on an edge belongs.
+    """
 
     starts: NDArray[np.int64]
     segment: NDArray[np.int32]
     bin_s: float
+    edge: str = BIN_EDGE
 
     @property
     def width(self) -> int:
@@ -102,7 +107,7 @@ class Grid:
         ]
         n_counted = 0
         for first in range(0, times_s.size, BLOCK):
-            ticks = binning.to_ticks(times_s[first : first + BLOCK])
+            ticks = binning.to_ticks(times_s[first : first + BLOCK]) + (self.edge == FROM_START)
             channel = channel_of_unit[unit_index[first : first + BLOCK]]
             for part, starts, n_bins in parts:
                 n_counted += binning.add_spikes(part, binning.bin_rows(ticks, starts, n_bins, self.bin_s), channel)

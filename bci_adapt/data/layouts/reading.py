@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ from bci_adapt.data.layouts.tables import (
 )
 from bci_adapt.data.nwb import NwbFile, spike_table
 from bci_adapt.data.nwb_describing import identity
-from bci_adapt.data.sessions import BIN_EDGE, assemble
+from bci_adapt.data.sessions import assemble
 from bci_adapt.ground.version import __version__
 
 LARGEST_VALUE = 1e100
@@ -228,7 +228,7 @@ def read_continuous(
     found = present(file, targets)
     table = spike_table(file)
     grid, kinematics = _read_targets(file, found, bin_s, warnings)
-    grid = grid or grid_of_spikes(file, table[0], bin_s)
+    grid = replace(grid or grid_of_spikes(file, table[0], bin_s), edge=layout.bin_edge)
     if not found:
         warnings.append("no kinematics in this file: a session without labels")
     neurons = read_spikes(file, table, grid, per, warnings, resets=resets)
@@ -309,6 +309,7 @@ def read_rows(
         runs_on=runs_on,
     )
     times_s = file.times_s(clock, n_rows)
+    grid = replace(grid, edge=layout.bin_edge)
     kinematics = _targets_of_rows(file, found, clock, times_s, grid, groups, resample)
     if counts is None:
         neurons = read_spikes(file, spike_table(file), grid, per, warnings, rows_are_channels)
@@ -422,7 +423,7 @@ def _attrs(file: NwbFile, layout: Layout, bin_s: float, channel_identity: str, w
     return {
         **identity(file),
         "bin_s": float(bin_s),
-        "bin_edge": BIN_EDGE,
+        "bin_edge": layout.bin_edge,
         "source_file": file.name,
         "source_sha256": file.sha256(),
         "layout": layout.name,
