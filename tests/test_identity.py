@@ -10,6 +10,7 @@ from bci_adapt.data.channels import policy_of
 from bci_adapt.data.prepare import prepare
 from bci_adapt.data.sessions import read_session
 from bci_adapt.errors import InputError
+from bci_adapt.live import adapting
 
 REFUSED = "by *= *'position'"
 
@@ -118,3 +119,18 @@ def test_sorted_units_without_electrodes_are_refused_with_the_ways_out(tmp_path)
         sessions.append(prepare(path, 0.05, layout="generic").assign_attrs(session_id=f"day{number}"))
     with pytest.raises(InputError, match=r"day0.*units without names.*pool.*by = 'position'"):
         ba.match(sessions)
+
+
+def test_training_over_days_takes_the_same_word(call, tmp_path):
+    for number in range(2):
+        ba.write_session(day(number), tmp_path / f"{number}.nc")
+    files = [tmp_path / "0.nc", tmp_path / "1.nc"]
+    code, _, err = call("pretrain", *files, "-o", tmp_path / "d.npz")
+    assert code == 2
+    assert "by = 'position'" in " ".join(err.split())
+    assert not (tmp_path / "d.npz").exists()
+    quick = {"n_hidden": 4, "n_updates": 3}
+    trained = adapting.pretrain(files, by="position", **quick)
+    assert trained.metadata_["channel_policy"] == "position"
+    # the day after is matched as the decoder was
+    assert trained.predict(day(2)).shape == (2000, 2)

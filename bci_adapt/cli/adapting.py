@@ -37,13 +37,20 @@ def pretrain(
             help="Channels that not every session has: refuse, keep the common ones, or count as silent.",
         ),
     ] = "refuse",
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="electrode|unit|pool|position",
+            help="What a channel is on another day; columns without names meet by position alone, if you say so.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of initial weights and training windows.")] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Train the recommended decoder on the sessions there are: one network, carried from day to day.
 
     It is trained on the first session and then, a little, on all so far with each that is added. Files are recordings
-    (.nwb), prepared sessions (.nc) or arrays (.npz, .mat); channels are matched by name.
+    (.nwb), prepared sessions (.nc) or arrays (.npz, .mat); channels are matched by name, unless --by says otherwise.
 
     Example: [cyan]bci-adapt pretrain mon.nwb tue.nwb wed.nwb -o decoder.npz[/]
     """
@@ -52,7 +59,7 @@ def pretrain(
     _must_end(output, ".npz", sessions)
     with progress(quiet) as bar:
         say = teller(bar, "reading sessions")
-        decoder = live.pretrain(sessions, target, bin_s, missing, say, seed=seed)
+        decoder = live.pretrain(sessions, target, bin_s, missing, say, by, seed=seed)
         decoder.save(output)
     if not quiet:
         _print(f"{output}  {decoder.n_features_in_} channels → {target}, trained on {len(sessions)} sessions")

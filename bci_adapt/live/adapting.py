@@ -49,6 +49,7 @@ def pretrain(
     bin_s: float | None = None,
     missing: str = "refuse",
     say: Say = lambda text: None,
+    by: str | None = None,
     **constants: Any,
 ) -> Decoder:
     """The recommended decoder, trained on sessions of one subject: on the first, and extended by each further one.
@@ -59,6 +60,7 @@ def pretrain(
     target : kinematic that is decoded, or several, separated by commas.
     bin_s : width of a bin; `BIN_S` when None, or that of the sessions that are prepared already.
     missing : what happens to channels that not every session has (`channels.match`).
+    by : what makes two channels the same one (`channels.POLICIES`); None takes what fits the first session.
     constants : replace those of the decoder.
 
     Raises
@@ -78,7 +80,7 @@ def pretrain(
         sessions.append(read(path, BIN_S if bin_s is None and path.suffix != ".nc" else bin_s))
     names = [each.strip() for each in target.split(",")]
     _require_one_kind(sessions, names)
-    matched = channels.match(sessions, missing=missing)
+    matched = channels.match(sessions, by=by, missing=missing)
     decoder = recommended(**constants)
     for n_days, latest in enumerate(matched, start=1):
         session_id = latest.attrs["session_id"]
