@@ -92,7 +92,7 @@ def test_what_one_unit_misses_costs_bins_or_the_unit_as_chosen(tmp_path):
     said = [each for each in json.loads(masked.attrs["warnings"]) if "obs_intervals differ" in each]
     assert said == [
         "obs_intervals differ between units: 280 of 399 bins, in which one unit or more was not observed, are masked; "
-        f"without 1 channels ({names[3]}) it would be 0: unobserved = 'drop'"
+        f"without 1 of 4 channels ({names[3]}) it would be 0: unobserved = 'drop'"
     ]
     dropped = prepare(path, 0.05, unobserved="drop")
     assert dropped["channel"].values.tolist() == names[:3]
@@ -113,6 +113,14 @@ def test_halves_that_were_observed_at_other_times_keep_the_longer_one(tmp_path):
     ends = dropped["time"].values
     assert [name[-1] for name in dropped["channel"].values.tolist()] == ["1", "3"]
     assert np.array_equal(dropped["valid"].values, ends - 0.05 >= 8.0 - 1e-9)
+
+
+def test_units_that_were_never_observed_together_are_refused_with_the_way_out(tmp_path):
+    observed = [np.array([[0.0, 8.0]]), np.array([[9.0, 20.0]])] * 2
+    path = spikes_file(tmp_path / "a.nwb", obs_intervals=observed, electrodes=np.array([0, 1, 2, 3]))
+    with pytest.raises(InputError, match=r"observed in no bin.*without 2 of 4 channels.*unobserved = 'drop'"):
+        prepare(path, 0.05)
+    assert prepare(path, 0.05, unobserved="drop").sizes["channel"] == 2
 
 
 def test_a_rate_says_the_same_as_timestamps(tmp_path):

@@ -139,7 +139,11 @@ def _finish(session: xr.Dataset, thresholds: Thresholds) -> None:
     finish(session, thresholds)
     counts, valid = session["counts"].values, session["valid"].values
     if not valid.any():
-        raise InputError("neurons are observed in no bin: obs_intervals leave none, or every channel is silent in all")
+        differ = next((each for each in json.loads(session.attrs["warnings"]) if "obs_intervals differ" in each), "")
+        raise InputError(
+            "neurons are observed in no bin: obs_intervals leave none, or every channel is silent in all"
+            + (f" ({differ})" if differ else "")
+        )
     usable = counts.any(axis=0) if valid.all() else counts.any(axis=0, where=valid[:, None])
     if np.count_nonzero(usable) < 2:
         raise InputError(

@@ -253,6 +253,10 @@ def judge_observed(
         warnings.append(
             f"obs_intervals differ between units: {lost} of {n_bins} bins, in which one unit or more was not observed, "
             f"are masked"
-            + (f"; without {len(out)} channels ({listed}) it would be {left}: unobserved = 'drop'" if out else "")
+            + (
+                f"; without {len(out)} of {n_channels} channels ({listed}) it would be {left}: unobserved = 'drop'"
+                if out
+                else ""
+            )
         )
     return everywhere, every
