@@ -92,7 +92,7 @@ def insert(file: str, before: str, text: str) -> None:
 
 def with_section() -> None:
     append("bci_adapt/results/report/sections.py", SECTION)
-    insert("bci_adapt/results/report/__init__.py", "sections.cost(run),", "sections.extra(run), ")
+    insert("bci_adapt/results/report/__init__.py", "cost.cost(run),", "sections.extra(run), ")
 
 
 ADDED = {  # kind, as CONTRIBUTING.md calls it → what is done
