@@ -16,14 +16,13 @@ from bci_adapt.archive.sources.dandi import Dandi
 from bci_adapt.data.channels import match
 from bci_adapt.data.prepare import prepare, session_warnings
 from bci_adapt.data.qc import flagged_channels, qc
-from bci_adapt.data.sessions import write_session
+from bci_adapt.data.sessions import session_file_name, write_session
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import cache_root
 
 
 def main(dandiset: str, globs: list[str], bin_s: float = 0.05, out: Path | None = None) -> list[Path]:
-    number, version = parse_dandiset(dandiset)
-    source = Dandi(number, version, globs)
+    source = Dandi(*parse_dandiset(dandiset), globs)
     table = source.list()  # fetches what is missing, and pins the version on first use
     for note in source.select().notes:
         print(f"note: {note}")
@@ -43,7 +42,7 @@ def main(dandiset: str, globs: list[str], bin_s: float = 0.05, out: Path | None 
             sessions.append(session)
         for session in match(sessions, missing="drop"):
             left_out = json.loads(session.attrs["channels_left_out"])
-            target = (out or cache_root() / "sessions") / f"{session.attrs['session_id']}.nc"
+            target = (out or cache_root() / "sessions") / session_file_name(session)
             write_session(session, target)
             print(f"{target}: {session.sizes['channel']} channels common to {subject}, {len(left_out)} left out")
             written.append(target)

@@ -125,9 +125,9 @@ def test_fetch_and_prepare(archive, run, tmp_path):
     code, said = run("fetch_and_prepare.py", DANDISET, *GLOBS, "--bin-s", "0.04")
     assert code is None, code
     folder, names = tmp_path / "cache" / "sessions", ["sub-T_ses-CO-20140303", "sub-T_ses-CO-20140929"]
-    assert sorted(path.name for path in folder.iterdir()) == [f"{name}.nc" for name in names]
+    assert sorted(path.name for path in folder.iterdir()) == [f"{name}_bin-40ms.nc" for name in names]
     for name, path, others in zip(names, PATHS, ([], ["PMd/elec4", "PMd/elec5"]), strict=False):
-        session = ba.read(folder / f"{name}.nc", bin_s=0.04)
+        session = ba.read(folder / f"{name}_bin-40ms.nc", bin_s=0.04)
         alone = prepare(folder_of(tmp_path / "cache" / "raw", archive.url) / DANDISET / NEW / path, 0.04)
         assert session["channel"].values.tolist() == [f"M1/elec{i}" for i in range(4)]
         assert np.array_equal(session["counts"], alone["counts"].sel(channel=session["channel"]))
