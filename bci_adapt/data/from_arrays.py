@@ -175,8 +175,10 @@ def _described(
     path: Path, kind: str, about: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]], channels: list[str]
 ) -> Description:
     """What a file of arrays, or a prepared session, of arrays of these `sizes` is."""
-    words = {name: str(about.get(name, "")) for name in ("session_id", "subject", "session_start", "description")}
-    found = Description(path.name, kind, **words, channels=channels)
+    session_id, subject, start, text = (
+        str(about.get(name, "")) for name in ("session_id", "subject", "session_start", "description")
+    )
+    found = Description(path.name, kind, session_id, subject, start, text, channels=channels)
     width = f", bins of {about['bin_s']:g} s" if "bin_s" in about else ""
     found.why = f"{kind}{width}: read as it is, no layout is needed"
     found.trials, found.electrodes = {"count": 0, "columns": []}, {"count": len(channels), "groups": []}

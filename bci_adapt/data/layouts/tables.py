@@ -228,7 +228,7 @@ def judge_observed(
     """
     n_channels, n_bins = len(channels.names), observed.bins.shape[1]
     every = np.ones(n_channels, dtype=bool)
-    everywhere = observed.bins.all(axis=0)
+    everywhere = np.asarray(observed.bins.all(axis=0))
     if len(observed.bins) < 2:
         return everywhere, every
     binning.require_size(n_bins, n_channels)
