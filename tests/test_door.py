@@ -4,6 +4,7 @@ import inspect
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,6 @@ def test_both_ways_see_the_same_bins_labels_and_resets(monday):
         (lambda s, x, y: wiener().fit(s, y), "expected the name of its target"),
         (lambda s, x, y: wiener().fit(s, "velocity", np.zeros(N_BINS, bool)), "segments of a session come with it"),
         (lambda s, x, y: wiener().fit([s, x.values], "velocity"), "of one kind"),
-        (lambda s, x, y: wiener().fit(x.values, y.values), "plain arrays do not say how wide"),
         (lambda s, x, y: wiener(bin_s=0.1).fit(s, "velocity"), "bins of 0.1 s, the session is in bins of 0.05 s"),
         (lambda s, x, y: wiener().fit(s, "velocity").set_params(bin_s=0.1).predict(s), "fitted in bins of 0.05 s"),
         (lambda s, x, y: wiener().fit(s, "velocity").adapt(s, "position"), "fitted on 2 outputs, those of velocity"),
@@ -280,3 +280,13 @@ class TestPublic:
         assert '"nonsense" is not a known attribute' in errors[1]
         assert 'No parameter named "n_hiden"' in errors[2]
         assert (root / "bci_adapt" / "py.typed").exists()
+
+
+def test_bins_of_plain_arrays_are_said_to_be_taken_as_usual(monday):
+    arrays = session_arrays(monday, "velocity")
+    with pytest.warns(UserWarning, match="plain arrays do not say how wide their bins are: taken to be 0.05 s"):
+        told = wiener().fit(arrays.X, arrays.y)
+    assert told.bin_s_ == 0.05
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert wiener(bin_s=0.02).fit(arrays.X, arrays.y).bin_s_ == 0.02

@@ -40,6 +40,9 @@ from bci_adapt.ground.catalog import pick, variants
 from bci_adapt.ground.storage import atomic_path
 from bci_adapt.metrics import r2
 
+USUAL_BIN_S = 0.05
+"""Bins of plain arrays, where nobody says how wide they are."""
+
 
 class NotFitted(InputError, NotFittedError):
     """The decoder was asked to work before it was fitted."""
@@ -188,9 +191,12 @@ class Decoder(RegressorMixin, BaseEstimator):
             )
         width = of_data_s if self.bin_s is None else self.bin_s
         if width is None:
-            raise InputError(
-                "bin_s: plain arrays do not say how wide their bins are, and the decoder turns seconds into bins: give "
-                f"it in seconds, {type(self).__name__}(bin_s=…), or fit on a session"
+            width = USUAL_BIN_S
+            warnings.warn(
+                f"bin_s: plain arrays do not say how wide their bins are: taken to be {width:g} s, by which seconds "
+                f"become bins; give it, {type(self).__name__}(bin_s=…), or fit on a session",
+                UserWarning,
+                stacklevel=6,
             )
         if not width > 0:
             raise InputError(f"bin_s must be positive, got {width}")

@@ -43,8 +43,8 @@ class OnlineDecoder(PretrainedDecoder):
     average : decay per update of an exponential mean of the weights, which then predicts; None for none.
     normaliser_s : time constant of the running statistics in seconds; None keeps those of the last training session.
     label_delay_s : how late the label of a bin becomes known.
-    bin_s : bin width in seconds, to turn seconds into bins; None takes that of the sessions it is fitted on (plain
-        arrays do not say it).
+    bin_s : bin width in seconds, to turn seconds into bins; None: that of the sessions it is fitted on, of plain
+        arrays 0.05.
     missing : what happens to a session whose channels are not the decoder's: ``refuse``, or ``zero``, by which those it
         lacks count as silent and others are left out.
     warm_up_s : stretch of the last training session on which the optimiser is warmed; 0 starts it cold. After `fit` it

@@ -20,7 +20,7 @@ class WienerDecoder(LaggedDecoder):
     n_lags : bins of history, the newest included.
     penalty : ridge penalty per bin (features have unit variance).
     normaliser_s : time constant of the running statistics in seconds; None keeps those of the last training session.
-    bin_s : bin width in seconds; None takes that of the sessions it is fitted on (plain arrays do not say it).
+    bin_s : bin width in seconds; None: that of the sessions it is fitted on, of plain arrays 0.05.
     missing : what happens to a session whose channels are not the decoder's: ``refuse``, or ``zero``, by which those it
         lacks count as silent and others are left out.
     """
