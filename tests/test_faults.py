@@ -367,6 +367,22 @@ def test_limits_of_length_are_off_where_the_unit_is_none(units):
     assert made["velocity_valid"].values[1:].all()
     assert made["position"].attrs["units"] == units
     said = json.loads(made.attrs["warnings"])
-    assert any("no limit of speed applies" in each and (units or "not given") in each for each in said)
+    assert any("no limit in cm/s applies" in each and (units or "not given") in each for each in said)
     known = session(spikes, position, times_s, bin_s=0.05, target_units="cm")
     assert not known["velocity_valid"].values.any()  # 400 cm/s: where the unit is known the limit holds
+
+
+def test_a_jump_is_found_in_any_unit_and_movement_is_none():
+    rng = np.random.default_rng(0)
+    position = np.cumsum(rng.standard_normal((4000, 2)), axis=0) * 0.1
+    jumped = position.copy()
+    jumped[2000:] += 500.0
+    for scale in (1.0, 37.8):  # whatever the unit is
+        smooth, jump = (np.diff(scale * each, axis=0, prepend=np.nan) for each in (position, jumped))
+        assert np.nanmax(np.linalg.norm(smooth, axis=1)) < faults.jump_limit(smooth)
+        fast = faults.fast_bins(jump, np.zeros(4000, int), faults.jump_limit(jump), 3)
+        assert np.flatnonzero(fast).tolist() == list(range(1997, 2004))
+    rests = np.zeros((4000, 2))
+    rests[100:115] = 3.0  # the only movement there is
+    assert faults.jump_limit(rests) == np.inf
+    assert faults.jump_limit(np.full((10, 2), np.nan)) == np.inf

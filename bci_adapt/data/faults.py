@@ -40,6 +40,10 @@ class Thresholds:
             raise InputError(f"threshold speed_neighbours must be a whole number, got {self.speed_neighbours!r}")
 
 
+JUMP = 20.0
+"""Speed over its 99th percentile that no movement reaches, whatever its unit."""
+
+
 def cm_per_unit(unit: str) -> float | None:
     """Return how many centimetres a unit of length is, also in a speed such as ``"cm/s"``; None when not known."""
     length = unit.lower().strip().removesuffix("/s").removesuffix("/sec").removesuffix(" per second").strip()
@@ -137,6 +141,18 @@ def fast_bins(
         for row in within:
             flagged[max(row - neighbours, rows.start) : min(row + neighbours + 1, rows.stop)] = True
     return flagged
+
+
+def jump_limit(velocity: NDArray[np.float64]) -> float:
+    """Return the speed above which movement of an unknown unit is a jump: `JUMP` times its 99th percentile.
+
+    `velocity` is (n_bins, n_axes). Infinite where nothing moves, and where more than one bin in a thousand lies above:
+    jumps are rare, and an animal that hardly ever moves does not jump.
+    """
+    speed = np.sqrt(np.square(velocity).sum(axis=1))
+    speed = speed[np.isfinite(speed)]
+    limit = JUMP * float(np.percentile(speed, 99)) if speed.size else 0.0
+    return limit if limit > 0.0 and (speed > limit).mean() <= 0.001 else float("inf")
 
 
 def velocity_agreement(

@@ -153,68 +153,97 @@ def _finish(session: xr.Dataset, thresholds: Thresholds) -> None:
     check(session)
 
 
+class _Notes:
+    """What masking a session comes to: seconds by figure, and warnings in the session's own list."""
+
+    def __init__(self, session: xr.Dataset) -> None:
+        self.bin_s, self.warnings, self.figures = float(session.attrs["bin_s"]), session.attrs["warnings"], {}
+
+    def masked(self, name: str, flags: np.ndarray, what: str) -> None:
+        """Take down that the bins of `flags` (n_bins,) are masked, and why."""
+        self.figures[name] = float(np.count_nonzero(flags) * self.bin_s)
+        if flags.any():
+            share = 100 * flags.mean()
+            self.warnings.append(f"{what}: {self.figures[name]:.1f} s ({share:.1f} % of the bins) masked")
+
+
 def finish(session: xr.Dataset, thresholds: Thresholds) -> None:
     """Add to a session of raw values, in place, the velocity derived from its position, masks, warnings and figures."""
-    bin_s = float(session.attrs["bin_s"])
+    notes = _Notes(session)
     segment, counts = session["segment"].values, session["counts"].values
-    warnings: list[str] = session.attrs["warnings"]
-    figures: dict[str, float] = {}
-
-    def note(name: str, flags: np.ndarray, what: str) -> None:
-        figures[name] = float(np.count_nonzero(flags) * bin_s)
-        if flags.any():
-            warnings.append(f"{what}: {figures[name]:.1f} s ({100 * flags.mean():.1f} % of the bins) masked")
-
-    silent = faults.silent_bins(counts, segment, bin_s, thresholds.silent_s)
-    note("silent_s", silent, f"every channel silent for more than {thresholds.silent_s:g} s")
+    silent = faults.silent_bins(counts, segment, notes.bin_s, thresholds.silent_s)
+    notes.masked("silent_s", silent, f"every channel silent for more than {thresholds.silent_s:g} s")
     session["valid"].values &= ~silent
     if "position" in session:
-        position, unit = session["position"].values, str(session["position"].attrs["units"])
-        velocity = binning.backward_difference(position, segment, bin_s)
-        about = {"units": f"{unit}/s" if unit else "", "derived": "(p_i - p_{i-1}) / bin_s"}
-        dims = "time", "axis"
-        session["velocity"] = dims, velocity, about
-        session.coords["velocity_valid"] = dims, np.isfinite(velocity)
-        scale = faults.cm_per_unit(unit)
-        if scale is None:
-            what = f"position has unit {unit!r}, which is no length" if unit else "the unit of position was not given"
-            warnings.append(f"{what}: no limit of speed applies, standing still means no movement at all")
-        extent = thresholds.still_extent_cm / scale if scale else 0.0
-        resting = faults.still_bins(position, segment, bin_s, thresholds.still_s, extent)
-        still = faults.stuck_bins(resting, position, segment, silent)
-        within = f"cursor within {extent:g} {unit} for more than {thresholds.still_s:g} s".replace("  ", " ")
-        note("still_s", still, f"{within}, its sensor stuck or every channel silent")
-        figures["rest_s"] = float(np.count_nonzero(resting & ~still) * bin_s)
-        for name in ("position", "velocity", "recorded_velocity"):
-            if name in session and session[name].dims[1] == "axis":
-                session[f"{name}_valid"].values &= ~still[:, None]
+        _derive_velocity(session)
+        _mask_still(session, thresholds, silent, notes)
     for name in kinematic_names(session):
         lost = 0 if name == "velocity" else np.count_nonzero(np.isnan(session[name].values).any(axis=1))
         if lost:
             share = 100 * lost / segment.size
-            warnings.append(f"{name} has no value in {lost} of {segment.size} bins ({share:.2g} %)")
-        speed_scale = faults.cm_per_unit(str(session[name].attrs["units"]))
-        if name.endswith("velocity") and not speed_scale and "derived" not in session[name].attrs:
-            warnings.append(f"the unit of {name} is not one of speed or not given: no limit of speed applies to it")
-        if name.endswith("velocity") and speed_scale:
-            limit = thresholds.max_speed_cm_s / speed_scale
-            fast = faults.fast_bins(session[name].values, segment, limit, thresholds.speed_neighbours)
-            note(
-                f"fast_{name}_s",
-                fast,
-                f"{name} above {thresholds.max_speed_cm_s:g} cm/s (± {thresholds.speed_neighbours} bins)",
-            )
-            session[f"{name}_valid"].values &= ~fast[:, None]
+            notes.warnings.append(f"{name} has no value in {lost} of {segment.size} bins ({share:.2g} %)")
+        if name.endswith("velocity"):
+            _mask_fast(session, name, thresholds, notes)
+    figures = notes.figures
     if "velocity" in session and "recorded_velocity" in session and session["recorded_velocity"].dims[1] == "axis":
-        figures |= _agreement(session, thresholds, warnings)
+        figures |= _agreement(session, thresholds, notes.warnings)
     if start_of(session) is None:
-        warnings.append(
+        notes.warnings.append(
             f"the session starts in {session.attrs['session_start'][:4]}: its date is anonymised or unknown, and "
             "the days between sessions are unknown"
         )
     session.attrs["quality"] = json.dumps({k: None if np.isnan(v) else round(v, 6) for k, v in figures.items()})
     session.attrs["thresholds"] = json.dumps(asdict(thresholds))
-    session.attrs["warnings"] = json.dumps(warnings, ensure_ascii=False)
+    session.attrs["warnings"] = json.dumps(notes.warnings, ensure_ascii=False)
+
+
+def _derive_velocity(session: xr.Dataset) -> None:
+    unit, dims = str(session["position"].attrs["units"]), ("time", "axis")
+    values = session["position"].values, session["segment"].values
+    velocity = binning.backward_difference(*values, float(session.attrs["bin_s"]))
+    about = {"units": f"{unit}/s" if unit else "", "derived": "(p_i - p_{i-1}) / bin_s"}
+    session["velocity"] = dims, velocity, about
+    session.coords["velocity_valid"] = dims, np.isfinite(velocity)
+
+
+def _mask_still(session: xr.Dataset, thresholds: Thresholds, silent: np.ndarray, notes: _Notes) -> None:
+    """Mask bins in which the sensor is stuck; an animal at rest stays."""
+    position, segment = session["position"].values, session["segment"].values
+    unit = str(session["position"].attrs["units"])
+    scale = faults.cm_per_unit(unit)
+    if scale is None:
+        what = f"position has unit {unit!r}, which is no length" if unit else "the unit of position was not given"
+        notes.warnings.append(
+            f"{what}: no limit in cm/s applies, standing still means no movement at all, and speed is implausible "
+            f"where it jumps to {faults.JUMP:g} times its 99th percentile"
+        )
+    extent = thresholds.still_extent_cm / scale if scale else 0.0
+    resting = faults.still_bins(position, segment, notes.bin_s, thresholds.still_s, extent)
+    still = faults.stuck_bins(resting, position, segment, silent)
+    within = f"cursor within {extent:g} {unit} for more than {thresholds.still_s:g} s".replace("  ", " ")
+    notes.masked("still_s", still, f"{within}, its sensor stuck or every channel silent")
+    notes.figures["rest_s"] = float(np.count_nonzero(resting & ~still) * notes.bin_s)
+    for name in ("position", "velocity", "recorded_velocity"):
+        if name in session and session[name].dims[1] == "axis":
+            session[f"{name}_valid"].values &= ~still[:, None]
+
+
+def _mask_fast(session: xr.Dataset, name: str, thresholds: Thresholds, notes: _Notes) -> None:
+    """Mask bins of implausible speed: above a limit in cm/s where the unit is known, else where speed jumps."""
+    values, segment = session[name].values, session["segment"].values
+    scale = faults.cm_per_unit(str(session[name].attrs["units"]))
+    if scale:
+        limit, what = thresholds.max_speed_cm_s / scale, f"{thresholds.max_speed_cm_s:g} cm/s"
+    else:
+        limit, what = faults.jump_limit(values), f"{faults.JUMP:g} times its 99th percentile"
+        if "derived" not in session[name].attrs:
+            notes.warnings.append(
+                f"the unit of {name} is not one of speed or not given: no limit in cm/s applies to it"
+            )
+    if np.isfinite(limit):
+        fast = faults.fast_bins(values, segment, limit, thresholds.speed_neighbours)
+        notes.masked(f"fast_{name}_s", fast, f"{name} above {what} (± {thresholds.speed_neighbours} bins)")
+        session[f"{name}_valid"].values &= ~fast[:, None]
 
 
 def _agreement(session: xr.Dataset, thresholds: Thresholds, warnings: list[str]) -> dict[str, float]:
