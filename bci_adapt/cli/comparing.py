@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from bci_adapt.experiment.explain import Explanation
 
 
+LabelDelay = Annotated[float, typer.Option("--label-delay", metavar="SECONDS", help="How late labels become known.")]
+
+
 @app.command()
 def compare(
     files: Annotated[
@@ -47,9 +50,7 @@ def compare(
         float,
         typer.Option("--stream", metavar="SECONDS", help="Adaptation stream of each target, at most half of it."),
     ] = 600.0,
-    label_delay_s: Annotated[
-        float, typer.Option("--label-delay", metavar="SECONDS", help="How late labels become known.")
-    ] = 0.5,
+    label_delay_s: LabelDelay = 0.5,
     cells: Annotated[str | None, typer.Option(metavar="NAMES", help="Networks: tanh,gru when not given.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of the networks; 3, or 1 with --quick.")] = None,
     quick: Annotated[

@@ -37,6 +37,14 @@ def _check_plot(plot: Path | None) -> None:
         raise InputError(f"--plot {plot}: must end in .png, .svg or .pdf")
 
 
+By = Annotated[
+    str | None,
+    typer.Option(
+        metavar="electrode|unit|pool|position", help="What a channel is on another day; that of SOURCE if not given."
+    ),
+]
+
+
 @app.command()
 def drift(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The earlier session: .nc or .nwb.")],
@@ -51,13 +59,7 @@ def drift(
     block_s: Annotated[
         float, typer.Option("--block-s", help="Length in seconds of a block of the bootstrap, 5 or more.")
     ] = 20.0,
-    by: Annotated[
-        str | None,
-        typer.Option(
-            metavar="electrode|unit|pool|position",
-            help="What a channel is on another day; that of SOURCE if not given.",
-        ),
-    ] = None,
+    by: By = None,
     plot: Plot = None,
     json_file: JsonFile = None,
     quiet: Quiet = False,

@@ -24,6 +24,7 @@ from bci_adapt.cli.common import (
     noting,
     out,
     progress,
+    teller,
     write_json,
 )
 from bci_adapt.errors import InputError
@@ -70,12 +71,7 @@ def run(
     own = [Foreign.parse(text) for text in decoders or ()]
     part = _shard(shard) if shard is not None else None
     with progress(quiet) as bar:
-        task = bar.add_task("reading recordings", total=None) if bar is not None else None
-
-        def say(text: str) -> None:
-            if bar is not None and task is not None:
-                bar.update(task, description=text)
-
+        say = teller(bar, "reading recordings")
         done = run_experiment(
             loaded,
             workers=workers,

@@ -45,6 +45,18 @@ class _Bytes:
             self.bar.update(self.task, completed=mb, total=of, description=f"MB  {path.rpartition('/')[2]}")
 
 
+Exclude = Annotated[
+    list[str] | None, typer.Option(metavar="GLOB", help="Leave out files whose path is or matches this (repeat).")
+]
+LockFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The lock file; data_cache/raw/sessions.lock.toml when not given.")
+]
+Update = Annotated[bool, typer.Option("--update", help="Pin the version given, or else the one that is published now.")]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Compute the digests of cached files again, however lately it was done.")
+]
+
+
 @app.command()
 def fetch(
     dandiset: Annotated[
@@ -62,23 +74,14 @@ def fetch(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Only files whose path is or matches this; * matches / too (repeat)."),
     ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Leave out files whose path is or matches this (repeat).")
-    ] = None,
+    exclude: Exclude = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be fetched; write nothing.")] = False,
     offline: Annotated[
         bool, typer.Option("--offline", help="Ask no server: only what is in the lock file and the cache.")
     ] = False,
-    lock: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The lock file; data_cache/raw/sessions.lock.toml when not given."),
-    ] = None,
-    update: Annotated[
-        bool, typer.Option("--update", help="Pin the version given, or else the one that is published now.")
-    ] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Compute the digests of cached files again, however lately it was done.")
-    ] = False,
+    lock: LockFile = None,
+    update: Update = False,
+    verify: Verify = False,
     jobs: Annotated[int, typer.Option(min=1, max=32, help="Files fetched at the same time.")] = 4,
     json_file: JsonFile = None,
     quiet: Quiet = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -128,8 +129,6 @@ def prepare(
     """
     from bci_adapt.archive.reading import located
     from bci_adapt.archive.sources.folder import Folder
-    from bci_adapt.data.from_arrays import read
-    from bci_adapt.data.sessions import session_file_name, write_session
     from bci_adapt.ground.storage import cache_root
 
     files: list[tuple[Path | Remote, dict[str, str]]] = []
@@ -138,6 +137,18 @@ def prepare(
         files += [(path, {}) for path in Folder(place).paths()] if folded else [located(place, stream)]
     folder = into or cache_root() / "sessions"
     options = {"layout": layout, "per": per, "spikes": spikes, "targets": target or (), "unobserved": unobserved}
+    if failed := _prepare_each(files, folder, bin_s, options, quiet):
+        err.print(f"{failed} of {len(files)} recordings could not be prepared", style="red", highlight=False)
+        raise typer.Exit(1)
+
+
+def _prepare_each(
+    files: Sequence[tuple[Path | Remote, dict[str, str]]], folder: Path, bin_s: float, options: Any, quiet: bool
+) -> int:
+    """Prepare files into a folder, one after another; returns how many cannot be. A single one raises its error."""
+    from bci_adapt.data.from_arrays import read
+    from bci_adapt.data.sessions import session_file_name, write_session
+
     seen: dict[Path, Path | Remote] = {}
     failed = 0
     with progress(quiet) as bar:
@@ -159,9 +170,7 @@ def prepare(
                 continue
             if not quiet:
                 _say_prepared(session, written)
-    if failed:
-        err.print(f"{failed} of {len(files)} recordings could not be prepared", style="red", highlight=False)
-        raise typer.Exit(1)
+    return failed
 
 
 def _say_prepared(session: xr.Dataset, written: Path) -> None:

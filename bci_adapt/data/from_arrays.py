@@ -85,35 +85,38 @@ def session(
         length (``"px"``), limits in centimetres are off, which a warning says.
     session_start : ISO 8601; the order and the distance in days of sessions come from it.
 
-    Raises
-    ------
-    InputError
-        naming the argument that cannot be used.
+    Raises `InputError` naming the argument that cannot be used.
     """
     given = _Given(session_id)
     binning.require_bin_width(bin_s)
     if (spikes is None) == (counts is None):
         raise given.error("spikes, counts", "exactly one of them is needed")
-    values = None if target is None else _table(given, target, "target")
-    values = values if values is None else np.where(np.isfinite(values), values, np.nan)
-    if reserved(target_kind) or not target_kind.isidentifier():
-        raise given.error("target_kind", f"cannot be {target_kind!r}: 'position', 'recorded_velocity', or another word")
+    values = _target_values(given, target, target_kind)
     warnings: list[str] = []
     if spikes is not None:
         found = _binned_spikes(given, spikes, spike_unit, values, target_time_s, bin_s, warnings)
     else:
         found = _binned_counts(given, counts, values, target_time_s, bin_s, warnings)
     grid, samples, counted, statistics = found
-    kinematics: Kinematics = {}
-    if values is not None:
-        binned = values if samples is None else samples.values(values)
-        kinematics = {target_kind: (binned, target_units, _axis_names(given, axes, binned.shape[1]))}
+    binned = values if values is None or samples is None else samples.values(values)
+    named = None if binned is None else (binned, target_units, _axis_names(given, axes, binned.shape[1]))
+    kinematics: Kinematics = {} if named is None else {target_kind: named}
     neurons = Neurons(counted, _channels(given, channels, counted.shape[1]), ~grid.overlapping, statistics)
     attrs = _attrs(given, subject, session_start, bin_s, neurons.channels.identity, target_kind, warnings)
     made = on_grid(grid, neurons, kinematics, NO_TRIALS, attrs | dict(about or {}))
     finish(made, thresholds or Thresholds())
     _check(given, made)
     return made
+
+
+def _target_values(given: _Given, target: ArrayLike | None, kind: str) -> NDArray[np.float64] | None:
+    """The target as a table of numbers, NaN where it is not finite."""
+    if reserved(kind) or not kind.isidentifier():
+        raise given.error("target_kind", f"cannot be {kind!r}: 'position', 'recorded_velocity', or another word")
+    if target is None:
+        return None
+    values = _table(given, target, "target")
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def read(path: Path | str | Remote, bin_s: float | None = None, **options: Any) -> xr.Dataset:

@@ -72,6 +72,7 @@ class OnlineDecoder(PretrainedDecoder):
         "turns": {"n_members": 3, "take_turns": True, "learn_every": 2, **SMALL},
     }
 
+    # Longer than a function should be: scikit-learn wants every parameter named here and kept as it was given.
     def __init__(
         self,
         cell: str = "gru",

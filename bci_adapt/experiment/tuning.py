@@ -124,8 +124,8 @@ def tune(
     for name in dict.fromkeys(name for pair in usable for name in pair.sources):
         require_source(prepared.sessions[name], config)
     builders = prepared.builders(config, {}, None)
-    most = {"tune_updates": section.max_tune_updates}
-    most |= dict.fromkeys(("n_updates", "added_updates"), section.max_updates)
+    most = {"tune_updates": section.max_tune_updates, "n_updates": section.max_updates}
+    most["added_updates"] = section.max_updates
     searches = [
         Search(
             dataclasses.replace(arm, seeds=section.seeds if arm.cell else section.seeds[:1]), section.max_points, most
@@ -133,11 +133,7 @@ def tune(
         for arm in builders[usable[0].sources].arms(usable[0])
         if arm.grid and "held_out" in arm.phases
     ]
-    n_rounds = 0
-    while asked := [(search, setting) for search in searches for setting in search.wanted()]:
-        n_rounds += 1
-        say(f"round {n_rounds}: {len(asked)} settings on {len(usable)} pairs")
-        _try(asked, builders, usable, options)
+    _search(searches, builders, usable, options, say)
     about = {
         "config": config.name,
         "pairs": [{"source": pair.source, "target": pair.target} for pair in usable],
@@ -152,6 +148,21 @@ def tune(
     if prepared.notes:
         about["notes"] = prepared.notes
     return about, [point for search in searches for point in search.points]
+
+
+def _search(
+    searches: Sequence[Search],
+    builders: Mapping[tuple[str, ...], Builder],
+    pairs: Sequence[Pair],
+    options: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """Try settings, round after round, until no search wants another."""
+    n_rounds = 0
+    while asked := [(search, setting) for search in searches for setting in search.wanted()]:
+        n_rounds += 1
+        say(f"round {n_rounds}: {len(asked)} settings on {len(pairs)} pairs")
+        _try(asked, builders, pairs, options)
 
 
 def _try(

@@ -269,30 +269,13 @@ def grid_of_rows(
         stamps, width = _stamped_rows(file, series, n_rows, width_s, warnings)
         typical = _typical(np.diff(stamps)) if width_s is None else float(width)
     else:
-        own_s, rate_hz = file.clock(series)
-        typical = binning.TICKS_PER_S / rate_hz if width_s is None else float(binning.bin_ticks(width_s))
-        width = (
-            Fraction(binning.bin_ticks(width_s)) if width_s is not None else _row_ticks(file, series, rate_hz, bin_s)
-        )
-        rows = np.arange(n_rows, dtype=np.int64)
-        elapsed = (
-            rows * width.numerator // width.denominator if width.denominator <= 64 else np.rint(rows * float(width))
-        )
-        stamps = binning.to_ticks(own_s if start_s is None else start_s) + elapsed.astype(np.int64)
+        stamps, width, typical = _rows_of_a_rate(file, series, n_rows, bin_s, width_s, start_s)
     nearly = (wanted / width).denominator != 1 and _nearly(wanted, typical)
     if nearly:
         width = Fraction(wanted, nearly)
         own, asked = (each / binning.TICKS_PER_S for each in (typical, float(width)))
         warnings.append(f"rows of {series} come every {own:.8g} s and are taken for bins of {asked:g} s")
-    factor = wanted / width
-    if factor.denominator != 1:
-        shortest = float(width * width.denominator) / binning.TICKS_PER_S
-        raise file.error(
-            series,
-            f"is binned at {float(width) / binning.TICKS_PER_S:g} s and {bin_s:g} s is not a whole multiple of it: "
-            f"counts can only be summed, use a multiple of {shortest:g}"
-            + (" (one row is not whole microseconds)" if width.denominator > 1 else ""),
-        )
+    factor = _rows_a_bin(file, series, width, bin_s)
     if stamped or nearly:
         cuts, drifted = _off_grid(stamps, float(width), tolerance)
         if runs_on:
@@ -306,14 +289,44 @@ def grid_of_rows(
     segment = np.zeros(n_rows, dtype=np.int32)
     segment[cuts[1:]] = 1
     segment = np.cumsum(segment, dtype=np.int32)
-    groups = binning.group_rows(segment, int(factor))
+    groups = binning.group_rows(segment, factor)
     anchor = np.asarray(cuts, dtype=np.int64)[segment[groups[:, 0]]]
-    starts = stamps[anchor] + binning.bin_ticks(bin_s) * ((groups[:, 0] - anchor) // int(factor))
+    starts = stamps[anchor] + binning.bin_ticks(bin_s) * ((groups[:, 0] - anchor) // factor)
     starts -= int(width * EDGES[edge])
     kept, segment = np.unique(segment[groups[:, 0]], return_inverse=True)
     if lost := len(cuts) - kept.size:
         warnings.append(f"{lost} stretches of {series} are shorter than a bin of {bin_s:g} s: left out")
     return _require_bins(file, series, Grid(starts, segment.astype(np.int32), bin_s)), groups
+
+
+def _rows_a_bin(file: NwbFile, series: str, width: Fraction, bin_s: float) -> int:
+    """How many rows of `width` ticks make a bin; `InputError` where that is no whole number."""
+    factor = binning.bin_ticks(bin_s) / width
+    if factor.denominator == 1:
+        return int(factor)
+    shortest = float(width * width.denominator) / binning.TICKS_PER_S
+    raise file.error(
+        series,
+        f"is binned at {float(width) / binning.TICKS_PER_S:g} s and {bin_s:g} s is not a whole multiple of it: "
+        f"counts can only be summed, use a multiple of {shortest:g}"
+        + (" (one row is not whole microseconds)" if width.denominator > 1 else ""),
+    )
+
+
+def _rows_of_a_rate(
+    file: NwbFile, series: str, n_rows: int, bin_s: float, width_s: float | None, start_s: float | None
+) -> tuple[NDArray[np.int64], Fraction, float]:
+    """Stamps (n_rows,), width and usual interval of rows, all in ticks, by the rate of `series`."""
+    own_s, rate_hz = file.clock(series)
+    if width_s is None:
+        typical, width = binning.TICKS_PER_S / rate_hz, _row_ticks(file, series, rate_hz, bin_s)
+    else:
+        typical, width = float(binning.bin_ticks(width_s)), Fraction(binning.bin_ticks(width_s))
+    rows = np.arange(n_rows, dtype=np.int64)
+    whole = width.denominator <= 64
+    elapsed = rows * width.numerator // width.denominator if whole else np.rint(rows * float(width))
+    stamps = binning.to_ticks(own_s if start_s is None else start_s) + elapsed.astype(np.int64)
+    return stamps, width, typical
 
 
 def _stamped_rows(

@@ -295,21 +295,9 @@ def read_rows(
     found = present(file, targets)
     if not (n_rows := file.length(f"{clock}/data")):
         raise file.error(f"{clock}/data", "is empty")
-    grid, groups = grid_of_rows(
-        file,
-        clock,
-        n_rows,
-        edge,
-        bin_s,
-        warnings,
-        width_s,
-        start_s=start_s,
-        tolerance=tolerance,
-        breaks=breaks,
-        runs_on=runs_on,
-    )
-    times_s = file.times_s(clock, n_rows)
-    grid = replace(grid, edge=layout.bin_edge)
+    clocked = {"start_s": start_s, "tolerance": tolerance, "breaks": breaks, "runs_on": runs_on}
+    grid, groups = grid_of_rows(file, clock, n_rows, edge, bin_s, warnings, width_s, **clocked)
+    times_s, grid = file.times_s(clock, n_rows), replace(grid, edge=layout.bin_edge)
     kinematics = _targets_of_rows(file, found, clock, times_s, grid, groups, resample)
     if counts is None:
         neurons = read_spikes(file, spike_table(file), grid, per, warnings, rows_are_channels)
@@ -319,11 +307,8 @@ def read_rows(
         if counts != clock and not np.array_equal(file.times_s(counts, n_rows), times_s):
             raise file.error(counts, f"must stand on the grid of {clock}")
         neurons = read_counts(file, f"{counts}/data", grid, groups, warnings, power)
-    flags = {
-        name: ("time", _mask(file, path, clock, times_s)[groups].all(axis=1))
-        for name, path in (masks or {}).items()
-        if f"{path}/data" in file
-    }
+    there = {name: path for name, path in (masks or {}).items() if f"{path}/data" in file}
+    flags = {name: ("time", _mask(file, path, clock, times_s)[groups].all(axis=1)) for name, path in there.items()}
     return session(layout, file, grid, neurons, kinematics, warnings, {**flags, **(extra or {})}, trials)
 
 
