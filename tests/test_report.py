@@ -24,11 +24,12 @@ from bci_adapt.ground.storage import file_digest
 from bci_adapt.results.arms import Arms
 from bci_adapt.results.figures import run as figures
 from bci_adapt.results.figures import studies as figures_study
-from bci_adapt.results.report import render_comparison, render_report
+from bci_adapt.results.report import read_run, render_comparison, render_report
 from bci_adapt.results.report.blocks import Cell, Column, Table
 from bci_adapt.results.report.markdown import _table, line
 from bci_adapt.results.summary import score_text, summarise
 from bci_adapt.results.table import long_table, read_results, write_results
+from bci_adapt.results.terminal import json_payload
 from bci_adapt.results.verdict import plain_words
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "path", "use", "rect"}
@@ -268,6 +269,11 @@ def test_page_is_whole_and_stands_alone(run):
     (folder / "analysis.json").write_bytes(stored.replace(b'"digest": "', b'"digest": "other'))
     assert render_report(folder).read_text() == source
     assert (folder / "analysis.json").read_bytes() == stored, "an analysis of other results is made again"
+    mean = json.loads(stored)["summary"][0]["mean"]
+    (folder / "analysis.json").write_bytes(stored.replace(f'"mean": {mean}'.encode(), b'"mean": 7.77', 1))
+    assert (folder / "analysis.json").read_bytes() != stored
+    render_report(folder)
+    assert (folder / "analysis.json").read_bytes() == stored, "an analysis that was changed by hand is made again"
 
 
 def test_tables_are_written_as_markdown_beside_the_page(run):
@@ -608,6 +614,24 @@ def test_whole_page_has_its_figures_and_lacks_nothing(whole):
     assert sorted(set(budget["value"])) == [0, 5, 30, 120, 300, 600], "the standing arm is the last point"
     assert "nan" not in page.text.lower().split()
     assert (folder / "report.html").stat().st_size < 8_000_000
+
+
+def test_report_writes_the_json_of_one_run(tmp_path, call):
+    folder, file = tmp_path / "run", tmp_path / "scores.json"
+    store_run(folder, few(study(2, 1, metrics=("r2",)), "frozen", "readout"))
+    assert call("report", folder, "--json", file, "--quiet")[0] == 0
+    found = read_run(folder)
+    assert json.loads(file.read_text()) == json_payload(found.stored, found.manifest, found.analysis)
+    assert json.loads(call("report", folder, "--json", "-")[1]) == json.loads(file.read_text())
+    file.unlink()
+    code, _, trouble = call("report", folder, folder, "--json", file)
+    assert code != 0
+    assert "--json: takes one run" in trouble
+    assert not file.exists()
+    (folder / "analysis.json").unlink()
+    (folder / "analysis.json").mkdir()
+    with pytest.raises(InputError, match=r"analysis\.json: expected a file, it is a folder"):
+        read_run(folder)
 
 
 def test_runs_side_by_side(tmp_path):

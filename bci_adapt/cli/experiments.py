@@ -260,25 +260,31 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE.html", help="Where the page of several runs goes.")
     ] = None,
+    json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
     """Write the report of a finished run again, from its stored results alone; or lay several runs side by side.
 
     Of several runs one page (compare.html, unless -o says otherwise) says what differs in what was asked, and how the
-    same arms differ on the pairs of sessions that the runs share.
+    same arms differ on the pairs of sessions that the runs share. The JSON of one run is that of [cyan]run --json[/].
 
     Example: [cyan]bci-adapt report data_cache/runs/demo-0123456789[/]
 
     Example: [cyan]bci-adapt report data_cache/runs/wrist-0123456789 data_cache/runs/wrist-abcdef0123 -o both.html[/]
     """
-    from bci_adapt.errors import InputError
-    from bci_adapt.results.report import render_comparison, render_report
+    from bci_adapt.results.report import read_run, render_comparison, render_report
+    from bci_adapt.results.terminal import json_payload
 
     if len(run_folders) == 1 and output is not None:
         raise InputError("-o: the report of one run is written into its own folder; give two runs or leave -o out")
+    if len(run_folders) > 1 and json_file is not None:
+        raise InputError("--json: takes one run, as run --json does; give one folder or leave --json out")
     if len(run_folders) == 1:
         written = render_report(run_folders[0])
+        if json_file is not None:
+            found = read_run(run_folders[0])
+            write_json(json_file, json_payload(found.stored, found.manifest, found.analysis))
     else:
         written = render_comparison(run_folders, output or Path("compare.html"))
-    if not quiet:
+    if not quiet and json_file != "-":
         out.print(f"report: {written}", markup=False, highlight=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 `analyse` is the one place that draws bootstraps. What it finds lies beside the results as ``analysis.json``; whoever
 shows a run reads it there (`analysis_of`). It is made again when the results, the manifest or the code that analyses
-are other ones: their digest stands in it.
+are other ones, or when it is not as it was written: their digest and its own stand in it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import TypedDict
 
+from bci_adapt.errors import InputError
 from bci_adapt.ground import statistics
 from bci_adapt.ground.storage import file_digest, write_text
 from bci_adapt.results import studies, summary
@@ -227,6 +228,7 @@ class Analysis(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     digest: str = ""
+    content: str = ""
     variables: list[str]
     summary: list[Score]
     leak: dict[str, bool | None]
@@ -308,17 +310,31 @@ def _life(stored: Results, arms: Arms, variable: str) -> dict[str, Any] | None:
 
 
 def analysis_of(folder: Path, stored: Results, manifest: Manifest) -> Analysis:
-    """The analysis of a run's folder, read where it is of these results, else made and written."""
+    """The analysis of a run's folder, read where it is of these results and as it was written, else made and written.
+
+    Raises `InputError` where its file is a folder.
+    """
     path, digest = folder / ANALYSIS, _digest(folder)
+    if path.is_dir():
+        raise InputError(f"{path}: expected a file, it is a folder; remove it, the analysis is then made again")
     try:
         known = Analysis.model_validate_json(path.read_text(encoding="utf-8"))
-        if known.digest == digest:
+        if known.digest == digest and known.content == _content(known):
             return known
     except (OSError, UnicodeDecodeError, ValidationError):  # there is none, or one of another version
         pass
     made = analyse(stored, manifest, digest)
+    made = made.model_copy(update={"content": _content(made)})
     write_text(path, made.model_dump_json(indent=1))
     return made
+
+
+def _content(analysis: Analysis) -> str:
+    """SHA-256 of everything else that the analysis says, as compact JSON: one that was changed by hand is told by it.
+
+    Python writes a number with the fewest digits that give it again, so reading and writing changes none.
+    """
+    return hashlib.sha256(analysis.model_dump_json(exclude={"content"}).encode()).hexdigest()
 
 
 def _digest(folder: Path) -> str:
