@@ -290,3 +290,47 @@ def test_bins_of_plain_arrays_are_said_to_be_taken_as_usual(monday):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert wiener(bin_s=0.02).fit(arrays.X, arrays.y).bin_s_ == 0.02
+
+
+def test_sessions_without_an_id_are_told_apart():
+    first, second = day(0, session_id="", names=None), day(1, session_id="", names=None)
+    assert first.attrs["session_id"] != second.attrs["session_id"]
+    assert first.attrs["session_id"] == day(0, session_id="", names=None).attrs["session_id"]
+    with pytest.raises(ba.InputError, match="columns without names"):
+        wiener().fit(first, "velocity").score(second)
+    with pytest.raises(ba.InputError, match="is of subject B, the decoder was trained on A"):
+        wiener().fit([day(0, subject="A", session_id="x"), day(1, subject="B", session_id="x")], "velocity")
+
+
+def test_a_session_with_one_of_two_targets_is_scored_on_it(monday):
+    decoder = wiener().fit(monday, ["velocity", "position"])
+    lacking = day(1).drop_vars(["position", "position_valid"])
+    assert decoder.score(lacking) == wiener().fit(monday, "velocity").score(day(1))
+    found = ba.evaluate(decoder, lacking, stream_s=10.0)
+    assert set(found.scores["variable"]) == {"velocity"}
+
+
+def test_sessions_matched_by_position_are_still_ordered_by_name():
+    first, second = ba.match([day(seed, names=None) for seed in (0, 1)], by="position")
+    decoder = wiener().fit(first, "velocity")
+    assert decoder.score(second.isel(channel=[3, 1, 5, 0, 2, 4])) == decoder.score(second)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: wiener().fit(s, 3), "a list of different names, got int"),
+        (lambda s: wiener().fit(s, ["velocity", "velocity"]), "a list of different names"),
+        (lambda s: wiener().fit([], "velocity"), "at least one session"),
+        (lambda s: wiener().fit([s["counts"], s["counts"]], s["velocity"]), "got 1 for 2"),
+        (lambda s: wiener().fit(s, "velocity").extend(s), "the list of all sessions so far"),
+        (lambda s: wiener(missing="zro").fit(s, "velocity"), "did you mean 'zero'"),
+        (lambda s: ba.evaluate(wiener().fit(s, "velocity"), [s]), "one session, an xarray.Dataset, got list"),
+        (lambda s: ba.OnlineDecoder(rule="nonsense", n_updates=1).fit(s, "velocity"), "nonsense"),
+        (lambda s: ba.OnlineDecoder(rule_constants={"stpes": 3}, n_updates=1).fit(s, "velocity"), "stpes"),
+        (lambda s: ba.OnlineDecoder(label_delay_s=-1.0, n_updates=1).fit(s, "velocity"), "0 or more"),
+    ],
+)
+def test_mistakes_are_found_before_the_training(call, message, monday):
+    with pytest.raises(ba.InputError, match=message):
+        call(monday)

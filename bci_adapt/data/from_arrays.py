@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -61,7 +62,7 @@ def session(
     axes: Sequence[str] | None = None,
     target_units: str = "",
     target_kind: str = "position",
-    session_id: str = "session",
+    session_id: str = "",
     subject: str = "",
     session_start: str = "",
     thresholds: Thresholds | None = None,
@@ -83,11 +84,12 @@ def session(
     target_kind : ``"position"``, from which velocity is derived, ``"recorded_velocity"``, or another name.
     target_units : of the target, such as ``"cm"`` (of a velocity ``"cm/s"``). Without it, and in units that are no
         length (``"px"``), limits in centimetres are off, which a warning says.
+    session_id : a name of its own; without one the session is called by a digest of its times and counts.
     session_start : ISO 8601; the order and the distance in days of sessions come from it.
 
     Raises `InputError` naming the argument that cannot be used.
     """
-    given = _Given(session_id)
+    given = _Given(session_id or "session")
     binning.require_bin_width(bin_s)
     if (spikes is None) == (counts is None):
         raise given.error("spikes, counts", "exactly one of them is needed")
@@ -105,8 +107,16 @@ def session(
     attrs = _attrs(given, subject, session_start, bin_s, neurons.channels.identity, target_kind, warnings)
     made = on_grid(grid, neurons, kinematics, NO_TRIALS, attrs | dict(about or {}))
     finish(made, thresholds or Thresholds())
+    made.attrs["session_id"] = session_id or f"session-{_content(made)}"
     _check(given, made)
     return made
+
+
+def _content(session: xr.Dataset) -> str:
+    """Eight digits of a digest of times and counts: an id by which recordings without one are told apart."""
+    digest = hashlib.sha256(np.ascontiguousarray(session["time"].values).tobytes())
+    digest.update(np.ascontiguousarray(session["counts"].values).tobytes())
+    return digest.hexdigest()[:8]
 
 
 def _target_values(given: _Given, target: ArrayLike | None, kind: str) -> NDArray[np.float64] | None:

@@ -36,7 +36,7 @@ from bci_adapt.data.labelled import Arrays
 from bci_adapt.decoders import inputs
 from bci_adapt.decoders.inputs import Bins
 from bci_adapt.errors import InputError
-from bci_adapt.ground.catalog import pick, variants
+from bci_adapt.ground.catalog import pick, unknown, variants
 from bci_adapt.ground.storage import atomic_path
 from bci_adapt.metrics import r2
 
@@ -121,6 +121,8 @@ class Decoder(RegressorMixin, BaseEstimator):
         training has a closed form is simply fitted again. Targets are those of the fit.
         """
         self.require_fitted()
+        if not inputs.several(X):
+            raise InputError("extend: expected the list of all sessions so far, the new one last, got one session")
         with self._unchanged_on_failure():
             self._extend(self._training_bins(X, y, reset))
         return self
@@ -128,7 +130,13 @@ class Decoder(RegressorMixin, BaseEstimator):
     def _training_bins(self, X, y, reset) -> list[Bins]:
         """Checked sessions to train on; sets what the decoder knows of its inputs and outputs."""
         sessions = list(X) if inputs.several(X) else [X]
-        if sessions and inputs.is_labelled(sessions[0]):
+        if not sessions:
+            raise InputError("X: expected at least one session, got an empty list")
+        if self.missing not in inputs.MISSING:
+            raise InputError(unknown(self.missing, inputs.MISSING, "rule for missing channels"))
+        if not getattr(self, "label_delay_s", 0.0) >= 0.0:
+            raise InputError(f"label_delay_s: expected seconds, 0 or more, got {self.label_delay_s!r}")  # type: ignore[attr-defined]
+        if inputs.is_labelled(sessions[0]):
             plain = self._labelled_training(sessions, y, reset)
         else:
             plain = self._plain_training(sessions, y, reset, several=inputs.several(X))
@@ -156,7 +164,9 @@ class Decoder(RegressorMixin, BaseEstimator):
         if not known and y is None and isinstance(sessions[0], xr.Dataset):
             raise InputError("y: expected the name of the target beside a session: fit(session, 'velocity')")
         beside = isinstance(sessions[0], xr.DataArray)
-        labels = list(y) if beside and isinstance(y, list | tuple) else [y] * len(sessions)
+        labels = [y] * len(sessions)
+        if beside:
+            labels = list(y) if isinstance(y, list | tuple) else [y]
         if len(labels) != len(sessions):
             raise InputError(f"fit: expected as many label arrays as sessions, got {len(labels)} for {len(sessions)}")
         made, told = [], []
@@ -262,7 +272,8 @@ class Decoder(RegressorMixin, BaseEstimator):
 
     def score(self, X, y=None, reset=None, continuing: bool = False) -> float:  # type: ignore[override]
         """Variance-weighted R² (`bci_adapt.metrics.r2`) of `predict` over the bins with neurons and a usable label; of
-        several variables, the mean of theirs.
+        several variables, the mean of theirs that have such labels. It never adapts: what only adaptation depends on –
+        rule, rate, delay – is judged by `bci_adapt.evaluate`, or chosen by ``bci-adapt tune``.
         """
         bins = self._enter(X, y, reset, True, continuing)
         predicted = self._predict(bins, continuing)
@@ -270,7 +281,7 @@ class Decoder(RegressorMixin, BaseEstimator):
         if not mask.any():
             raise InputError("score: expected bins with neurons and usable labels, got none")
         ends = np.cumsum([len(each["axes"]) for each in self.metadata_.get("outputs", ())] or [self.n_outputs_])
-        parts = np.split(np.arange(self.n_outputs_), ends[:-1])
+        parts = [part for part in np.split(np.arange(self.n_outputs_), ends[:-1]) if mask[:, part].any()]
         return float(np.mean([r2(bins.Y[:, part], predicted[:, part], mask[:, part]) for part in parts]))
 
     def matched(

@@ -114,10 +114,10 @@ def _of_session(session: xr.Dataset, y: Any, known: Mapping[str, Any], labels: b
         held = kinematic_names(session)
         names = [each["variable"] for each in known.get("outputs", ()) if each["variable"] in held]
     else:
-        names = [y] if isinstance(y, str) else list(y)
-        if not names or not all(isinstance(name, str) for name in names):
+        names = [y] if isinstance(y, str) else list(y) if isinstance(y, list | tuple) else []
+        if not names or not all(isinstance(name, str) for name in names) or len({*names}) < len(names):
             raise InputError(
-                "y: beside a session, expected the name of its target or a list of names, got "
+                "y: beside a session, expected the name of its target or a list of different names, got "
                 f"{type(y).__name__}; it holds {', '.join(kinematic_names(session)) or 'none'}"
             )
     return session_arrays(session, names)
@@ -128,7 +128,7 @@ def _comparable(session: xr.Dataset, known: Mapping[str, Any]) -> xr.Dataset:
     need not be the same ones.
     """
     session_id = str(session.attrs["session_id"])
-    if not known.get("channels") or session_id in known.get("sessions", ()):
+    if not known.get("channels"):
         return session
     own, theirs = str(session.attrs.get("subject", "")), str(known.get("subject") or "")
     if own and theirs and own != theirs:
@@ -136,6 +136,9 @@ def _comparable(session: xr.Dataset, known: Mapping[str, Any]) -> xr.Dataset:
             f"{clean(session_id)}: is of subject {clean(own)}, the decoder was trained on {clean(theirs)}: electrodes "
             "of one name are not the same in two animals"
         )
+    matched = session.attrs.get("channel_policy") == "position"  # its names are those it was given by then
+    if matched or session_id in known.get("sessions", ()):
+        return session
     by_number = "column" in (session.attrs["channel_identity"], known.get("channel_identity"))
     policies = {each.get("channel_policy") for each in (session.attrs, known)} - {None, ""}
     if by_number and "position" not in policies:
@@ -164,7 +167,7 @@ def _with_outputs(arrays: Arrays, outputs: Sequence[Mapping[str, Any]], y: Any) 
     for each in outputs:
         where = slice(begin, begin + len(each["axes"]))
         begin = where.stop
-        if (found := own.get(each["variable"])) is None:
+        if (found := own.get(each["variable"])) is None or each["variable"] not in arrays.columns:
             continue
         meanings = [(list(one["axes"]), one["units"]) for one in (found, each)]
         if meanings[0] != meanings[1]:

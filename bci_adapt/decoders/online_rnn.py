@@ -139,10 +139,15 @@ class OnlineDecoder(PretrainedDecoder):
 
     def _learner(self, learning_rate: float | None = None) -> Learner:
         rate = self.learning_rate if learning_rate is None else learning_rate
+        try:
+            credit = rule(self.rule, **(self.rule_constants or {}))
+            moves = optimizer(self.optimizer, learning_rate=rate, **(self.optimizer_constants or {}))
+        except TypeError as error:  # a constant that neither declares
+            raise InputError(f"rule_constants, optimizer_constants: {error}") from error
         return Learner(
             self.network_,
-            rule(self.rule, **(self.rule_constants or {})),
-            optimizer(self.optimizer, learning_rate=rate, **(self.optimizer_constants or {})),
+            credit,
+            moves,
             average=self.average,
             group_rates=self.group_rates or {},
             learns=None if self.learns is None else tuple(self.learns),

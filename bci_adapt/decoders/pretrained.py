@@ -89,6 +89,7 @@ class PretrainedDecoder(Decoder):
         """
         if self.n_members < 1:
             raise InputError(f"n_members must be at least 1, got {self.n_members}")
+        self._learner()  # a rule or a constant that is none is refused before the training, not after it
         self._train_on(sessions, extends=False)
 
     def _extend(self, sessions: list[Bins]) -> None:
