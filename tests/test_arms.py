@@ -6,7 +6,7 @@ from bci_adapt.decoders.base import decoder_class
 from bci_adapt.errors import InputError
 from bci_adapt.experiment.arm import HELD_OUT, described
 from bci_adapt.experiment.arms import arms_of, linear_arms, network_arms, standing_names
-from bci_adapt.experiment.asked import ArmSection
+from bci_adapt.experiment.asked import CONFIGURED, OF_THE_RUN, ArmSection, DecoderSection
 from bci_adapt.experiment.building import Builder
 from bci_adapt.experiment.config import parse_config
 from bci_adapt.experiment.pairs import Pair
@@ -189,9 +189,21 @@ def test_an_arm_of_a_pair_never_has_values_that_were_chosen_on_its_target():
 
 
 def test_an_arm_is_what_its_parts_say_however_it_is_asked_for():
-    twice = [IMMEDIATE | {"steps": 4, "rule": "window"}, IMMEDIATE | {"rule": "window"}]
-    with pytest.raises(InputError, match="two arms are 'window4_rmsprop'"):
-        config(twice)
+    window = IMMEDIATE | {"rule": "window"}
+    spelled = {"steps": 4, "beta2": ArmSection(**window).optimizer_type().beta2}
+    spelled |= {"learning_rate": 5e-4, "cells": ["gru", "tanh"], "seeds": [1, 0]}
+    assert config([window, window | spelled], learning_rate=5e-4).arms == config([window], learning_rate=5e-4).arms
+    assert len(config([IMMEDIATE, IMMEDIATE | {"fresh_error": False}, IMMEDIATE | {"fresh_error": True}]).arms) == 2
+    some = {"learns": ["recurrent", "bias"]}
+    assert len(config([window | some, window | {"learns": some["learns"][::-1]}, window]).arms) == 2
+    averaged = window | {"average": 0.9}
+    for other in ({"learning_rate": 2e-4}, {"seeds": [1]}, {"cells": ["gru"]}):
+        with pytest.raises(InputError, match="two arms are 'window4_rmsprop'"):
+            config([window, window | other])
+    with pytest.raises(InputError, match="two arms are 'window4_rmsprop_ema'"):
+        config([averaged, window | {"average": 0.99}])
+    with pytest.raises(InputError, match=r"two arms are 'trace\(0\.5\)_rmsprop'"):  # a name rounds what it shows
+        config([IMMEDIATE | {"rule": "trace", "decay": decay} for decay in (0.5, 0.50000001)])
     at_default = ArmSection(**IMMEDIATE, beta2=ArmSection(**IMMEDIATE).optimizer_type().beta2)
     assert at_default.name == ArmSection(**IMMEDIATE).name
     turned = ArmSection(**IMMEDIATE, learns=("recurrent", "input", "bias"))
@@ -247,7 +259,10 @@ def test_any_decoder_can_be_an_arm():
         ({"decoder": "stacked", "prior_s": "long"}, "prior_s takes float, got 'long'"),
         ({"decoder": "rls", "bin_s": 0.1}, "bin_s is the run's"),
         ({"decoder": "rls", "cells": ["gru"]}, "the decoder rls has no network"),
-        ({"decoder": "wiener", "supervision": "none"}, "'wiener_unlabelled' is the arm 'normaliser' by another name"),
+        (
+            {"decoder": "wiener", "supervision": "none", "n_lags": 10},
+            r"'wiener\(n_lags=10\)_unlabelled' is the arm 'normaliser' by another name",
+        ),
     ],
 )
 def test_a_decoder_that_cannot_be_an_arm_is_refused(section, message):
@@ -256,4 +271,25 @@ def test_a_decoder_that_cannot_be_an_arm_is_refused(section, message):
 
 
 def test_a_decoder_that_stands_already_is_one_arm():
-    assert listed(config([{"decoder": "rls"}])) == listed(config())
+    for asked in ({"decoder": "rls"}, {"decoder": "wiener"}, {"decoder": "wiener", "supervision": "none"}):
+        assert listed(config([asked])) == listed(config())
+
+
+def test_a_decoder_that_is_asked_for_twice_is_one_arm():
+    stacked = {"decoder": "stacked"}
+    default = DecoderSection(**stacked).parameters["prior_s"]
+    one = config([stacked])
+    spelled = stacked | {"prior_s": default, "seeds": [0, 1], "cells": ["gru", "tanh"]}
+    assert config([stacked, stacked, spelled]).arms == one.arms
+    assert listed(config([spelled])) == listed(one)
+    assert len(config([stacked, stacked | {"prior_s": default * 2}]).arms) == 2
+    with pytest.raises(InputError, match="two arms are 'stacked'"):
+        config([stacked, stacked | {"seeds": [1]}])
+
+
+@pytest.mark.parametrize("name", ["stacked", "kalman", "aligned", "rls"])
+def test_what_a_config_says_of_a_decoder_is_never_taken_for_its_own_default(name):
+    arms = [arm for arm in listed(config([{"decoder": name}])) if arm.decoder == name]
+    assert arms
+    assert {key for arm in arms if arm.name == name for key in arm.fit} <= {*CONFIGURED, *OF_THE_RUN}
+    assert DecoderSection(decoder="aligned", n_lags=DecoderSection(decoder="aligned").parameters["n_lags"]).told

@@ -168,7 +168,7 @@ def planned(config):
         ("stream_s = inf", "stream_s: .* finite number, got inf"),
         (f"{ADAM}steps = 0", "arms.0: window: steps must be at least 1"),
         (f"{ADAM}beta2 = [0.9]", "arms.0.beta2"),
-        (f"{ADAM}\n{ADAM}beta2 = 0.999\n{ADAM}beta2 = 0.999", r"two arms are 'window4_adam'"),
+        (f"{ADAM}beta2 = 0.999\n{ADAM.replace('1e-3', '2e-3')}", r"two arms are 'window4_adam'"),
         ('[[arms]]\nrule = "readout"\noptimizer = "rmsprop"\nlearning_rate = 1\nseeds = [9]', "seed 9"),
         ("seeds = []", r"seeds: .* at least 1 item.*, got \[\]"),
         ("seeds = [0, -1]", r"seeds.1: .* greater than or equal to 0, got -1"),

@@ -28,16 +28,10 @@ from bci_adapt.experiment.arm import (
     Arm,
     Family,
 )
-from bci_adapt.experiment.asked import ASKED_PLACE, LATE_PLACE, ArmSection, DecoderSection, standing_sections
+from bci_adapt.experiment.asked import ASKED_PLACE, LATE_PLACE, TRAINING, ArmSection, DecoderSection, standing_sections
 
 if TYPE_CHECKING:
     from bci_adapt.experiment.config import Config
-
-# Keys of [network] that are parameters of every network's decoder.
-_TRAINING = (
-    *("n_members", "n_updates", "added_updates", "pretrain_rate", "added_rate", "input_dropout", "gain_jitter"),
-    *("offset_jitter", "batch", "window_bins", "recency"),
-)
 
 
 def arms_of(config: Config, n_axes: Mapping[str, int]) -> list[Arm]:
@@ -113,7 +107,7 @@ def _training(config: Config, cell: str) -> dict[str, Any]:
         "warm_up_s": network.warm_up_s,
         "normaliser_s": config.normaliser_s,
         "average": None,
-        **{name: getattr(network, name) for name in _TRAINING},
+        **{name: getattr(network, name) for name in TRAINING},
     }
 
 
@@ -350,7 +344,7 @@ def _by_decoder(config: Config, section: DecoderSection, cell: str, n_axes: Mapp
     usual |= {"learning_rate": config.learning_rate, "lag_bins": config.kalman_lag_bins}
     kinds = {variable: "position" if variable == "position" else "velocity" for variable in config.variables}
     usual["outputs"] = [kind for name, kind in kinds.items() for _ in range((n_axes or {}).get(name, 0))]
-    set_ = {name: value for name, value in usual.items() if name in known} | section.constants
+    set_ = {name: value for name, value in usual.items() if name in known} | section.told
     later = {name: set_.pop(name, known[name]) for name in _ONLINE_CONSTANTS if name in known}
     made_of = "online_rnn" if hasattr(decoder_class(section.decoder), "of") else ""
     if made_of:  # it starts from another decoder's training: what that has no parameter for is said when it becomes one

@@ -162,6 +162,13 @@ class ArmSection(Section):
             *(self.rule_text, self.optimizer_text, *flags, self.normaliser, self.supervision, learns, self.weights),
         )
 
+    def in_full(self, learning_rate: float, cells: Iterable[str], seeds: Iterable[int]) -> tuple[Any, ...]:
+        """Everything that it says, with what it leaves out at its default; the arguments are the config's own."""
+        declared = {**_constants(self.rule_type), **_constants(self.optimizer_type)}
+        constants = {key: each.default for key, each in declared.items()} | self.__pydantic_extra__
+        rate = learning_rate if self.learning_rate is None else self.learning_rate
+        return (*self.parts, constants, rate, self.average, {*(self.cells or cells)}, {*(self.seeds or seeds)})
+
     @property
     def name(self) -> str:
         """``window4_rmsprop_ema``; of an arm that stands in every run, the word it goes by there."""
@@ -242,9 +249,9 @@ class DecoderSection(Section):
     @model_validator(mode="after")
     def _declared_constants(self) -> DecoderSection:
         declared = self.parameters
-        own = [name for name in declared if name not in _OF_THE_RUN]
+        own = [name for name in declared if name not in OF_THE_RUN]
         for key, value in self.__pydantic_extra__.items():
-            if key in _OF_THE_RUN and key in declared:
+            if key in OF_THE_RUN and key in declared:
                 raise ValueError(f"{key} is the run's: give it outside of the arms")
             if key not in declared:
                 raise ValueError(unknown(key, [*type(self).model_fields, *own], "key"))
@@ -266,14 +273,27 @@ class DecoderSection(Section):
         return "cell" in self.parameters
 
     @property
-    def constants(self) -> dict[str, Any]:
-        """The parameters given."""
-        return dict(self.__pydantic_extra__)
+    def told(self) -> dict[str, Any]:
+        """The parameters given, without those at the constructor's default where no config says another one."""
+        known = self.parameters
+        return {
+            key: value for key, value in self.__pydantic_extra__.items() if key in CONFIGURED or value != known[key]
+        }
+
+    def in_full(self, learning_rate: float, cells: Iterable[str], seeds: Iterable[int]) -> tuple[Any, ...]:
+        """As `ArmSection.in_full`; a rate is one of its constants."""
+        told = (self.decoder, self.told, self.trained_on, self.supervision)
+        return (*told, {*(self.cells or cells)}, {*(self.seeds or seeds)})
 
     @property
     def name(self) -> str:
-        """``stacked``, ``stacked(prior=mean)``, ``wiener_stream``."""
-        parts = [self.decoder + _listed(self.constants)]
+        """``stacked``, ``stacked(prior=mean)``, ``wiener_stream``; of an arm that stands in every run, its word there.
+
+        A regression learns from no label, so that of the source days only follows the statistics.
+        """
+        if self.decoder == "wiener" and not self.told and self.trained_on == "source":
+            return "normaliser"
+        parts = [self.decoder + _listed(self.told)]
         parts += [self.trained_on] if self.trained_on != "source" else []
         return "_".join([*parts, *(["unlabelled"] if self.supervision == "none" else [])])
 
@@ -282,12 +302,23 @@ class DecoderSection(Section):
         """``stacked (prior=mean), retrained``."""
         ways = {"stream": ["retrained"], "both": ["retrained with earlier days"]}
         labels = ["no labels"] if self.supervision == "none" else []
-        name = f"{self.decoder.replace('_', ' ')} {_listed(self.constants)}".rstrip()
+        name = f"{self.decoder.replace('_', ' ')} {_listed(self.told)}".rstrip()
         return ", ".join([name, *ways.get(self.trained_on, []), *labels])
 
 
 # Parameters of decoders that are of a whole run.
-_OF_THE_RUN = ("bin_s", "label_delay_s", "seed", "cell", "outputs")
+OF_THE_RUN = ("bin_s", "label_delay_s", "seed", "cell", "outputs")
+# Keys of [network] that are parameters of every network's decoder.
+TRAINING = (
+    *("n_members", "n_updates", "added_updates", "pretrain_rate", "added_rate", "input_dropout", "gain_jitter"),
+    *("offset_jitter", "batch", "window_bins", "recency"),
+)
+# Parameters of decoders that are the config's where a section does not give them.
+CONFIGURED = (
+    *TRAINING,
+    *("n_hidden", "warm_up_s", "normaliser_s", "average", "learning_rate", "memory_s", "update_every_s"),
+    *("n_lags", "penalty", "n_latents", "lag_bins"),
+)
 # What a section is told by; the tags never stand in a file.
 _NETWORK, _DECODER = "a network that adapts", "a decoder"
 ASKED_TAGS: dict[str, type[Section]] = {_NETWORK: ArmSection, _DECODER: DecoderSection}

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from bci_adapt.data.faults import Thresholds
 from bci_adapt.errors import InputError
@@ -303,6 +303,20 @@ class Config(Section):
     def kalman_lag_bins(self) -> int:
         """Bins by which the neurons of a Kalman filter lead."""
         return round(self.linear.kalman_lag_s / self.bin_s)
+
+    @field_validator("arms")
+    @classmethod
+    def _asked_once(cls, arms: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        """Sections that say the same, some of it by leaving it out, are one arm: the first of them stays."""
+        if not {"learning_rate", "network", "seeds"} <= info.data.keys():  # they are refused by themselves
+            return arms
+        usual = info.data["learning_rate"], info.data["network"].cells, info.data["seeds"]
+        first: list[tuple[tuple[Any, ...], Any]] = []
+        for arm in arms:
+            said = (type(arm), *arm.in_full(*usual))
+            if all(said != other for other, _ in first):
+                first.append((said, arm))
+        return tuple(arm for _, arm in first)
 
     @model_validator(mode="after")
     def _known_variants(self) -> Config:
