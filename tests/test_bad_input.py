@@ -464,7 +464,7 @@ CASES: dict[str, Any] = {
     "slow clock": (spikes(timestamps=TIMES * 1000.0), "cannot fill bins"),
     "standing clock": (spikes(timestamps=np.ones(2000)), "cursor_pos has times that never rise"),
     "standing clock / backwards": (spikes(timestamps=TIMES[::-1]), "never rise"),
-    "shorter than a bin": (spikes(), "cursor_pos does not last for one bin", 100.0),
+    "shorter than a bin": (spikes(timestamps=TIMES * 0.1), "cursor_pos does not last for one bin", 5.0),
     "no clock": (edited(lambda file: file.__delitem__(f"{CURSOR}/timestamps")), "neither timestamps nor"),
     "negative rate": (mark(f"{COUNTS}/starting_time", "rate", -20.0, counts_file), "positive rate"),
     "negative rate / zero": (mark(f"{COUNTS}/starting_time", "rate", 0.0, counts_file), "positive rate"),
@@ -507,9 +507,10 @@ CASES: dict[str, Any] = {
     "no text / reference": (put("session_description", h5py.Reference()), "session_description must be text"),
     # bin widths, which are no part of a file
     **{f"bin width / {each}": (spikes(), "bin_s must be a positive", each) for each in (np.nan, -0.02, 0.0, np.inf)},
+    "bin of milliseconds": (spikes(), "longer than any movement", 50.0),
     "fraction of a microsecond": (spikes(), "bin_s must be a whole number of microseconds", 1e-7),
 }
-ARGUMENTS = ("bin width", "fraction of a microsecond")
+ARGUMENTS = ("bin width", "bin of milliseconds", "fraction of a microsecond")
 
 
 @pytest.fixture(scope="module")

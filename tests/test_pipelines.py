@@ -136,7 +136,7 @@ def test_fetch_and_prepare(archive, run, tmp_path):
         assert asset == (DANDISET, NEW, path)
         assert session.attrs["licence"] == "spdx:CC-BY-4.0"
         assert f"{name}: {4 + len(others)} channels, 0.3 min; decoding: best " in said
-        assert f"{name}.nc: 4 channels common to T, {len(others)} left out" in said
+        assert f"{name}_bin-40ms.nc: 4 channels common to T, {len(others)} left out" in said
     assert "flagged: neurons tell labels (0 channels)" in said  # these spikes know nothing of the cursor
     assert "flagged: dead channels, neurons tell labels (2 channels)" in said
 

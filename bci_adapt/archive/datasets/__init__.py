@@ -44,7 +44,7 @@ class Dataset(_Strict):
     layout: Text
     refused: str = ""
     """Why its files are recognised and not prepared; "" for those that are."""
-    channels: Literal["electrode", "unit", "pool", "none"]
+    channels: Literal["electrode", "unit", "pool", "position", "none"]
     """The policy of `bci_adapt.data.channels` that fits the channels of its sessions."""
     animals: tuple[Text, ...] = ()
     """Subjects as its sessions name them; none where that is not known here."""
