@@ -36,12 +36,11 @@ from bci_adapt.data.labelled import Arrays
 from bci_adapt.decoders import inputs
 from bci_adapt.decoders.inputs import Bins
 from bci_adapt.errors import InputError
-from bci_adapt.ground.catalog import pick, unknown, variants
+from bci_adapt.ground.catalog import pick, variants
 from bci_adapt.ground.storage import atomic_path
 from bci_adapt.metrics import r2
 
-USUAL_BIN_S = 0.05
-"""Bins of plain arrays, where nobody says how wide they are."""
+USUAL_BIN_S = 0.05  # of plain arrays, where nobody says how wide their bins are
 
 
 class NotFitted(InputError, NotFittedError):
@@ -132,10 +131,7 @@ class Decoder(RegressorMixin, BaseEstimator):
         sessions = list(X) if inputs.several(X) else [X]
         if not sessions:
             raise InputError("X: expected at least one session, got an empty list")
-        if self.missing not in inputs.MISSING:
-            raise InputError(unknown(self.missing, inputs.MISSING, "rule for missing channels"))
-        if not getattr(self, "label_delay_s", 0.0) >= 0.0:
-            raise InputError(f"label_delay_s: expected seconds, 0 or more, got {self.label_delay_s!r}")  # type: ignore[attr-defined]
+        inputs.check_settings(self.missing, getattr(self, "label_delay_s", 0.0))
         if inputs.is_labelled(sessions[0]):
             plain = self._labelled_training(sessions, y, reset)
         else:
@@ -196,8 +192,7 @@ class Decoder(RegressorMixin, BaseEstimator):
         """The bin width of what it is fitted on; the constructor's must be the same."""
         if self.bin_s is not None and of_data_s is not None and bin_ticks(self.bin_s) != bin_ticks(of_data_s):
             raise InputError(
-                f"bin_s: this decoder was made for bins of {self.bin_s:g} s, the session is in bins of {of_data_s:g} "
-                "s; leave bin_s out, and it is the session's"
+                f"bin_s: was made for bins of {self.bin_s:g} s, the session is in bins of {of_data_s:g} s: leave it out"
             )
         width = of_data_s if self.bin_s is None else self.bin_s
         if width is None:
