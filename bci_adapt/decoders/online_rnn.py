@@ -72,7 +72,6 @@ class OnlineDecoder(PretrainedDecoder):
         "turns": {"n_members": 3, "take_turns": True, "learn_every": 2, **SMALL},
     }
 
-    # Longer than a function should be: scikit-learn wants every parameter named here and kept as it was given.
     def __init__(
         self,
         cell: str = "gru",
@@ -124,13 +123,10 @@ class OnlineDecoder(PretrainedDecoder):
         self.bin_s = bin_s
         self.warm_up_s = warm_up_s
         self.pretrained = pretrained
-        self.n_updates = n_updates
-        self.added_updates = added_updates
-        self.pretrain_rate = pretrain_rate
-        self.added_rate = added_rate
+        self.n_updates, self.added_updates = n_updates, added_updates
+        self.pretrain_rate, self.added_rate = pretrain_rate, added_rate
         self.input_dropout = input_dropout
-        self.gain_jitter = gain_jitter
-        self.offset_jitter = offset_jitter
+        self.gain_jitter, self.offset_jitter = gain_jitter, offset_jitter
         self.batch = batch
         self.window_bins = window_bins
         self.recency = recency
