@@ -742,14 +742,14 @@ def test_a_decoder_is_an_arm_by_its_name(tiny):
     tiny.write_text(text[: text.index("[[arms]]")] + asked)
     config = load_config(tiny, ["targets=2"])
     done = run_experiment(config, workers=0)
-    stored, name = read_results(done.folder / "results.nc"), "stacked(rule=immediate, prior=mean, prior_s=5)"
+    stored, name = read_results(done.folder / "results.nc"), "stacked(prior=mean, prior_s=5)"
     rows, arms = stored.rows, Arms(stored.arms)
     own = rows[(rows["arm"] == name) & (rows["metric"] == "r2")]
     assert set(own["status"]) == {"ok"}
     assert {"online", "held_out"} <= set(own["phase"])
     assert set(own["decoder"]) == {"stacked"}
     assert f"canary:{name}" in set(rows["arm"])
-    assert (arms.label(name), arms.role(name)) == ("stacked (rule=immediate, prior=mean, prior_s=5)", "rival")
+    assert (arms.label(name), arms.role(name)) == ("stacked (prior=mean, prior_s=5)", "rival")
     assert load_config(done.folder / "config.toml") == config
 
 
