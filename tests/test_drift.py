@@ -431,7 +431,10 @@ def test_command(call, recordings, tmp_path):
         electrode=("channel", np.array([f"M1/{i // 2}" for i in range(session.sizes["channel"])]))
     )
     write_session(units, tmp_path / "units.nc")
-    code, out, _ = call("drift", tmp_path / "units.nc", tmp_path / "units.nc", "--json", "-")
+    code, _, err = call("drift", tmp_path / "units.nc", files[0])
+    assert code == 2
+    assert "by = 'pool'" in " ".join(err.split())
+    code, out, _ = call("drift", tmp_path / "units.nc", tmp_path / "units.nc", "--by", "pool", "--json", "-")
     assert code == 0
     assert json.loads(out)["targets"][0]["channel_policy"] == "pool"
     assert len(json.loads(out)["targets"][0]["channels"]["common"]) == 6

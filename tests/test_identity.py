@@ -10,6 +10,9 @@ from bci_adapt.data.channels import policy_of
 from bci_adapt.data.prepare import prepare
 from bci_adapt.data.sessions import read_session
 from bci_adapt.errors import InputError
+from bci_adapt.experiment.comparing import compare_config
+from bci_adapt.experiment.pairs import match_channels
+from bci_adapt.ground.jobs import Job
 from bci_adapt.live import adapting
 
 REFUSED = "by *= *'position'"
@@ -119,6 +122,89 @@ def test_sorted_units_without_electrodes_are_refused_with_the_ways_out(tmp_path)
         sessions.append(prepare(path, 0.05, layout="generic").assign_attrs(session_id=f"day{number}"))
     with pytest.raises(InputError, match=r"day0.*units without names.*pool.*by = 'position'"):
         ba.match(sessions)
+
+
+@pytest.fixture(scope="module")
+def sorted_units(tmp_path_factory):
+    """Two days of sorted units on electrodes, between which a unit of the first electrode has come."""
+    folder = tmp_path_factory.mktemp("units")
+    electrodes = [np.array([0, 1, 2, 3]), np.array([0, 0, 1, 2])]
+    files = [spikes_file(folder / f"{i}.nwb", seed=i, duration_s=200.0, electrodes=electrodes[i]) for i in range(2)]
+    units = [ba.read(file, 0.05, per="unit").assign_attrs(session_id=f"day{i}") for i, file in enumerate(files)]
+    for i, each in enumerate(units):
+        each.attrs["session_start"] = f"2020-01-0{i + 1}T00:00:00+00:00"
+        ba.write_session(each, folder / f"{i}.nc")
+    return units, [folder / f"{i}.nc" for i in range(2)]
+
+
+WAYS_OUT = ("by = 'pool'", "per = 'electrode'", "by = 'unit'", "by = 'position'", "Every decoder needs")
+
+
+def test_sorted_units_of_two_days_are_refused_with_the_ways_out(sorted_units, call):
+    (first, second), files = sorted_units
+    assert first.attrs["channel_identity"] == "unit"
+    assert set(first["channel"].values) & set(second["channel"].values)  # equal numbers, which mean nothing
+    with pytest.raises(InputError) as refused:
+        ba.match([first, second])
+    assert all(way in str(refused.value) for way in WAYS_OUT)
+    with pytest.raises(InputError, match=r"sorted units.*'pool'"):
+        ba.concat([first, second])
+    with pytest.raises(InputError, match=r"sorted units.*'pool'"):
+        drift.drift(drift.day(first), drift.day(second), drift.Settings())
+    decoder = ba.WienerDecoder(n_lags=3).fit(first, "velocity")
+    for refuse in (decoder.predict, decoder.adapt, lambda each: ba.evaluate(decoder, each, stream_s=50.0)):
+        with pytest.raises(InputError, match=r"day1.*sorted units.*by='pool'.*by='unit'.*by='position'"):
+            refuse(second)
+    with pytest.raises(InputError, match=r"day1.*sorted units"):
+        ba.WienerDecoder(n_lags=3).fit([first, second], "velocity")
+    for command in (("drift", *files), ("compare", *files, "--quick"), ("pretrain", *files, "-o", "d.npz")):
+        code, _, err = call(*command)
+        assert (code, [way for way in WAYS_OUT if way not in " ".join(err.split())]) == (2, []), command
+    code, out, _ = call("inspect", *files)
+    assert code == 0
+    assert "unknown" in out
+    assert "hold elsewhere" in out
+
+
+def test_sorted_units_meet_where_somebody_says_how(sorted_units):
+    (first, second), _ = sorted_units
+    a, b = ba.match([first, second], by="pool", missing="drop")
+    names = ["M1/elec0", "M1/elec1", "M1/elec2"]
+    assert a["channel"].values.tolist() == b["channel"].values.tolist() == names
+    assert np.array_equal(a["counts"], first["counts"][:, :3])
+    assert np.array_equal(b["counts"][:, 0], second["counts"][:, 0] + second["counts"][:, 1])
+    assert ba.WienerDecoder(n_lags=3).fit(a, "velocity").predict(b).shape == b["position"].shape
+    a, b = ba.match([first, second], by="position")
+    assert np.array_equal(b["counts"], second["counts"])
+    a, b = ba.match([first, second], by="unit", missing="drop")
+    assert a["channel"].values.tolist() == ["M1/elec0/unit1", "M1/elec1/unit1", "M1/elec2/unit1"]
+    assert np.array_equal(b["counts"], second["counts"][:, [0, 2, 3]])
+    # what was said is kept with the sessions and with the decoder
+    assert ba.match([a, b])[1]["counts"].equals(b["counts"])
+    assert ba.concat([a, b]).sizes["channel"] == 3
+    assert drift.drift(drift.day(a), drift.day(b), drift.Settings()).to_json()["channels"]["common"]
+    decoder = ba.WienerDecoder(n_lags=3, missing="zero").fit(a, "velocity")
+    assert decoder.predict(second).equals(decoder.predict(b))
+    # parts of one recording meet as they are, and electrodes are matched as ever
+    stream, later = ba.split(first, 100.0)
+    assert ba.match([stream, later])[1]["counts"].equals(later["counts"])
+    assert ba.WienerDecoder(n_lags=3).fit(stream, "velocity").predict(later).sizes["time"] == later.sizes["time"]
+
+
+def test_an_experiment_meets_on_units_as_its_config_says(sorted_units):
+    sessions, files = sorted_units
+    asked = {"bin_s": 0.05, "stream_s": 60.0, "label_delay_s": 0.5, "cells": None, "seeds": 1, "quick": True}
+    config = compare_config(files, None, **asked)
+    assert config.channels.policy is None
+    days = {"day0": sessions[0], "day1": sessions[1]}
+    with pytest.raises(InputError, match="per = 'electrode'"):
+        match_channels(config, ["day0"], ["day1"], days)
+    for policy, n_channels in (("pool", 3), ("unit", 3), ("position", 4)):
+        config = compare_config(files, None, by=policy, missing="drop", **asked)
+        found = match_channels(config, ["day0"], ["day1"], days)
+        prepared = Job(kind="prepare", function="bci_adapt.experiment.jobs.prepare:run", stem="day", folder="sessions")
+        assert (found.policy, len(found.names)) == (policy, n_channels)
+        assert found.job(prepared, sessions[0]).kind == "select"  # the sessions of the run say how they were matched
 
 
 def test_training_over_days_takes_the_same_word(call, tmp_path):

@@ -41,7 +41,7 @@ def pretrain(
         str | None,
         typer.Option(
             metavar="electrode|unit|pool|position",
-            help="What a channel is on another day; columns without names meet by position alone, if you say so.",
+            help="What a channel is on another day; columns without names and sorted units meet only as you say.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of initial weights and training windows.")] = 0,

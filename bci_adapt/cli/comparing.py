@@ -56,6 +56,13 @@ def compare(
     quick: Annotated[
         bool, typer.Option("--quick", help="A first look: one small network, one seed, no sweeps of the labels.")
     ] = False,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="electrode|unit|pool|position", help="What a channel is on another day."),
+    ] = None,
+    missing: Annotated[
+        str, typer.Option(metavar="refuse|drop|zero", help="Channels that not every session has.")
+    ] = "refuse",
     decoders: OwnDecoders = None,
     workers: Workers = None,
     json_file: JsonFile = None,
@@ -80,7 +87,7 @@ def compare(
         say = teller(bar, "reading recordings")
         config = compare_config(
             files, target, bin_s=bin_s, stream_s=stream_s, label_delay_s=label_delay_s, cells=cells, seeds=seeds,
-            quick=quick, workers=workers, progress=Jobs(bar),
+            quick=quick, by=by, missing=missing, workers=workers, progress=Jobs(bar),
         )  # fmt: skip
         done = run_experiment(
             config,

@@ -66,11 +66,12 @@ def drift(
 ) -> None:
     """Show what changed between sessions: rates, preferred directions, tuned channels, distributions, behaviour.
 
-    Channels are matched by name; sorted units are first summed on their electrode (pool), because a unit's number says
-    nothing about another day unless units were matched (unit). Columns without names are compared with no others
-    unless you say that their numbers are the same channels (position). In parentheses stands the same measure between
-    the first and the second half of the source session: what noise and an hour do by themselves. A change of behaviour
-    changes neurons too, so that is shown as well. How much a decoder loses is another question: see [bold]run[/].
+    Channels are matched by name. Sorted units and columns without names are compared with no others by themselves,
+    because their numbers say nothing about another day: say --by pool to sum units on their electrodes, unit where
+    units were matched across days, or position for columns that are the same. In parentheses stands the same measure
+    between the first and the second half of the source session: what noise and an hour do by themselves. A change of
+    behaviour changes neurons too, so that is shown as well. How much a decoder loses is another question: see
+    [bold]run[/].
 
     Example: [cyan]bci-adapt drift monday.nwb tuesday.nwb october.nwb --plot drift.png[/]
     """

@@ -60,7 +60,7 @@ def inspect(
 def _overlap(found: list[Description]) -> list[dict[str, Any]]:
     """For every pair of files the electrodes that carry spikes: in both, only in the first, only in the second.
 
-    None in all three where a file does not name its channels.
+    None in all three where a file does not name its channels, or they are sorted units.
     """
     pairs = []
     for number, first in enumerate(found):
@@ -83,7 +83,9 @@ def _print_overlap(pairs: list[dict[str, Any]]) -> None:
     for pair in pairs:
         cells = [pair["first"], pair["second"], str(pair["common"])]
         if pair["common"] is None:
-            table.add_row(*(Text(cell) for cell in [*cells[:2], "unknown", "channels have no names", ""]))
+            table.add_row(
+                *(Text(cell) for cell in [*cells[:2], "unknown", "channels have no names that hold elsewhere", ""])
+            )
             continue
         for names in (pair["only_first"], pair["only_second"]):
             more = f" and {len(names) - 6} more" if len(names) > 6 else ""

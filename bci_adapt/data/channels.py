@@ -1,12 +1,15 @@
 """Identity of channels between sessions, as a stated policy: what a channel's name says about another day.
 
 ``electrode``: channels are electrodes (threshold crossings, or units pooled on them), equal where their names are.
-``unit``: channels are sorted units, equal where their names are, for recordings whose units were matched across days.
+``unit``: channels are sorted units, equal where their names are, because whoever asks matched them across days.
 ``pool``: sorted units are summed on their electrode first, then matched as electrodes.
 ``position``: columns, equal where their numbers are, because whoever asks says so; no file and no layout does.
 ``none``: the numbers of channels mean nothing on another day, and a pair of sessions is refused.
 
-Columns without names are unknown (``none``) until somebody names them or says ``position``.
+Columns without names are unknown (``none``) until somebody names them or says ``position``. So are sorted units: a
+sorter's number says nothing about another day, and neither does a name made of it. They meet where somebody says
+``unit``, ``pool`` or ``position``; no decoder here does without knowing its channels. Threshold crossings, one train
+an electrode, and units that were pooled when a file was read are electrodes.
 """
 
 from __future__ import annotations
@@ -17,24 +20,30 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from bci_adapt.data.sessions import STATISTICS, require_one_subject
+from bci_adapt.data.sessions import STATISTICS, require_one_subject, same_recording
 from bci_adapt.errors import InputError
 from bci_adapt.ground.catalog import unknown
 
 POLICIES = ("electrode", "unit", "pool", "position", "none")
 MISSING = ("refuse", "drop", "zero")
-_OF_IDENTITY = {"electrode": "electrode", "column": "none", "unit": "pool", "none": "none"}
+UNMATCHED_UNITS = (
+    "its channels are sorted units, and a unit's number says nothing about another session: such sessions are not "
+    "matched by default. Sum the units of an electrode: by = 'pool' (channels.policy in a config, --by), or prepare "
+    "the files again with per = 'electrode'; or, where the units were matched across days, by = 'unit' says that equal "
+    "names are the same ones, and by = 'position' that equal columns are. Every decoder needs to know its channels"
+)
+"""Why sessions of sorted units do not meet by themselves, and the ways out."""
 
 
 def policy_of(session: xr.Dataset) -> str:
-    """Return the policy that fits a session by itself: that of its layout, by what its channels are.
+    """Return the policy that fits a session by itself: ``electrode``, ``none`` where its channels are something else.
 
-    A session that was matched by position stays so: it was said once and is kept with it.
+    A session that was matched by position, or by unit, stays so: it was said once and is kept with it.
     """
-    if session.attrs.get("channel_policy") == "position":
-        return "position"
-    policy = _OF_IDENTITY[session.attrs["channel_identity"]]
-    return "unit" if policy == "pool" and "electrode" not in session.coords else policy
+    said = str(session.attrs.get("channel_policy", ""))
+    if said in ("position", "unit"):
+        return said
+    return "electrode" if session.attrs["channel_identity"] == "electrode" else "none"
 
 
 def match(sessions: Sequence[xr.Dataset], by: str | None = None, missing: str = "refuse") -> list[xr.Dataset]:
@@ -60,9 +69,14 @@ def match(sessions: Sequence[xr.Dataset], by: str | None = None, missing: str = 
 
 
 def policy_for(sessions: Sequence[xr.Dataset]) -> str:
-    """Return the policy that fits the first of `sessions`; columns of one alone are matched with themselves."""
+    """Return the policy that fits the first of `sessions`. Parts of one recording have the same channels, whatever they
+    are: units by their names there, columns by their numbers.
+    """
     policy = policy_of(sessions[0])
-    return "position" if policy == "none" and len(sessions) == 1 else policy
+    came_from = {tuple(str(each.attrs.get(name)) for name in ("session_start", "source_sha256")) for each in sessions}
+    if policy != "none" or len(came_from) > 1 or not same_recording([_id(each) for each in sessions]):
+        return policy
+    return "unit" if sessions[0].attrs["channel_identity"] == "unit" else "position"
 
 
 def common(channels: Sequence[Sequence[str]], of: Sequence[str], missing: str) -> list[str]:
@@ -155,6 +169,8 @@ def under(session: xr.Dataset, by: str) -> xr.Dataset:
             "say that equal columns are the same channels: by = 'position' (channels.policy in a config)"
         )
     if by == "none":
+        if identity == "unit":
+            raise InputError(f"{_id(session)}: {UNMATCHED_UNITS}")
         raise InputError(f"{_id(session)}: under the policy 'none' sessions cannot be matched")
     if by == "pool":
         return pooled(session) if identity == "unit" else session
@@ -168,7 +184,7 @@ def under(session: xr.Dataset, by: str) -> xr.Dataset:
             f"{_id(session)}: its channels are sorted units, the policy 'electrode' needs electrodes: match by 'pool' "
             "to sum the units of an electrode, or prepare it with per = 'electrode'"
         )
-    return session
+    return session.assign_attrs(channel_policy=by) if by == "unit" else session
 
 
 def _id(session: xr.Dataset) -> str:

@@ -14,6 +14,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from bci_adapt.data import binning, faults
+from bci_adapt.data.channels import UNMATCHED_UNITS, policy_of
 from bci_adapt.data.faults import Thresholds
 from bci_adapt.data.layouts.clocks import require_one_clock, turns_apart
 from bci_adapt.data.layouts.grids import Grid, Samples, grid_of_ends, grid_of_samples
@@ -80,7 +81,8 @@ def session(
     target_time_s : (n_samples,) times in seconds on the clock of the spikes. With `spikes` bins start at the first.
         A clock that is nearly that of the bins is taken for it (`layouts.grids` says how nearly, and what it costs).
     channels : names of the channels; a name means the same electrode in every session it is matched with. Without
-        them channels are unknown columns, which are matched with no other session's unless by="position" says so.
+        them channels are unknown columns, which are matched with no other session's unless by="position" says so: of
+        sorted units that were not matched across days leave the names out, or hand over one train an electrode.
     target_kind : ``"position"``, from which velocity is derived, ``"recorded_velocity"``, or another name.
     target_units : of the target, such as ``"cm"`` (of a velocity ``"cm/s"``). Without it, and in units that are no
         length (``"px"``), limits in centimetres are off, which a warning says.
@@ -163,7 +165,10 @@ def inspect(path: Path | str | Remote) -> Description:
     path = Path(path)
     if path.suffix == ".nc":
         with open_session(path) as stored:
-            return _described(path, "prepared session", stored.attrs, _sizes(stored), stored["channel"].values.tolist())
+            found = _described(path, "prepared session", stored.attrs, _sizes(stored), _names_elsewhere(stored))
+            if not found.channels and stored.attrs["channel_identity"] == "unit":
+                found.warnings.append(UNMATCHED_UNITS)
+            return found
     arrays = _arrays_of(path)
     if arrays is None:
         return describe(path)
@@ -178,6 +183,11 @@ def inspect(path: Path | str | Remote) -> Description:
     units = {str(arrays.get("target_kind", "position")): str(arrays.get("target_units", ""))}
     about = {"session_id": path.stem} | {name: arrays[name] for name in WORDS if name in arrays} | {"units": units}
     return _described(path, f"arrays ({path.suffix[1:]})", about, what, list(arrays.get("channels", ())))
+
+
+def _names_elsewhere(stored: xr.Dataset) -> list[str]:
+    """Names of the channels by which another session may know them; [] where they are columns or sorted units."""
+    return [] if policy_of(stored) == "none" else stored["channel"].values.tolist()
 
 
 def _sizes(stored: xr.Dataset) -> dict[str, tuple[int, ...]]:

@@ -355,6 +355,11 @@ def require_one_meaning(variable: str, sessions: Sequence[xr.Dataset]) -> None:
         raise InputError(f"{variable} does not mean the same in these sessions ({listed}): axes and unit must agree")
 
 
+def unknown_channels(session: xr.Dataset) -> str:
+    """What the channels are of a session whose channels mean nothing in another, in words."""
+    return "sorted units" if session.attrs["channel_identity"] in ("unit", "none") else "columns without names"
+
+
 def same_recording(session_ids: Sequence[str]) -> bool:
     """Whether sessions are parts of one recording, by ids that somebody gave: ``session`` is nobody's."""
     return len(session_ids) == 1 or (len(set(session_ids)) == 1 and session_ids[0] != "session")
@@ -371,12 +376,14 @@ def concat(sessions: Sequence[xr.Dataset]) -> xr.Dataset:
     if not sessions:
         raise InputError("at least one session is needed")
     require_one_subject(sessions)
-    unnamed = [each for each in sessions if each.attrs["channel_identity"] in ("none", "column")]
-    for each in () if same_recording([str(each.attrs["session_id"]) for each in sessions]) else unnamed:
-        if each.attrs.get("channel_policy") != "position":
+    unknown = [each for each in sessions if each.attrs["channel_identity"] != "electrode"]
+    for each in () if same_recording([str(each.attrs["session_id"]) for each in sessions]) else unknown:
+        if each.attrs.get("channel_policy") not in ("position", "unit"):
             raise InputError(
-                f"{each.attrs['session_id']}: its channels have no names, and their numbers mean nothing in another "
-                "session: name them, or say that they are the same: bci_adapt.match(sessions, by='position')"
+                f"{each.attrs['session_id']}: its channels are {unknown_channels(each)}, and their numbers mean "
+                "nothing in another session: match them first, bci_adapt.match(sessions, by=…) with 'pool' for sorted "
+                "units on their electrodes, 'unit' where units were matched across days, by='position' where equal "
+                "columns are the same"
             )
     first, *others = sorted(sessions, key=lambda each: datetime.fromisoformat(each.attrs["session_start"]))
     for other in others:

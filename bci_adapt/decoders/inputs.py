@@ -147,8 +147,16 @@ def _comparable(session: xr.Dataset, known: Mapping[str, Any]) -> xr.Dataset:
     matched = session.attrs.get("channel_policy") == "position"  # its names are those it was given by then
     if matched or session_id in known.get("sessions", ()):
         return session
-    by_number = "column" in (session.attrs["channel_identity"], known.get("channel_identity"))
+    identities = (session.attrs["channel_identity"], known.get("channel_identity"))
+    by_number = "column" in identities
     policies = {each.get("channel_policy") for each in (session.attrs, known)} - {None, ""}
+    if identities == ("unit", "unit") and not policies:
+        raise InputError(
+            f"{clean(session_id)}: its channels are sorted units, as the decoder's are, and a unit's number says "
+            "nothing about another session. Train and decode on the units summed on their electrodes, "
+            "bci_adapt.match(sessions, by='pool') or per='electrode' when reading; or say what is the same: "
+            "by='unit' where the units were matched across days, by='position' for equal columns"
+        )
     if by_number and "position" not in policies:
         raise InputError(
             f"{clean(session_id)}: its channels are columns without names, which are not matched to those of another "
@@ -157,6 +165,8 @@ def _comparable(session: xr.Dataset, known: Mapping[str, Any]) -> xr.Dataset:
         )
     if "position" in policies:
         return channels.under(session, "position")
+    if "unit" in policies and identities == ("unit", "unit"):
+        return channels.under(session, "unit")
     return channels.under(session, known.get("channel_policy") or channels.policy_of(session))
 
 

@@ -107,6 +107,8 @@ def compare(
     cells: Sequence[str] | None = None,
     seeds: int | None = None,
     quick: bool = False,
+    by: str | None = None,
+    missing: str = "refuse",
     workers: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
@@ -129,6 +131,8 @@ def compare(
     cells : networks; tanh and gru when None, tanh alone with `quick`.
     seeds : number of seeds of the networks; 3 when None, 1 with `quick`.
     quick : a first look: one small network, no sweeps of the labels.
+    by, missing : what makes two channels the same one, and what happens to one that not every session has, as in
+        `bci_adapt.match`.
     workers : processes; None for as many as there are processors, 0 for this one.
 
     Raises
@@ -144,7 +148,7 @@ def compare(
     config = compare_config(
         [_file_of(session) for session in sessions], target, bin_s=width_s, stream_s=stream_s,
         label_delay_s=label_delay_s, cells=",".join(cells) if cells else None, seeds=seeds, quick=quick,
-        workers=workers,
+        by=by, missing=missing, workers=workers,
     )  # fmt: skip
     done = run_experiment(config, workers=workers, say=say, command="bci_adapt.compare", foreign=own)
     return Comparison(read_results(done.folder / "results.nc").rows, done.folder / "report.html", done.folder)
@@ -210,6 +214,8 @@ def compare_config(
     cells: str | None,
     seeds: int | None,
     quick: bool,
+    by: str | None = None,
+    missing: str = "refuse",
     workers: int | None = None,
     progress: Any = None,
 ) -> Config:
@@ -242,6 +248,8 @@ def compare_config(
         "primary": {"arm": "immediate_rmsprop", "cell": names[-1], "against": "rls"},
         "arms": [*ARMS],
     }
+    if by is not None or missing != "refuse":
+        raw["channels"] = {"missing": missing} | ({} if by is None else {"policy": by})
     config = parse_config(raw, "compare")
     return config if target is None else _decoding(config, target, Path(paths[0]), workers, progress)
 

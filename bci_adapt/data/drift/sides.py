@@ -88,8 +88,9 @@ def match(source: Day, target: Day) -> dict[str, list[str]]:
     for each in (source, target):
         if not each.named and not same_recording([source.session_id, target.session_id]):
             raise InputError(
-                f"{each.session_id}: its channels have no names, and their numbers mean nothing in another session: "
-                "name them, or say that they are the same: bci_adapt.match(sessions, by='position')"
+                f"{each.session_id}: its channels are columns or sorted units, whose numbers mean nothing in another "
+                "session: name them, or match the sessions first: bci_adapt.match(sessions, by='pool') sums units on "
+                "their electrodes, 'unit' says that equal names and by='position' that equal columns are the same"
             )
     a, b = set(source.channels), set(target.channels)
     if not a & b:
