@@ -137,6 +137,45 @@ def test_columns_without_names_are_matched_across_days_only_if_the_user_says_so(
     assert np.isfinite(decoder.predict(second)).all()
 
 
+def test_arrays_taken_out_of_a_session_say_whose_they_are(tmp_path):
+    """What a session refuses, the arrays taken out of it refuse too, in the same words."""
+    first, second = day(0, None), day(1, None)
+    decoder = wiener().fit(*with_masks(first))
+    decoder.predict(with_masks(first)[0] * 1.0)
+    for given in (second, with_masks(second)[0], with_masks(second)[0] * 1.0):
+        with pytest.raises(ba.InputError, match="day1: its channels are columns without names"):
+            decoder.predict(given)
+    with pytest.raises(ba.InputError, match="columns without names"):
+        wiener().fit([first["counts"], second["counts"]], [first["velocity"], second["velocity"]])
+    with pytest.raises(ba.InputError, match="y: is of session day1, X is of day0"):
+        wiener().fit(first["counts"], second["velocity"])
+    first, second = ba.match([first, second], by="position")
+    decoder = wiener().fit(*with_masks(first))
+    assert decoder.score(*with_masks(second)) == decoder.score(second)
+    decoder.save(tmp_path / "decoder.npz")
+    assert ba.load(tmp_path / "decoder.npz").score(*with_masks(second)) == decoder.score(second)
+
+
+def test_arrays_of_another_animal_are_refused(monday):
+    decoder = wiener().fit(*with_masks(monday))
+    other = day(1, subject="M")
+    for call in (lambda: decoder.predict(other), lambda: decoder.score(*with_masks(other))):
+        with pytest.raises(ba.InputError, match="is of subject M, the decoder was trained on C"):
+            call()
+
+
+def test_arrays_made_by_hand_are_matched_by_the_names_they_were_given(monday):
+    counts, velocity = (each.copy() for each in with_masks(monday))
+    counts = counts.assign_coords(channel=list("abcdef"), time=counts["time"].values)
+    velocity = velocity.assign_coords(time=velocity["time"].values)
+    decoder = wiener().fit(counts, velocity)
+    assert decoder.score(monday) == wiener().fit(monday, "velocity").score(monday)
+    numbered = counts.assign_coords(channel=np.arange(6))
+    decoder = wiener().fit(numbered, velocity)
+    with pytest.raises(ba.InputError, match="columns without names"):
+        decoder.predict(numbered)
+
+
 class TestOut:
     """What comes out of a session is labelled as the session is."""
 

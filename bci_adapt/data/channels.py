@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from bci_adapt.data.sessions import STATISTICS, require_one_subject, same_recording
+from bci_adapt.data.sessions import STATISTICS, require_one_subject, same_recording, signed
 from bci_adapt.errors import InputError
 from bci_adapt.ground.catalog import unknown
 
@@ -126,7 +126,7 @@ def select(session: xr.Dataset, names: Sequence[str], by: str | None = None) -> 
         "channels_left_out": json.dumps([name for name in have if name not in wanted], ensure_ascii=False),
         "channels_zeroed": json.dumps([n for n, row in zip(names, rows, strict=True) if row < 0], ensure_ascii=False),
     }
-    return made
+    return signed(made)
 
 
 def pooled(session: xr.Dataset) -> xr.Dataset:
@@ -149,7 +149,7 @@ def pooled(session: xr.Dataset) -> xr.Dataset:
                 raise InputError(f"{_id(session)}: an electrode has more than 65,535 spikes in a bin")
             made[name].values[...] = total
     made.attrs["channel_identity"] = "electrode"
-    return made
+    return signed(made)
 
 
 def under(session: xr.Dataset, by: str) -> xr.Dataset:
@@ -159,7 +159,7 @@ def under(session: xr.Dataset, by: str) -> xr.Dataset:
     identity = session.attrs["channel_identity"]
     if by == "position":
         names = np.asarray([f"column{i}" for i in range(session.sizes["channel"])], dtype=np.str_)
-        return session.assign_coords(channel=names).assign_attrs(channel_policy=by)
+        return signed(session.assign_coords(channel=names).assign_attrs(channel_policy=by))
     if identity in ("none", "column"):
         what = "units" if identity == "none" else "columns"
         raise InputError(

@@ -24,7 +24,7 @@ from bci_adapt.data.nwb import MAX_BYTES, MAX_ROWS, Remote
 from bci_adapt.data.nwb_describing import Description, Neural, Series
 from bci_adapt.data.prepare import finish, prepare
 from bci_adapt.data.prepare import inspect as describe
-from bci_adapt.data.sessions import BIN_EDGE, check, kinematic_names, open_session, read_session, reserved
+from bci_adapt.data.sessions import BIN_EDGE, check, kinematic_names, open_session, read_session, reserved, signed
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import file_digest
 from bci_adapt.ground.text import clean
@@ -111,7 +111,7 @@ def session(
     finish(made, thresholds or Thresholds())
     made.attrs["session_id"] = session_id or f"session-{_content(made)}"
     _check(given, made)
-    return made
+    return signed(made)
 
 
 def _content(session: xr.Dataset) -> str:

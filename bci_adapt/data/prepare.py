@@ -18,7 +18,7 @@ from bci_adapt.data.layouts.tables import electrodes_used
 from bci_adapt.data.nwb import NwbFile, open_nwb, spike_table
 from bci_adapt.data.nwb_describing import Description, count_missing, describe
 from bci_adapt.data.remote import Remote
-from bci_adapt.data.sessions import check, kinematic_names, start_of, write_session
+from bci_adapt.data.sessions import check, kinematic_names, signed, start_of, write_session
 from bci_adapt.errors import InputError
 from bci_adapt.ground import catalog
 
@@ -85,6 +85,7 @@ def prepare(
             session.attrs |= dict(provenance or {})
             session.attrs["parameters"] = json.dumps({"bin_s": bin_s, "layout": chosen.name, **given})
             _finish(session, thresholds or Thresholds())
+            session = signed(session)
         except InputError as error:
             if str(file.path) in str(error):
                 raise

@@ -5,7 +5,8 @@ Dimensions ``time``, ``channel``, ``axis``, ``trial``. ``time`` is the end of a 
 Every kinematic variable carries a mask ``<name>_valid`` of its own, because velocity lacks the first bin of a segment
 and bins of implausible speed, which position does not. Values flagged as implausible stay where they are.
 
-Masks and segments are coordinates: they go along when one array is taken out of a session (``session["counts"]``).
+Masks and segments are coordinates: they go along when one array is taken out of a session (``session["counts"]``). So
+does what says whose channels they are, written on the coordinates ``time`` and ``channel`` (`signed`).
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ RESERVED = {"counts", "segment", "valid", "evaluated", "time", "channel", "axis"
 """Words of the schema, which no kinematic can have for a name."""
 MASKS = ("segment", "valid")
 """Coordinates along time: which bins belong together, where neurons were observed. Kinematics have ``<name>_valid``."""
+ON_CHANNELS = ("subject", "channel_identity", "channel_policy")
+"""Attributes of a session that its coordinate ``channel`` carries too, as ``time`` carries ``session_id``: `signed`."""
+NOBODYS = "session"
+"""The id of a session to which nobody gave one: two of it need not be one recording."""
 STATISTICS = ("n_spikes", "n_short_isi", "n_coincident")
 """Per-channel statistics of spike times, present only where there were spike times (`faults.spike_statistics`)."""
 ATTRS = (*TEXT_ATTRS, "bin_s", "warnings", "thresholds")
@@ -122,6 +127,21 @@ def with_masks(session: xr.Dataset) -> xr.Dataset:
     """The session with its masks and segments as coordinates, whatever they were."""
     masks = [str(name) for name in session.variables if name in MASKS or str(name).endswith("_valid")]
     return session.set_coords(masks)
+
+
+def signed(session: xr.Dataset) -> xr.Dataset:
+    """The session with what it is written on its coordinates, so that an array taken out of it says so as well."""
+    channel = {name: str(session.attrs[name]) for name in ON_CHANNELS if name in session.attrs}
+    time = {"session_id": str(session.attrs.get("session_id", ""))}
+    return session.assign_coords(
+        time=session["time"].assign_attrs(time), channel=session["channel"].assign_attrs(channel)
+    )
+
+
+def session_id_of(X: xr.Dataset | xr.DataArray) -> str:
+    """The id of a session, or of the one that an array was taken out of; `NOBODYS` where nothing says it."""
+    said = X.attrs if isinstance(X, xr.Dataset) else X["time"].attrs if "time" in X.coords else {}
+    return str(said.get("session_id") or NOBODYS)
 
 
 def kinematic_names(session: xr.Dataset) -> list[str]:
@@ -289,7 +309,7 @@ def open_session(path: Path | str) -> xr.Dataset:
         raise InputError(f"{path}: not a readable session file ({error}); prepare it again") from error
     # Text comes back from netCDF as Python objects; labels are small, so they get numpy's own type at once.
     text = {str(name): _text(value) for name, value in session.variables.items() if value.dtype.kind in "OTU"}
-    made = with_masks(session.assign(text))
+    made = signed(with_masks(session.assign(text)))
     made.set_close(session.close)
     return made
 
@@ -361,8 +381,8 @@ def unknown_channels(session: xr.Dataset) -> str:
 
 
 def same_recording(session_ids: Sequence[str]) -> bool:
-    """Whether sessions are parts of one recording, by ids that somebody gave: ``session`` is nobody's."""
-    return len(session_ids) == 1 or (len(set(session_ids)) == 1 and session_ids[0] != "session")
+    """Whether sessions are parts of one recording, by ids that somebody gave."""
+    return len(session_ids) == 1 or (len(set(session_ids)) == 1 and session_ids[0] != NOBODYS)
 
 
 def concat(sessions: Sequence[xr.Dataset]) -> xr.Dataset:
@@ -421,7 +441,7 @@ def concat(sessions: Sequence[xr.Dataset]) -> xr.Dataset:
         first.attrs | joined | {"warnings": json.dumps(warnings, ensure_ascii=False)}
     )
     made.attrs.pop("quality", None)  # figures of one session alone
-    return made
+    return signed(made)
 
 
 def _meanings(session: xr.Dataset, other: xr.Dataset) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from sklearn.exceptions import NotFittedError
 
 from bci_adapt.data.binning import bin_ticks, to_ticks
 from bci_adapt.data.labelled import Arrays
+from bci_adapt.data.sessions import session_id_of
 from bci_adapt.decoders import inputs
 from bci_adapt.decoders.inputs import Bins
 from bci_adapt.errors import InputError
@@ -258,9 +259,8 @@ class Decoder(RegressorMixin, BaseEstimator):
         arrives = _checked(arrives, bins)
         self.begin()
         self.online_predictions_ = self._partial_fit(bins, arrives)
-        session_id = X.session_id if isinstance(X, Arrays) else str(getattr(X, "attrs", {}).get("session_id", ""))
-        if self.metadata_ and session_id:
-            to = [*self.metadata_.get("adapted_to", ()), session_id]
+        if self.metadata_ and inputs.is_labelled(X):
+            to = [*self.metadata_.get("adapted_to", ()), X.session_id if isinstance(X, Arrays) else session_id_of(X)]
             self.metadata_ = {**self.metadata_, "adapted_to": to}
         self._remember(X)
         return self._said(self.online_predictions_, X)
@@ -449,7 +449,7 @@ def _place(X: xr.Dataset | xr.DataArray, row: int) -> list[Any]:
     """Where a bin of a session lies: the session, its segment, and its end in ticks; as JSON can hold it."""
     held = X.variables if isinstance(X, xr.Dataset) else X.coords
     segment = int(X["segment"].values[row]) if "segment" in held else 0
-    return [str(X.attrs.get("session_id", "")), segment, int(to_ticks(X["time"].values[row]))]
+    return [session_id_of(X), segment, int(to_ticks(X["time"].values[row]))]
 
 
 def _checked(arrives: Any, bins: Bins) -> np.ndarray | None:

@@ -6,7 +6,9 @@ This is the one way in, for a notebook, a job, a pipeline and the command line a
   segments, bin width, the names of channels and axes, and units come with it.
 - **labelled arrays** (`xarray.DataArray`): counts (time, channel) and labels (time, axis), which must say of themselves
   what a session says: coordinates ``valid`` (time), ``<name>_valid`` of the labels, and ``segment`` (time) where time
-  has a gap. Taken out of a session without these they are refused: bins that were masked would count.
+  has a gap. Taken out of a session without these they are refused: bins that were masked would count. Whose
+  channels they are stands on the coordinates ``time`` and ``channel`` (`data.sessions.signed`), and is checked like a
+  session's; of arrays made by hand, channels with names are taken for electrodes and numbers for unknown columns.
 - **plain arrays**. Nothing of them is checked but their shape, and that they are real numbers ≥ 0: columns are taken in
   the order in which they come, NaN marks what was not observed, and a gap in time is where ``reset`` is True.
 """
@@ -22,7 +24,7 @@ import xarray as xr
 from bci_adapt.data import channels
 from bci_adapt.data.binning import bin_ticks, to_ticks
 from bci_adapt.data.labelled import Arrays, session_arrays
-from bci_adapt.data.sessions import check, kinematic_names
+from bci_adapt.data.sessions import NOBODYS, ON_CHANNELS, check, kinematic_names, session_id_of, signed
 from bci_adapt.errors import InputError
 from bci_adapt.ground.catalog import unknown
 from bci_adapt.ground.text import clean
@@ -106,7 +108,7 @@ def arrays_of(X: Any, y: Any, known: Mapping[str, Any], labels: bool = True) -> 
     elif isinstance(X, xr.Dataset):
         arrays = _of_session(X, y, known, labels)
     else:
-        arrays = _of_data_arrays(X, y if labels else None)
+        arrays = _of_data_arrays(X, y if labels else None, known)
     outputs = known.get("outputs")
     if not labels or not outputs or not arrays.metadata.get("outputs"):
         return arrays
@@ -145,7 +147,7 @@ def _comparable(session: xr.Dataset, known: Mapping[str, Any]) -> xr.Dataset:
             "of one name are not the same in two animals"
         )
     matched = session.attrs.get("channel_policy") == "position"  # its names are those it was given by then
-    if matched or session_id in known.get("sessions", ()):
+    if matched or (session_id != NOBODYS and session_id in known.get("sessions", ())):
         return session
     identities = (session.attrs["channel_identity"], known.get("channel_identity"))
     by_number = "column" in identities
@@ -201,8 +203,8 @@ def _with_outputs(arrays: Arrays, outputs: Sequence[Mapping[str, Any]], y: Any) 
     return arrays._replace(y=labels, columns=columns, axes=axes, metadata=metadata)
 
 
-def _of_data_arrays(X: xr.DataArray, y: xr.DataArray | None) -> Arrays:
-    X = _data_array(X, "X", ("time", "channel"))
+def _of_data_arrays(X: xr.DataArray, y: xr.DataArray | None, known: Mapping[str, Any]) -> Arrays:
+    X = _comparable(_as_session(_data_array(X, "X", ("time", "channel"))), known)["counts"]
     time_s = X["time"].values
     segment = X["segment"].values if "segment" in X.coords else np.zeros(len(X), int)
     inside = np.diff(segment) == 0
@@ -224,6 +226,7 @@ def _of_data_arrays(X: xr.DataArray, y: xr.DataArray | None) -> Arrays:
         labels[~seen] = np.nan
     reset = np.concatenate([[True], ~inside])
     metadata = {
+        **{name: str(X["channel"].attrs.get(name, "")) for name in ON_CHANNELS},
         "channels": [str(name) for name in X["channel"].values],
         "outputs": outputs,
         "counts_units": str(X.attrs.get("units", "count")),
@@ -232,7 +235,14 @@ def _of_data_arrays(X: xr.DataArray, y: xr.DataArray | None) -> Arrays:
     axes = tuple(axis for each in outputs for axis in each["axes"])
     columns = {each["variable"]: slice(0, len(axes)) for each in outputs}
     no_trial = np.full(len(X), len(X))
-    return Arrays(counts, labels, reset, axes, columns, None, no_trial, bin_s, "X", metadata)
+    return Arrays(counts, labels, reset, axes, columns, None, no_trial, bin_s, session_id_of(X), metadata)
+
+
+def _as_session(X: xr.DataArray) -> xr.Dataset:
+    """Counts with what their coordinates say of them as the attributes that a session has."""
+    named = "electrode" if X["channel"].dtype.kind in "UO" else "column"
+    said = {"session_id": session_id_of(X), "channel_identity": named, **X["channel"].attrs}
+    return signed(xr.Dataset({"counts": X}, attrs=said))
 
 
 def _data_array(array: xr.DataArray, what: str, dims: tuple[str, str]) -> xr.DataArray:
@@ -261,6 +271,9 @@ def _labels_of(y: xr.DataArray, X: xr.DataArray) -> tuple[np.ndarray, list[dict[
     if y.name is None or len(others) != 1:
         raise InputError(f"y: expected labels with a name and dimensions time and axis, got {y.name!r} with {y.dims}")
     y = _data_array(y, "y", ("time", others[0]))
+    ids = [session_id_of(each) for each in (X, y)]
+    if len({*ids} - {NOBODYS}) > 1:
+        raise InputError(f"y: is of session {clean(ids[1])}, X is of {clean(ids[0])}: expected both of one session")
     try:
         xr.align(X.drop_vars(set(X.coords) - {"time"}), y.drop_vars(set(y.coords) - {"time"}), join="exact")
     except ValueError as error:
