@@ -47,7 +47,7 @@ def test_a_missing_electrode_counts_zero_only_when_asked(electrodes):
     assert json.loads(b.attrs["channels_zeroed"]) == ["M1/elec2", "M1/elec4"]
     with pytest.raises(InputError, match=r"only in .*: M1/elec2, M1/elec4; only in .*: M1/new"):
         match([first, second])
-    assert match([first, first])[1]["counts"].identical(first["counts"])
+    assert match([first, first])[1]["counts"].equals(first["counts"])
 
 
 def test_units_are_pooled_matched_by_name_or_refused(tmp_path):

@@ -24,6 +24,7 @@ from bci_adapt.ground.storage import file_digest
 from bci_adapt.results.arms import Arms
 from bci_adapt.results.figures import run as figures
 from bci_adapt.results.figures import studies as figures_study
+from bci_adapt.results.points import by_pair
 from bci_adapt.results.report import read_run, render_comparison, render_report
 from bci_adapt.results.report.blocks import Cell, Column, Table
 from bci_adapt.results.report.markdown import _table, line
@@ -366,7 +367,7 @@ def test_an_arm_and_a_cell_of_ones_own_are_in_every_part(tmp_path):
         r"recursive least squares no leak linear .*; 2 of 6 canary runs failed \(weights diverged\)", page.text
     )
     known = known_arms(rows)
-    for drawn in (figures.gap_figure(rows, known), figures.curve_figure(curves(rows), known)):
+    for drawn in (figures.gap_figure(by_pair(rows), known), figures.curve_figure(curves(rows), known)):
         legend = [text.get_text() for text in drawn.figure.legends[0].get_texts()]
         assert arm in legend
     labels = figures.arms_figure(summarise(rows, known), known, "velocity", "mgu").figure.axes[0].get_yticklabels()
@@ -464,7 +465,7 @@ def test_figures_draw_what_the_table_holds():
     summary = summarise(rows, known)
     drawn = {
         "arms": figures.arms_figure(summary, known, "velocity", "tanh", {"frozen": "none"}),
-        "gap": figures.gap_figure(rows, known),
+        "gap": figures.gap_figure(by_pair(rows), known),
         "curve": figures.curve_figure(curves(rows), known),
         "trajectory": figures.trajectory_figure(trajectories(rows), known, unit="cm/s"),
         "controls": figures.controls_figure(summary, known),
@@ -488,9 +489,9 @@ def test_figures_draw_what_the_table_holds():
         "GRU network",
         "linear decoders and controls",
     ]
-    assert figures.gap_figure(rows.assign(day_gap=np.nan), known) is None
+    assert figures.gap_figure(by_pair(rows.assign(day_gap=np.nan)), known) is None
     lost = rows.assign(value=np.where(rows["arm"] == "frozen", -40.0, rows["value"]))
-    assert figures.gap_figure(lost, known).figure.axes[0].get_ylim()[0] > -1.5
+    assert figures.gap_figure(by_pair(lost), known).figure.axes[0].get_ylim()[0] > -1.5
     assert figures.arms_figure(summarise(lost, known), known, "velocity", "tanh").figure.axes[0].get_xlim()[0] > -1.5
     assert {"time"} == set(drawn["controls"].data["control"]) - {""}
 

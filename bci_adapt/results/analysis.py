@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 from bci_adapt.errors import InputError
 from bci_adapt.ground import statistics
 from bci_adapt.ground.storage import file_digest, write_text
-from bci_adapt.results import studies, summary
+from bci_adapt.results import points, studies, summary
 from bci_adapt.results.arms import Arms
 from bci_adapt.results.manifest import MANIFEST, RESULTS, Manifest
 from bci_adapt.results.recovery import recovery_joint, recovery_oracle
@@ -196,6 +196,50 @@ class Beside(TypedDict):
     n_targets: int
 
 
+class OfPair(TypedDict):
+    """R² on one pair, seeds averaged (`bci_adapt.results.points.by_pair`)."""
+
+    source: str
+    target: str
+    day_gap: float
+    variable: str
+    cell: str
+    arm: str
+    phase: str
+    metric: str
+    value: float
+    n_labels: int
+
+
+class OfDay(TypedDict):
+    """Held-out R² on one day, weights carried there through the days before, or anew (`points.by_day`)."""
+
+    variable: str
+    cell: str
+    arm: str
+    day: str
+    continual: bool
+    mean: float
+
+
+class OfDrift(TypedDict):
+    """A measure of drift of one pair, beside what was lost and regained there (`points.beside_drift`)."""
+
+    source: str
+    target: str
+    measure: str
+    value: float
+    low: float
+    high: float
+    day_gap: float
+    lost: float
+    regained: float
+    frozen: float
+    variable: str
+    arm: str
+    cell: str
+
+
 class LifePoint(TypedDict):
     """A mean of one day, of one of the lines of a decoder's life."""
 
@@ -244,6 +288,9 @@ class Analysis(BaseModel):
     forgetting: list[Forgotten]
     no_drift: list[WithoutDrift]
     beside: dict[str, list[Beside]]
+    pairs: list[OfPair]
+    days: list[OfDay]
+    drift: list[OfDrift]
     life: dict[str, LifeEntry | None]
     verdict: dict[str, list[Paragraph]]
 
@@ -275,6 +322,9 @@ def analyse(stored: Results, manifest: Manifest, digest: str = "") -> Analysis:
         "forgetting": [each for name in names for each in studies.forgetting(scores, arms, name)],
         "no_drift": [each for name in names for each in studies.no_drift(scores, name)],
         "beside": {study: [each for name in names for each in studies.beside(scores, study, name)] for study in BESIDE},
+        "pairs": points.by_pair(rows),
+        "days": [each for name in names for each in points.by_day(rows, name)],
+        "drift": _beside_drift(rows, arms, manifest),
         "life": {name: _life(stored, arms, name) for name in names},
         "verdict": {name: plain_words(stored, name) for name in names},
     }
@@ -300,6 +350,11 @@ def _compared(stored: Results, scores: Any, manifest: Manifest, family: str) -> 
         else:  # the primary one is tested by itself, among those that were declared
             others = [pair for pair in pairs if pair != first]
             yield from studies.comparisons(scores, others, None, name, stored.blocks)
+
+
+def _beside_drift(rows: Any, arms: Arms, manifest: Manifest) -> list[dict[str, Any]]:
+    key = points.followed(rows, arms, manifest.primary_pair)
+    return points.beside_drift(rows, arms, manifest.drift, key, variables(rows)[0]) if len(rows) else []
 
 
 def _life(stored: Results, arms: Arms, variable: str) -> dict[str, Any] | None:

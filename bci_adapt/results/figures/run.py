@@ -104,13 +104,15 @@ def _kind(arm: str, arms: Arms, supervision: str) -> str:
     return "no labels" if supervision == "none" else "learns online"
 
 
-def gap_figure(rows: Frame, arms: Arms, variable: str = "velocity") -> Drawn | None:
-    """Held-out R² of each pair of sessions against the days between them, a panel per cell."""
-    keep = (rows["variable"] == variable) & (rows["metric"] == "r2") & (rows["phase"] == "held_out")
-    styles = _arm_styles(arms, rows["arm"])
-    keep &= (rows["status"] == "ok") & np.isfinite(rows["day_gap"]) & rows["arm"].isin(list(styles))
-    keys = ["cell", "arm", "source", "target"]
-    pairs = rows[keep].groupby(keys, sort=False, as_index=False)[["day_gap", "value"]].mean()
+def gap_figure(scores: Sequence[Mapping[str, Any]], arms: Arms, variable: str = "velocity") -> Drawn | None:
+    """Held-out R² of each pair of sessions (`results.points.by_pair`) against the days between them, a panel per
+    cell.
+    """
+    chosen = (variable, "held_out", "r2")
+    pairs = [e for e in scores if (e["variable"], e["phase"], e["metric"]) == chosen and np.isfinite(e["day_gap"])]
+    styles = _arm_styles(arms, [each["arm"] for each in pairs])
+    columns = ["cell", "arm", "source", "target", "day_gap", "value"]
+    pairs = pd.DataFrame([each for each in pairs if each["arm"] in styles], columns=columns)
     if pairs.empty:
         return None
     cells = cells_in_order(pairs["cell"])

@@ -88,8 +88,10 @@ def continual_figure(points: Frame, arms: Arms, variable: str) -> Drawn | None:
 
     `points` has the columns cell, arm, day (sortable text), continual (bool), mean, low, high.
     """
+    if points.empty:
+        return None
     points = points[np.isfinite(points["mean"])]
-    if points.empty or not points["continual"].any():
+    if not points["continual"].any():
         return None
     cells = cells_in_order(points.loc[points["continual"], "cell"])
     days = sorted(set(points["day"]))

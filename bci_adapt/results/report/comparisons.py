@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bci_adapt.results.arms import Key
 from bci_adapt.results.figures import studies as figures_study
 from bci_adapt.results.figures.drift import short_names
 from bci_adapt.results.manifest import Manifest
-from bci_adapt.results.recovery import paired
 from bci_adapt.results.report.blocks import Cell, Column, Fold, Points, Section, Table, Text, blocks_of, numbers, words
 from bci_adapt.results.report.run import StoredRun, figure_text, plural, probability, signed
-from bci_adapt.results.table import Frame, cell_label, number
+from bci_adapt.results.table import cell_label, number
 
 RECOVERY = {  # what the named definitions are
     "recovery_oracle": "100 (adapted − frozen) / (retrained − frozen): the ceiling is the same architecture "
@@ -217,12 +215,10 @@ def _published(manifest: Manifest) -> list[Any]:
 
 def _drift(run: StoredRun) -> list[Any]:
     """Measures of drift of each pair, what the frozen decoder lost there and what adaptation regained."""
-    measured = [pair for pair in run.manifest.drift if pair["measures"]]
-    if not measured:
+    points = pd.DataFrame(run.analysis.drift)
+    if points.empty:
         return [Text("Drift between the sessions was not measured in this run.", kind="none")]
-    variable = run.variables[0]
-    arm, cell = _followed(run)
-    points = drift_points(run, measured, arm, cell, variable)
+    variable, arm, cell = points.iloc[0][["variable", "arm", "cell"]]
     measures = list(dict.fromkeys(points["measure"]))
     sessions = list(dict.fromkeys([*points["source"], *points["target"]]))
     names = dict(zip(sessions, short_names(sessions), strict=True))
@@ -257,47 +253,11 @@ def _drift(run: StoredRun) -> list[Any]:
             "measures of drift against what was lost and regained",
             f"One mark is one pair of sessions: above what the frozen decoder lost, below what {kind} regained.",
         ),
-        _association_table(run, measured, variable),
+        _association_table(run, variable),
     ]
 
 
-def drift_points(run: StoredRun, measured: list[Any], arm: str, cell: str, variable: str) -> Frame:
-    """Columns source, target, day_gap, measure, value, low, high, frozen, lost, regained, by pair and measure."""
-    records = [
-        {"source": str(pair["source"]), "target": str(pair["target"]), "measure": str(name)}
-        | {key: _float(measure.get(key)) for key in ("value", "low", "high")}
-        for pair in measured
-        for name, measure in pair["measures"].items()
-    ]
-    gaps = run.rows.drop_duplicates(["source", "target"])[["source", "target", "day_gap"]]
-    points = pd.DataFrame(records).merge(gaps, on=["source", "target"], how="left")
-    kind = run.arms.of_cell(cell)
-    for column, first in (("lost", kind.ceiling), ("regained", arm)):
-        both = paired(run.held_out, (first, cell), (kind.frozen, cell), variable)
-        both[column] = both["value"] - both["other"]
-        pairs = both.groupby(["source", "target"], as_index=False)[column].mean()
-        points = points.merge(pairs, on=["source", "target"], how="left")
-    keep = (run.held_out["arm"] == kind.frozen) & (run.held_out["cell"] == cell) & (run.held_out["status"] == "ok")
-    keep &= run.held_out["variable"] == variable
-    frozen = run.held_out[keep].groupby(["source", "target"], as_index=False)["value"].mean()
-    return points.merge(
-        frozen.rename(columns={"value": "frozen"}), on=["source", "target"], how="left", suffixes=("", "_")
-    )
-
-
-def _followed(run: StoredRun) -> Key:
-    """The arm whose regained R² is set beside drift: the primary one where it was run, else the usual one of the last
-    network, of the linear decoders, or one without labels.
-    """
-    held = set(zip(run.own["arm"], run.own["cell"], strict=True))
-    kinds = [(cell, run.arms.of_cell(cell)) for cell in run.cells[::-1]]
-    usual = [(kind.reference, cell) for cell, kind in sorted(kinds, key=lambda each: not each[0])]
-    usual += [(kind.unlabelled, cell) for cell, kind in kinds]
-    first = [run.primary[0]] if run.primary else []
-    return next((key for key in [*first, *usual] if key in held), (run.arms.of_cell("").frozen, ""))
-
-
-def _association_table(run: StoredRun, measured: list[Any], variable: str) -> Table:
+def _association_table(run: StoredRun, variable: str) -> Table:
     """Correlations: a measure of drift per column, what it is set against per row."""
     found = [each for each in run.analysis.associations if each["variable"] == variable and np.isfinite(each["rho"])]
     measures = list(dict.fromkeys(each["measure"] for each in found))
@@ -336,10 +296,6 @@ def _measure(line: Any) -> str:
 
 def _measure_words(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _float(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else float("nan")
 
 
 def _session(session: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from bci_adapt.results import summary
 from bci_adapt.results import table as results
@@ -249,7 +250,7 @@ def _course_pictures(run: StoredRun, variable: str) -> list[Any]:
     return [
         run.album.picture(
             f"{variable}-gap",
-            figures.gap_figure(run.own, run.arms, variable),
+            figures.gap_figure(run.analysis.pairs, run.arms, variable),
             f"held-out {variable} R² against days between sessions",
             "Against the days between sessions. One point is one pair of sessions, seeds averaged; lines join the "
             f"means of equal gaps; {run.tuned_words}.",
@@ -371,22 +372,27 @@ def pairs(run: StoredRun) -> Section:
     for variable in run.variables:
         tables = _pair_tables(run, variable)
         blocks.append(Fold(f"Every pair: {variable}, held out", tables))
-    keep = run.own[(run.own["status"] == "ok") & run.own["metric"].str.startswith("r2")]
-    ordered = keep.sort_values(["day_gap", "source", "target"])
-    for (source, target), rows in ordered.groupby(["source", "target"], sort=False):
-        gap = rows["day_gap"].iloc[0]
-        days = f", {gap:g} {plural('day', gap)} apart" if np.isfinite(gap) else ""
-        blocks.append(Fold(f"{source} → {target}{days}", [_pair_table(run, rows)]))
+    scored = pd.DataFrame(run.analysis.pairs)
+    if not scored.empty:
+        ordered = scored.sort_values(["day_gap", "source", "target"])
+        for (source, target), rows in ordered.groupby(["source", "target"], sort=False):
+            gap = rows["day_gap"].iloc[0]
+            days = f", {gap:g} {plural('day', gap)} apart" if np.isfinite(gap) else ""
+            blocks.append(Fold(f"{source} → {target}{days}", [_pair_table(run, rows)]))
     return Section("pairs", "Pair by pair", blocks_of(blocks), "No pair of sessions was scored.")
 
 
 def _pair_tables(run: StoredRun, variable: str) -> list[Table]:
     """Held-out R² of every pair (mean over seeds): one table per cell, pairs down, arms across."""
-    scored = run.held_out[(run.held_out["variable"] == variable) & (run.held_out["status"] == "ok")]
+    scored = pd.DataFrame(
+        each
+        for each in run.analysis.pairs
+        if (each["variable"], each["phase"], each["metric"]) == (variable, "held_out", "r2")
+    )
     tables = []
-    for cell in sorted(set(scored["cell"]), key=run.cell_place):
+    for cell in sorted(set(scored["cell"]) if len(scored) else (), key=run.cell_place):
         of_cell = scored[scored["cell"] == cell]
-        means = of_cell.groupby(["source", "target", "day_gap", "arm"], dropna=False)["value"].mean().unstack("arm")
+        means = of_cell.set_index(["source", "target", "day_gap", "arm"])["value"].unstack("arm")
         arms = sorted(means, key=run.arms.place)
         lines = sorted(
             zip(means.index, means[arms].to_numpy(), strict=True),
@@ -407,7 +413,7 @@ def _pair_tables(run: StoredRun, variable: str) -> list[Table]:
 
 def _pair_table(run: StoredRun, rows: Any) -> Table:
     """All R² of one pair, seeds averaged: an arm per line."""
-    means = rows.groupby(["variable", "cell", "arm", "phase", "metric"])["value"].mean()
+    means = rows.set_index(["variable", "cell", "arm", "phase", "metric"])["value"]
     labels = rows.groupby(["variable", "cell", "arm"])["n_labels"].max()
     axes = sorted({metric for metric in rows["metric"] if metric.startswith("r2:")})
     shown = [("online", "r2"), ("held_out", "r2"), *(("held_out", axis) for axis in axes)]

@@ -10,6 +10,7 @@ import pandas as pd
 
 from bci_adapt.results import studies, summary
 from bci_adapt.results import table as results
+from bci_adapt.results.analysis import OfDay
 from bci_adapt.results.figures import run as figures
 from bci_adapt.results.figures import studies as figures_study
 from bci_adapt.results.recovery import Frame
@@ -243,7 +244,8 @@ def forgetting(run: StoredRun) -> Section:
     others = [Fold(f"The same for {variable}", [table]) for variable, table in list(back.items())[1:]]
     pictures, tables = [], []
     for variable in run.variables:
-        points = _days_in_a_row(run, variable)
+        days = [day for day in run.analysis.days if day["variable"] == variable]
+        points = pd.DataFrame(days, columns=[*OfDay.__annotations__])
         pictures.append(
             run.album.picture(
                 f"{variable}-continual",
@@ -287,18 +289,6 @@ def _back_table(run: StoredRun, entries: Sequence[Mapping[str, Any]]) -> Table:
         ],
         grouped=True,
     )
-
-
-def _days_in_a_row(run: StoredRun, variable: str) -> Frame:
-    """Scores by day, on the pairs and seeds of both: columns cell, arm, day, continual, mean."""
-    keep = (run.rows["variable"] == variable) & (run.rows["phase"] == "held_out") & (run.rows["metric"] == "r2")
-    keep &= (run.rows["status"] == "ok") & (run.rows["control"] == "") & run.rows["study"].isin(["", "continual"])
-    rows = run.rows[keep].assign(continual=run.rows["study"] == "continual")
-    carried = rows.loc[rows["continual"], ["source", "target", "arm", "cell", "seed"]].drop_duplicates()
-    rows = rows.merge(carried)
-    rows["day"] = np.where(rows["target_date"] == "", rows["target"], rows["target_date"])
-    means = rows.groupby(["cell", "arm", "day", "continual"], as_index=False)["value"].mean()
-    return means.rename(columns={"value": "mean"})
 
 
 def _days_table(run: StoredRun, points: Frame, variable: str) -> Table:
