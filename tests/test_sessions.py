@@ -6,7 +6,7 @@ from nwb_files import counts_file, spikes_file
 
 from bci_adapt.data.labelled import session_arrays
 from bci_adapt.data.prepare import prepare
-from bci_adapt.data.sessions import check, read_session, require_same_channels, split, write_session
+from bci_adapt.data.sessions import check, read_session, require_same_channels, signed, split, write_session
 from bci_adapt.errors import InputError
 
 
