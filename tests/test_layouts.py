@@ -1,6 +1,9 @@
 """Layouts on small files in exactly their form, each with a variant that must be refused; real files where present."""
 
+import itertools
 import json
+import tomllib
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -8,10 +11,16 @@ import pytest
 from nwb_files import counts_file, spikes_file
 
 from bci_adapt.data.layouts.base import Layout
+from bci_adapt.data.layouts.tables import _worth_keeping
 from bci_adapt.data.prepare import inspect, prepare
 from bci_adapt.data.sessions import read_session, require_same_channels, split, write_session
 from bci_adapt.errors import InputError
+from bci_adapt.experiment.common_jobs import prepare_job
+from bci_adapt.experiment.config import parse_config
 from bci_adapt.ground.catalog import variants
+from bci_adapt.ground.engine import execute
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 def test_every_layout_says_whether_it_was_verified():
@@ -121,6 +130,70 @@ def test_units_that_were_never_observed_together_are_refused_with_the_way_out(tm
     with pytest.raises(InputError, match=r"observed in no bin.*without 2 of 4 channels.*unobserved = 'drop'"):
         prepare(path, 0.05)
     assert prepare(path, 0.05, unobserved="drop").sizes["channel"] == 2
+
+
+def test_electrodes_without_units_do_not_outweigh_those_with(tmp_path):
+    # of four electrodes two carry units, seen at other times, and half of each is all there is
+    observed = [np.array([[0.0, 9.0]]), np.array([[11.0, 20.0]]), np.array([[11.0, 20.0]])]
+    path = spikes_file(tmp_path / "a.nwb", n_units=3, obs_intervals=observed, electrodes=np.array([0, 1, 2]))
+    dropped = prepare(path, 0.05, unobserved="drop")
+    assert dropped["channel"].values.tolist() == ["M1/elec1", "M1/elec2", "M1/elec3"]
+    assert np.array_equal(dropped["valid"].values, dropped["time"].values - 0.05 >= 11.0 - 1e-9)
+
+
+def _kept(*spans, n_bins=20):
+    seen = np.zeros((len(spans), n_bins), dtype=bool)
+    for row, (first, stop) in enumerate(spans):
+        seen[row, first:stop] = True
+    return _worth_keeping(seen).tolist(), seen
+
+
+def test_what_is_left_out_is_worth_it():
+    # as long as the others together, but never with them: it goes, not they
+    assert _kept((0, 11), (11, 20), (11, 20), (11, 20))[0] == [False, True, True, True]
+    assert _kept((0, 10), (10, 20), (0, 10), (10, 20), (0, 10))[0] == [True, False, True, False, True]
+    assert _kept((0, 20), (1, 20), (0, 19))[0] == [True, True, True]  # a bin each is not worth a channel
+    assert _kept((0, 20), (0, 1))[0] == [True, True]  # two are needed
+    rng = np.random.default_rng(0)
+    short = 0
+    for _ in range(50):  # beside every choice there is, of intervals that begin and end anywhere
+        edges = np.sort(rng.integers(0, 21, (6, 2)), axis=1)
+        found, seen = _kept(*edges)
+        worth = {
+            choice: sum(choice) * seen[np.array(choice)].all(axis=0).sum()
+            for choice in itertools.product([False, True], repeat=6)
+            if sum(choice) >= 2
+        }
+        assert worth[tuple(found)] >= worth[(True,) * 6]
+        assert worth[tuple(found)] >= 0.6 * max(worth.values())
+        short += worth[tuple(found)] < max(worth.values())
+    assert short <= 15
+
+
+def test_the_policy_is_chosen_in_a_config_and_on_the_command_line(tmp_path, call, monkeypatch):
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(tmp_path / "cache"))
+    observed = [np.array([[0.0, 20.0]])] * 3 + [np.array([[0.0, 6.0]])]
+    path = spikes_file(tmp_path / "a.nwb", obs_intervals=observed, electrodes=np.array([0, 1, 2, 3]))
+    wanted = prepare(path, 0.05, unobserved="drop")
+    code, out, _ = call("prepare", path, "--unobserved", "drop", "-o", tmp_path)
+    assert code == 0
+    assert "280 if all were kept (unobserved = 'mask')" in " ".join(out.split())
+    (written,) = tmp_path.glob("*.nc")
+    assert read_session(written)["counts"].equals(wanted["counts"])
+    code, _, err = call("prepare", path, "--unobserved", "silent", "-o", tmp_path)
+    assert (code, "'mask'ed" in err) == (2, True)
+
+    def job(**asked):
+        raw = tomllib.loads((CONFIGS / "wrist.toml").read_text())
+        return prepare_job(parse_config(raw | asked, "x"), path, {})
+
+    default, dropping = job(), job(unobserved="drop")
+    assert "unobserved" not in default.parameters  # what was prepared before stays as it was called
+    assert dropping.key != default.key
+    assert not execute([dropping], workers=0).failed
+    assert read_session(dropping.path)["counts"].equals(wanted["counts"])
+    with pytest.raises(InputError, match="unobserved"):
+        job(unobserved="silent")
 
 
 def test_a_rate_says_the_same_as_timestamps(tmp_path):

@@ -222,9 +222,10 @@ def judge_observed(
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return the bins (n_bins,) in which neurons count as observed, and the channels (n_channels,) that are kept.
 
-    Where intervals differ between units a channel is observed where all its units are. `policy` ``"mask"`` keeps every
-    channel and masks a bin that one of them misses. ``"drop"`` keeps the channels observed longest, as many as make
-    channels times observed bins the largest, and masks the bins that one of these misses. A warning says what it cost.
+    Where intervals differ between units a channel is observed where all its units are; an electrode without a unit is
+    never in the way. `policy` ``"mask"`` keeps every channel and masks a bin that one of them misses. ``"drop"`` leaves
+    out channels so that channels with units times bins that all of them were observed in is large, and masks the bins
+    that one of the others misses. A warning says what it cost.
     """
     n_channels, n_bins = len(channels.names), observed.bins.shape[1]
     every = np.ones(n_channels, dtype=bool)
@@ -235,12 +236,10 @@ def judge_observed(
     seen = np.ones((n_channels, n_bins), dtype=bool)
     for channel, own in zip(channels.index.tolist(), observed.of_unit.tolist(), strict=True):
         seen[channel] &= observed.bins[own]
-    order = np.argsort(-seen.sum(axis=1), kind="stable")
-    shared = np.cumprod(seen[order], axis=0, dtype=bool)
-    number = 2 + int(np.argmax(np.arange(2, n_channels + 1) * shared[1:].sum(axis=1)))
-    kept = np.zeros(n_channels, dtype=bool)
-    kept[order[:number]] = True
-    lost, left = n_bins - int(everywhere.sum()), n_bins - int(shared[number - 1].sum())
+    kept, with_units = every.copy(), np.unique(channels.index)
+    kept[with_units] = _worth_keeping(seen[with_units])
+    shared = np.asarray(seen[kept].all(axis=0))
+    lost, left = n_bins - int(everywhere.sum()), n_bins - int(shared.sum())
     out = [name for name, keep in zip(channels.names, kept, strict=True) if not keep]
     listed = f"{', '.join(out[:8])}{f' and {len(out) - 8} more' if len(out) > 8 else ''}"
     if policy == "drop" and out:
@@ -248,7 +247,7 @@ def judge_observed(
             f"obs_intervals differ between units: {len(out)} of {n_channels} channels are left out ({listed}), and "
             f"{left} of {n_bins} bins are masked, {lost} if all were kept (unobserved = 'mask')"
         )
-        return shared[number - 1], kept
+        return shared, kept
     if lost:
         warnings.append(
             f"obs_intervals differ between units: {lost} of {n_bins} bins, in which one unit or more was not observed, "
@@ -260,3 +259,27 @@ def judge_observed(
             )
         )
     return everywhere, every
+
+
+def _worth_keeping(seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The channels (n,), two at least, that are left when those that cost most bins are left out, one kind after
+    another, and channels times bins that all of them saw is largest. `seen` (n, n_bins) is where each was observed.
+    """
+    kinds: dict[bytes, int] = {}
+    of = np.asarray([kinds.setdefault(np.packbits(row).tobytes(), len(kinds)) for row in seen], dtype=np.int64)
+    sizes = np.bincount(of)
+    lacking = ~seen[[int(np.argmax(of == kind)) for kind in range(len(sizes))]]
+    n_lacking, left = lacking.sum(axis=0), np.ones(len(sizes), dtype=bool)
+    best, kept = -1, left.copy()
+    while True:
+        n_channels, n_bins = int(sizes[left].sum()), int(np.count_nonzero(n_lacking == 0))
+        if n_channels * n_bins > best:
+            best, kept = n_channels * n_bins, left.copy()
+        gained = np.count_nonzero(lacking[:, n_lacking == 1], axis=1)
+        after = np.where(left & (n_channels - sizes >= 2), (n_channels - sizes) * (n_bins + gained), -1)
+        least_seen = np.where(after == after.max(), lacking.sum(axis=1), -1)
+        if after.max() < 0:
+            return kept[of]
+        out = int(np.argmax(least_seen))
+        left[out] = False
+        n_lacking = n_lacking - lacking[out]
