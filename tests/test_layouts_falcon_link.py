@@ -308,7 +308,7 @@ def test_blocks_of_the_task_are_segments_and_columns_are_of_one_day(tmp_path):
     assert not session["velocity_valid"].values[[0, 63]].any()
     assert session["velocity_valid"].values[[62, 64]].all()
     with pytest.raises(InputError, match="cannot be matched"):
-        match([session, session])
+        match([session, session.assign_attrs(session_start="2020-01-02T00:00:00+00:00")])
     fast = prepare(bmi_file(tmp_path / "b.nwb", rate=200.0, unit="m"), 0.02)
     assert fast["position"].attrs["units"] == "m"
     np.testing.assert_array_equal(fast["segment"].values, np.repeat([0, 1], [47, 27]))
