@@ -28,7 +28,15 @@ from bci_adapt.experiment.arm import (
     Arm,
     Family,
 )
-from bci_adapt.experiment.asked import ASKED_PLACE, LATE_PLACE, TRAINING, ArmSection, DecoderSection, standing_sections
+from bci_adapt.experiment.asked import (
+    ASKED_PLACE,
+    LATE_PLACE,
+    TRAINING,
+    ArmSection,
+    DecoderSection,
+    configured,
+    standing_sections,
+)
 
 if TYPE_CHECKING:
     from bci_adapt.experiment.config import Config
@@ -339,9 +347,7 @@ def _by_decoder(config: Config, section: DecoderSection, cell: str, n_axes: Mapp
     from bci_adapt.decoders.base import decoder_class
 
     known = section.parameters
-    usual = _training(config, cell) if cell else _shared(config) | {"label_delay_s": config.label_delay_s}
-    usual |= _memory(config) | {name: getattr(config.linear, name) for name in ("n_lags", "penalty", "n_latents")}
-    usual |= {"learning_rate": config.learning_rate, "lag_bins": config.kalman_lag_bins}
+    usual = {"cell": cell, "bin_s": config.bin_s, "label_delay_s": config.label_delay_s, **configured(dict(config))}
     kinds = {variable: "position" if variable == "position" else "velocity" for variable in config.variables}
     usual["outputs"] = [kind for name, kind in kinds.items() for _ in range((n_axes or {}).get(name, 0))]
     set_ = {name: value for name, value in usual.items() if name in known} | section.told

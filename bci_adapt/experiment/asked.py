@@ -119,15 +119,16 @@ class ArmSection(Section):
 
     @property
     def rule_constants(self) -> dict[str, Any]:
-        """The constants given that are the rule's."""
+        """The constants given that are the rule's and not at its defaults."""
         declared = _constants(self.rule_type)
-        return {key: value for key, value in self.__pydantic_extra__.items() if key in declared}
+        given = {key: value for key, value in self.__pydantic_extra__.items() if key in declared}
+        return _changed(given, declared)
 
     @property
     def optimizer_constants(self) -> dict[str, Any]:
-        """The constants given that are the optimiser's, without the learning rate."""
-        declared = _constants(self.rule_type)
-        return {key: value for key, value in self.__pydantic_extra__.items() if key not in declared}
+        """The constants given that are the optimiser's and not at its defaults, without the learning rate."""
+        declared, own = _constants(self.rule_type), _constants(self.optimizer_type)
+        return _changed({key: value for key, value in self.__pydantic_extra__.items() if key not in declared}, own)
 
     def _main(self) -> tuple[str, Any, dict[str, Any]]:
         """The rule's main constant and its value, even where it is not given ("" without one), and the other ones that
@@ -135,7 +136,7 @@ class ArmSection(Section):
         """
         declared = _constants(self.rule_type)
         main = next((name for name, each in declared.items() if not each.kw_only), "")
-        others = _changed({key: value for key, value in self.rule_constants.items() if key != main}, declared)
+        others = {key: value for key, value in self.rule_constants.items() if key != main}
         return main, self.rule_constants.get(main, declared[main].default) if main else None, others
 
     @property
@@ -149,7 +150,7 @@ class ArmSection(Section):
     @property
     def optimizer_text(self) -> str:
         """The optimiser with the constants that differ from their defaults: ``rmsprop``, ``adam(beta2=0.99)``."""
-        return self.optimizer + _listed(_changed(self.optimizer_constants, _constants(self.optimizer_type)))
+        return self.optimizer + _listed(self.optimizer_constants)
 
     @property
     def parts(self) -> tuple[Any, ...]:
@@ -272,12 +273,19 @@ class DecoderSection(Section):
         """Whether it is a network, which is run with every cell."""
         return "cell" in self.parameters
 
+    def beside(self, usual: Mapping[str, Any]) -> DecoderSection:
+        """The same section without the parameters that are given as the config's own sections give them (`usual`)."""
+        same = {key for key, value in self.__pydantic_extra__.items() if key in usual and usual[key] == value}
+        return type(self)(**{key: value for key, value in dict(self).items() if key not in same}) if same else self
+
     @property
     def told(self) -> dict[str, Any]:
         """The parameters given, without those at the constructor's default where no config says another one."""
-        known = self.parameters
+        given = self.__pydantic_extra__
         return {
-            key: value for key, value in self.__pydantic_extra__.items() if key in CONFIGURED or value != known[key]
+            key: given[key]
+            for key, default in self.parameters.items()
+            if key in given and (key in CONFIGURED or given[key] != default)
         }
 
     def in_full(self, learning_rate: float, cells: Iterable[str], seeds: Iterable[int]) -> tuple[Any, ...]:
@@ -319,6 +327,17 @@ CONFIGURED = (
     *("n_hidden", "warm_up_s", "normaliser_s", "average", "learning_rate", "memory_s", "update_every_s"),
     *("n_lags", "penalty", "n_latents", "lag_bins"),
 )
+
+
+def configured(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `CONFIGURED`, from the fields of a config by name."""
+    sections = config["network"], config["linear"]
+    held = {name: getattr(each, name) for each in sections for name in CONFIGURED if name in type(each).model_fields}
+    lag_bins = round(config["linear"].kalman_lag_s / config["bin_s"])
+    own = {name: config[name] for name in ("normaliser_s", "learning_rate")}
+    return held | own | {"average": None, "lag_bins": lag_bins}
+
+
 # What a section is told by; the tags never stand in a file.
 _NETWORK, _DECODER = "a network that adapts", "a decoder"
 ASKED_TAGS: dict[str, type[Section]] = {_NETWORK: ArmSection, _DECODER: DecoderSection}
@@ -400,7 +419,7 @@ def _require_kind(key: str, value: Any, default: Any) -> None:
 
 def _changed(given: Mapping[str, Any], declared: Mapping[str, dataclasses.Field]) -> dict[str, Any]:
     """The constants that are not at their defaults: one that is says nothing."""
-    return {key: value for key, value in given.items() if value != declared[key].default}
+    return {key: given[key] for key, each in declared.items() if key in given and given[key] != each.default}
 
 
 def _listed(constants: Mapping[str, Any], *first: Any) -> str:

@@ -19,6 +19,7 @@ from bci_adapt.experiment.asked import (
     Asked,
     Cells,
     Count,
+    DecoderSection,
     Names,
     NotNegative,
     Positive,
@@ -26,6 +27,7 @@ from bci_adapt.experiment.asked import (
     Seed,
     Seeds,
     Unlike,
+    configured,
     repeated,
 )
 from bci_adapt.ground.catalog import unknown
@@ -302,14 +304,17 @@ class Config(Section):
     @property
     def kalman_lag_bins(self) -> int:
         """Bins by which the neurons of a Kalman filter lead."""
-        return round(self.linear.kalman_lag_s / self.bin_s)
+        return configured(dict(self))["lag_bins"]
 
     @field_validator("arms")
     @classmethod
     def _asked_once(cls, arms: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
         """Sections that say the same, some of it by leaving it out, are one arm: the first of them stays."""
-        if not {"learning_rate", "network", "seeds"} <= info.data.keys():  # they are refused by themselves
+        needed = {"learning_rate", "network", "linear", "seeds", "normaliser_s", "bin_s"}
+        if not needed <= info.data.keys():  # they are refused by themselves
             return arms
+        own = configured(info.data)
+        arms = tuple(arm.beside(own) if isinstance(arm, DecoderSection) else arm for arm in arms)
         usual = info.data["learning_rate"], info.data["network"].cells, info.data["seeds"]
         first: list[tuple[tuple[Any, ...], Any]] = []
         for arm in arms:
