@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bci_adapt.archive.addresses import is_address, is_page
-from bci_adapt.data import from_arrays
 from bci_adapt.data.remote import Remote
 from bci_adapt.errors import InputError
+from bci_adapt.ground.guarded import warm_up
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -41,7 +41,10 @@ def read(path: Path | str, bin_s: float | None = None, *, stream: bool = False, 
     """
     place, provenance = located(path, stream)
     if isinstance(place, Path):
-        return from_arrays.read(place, bin_s, **options)
+        warm_up("bci_adapt.data.guarded_reading:warmed_up")
+        from bci_adapt.data import guarded_reading  # its imports take as long as those of the process that reads
+
+        return guarded_reading.read(place, bin_s, **options)
     if bin_s is None:
         raise InputError(f"{path}: bin_s, the width of a bin in seconds, is needed to read a recording")
     from bci_adapt.data.prepare import prepare

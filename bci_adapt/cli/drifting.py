@@ -21,7 +21,7 @@ Variable = Annotated[str, typer.Option("--variable", metavar="NAME", help="The k
 
 def _session(path: Path, bin_s: float | None) -> xr.Dataset:
     """A session file as it is, or a recording prepared at `bin_s` (0.05 s when not given)."""
-    from bci_adapt.data.from_arrays import read
+    from bci_adapt.data.guarded_reading import read
 
     if path.suffix != ".nc":
         return read(path, 0.05 if bin_s is None else bin_s)

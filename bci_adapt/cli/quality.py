@@ -85,7 +85,7 @@ def _thresholds(settings: list[str]) -> QcThresholds:
 
 
 def _read(path: Path, bin_s: float) -> xr.Dataset:
-    from bci_adapt.data.from_arrays import read
+    from bci_adapt.data.guarded_reading import read
 
     return read(path) if path.suffix == ".nc" else read(path, bin_s)
 

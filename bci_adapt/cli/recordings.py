@@ -42,7 +42,7 @@ def inspect(
     Example: [cyan]bci-adapt inspect --stream 000688/0.250122.1735/sub-C/sub-C_ses-CO-20131003_behavior+ecephys.nwb[/]
     """
     from bci_adapt.archive.reading import located
-    from bci_adapt.data.from_arrays import inspect as describe
+    from bci_adapt.data.guarded_reading import inspect as describe
     from bci_adapt.ground.storage import json_safe
 
     found = [describe(located(file, stream)[0]) for file in files]
@@ -148,7 +148,7 @@ def _prepare_each(
     files: Sequence[tuple[Path | Remote, dict[str, str]]], folder: Path, bin_s: float, options: Any, quiet: bool
 ) -> int:
     """Prepare files into a folder, one after another; returns how many cannot be. A single one raises its error."""
-    from bci_adapt.data.from_arrays import read
+    from bci_adapt.data.guarded_reading import read
     from bci_adapt.data.sessions import session_file_name, write_session
 
     seen: dict[Path, Path | Remote] = {}

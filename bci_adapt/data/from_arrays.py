@@ -217,15 +217,19 @@ def _described(
     return found
 
 
+def is_hdf5(path: Path) -> bool:
+    """Whether a file has the signature of HDF5, at its start or behind a user block."""
+    import h5py
+
+    return bool(h5py.is_hdf5(path))
+
+
 def _arrays_of(path: Path) -> dict[str, Any] | None:
     """The arguments of `session` in an ``.npz`` or classic ``.mat`` file; None for other files."""
     if path.suffix not in (".npz", ".mat") or not path.is_file():
         return None
-    if path.suffix == ".mat":
-        import h5py
-
-        if h5py.is_hdf5(path):
-            return None
+    if path.suffix == ".mat" and is_hdf5(path):
+        return None
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as stored:

@@ -258,9 +258,8 @@ def _decoding(config: Config, target: str, file: Path, workers: int | None, prog
     """The config for another kinematic than the derived velocity: one that the layout of the file reads, or a series
     of it by the end of its path.
     """
+    from bci_adapt.data.guarded_reading import inspect
     from bci_adapt.data.layouts.generic import kind_of
-    from bci_adapt.data.nwb import open_nwb
-    from bci_adapt.data.nwb_describing import describe
     from bci_adapt.ground.catalog import unknown
 
     held = _kinematics(config, file, workers, progress)
@@ -268,8 +267,7 @@ def _decoding(config: Config, target: str, file: Path, workers: int | None, prog
         return config.model_copy(update={"variables": (target,)})
     if file.suffix == ".nc":
         raise InputError(f"{file}: {unknown(target, held, 'target')}")
-    with open_nwb(file) as opened:
-        paths = [series.path for series in describe(opened).series]
+    paths = [series.path for series in inspect(file).series]
     ends = [path for path in paths if f"/{path}".endswith(f"/{target.strip('/')}")]
     if len(ends) != 1:
         if ends:

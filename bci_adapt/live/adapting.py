@@ -11,7 +11,7 @@ import xarray as xr
 
 from bci_adapt.data import channels
 from bci_adapt.data.binning import bin_ticks
-from bci_adapt.data.from_arrays import read
+from bci_adapt.data.guarded_reading import read
 from bci_adapt.data.sessions import require_one_meaning, start_of
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.recommendation import recommended

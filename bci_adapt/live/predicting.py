@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from bci_adapt.data.from_arrays import read
+from bci_adapt.data.guarded_reading import read
 from bci_adapt.data.labelled import Arrays
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.errors import InputError

@@ -7,9 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bci_adapt.data.nwb import open_nwb
-from bci_adapt.data.nwb_describing import identity
-from bci_adapt.data.sessions import open_session
+from bci_adapt.data.guarded_reading import identify
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,7 +48,7 @@ def sessions_of(paths: Iterable[Path], where: str) -> pd.DataFrame:
     import pandas as pd
 
     listed = list(paths)
-    rows = [{**_identity(path, len(listed) > 1), "path": path} for path in listed]
+    rows = [{**identify(path, len(listed) > 1), "path": path} for path in listed]
     table = pd.DataFrame(rows).set_index("session_id")
     for session_id in table.index[table.index.duplicated()]:
         names = ", ".join(path.name for path in table.loc[[session_id], "path"])
@@ -58,12 +56,3 @@ def sessions_of(paths: Iterable[Path], where: str) -> pd.DataFrame:
     table["session_start"] = pd.to_datetime(table["session_start"], utc=True, format="ISO8601")
     table = table.sort_values(["session_start", "subject"], kind="stable")
     return table.loc[:, ["path", "subject", "session_start"]]
-
-
-def _identity(path: Path, dated: bool) -> dict[str, str]:
-    """session_id, subject and session_start of a recording, or of a prepared session (``.nc``)."""
-    if path.suffix == ".nc":
-        with open_session(path) as session:
-            return {key: str(session.attrs[key]) for key in ("session_id", "subject", "session_start")}
-    with open_nwb(path) as file:
-        return identity(file, dated)

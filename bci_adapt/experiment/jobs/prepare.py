@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bci_adapt.data.faults import Thresholds
-from bci_adapt.data.from_arrays import read
-from bci_adapt.data.prepare import prepare
-from bci_adapt.data.sessions import write_session
+from bci_adapt.data.guarded_reading import copy_session, prepare
 
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
@@ -19,7 +17,8 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
             for name in ("layout", "spikes", "targets", "per", "unobserved")
             if parameters.get(name)
         }
-        write_session(read(inputs["recording"], parameters["bin_s"], **given), out)
+        copy_session(inputs["recording"], parameters["bin_s"], out, **given)
         return
-    options = {name: value for name, value in parameters.items() if name != "thresholds"}
-    prepare(inputs["recording"], out=out, thresholds=Thresholds(**parameters["thresholds"]), **options)
+    options = {name: value for name, value in parameters.items() if name not in ("bin_s", "thresholds")}
+    bin_s = parameters["bin_s"]
+    prepare(inputs["recording"], bin_s, out, thresholds=Thresholds(**parameters["thresholds"]), **options)

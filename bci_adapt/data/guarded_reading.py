@@ -1,0 +1,158 @@
+"""Recordings and sessions read in a child process (`ground.guarded`): what commands, jobs and notebooks read with.
+
+A file that crashes or hangs the HDF5 library, or claims more than there is memory for, is one `InputError` that names
+it. Arrays come back as they are, in numpy's own format; `from_arrays` and `prepare` do the same in the process itself.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from bci_adapt.data import from_arrays
+from bci_adapt.data.faults import Thresholds
+from bci_adapt.data.layouts.base import Layout
+from bci_adapt.data.nwb import open_nwb
+from bci_adapt.data.nwb_describing import Description, Neural, Series, identity
+from bci_adapt.data.prepare import prepare as prepare_here
+from bci_adapt.data.remote import Remote
+from bci_adapt.data.sessions import open_session, write_session
+from bci_adapt.errors import InputError
+from bci_adapt.ground import catalog
+from bci_adapt.ground.guarded import call, warm_up
+
+WARM_UP = f"{__name__}:warmed_up"
+"""What the reading process calls first, see `ground.guarded.warm_up`."""
+
+
+def read(path: Path | str | Remote, bin_s: float | None = None, **options: Any) -> xr.Dataset:
+    """As `from_arrays.read`, with files of HDF5 read in a child process."""
+    if not _guarded(path):
+        return from_arrays.read(path, bin_s, **options)
+    warm_up(WARM_UP)
+    with tempfile.TemporaryDirectory(prefix="bci-adapt-") as folder:
+        found = call(f"{__name__}:_read", Path(path), bin_s=bin_s, options=_plain(options), folder=folder)
+        return _unpacked(found, Path(folder))
+
+
+def prepare(path: Path | str, bin_s: float, out: Path, **options: Any) -> None:
+    """As `prepare.prepare` with `out`, in a child process; nothing comes back but the file."""
+    warm_up(WARM_UP)
+    call(f"{__name__}:_prepare", Path(path), bin_s=bin_s, out=str(out), options=_plain(options))
+
+
+def copy_session(path: Path | str, bin_s: float | None, out: Path, **options: Any) -> None:
+    """Write the session of a prepared file (``.nc``), checked, to `out`; in a child process."""
+    call(f"{__name__}:_copy", Path(path), bin_s=bin_s, out=str(out), options=_plain(options))
+
+
+def inspect(path: Path | str | Remote) -> Description:
+    """As `from_arrays.inspect`, with files of HDF5 read in a child process."""
+    if not _guarded(path):
+        return from_arrays.inspect(path)
+    found = call(f"{__name__}:_inspect", Path(path))
+    for name, kind in (("neural", Neural), ("series", Series)):
+        found[name] = [kind(**each | {"shape": tuple(each["shape"])}) for each in found[name]]
+    return Description(**found)
+
+
+def identify(path: Path, dated: bool) -> dict[str, str]:
+    """session_id, subject and session_start of a recording (`nwb_describing.identity`) or of a prepared session."""
+    return call(f"{__name__}:_identify", path, dated=dated)
+
+
+def warmed_up() -> None:
+    """Import what reading needs, layouts and what xarray and netCDF load when first used, before there is a file."""
+    catalog.variants("bci_adapt.data.layouts", Layout)
+    session = from_arrays.session(counts=np.eye(4), bin_s=0.1)
+    with tempfile.TemporaryDirectory(prefix="bci-adapt-") as folder:
+        write_session(session, Path(folder) / "session.nc")
+        from_arrays.read(Path(folder) / "session.nc")
+
+
+def _guarded(path: Path | str | Remote) -> bool:
+    """Whether a file is one that libhdf5 reads: not a stream, nor old formats of arrays."""
+    if isinstance(path, Remote):
+        return False
+    path = Path(path)
+    return path.is_file() and path.suffix != ".npz" and (path.suffix != ".mat" or from_arrays.is_hdf5(path))
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as JSON can hold them."""
+    made = {}
+    for name, value in options.items():
+        if isinstance(value, Thresholds):
+            value = asdict(value)
+        elif isinstance(value, Mapping):
+            value = dict(value)
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            value = list(value)
+        try:
+            json.dumps(value)
+        except TypeError as error:
+            raise InputError(f"{name} cannot be used with a recording: {error}") from error
+        made[name] = value
+    return made
+
+
+# ------------------------------------------------------------------------------------------------ in the child
+
+
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    return given | ({"thresholds": Thresholds(**given["thresholds"])} if given.get("thresholds") else {})
+
+
+def _read(path: Path, bin_s: float | None, options: dict[str, Any], folder: str) -> dict[str, Any]:
+    return _packed(from_arrays.read(path, bin_s, **_options(options)), Path(folder))
+
+
+def _prepare(path: Path, bin_s: float, out: str, options: dict[str, Any]) -> None:
+    prepare_here(path, bin_s, out, **_options(options))
+
+
+def _copy(path: Path, bin_s: float | None, out: str, options: dict[str, Any]) -> None:
+    write_session(from_arrays.read(path, bin_s, **options), out)
+
+
+def _inspect(path: Path) -> dict[str, Any]:
+    return from_arrays.inspect(path).to_json()
+
+
+def _identify(path: Path, dated: bool) -> dict[str, str]:
+    if path.suffix == ".nc":
+        with open_session(path) as session:
+            return {key: str(session.attrs[key]) for key in ("session_id", "subject", "session_start")}
+    with open_nwb(path) as file:
+        return identity(file, dated)
+
+
+# ------------------------------------------------------------------------------------------------ between the two
+
+
+def _packed(session: xr.Dataset, folder: Path) -> dict[str, Any]:
+    """Write the arrays of a session into `folder`; returns what else there is of it."""
+    about = []
+    for number, (name, variable) in enumerate(session.variables.items()):
+        np.save(folder / f"{number}.npy", variable.values, allow_pickle=False)
+        about.append([name, list(variable.dims), _attributes(variable.attrs), name in session.coords])
+    return {"variables": about, "attributes": _attributes(session.attrs)}
+
+
+def _attributes(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(name): value.tolist() if hasattr(value, "tolist") else value for name, value in attrs.items()}
+
+
+def _unpacked(found: dict[str, Any], folder: Path) -> xr.Dataset:
+    variables = {}
+    for number, (name, dims, attrs, _) in enumerate(found["variables"]):
+        variables[name] = xr.Variable(dims, np.load(folder / f"{number}.npy", allow_pickle=False), attrs)
+    coords = [name for name, *_, coordinate in found["variables"] if coordinate]
+    return xr.Dataset(variables, attrs=found["attributes"]).set_coords(coords)
