@@ -205,6 +205,31 @@ def indy(path: Path, cells_us, names=("M1 001", "M1 002", "M1 003", "S1 001"), *
     return path
 
 
+def matlab_arrays(path: Path, **given) -> Path:
+    """Arrays and texts as MATLAB 7.3 saves them: turned, texts as codes, lists as cell arrays of references."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+        held = file.create_group("#refs#")
+
+        def put(group, name, value):
+            text = isinstance(value, str)
+            array = np.array([[ord(c)] for c in value], np.uint16) if text else np.atleast_2d(value).T
+            array = array if text or np.ndim(value) != 1 else array.T  # a column, as MATLAB users keep times
+            group[name] = array
+            group[name].attrs["MATLAB_class"] = np.bytes_("char" if text else "double")
+            return group[name].ref
+
+        for name, value in given.items():
+            if not isinstance(value, list):
+                put(file, name, value)
+                continue
+            made = file.create_dataset(name, (1, len(value)), h5py.ref_dtype)
+            made.attrs["MATLAB_class"] = np.bytes_("cell")
+            for place, each in enumerate(value):
+                made[0, place] = put(held, f"{name}{place}", each)
+    _matlab_header(path)
+    return path
+
+
 def other_matlab(path: Path) -> Path:
     """A MATLAB 7.3 file with something else in it."""
     with h5py.File(path, "w", userblock_size=512) as file:

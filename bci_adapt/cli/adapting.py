@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bci_adapt.cli.common import JsonFile, Quiet, app, out, progress, teller, write_json
+from bci_adapt.cli.common import ANY_FILE, JsonFile, Quiet, app, out, progress, teller, write_json
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def pretrain(
 @app.command()
 def adapt(
     decoder: Annotated[Path, typer.Argument(metavar="DECODER.npz", help="A saved decoder, of pretrain or of adapt.")],
-    session: Annotated[Path, typer.Argument(metavar="SESSION", help="A recording, or a prepared session (.nc).")],
+    session: Annotated[Path, typer.Argument(metavar="SESSION", help=ANY_FILE)],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.npz", help="Where the adapted decoder goes.")],
     predictions: Annotated[
         Path | None, typer.Option(metavar="FILE.nc", help="Also write what it predicted, bin by bin.")

@@ -33,12 +33,17 @@ app = typer.Typer(
 # A file or pipe has no width of its own; tables are then as wide as a page.
 out, err = Console(width=None if sys.stdout.isatty() else 120), Console(stderr=True)
 
+ANY_FILE = "Recordings (.nwb, .mat), prepared sessions (.nc) or arrays (.npz, .mat)."
+
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no tables; errors only.")]
 JsonFile = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE.json", help="Also write it as JSON to FILE.json; - is standard output."),
 ]
-Data = Annotated[Path | None, typer.Option(help="Folder of recordings to use instead of the config's own source.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Folder of recordings, prepared sessions or arrays to use instead of the config's own source."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a value: network.n_hidden=32, targets=4,5 (repeat)."),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bci_adapt.cli.common import (
+    ANY_FILE,
     Jobs,
     JsonFile,
     OwnDecoders,
@@ -35,7 +36,8 @@ LabelDelay = Annotated[float, typer.Option("--label-delay", metavar="SECONDS", h
 @app.command()
 def compare(
     files: Annotated[
-        list[Path], typer.Argument(metavar="SOURCE TARGET...", help="Recordings of one subject, the earliest first.")
+        list[Path],
+        typer.Argument(metavar="SOURCE TARGET...", help=f"Files of one subject, the earliest first. {ANY_FILE}"),
     ],
     target: Annotated[
         str | None,
@@ -45,7 +47,10 @@ def compare(
             "its path or the end of it, such as cursor_vel.",
         ),
     ] = None,
-    bin_s: Annotated[float, typer.Option("--bin", metavar="SECONDS", help="Width of a bin.")] = 0.05,
+    bin_s: Annotated[
+        float | None,
+        typer.Option("--bin", metavar="SECONDS", help="Width of a bin; 0.05, or that of prepared sessions."),
+    ] = None,
     stream_s: Annotated[
         float,
         typer.Option("--stream", metavar="SECONDS", help="Adaptation stream of each target, at most half of it."),
@@ -78,15 +83,16 @@ def compare(
 
     Example: [cyan]bci-adapt compare mon.nwb tue.nwb wed.nwb --quick --decoder mine.py:Mine[/]
     """
-    from bci_adapt.experiment.comparing import compare_config
+    from bci_adapt.experiment.comparing import compare_config, width_of
     from bci_adapt.experiment.foreign import Foreign
     from bci_adapt.experiment.run import run_experiment
 
     own = [Foreign.parse(text) for text in decoders or ()]
     with progress(quiet) as bar:
         say = teller(bar, "reading recordings")
+        width_s = width_of(files) if bin_s is None else bin_s
         config = compare_config(
-            files, target, bin_s=bin_s, stream_s=stream_s, label_delay_s=label_delay_s, cells=cells, seeds=seeds,
+            files, target, bin_s=width_s, stream_s=stream_s, label_delay_s=label_delay_s, cells=cells, seeds=seeds,
             quick=quick, by=by, missing=missing, workers=workers, progress=Jobs(bar),
         )  # fmt: skip
         done = run_experiment(
@@ -104,9 +110,7 @@ def compare(
 @app.command()
 def predict(
     decoder: Annotated[Path, typer.Argument(metavar="DECODER.npz", help="A decoder that was saved (Decoder.save).")],
-    session: Annotated[
-        Path, typer.Argument(metavar="SESSION", help="A recording (.nwb), or a prepared session (.nc).")
-    ],
+    session: Annotated[Path, typer.Argument(metavar="SESSION", help=ANY_FILE)],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.nc", help="Where the prediction goes.")],
     missing: Annotated[
         str, typer.Option(metavar="refuse|zero", help="Channels that the session lacks: refuse, or count as silent.")

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bci_adapt.cli.common import JsonFile, Quiet, app, one_by_one, out, print_line, progress, teller, write_json
+from bci_adapt.cli.common import (
+    ANY_FILE,
+    JsonFile,
+    Quiet,
+    app,
+    one_by_one,
+    out,
+    print_line,
+    progress,
+    teller,
+    write_json,
+)
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,19 +28,6 @@ if TYPE_CHECKING:
 
 Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE.png", help="Also draw it (png, svg or pdf).")]
 Variable = Annotated[str, typer.Option("--variable", metavar="NAME", help="The kinematic that neurons are related to.")]
-
-
-def _session(path: Path, bin_s: float | None) -> xr.Dataset:
-    """A session file as it is, or a recording prepared at `bin_s` (0.05 s when not given)."""
-    from bci_adapt.data.guarded_reading import read
-
-    if path.suffix != ".nc":
-        return read(path, 0.05 if bin_s is None else bin_s)
-    session = read(path)
-    own_s = float(session.attrs["bin_s"])
-    if bin_s is not None and abs(own_s - bin_s) > 1e-9:
-        raise InputError(f"{path} is binned at {own_s:g} s, not {bin_s:g} s: leave --bin-s out, or give the NWB file")
-    return session
 
 
 def _check_plot(plot: Path | None) -> None:
@@ -47,10 +45,10 @@ By = Annotated[
 
 @app.command()
 def drift(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The earlier session: .nc or .nwb.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help=f"The earlier session. {ANY_FILE}")],
     targets: Annotated[list[Path], typer.Argument(metavar="TARGET...", help="Sessions to compare with it.")],
     bin_s: Annotated[
-        float | None, typer.Option("--bin-s", help="Bin width for NWB files; 0.05 s when not given.")
+        float | None, typer.Option("--bin-s", help="Width of a bin in seconds; 0.05, or that of prepared sessions.")
     ] = None,
     variable: Variable = "velocity",
     lag_s: Annotated[
@@ -77,6 +75,7 @@ def drift(
     """
     from bci_adapt.data import channels
     from bci_adapt.data import drift as measure
+    from bci_adapt.data.guarded_reading import opened
     from bci_adapt.data.sessions import require_one_subject
     from bci_adapt.ground.storage import json_safe
 
@@ -84,11 +83,11 @@ def drift(
     settings = measure.Settings(lag_s=lag_s, block_s=block_s)
     found = []
     with progress(quiet or json_file == "-") as bar:
-        session = _session(source, bin_s)
+        session = opened(source, bin_s)
         policy = by or channels.policy_of(session)
         first = measure.day(channels.under(session, policy), variable)
         for path in one_by_one(bar, "reading", targets, lambda path: path.name):
-            other = _session(path, bin_s)
+            other = opened(path, bin_s)
             require_one_subject([session, other])
             second = measure.day(channels.under(other, policy), variable)
             found.append(measure.drift(first, second, settings).to_json() | {"channel_policy": policy})
@@ -242,7 +241,7 @@ def _behaviour_table(behaviour: dict[str, dict[str, Any]], found: list[dict[str,
 
 @app.command()
 def scan(
-    session: Annotated[Path, typer.Argument(metavar="SESSION", help="A source session: .nc or .nwb.")],
+    session: Annotated[Path, typer.Argument(metavar="SESSION", help=f"A source session. {ANY_FILE}")],
     bins: Annotated[
         str, typer.Option("--bin", metavar="S,S,...", help="Bin widths in seconds. A .nc can only be made wider.")
     ],
@@ -279,7 +278,7 @@ def scan(
     widths, (lags_s, step_s) = _numbers(bins, ",", "--bin"), _lags(lag)
     with progress(quiet or json_file == "-") as bar:
         found = score(
-            _at_widths(session, variable),
+            _at_widths(session, widths, variable),
             widths,
             lags_s,
             variable=variable,
@@ -299,13 +298,17 @@ def scan(
         _say_scan(found, plot)
 
 
-def _at_widths(path: Path, variable: str) -> Callable[[float], xr.Dataset]:
-    """What gives the session at a bin width: a prepared one made wider, or a recording prepared anew."""
-    if path.suffix != ".nc":
-        return lambda bin_s: _session(path, bin_s)
+def _at_widths(path: Path, widths: list[float], variable: str) -> Callable[[float], xr.Dataset]:
+    """What gives the session at a bin width: one that is binned already made wider, or spikes binned anew. Counts that
+    do not say how wide their bins are have the narrowest of `widths`.
+    """
+    from bci_adapt.data.guarded_reading import bins_of, opened
     from bci_adapt.data.scan import rebin
 
-    whole = _session(path, None)
+    binned, own_s = bins_of(path)
+    if not binned:
+        return lambda bin_s: opened(path, bin_s)
+    whole = opened(path, min(widths) if own_s is None else own_s)
     return lambda bin_s: rebin(whole, bin_s, variable)
 
 

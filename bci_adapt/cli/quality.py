@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bci_adapt.cli.common import JsonFile, Quiet, app, one_by_one, out, print_line, progress, write_json
+from bci_adapt.cli.common import ANY_FILE, JsonFile, Quiet, app, one_by_one, out, print_line, progress, write_json
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
-    import xarray as xr
     from rich.table import Table
 
     from bci_adapt.data.qc import QcReport, QcThresholds
@@ -22,8 +21,10 @@ _STATUS_STYLE = {"pass": "green", "flag": "bold red", "not applicable": "dim"}
 
 @app.command()
 def qc(
-    sessions: Annotated[list[Path], typer.Argument(metavar="SESSION…", help="Sessions (.nc), or NWB files.")],
-    bin_s: Annotated[float, typer.Option("--bin-s", help="Width of a bin in seconds, for NWB files.")] = 0.05,
+    sessions: Annotated[list[Path], typer.Argument(metavar="SESSION…", help=ANY_FILE)],
+    bin_s: Annotated[
+        float | None, typer.Option("--bin-s", help="Width of a bin in seconds; 0.05, or that of prepared sessions.")
+    ] = None,
     plots: Annotated[
         Path | None, typer.Option("--plots", metavar="FOLDER", help="Also draw a page (PNG) per session into FOLDER.")
     ] = None,
@@ -42,6 +43,7 @@ def qc(
 
     Example: [cyan]bci-adapt qc data_cache/sessions/*.nc --plots qc/ --json qc.json[/]
     """
+    from bci_adapt.data.guarded_reading import opened
     from bci_adapt.data.qc import qc as check
     from bci_adapt.ground.storage import json_safe
 
@@ -50,7 +52,7 @@ def qc(
     drawn: set[str] = set()
     with progress(quiet) as bar:
         for path in one_by_one(bar, "checking", sessions, lambda path: path.name):
-            report = check(_read(path, bin_s), thresholds)
+            report = check(opened(path, bin_s), thresholds)
             reports.append(report)
             if plots is not None:
                 _draw(report, plots / f"{_free(path.stem, drawn)}.png")
@@ -82,12 +84,6 @@ def _thresholds(settings: list[str]) -> QcThresholds:
         except ValueError:
             raise InputError(f"--set {setting}: expected {name}=NUMBER, got {value!r}") from None
     return QcThresholds(**chosen)
-
-
-def _read(path: Path, bin_s: float) -> xr.Dataset:
-    from bci_adapt.data.guarded_reading import read
-
-    return read(path) if path.suffix == ".nc" else read(path, bin_s)
 
 
 def _free(stem: str, drawn: set[str]) -> str:

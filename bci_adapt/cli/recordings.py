@@ -97,7 +97,9 @@ def _print_overlap(pairs: list[dict[str, Any]]) -> None:
 @app.command()
 def prepare(
     recordings: Annotated[list[str], typer.Argument(help="NWB, MATLAB or .npz files, or folders of recordings.")],
-    bin_s: Annotated[float, typer.Option("--bin-s", help="Width of a bin in seconds.")] = 0.05,
+    bin_s: Annotated[
+        float | None, typer.Option("--bin-s", help="Width of a bin in seconds; 0.05, or that of arrays that state one.")
+    ] = None,
     into: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the sessions; data_cache/sessions when not given.")
     ] = None,
@@ -145,10 +147,11 @@ def prepare(
 
 
 def _prepare_each(
-    files: Sequence[tuple[Path | Remote, dict[str, str]]], folder: Path, bin_s: float, options: Any, quiet: bool
+    files: Sequence[tuple[Path | Remote, dict[str, str]]], folder: Path, bin_s: float | None, options: Any, quiet: bool
 ) -> int:
     """Prepare files into a folder, one after another; returns how many cannot be. A single one raises its error."""
-    from bci_adapt.data.guarded_reading import read
+    from bci_adapt.data.from_arrays import is_prepared
+    from bci_adapt.data.guarded_reading import opened
     from bci_adapt.data.sessions import session_file_name, write_session
 
     seen: dict[Path, Path | Remote] = {}
@@ -156,9 +159,9 @@ def _prepare_each(
     with progress(quiet) as bar:
         for file, about in one_by_one(bar, "preparing", files, lambda each: each[0].name):
             try:
-                if Path(file.name).suffix == ".nc":
-                    raise InputError(f"{file}: is a prepared session: prepare takes recordings or arrays")
-                session = read(file, bin_s, **options, provenance=about)
+                if is_prepared(file):
+                    raise InputError(_already(file, bin_s))
+                session = opened(file, bin_s, **options, provenance=about)
                 written = folder / session_file_name(session)
                 if written in seen:
                     raise InputError(f"{file} and {seen[written]} are one session, {written.stem}: prepare one of them")
@@ -173,6 +176,17 @@ def _prepare_each(
             if not quiet:
                 _say_prepared(session, written)
     return failed
+
+
+def _already(file: Path | Remote, bin_s: float | None) -> str:
+    """Why a prepared session is not prepared again, and what to do."""
+    from bci_adapt.data.guarded_reading import bins_of
+
+    own_s = bins_of(file)[1] if isinstance(file, Path) else None
+    text = f"{file}: is a prepared session" + (f", in bins of {own_s:g} s" if own_s is not None else "")
+    other = own_s is not None and bin_s is not None and abs(own_s - bin_s) > 1e-9
+    how = f"for bins of {bin_s:g} s prepare" if other else "use it as it is, or prepare"
+    return f"{text}: {how} the recording that it was made of"
 
 
 def _say_prepared(session: xr.Dataset, written: Path) -> None:

@@ -17,13 +17,12 @@ import numpy as np
 import xarray as xr
 
 from bci_adapt.data import from_arrays
+from bci_adapt.data.array_files import is_hdf5
 from bci_adapt.data.faults import Thresholds
 from bci_adapt.data.layouts.base import Layout
-from bci_adapt.data.nwb import open_nwb
-from bci_adapt.data.nwb_describing import Description, Neural, Series, identity
-from bci_adapt.data.prepare import prepare as prepare_here
+from bci_adapt.data.nwb_describing import Description, Neural, Series
 from bci_adapt.data.remote import Remote
-from bci_adapt.data.sessions import open_session, write_session
+from bci_adapt.data.sessions import write_session
 from bci_adapt.errors import InputError
 from bci_adapt.ground import catalog
 from bci_adapt.ground.guarded import call, warm_up
@@ -32,25 +31,33 @@ WARM_UP = f"{__name__}:warmed_up"
 """What the reading process calls first, see `ground.guarded.warm_up`."""
 
 
-def read(path: Path | str | Remote, bin_s: float | None = None, **options: Any) -> xr.Dataset:
+def read(
+    path: Path | str | Remote, bin_s: float | None = None, fallback_s: float | None = None, **options: Any
+) -> xr.Dataset:
     """As `from_arrays.read`, with files of HDF5 read in a child process."""
     if not _guarded(path):
-        return from_arrays.read(path, bin_s, **options)
+        return from_arrays.read(path, bin_s, fallback_s, **options)
     warm_up(WARM_UP)
+    widths = {"bin_s": bin_s, "fallback_s": fallback_s}
     with tempfile.TemporaryDirectory(prefix="bci-adapt-") as folder:
-        found = call(f"{__name__}:_read", Path(path), bin_s=bin_s, options=_plain(options), folder=folder)
+        found = call(f"{__name__}:_read", Path(path), **widths, options=_plain(options), folder=folder)
         return _unpacked(found, Path(folder))
 
 
-def prepare(path: Path | str, bin_s: float, out: Path, **options: Any) -> None:
-    """As `prepare.prepare` with `out`, in a child process; nothing comes back but the file."""
+def opened(path: Path | str | Remote, bin_s: float | None = None, **options: Any) -> xr.Dataset:
+    """The session of a file that a command was given: `read`, in bins of `from_arrays.BIN_S` where neither `bin_s` nor
+    the file says how wide they are.
+    """
+    return read(path, bin_s, from_arrays.BIN_S, **options)
+
+
+def write(path: Path | str, bin_s: float | None, out: Path, **options: Any) -> None:
+    """Write the session that `read` gives to `out`; in a child process, from which nothing comes back but the file."""
+    if not _guarded(path):
+        write_session(from_arrays.read(path, bin_s, **options), out)
+        return
     warm_up(WARM_UP)
-    call(f"{__name__}:_prepare", Path(path), bin_s=bin_s, out=str(out), options=_plain(options))
-
-
-def copy_session(path: Path | str, bin_s: float | None, out: Path, **options: Any) -> None:
-    """Write the session of a prepared file (``.nc``), checked, to `out`; in a child process."""
-    call(f"{__name__}:_copy", Path(path), bin_s=bin_s, out=str(out), options=_plain(options))
+    call(f"{__name__}:_write", Path(path), bin_s=bin_s, out=str(out), options=_plain(options))
 
 
 def inspect(path: Path | str | Remote) -> Description:
@@ -64,8 +71,19 @@ def inspect(path: Path | str | Remote) -> Description:
 
 
 def identify(path: Path, dated: bool) -> dict[str, str]:
-    """session_id, subject and session_start of a recording (`nwb_describing.identity`) or of a prepared session."""
-    return call(f"{__name__}:_identify", path, dated=dated)
+    """As `from_arrays.identity`, with files of HDF5 read in a child process."""
+    return call(f"{__name__}:_identify", path, dated=dated) if _guarded(path) else from_arrays.identity(path, dated)
+
+
+def bins_of(path: Path) -> tuple[bool, float | None]:
+    """As `from_arrays.bins_of`, with files of HDF5 read in a child process."""
+    binned, bin_s = call(f"{__name__}:_bins_of", path) if _guarded(path) else from_arrays.bins_of(path)
+    return binned, bin_s
+
+
+def is_recording(path: Path) -> bool:
+    """As `from_arrays.is_recording`, with files of HDF5 read in a child process."""
+    return call(f"{__name__}:_is_recording", path) if _guarded(path) else from_arrays.is_recording(path)
 
 
 def warmed_up() -> None:
@@ -82,7 +100,7 @@ def _guarded(path: Path | str | Remote) -> bool:
     if isinstance(path, Remote):
         return False
     path = Path(path)
-    return path.is_file() and path.suffix != ".npz" and (path.suffix != ".mat" or from_arrays.is_hdf5(path))
+    return path.is_file() and path.suffix != ".npz" and (path.suffix != ".mat" or is_hdf5(path))
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,16 +128,14 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     return given | ({"thresholds": Thresholds(**given["thresholds"])} if given.get("thresholds") else {})
 
 
-def _read(path: Path, bin_s: float | None, options: dict[str, Any], folder: str) -> dict[str, Any]:
-    return _packed(from_arrays.read(path, bin_s, **_options(options)), Path(folder))
+def _read(
+    path: Path, bin_s: float | None, fallback_s: float | None, options: dict[str, Any], folder: str
+) -> dict[str, Any]:
+    return _packed(from_arrays.read(path, bin_s, fallback_s, **_options(options)), Path(folder))
 
 
-def _prepare(path: Path, bin_s: float, out: str, options: dict[str, Any]) -> None:
-    prepare_here(path, bin_s, out, **_options(options))
-
-
-def _copy(path: Path, bin_s: float | None, out: str, options: dict[str, Any]) -> None:
-    write_session(from_arrays.read(path, bin_s, **options), out)
+def _write(path: Path, bin_s: float | None, out: str, options: dict[str, Any]) -> None:
+    write_session(from_arrays.read(path, bin_s, **_options(options)), out)
 
 
 def _inspect(path: Path) -> dict[str, Any]:
@@ -127,11 +143,15 @@ def _inspect(path: Path) -> dict[str, Any]:
 
 
 def _identify(path: Path, dated: bool) -> dict[str, str]:
-    if path.suffix == ".nc":
-        with open_session(path) as session:
-            return {key: str(session.attrs[key]) for key in ("session_id", "subject", "session_start")}
-    with open_nwb(path) as file:
-        return identity(file, dated)
+    return from_arrays.identity(path, dated)
+
+
+def _bins_of(path: Path) -> tuple[bool, float | None]:
+    return from_arrays.bins_of(path)
+
+
+def _is_recording(path: Path) -> bool:
+    return from_arrays.is_recording(path)
 
 
 # ------------------------------------------------------------------------------------------------ between the two

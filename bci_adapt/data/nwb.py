@@ -391,8 +391,10 @@ def _scan(file: NwbFile) -> None:
         file.warnings.append(f"{len(odd) - MAX_WARNINGS} more links lead to nothing or back")
 
 
-def open_nwb(path: Path | str | Remote) -> NwbFile:
+def open_nwb(path: Path | str | Remote, arrays: bool = False) -> NwbFile:
     """Open an NWB 2 file, or a MATLAB 7.3 one with `MATLAB_VARIABLES`, for reading; use it as a context manager.
+
+    With `arrays` a MATLAB file may hold other variables.
 
     `InputError`, naming the file, when it is missing, truncated, not HDF5, of NWB 1.x, neither, or links to others.
     """
@@ -417,7 +419,7 @@ def open_nwb(path: Path | str | Remote) -> NwbFile:
         if hdf5 or "truncated" in str(error):
             raise InputError(f"{path}: truncated or damaged; fetch it again ({clean(error, 200)})") from error
         raise InputError(f"{path}: not an HDF5 file, so not NWB 2 ({clean(error, 200)})") from error
-    return _checked(NwbFile(path, h5))
+    return _checked(NwbFile(path, h5), arrays)
 
 
 def _open_remote(remote: Remote) -> NwbFile:
@@ -437,7 +439,7 @@ def _open_remote(remote: Remote) -> NwbFile:
         raise
 
 
-def _checked(file: NwbFile) -> NwbFile:
+def _checked(file: NwbFile, arrays: bool = False) -> NwbFile:
     """An opened file whose version and objects have been looked at; `InputError`, and it is closed, when it is none."""
     path, h5 = file.path, file.h5
     try:
@@ -451,7 +453,7 @@ def _checked(file: NwbFile) -> NwbFile:
             raise InputError(f"{path}: written for NWB {file.version}; only NWB 2 can be read, convert it first")
         _scan(file)
         missing = [name for name in MATLAB_VARIABLES if not isinstance(file.objects.get(name), h5py.Dataset)]
-        if file.version == MATLAB and missing:
+        if file.version == MATLAB and missing and not arrays:
             raise InputError(
                 f"{path}: a {MATLAB} file without the variables {', '.join(missing)}; of these files only the Indy and "
                 f"Loco recordings ({', '.join(MATLAB_VARIABLES)}) are read: convert others to NWB, or save them as .npz"

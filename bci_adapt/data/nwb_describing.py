@@ -260,10 +260,15 @@ def identity(file: NwbFile, dated: bool = False) -> dict[str, str]:
         moment = datetime.fromtimestamp(0, UTC)
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return {
-        "session_id": re.sub(r"[^A-Za-z0-9._+-]+", "-", session).strip("-.")[:120] or "session",
+        "session_id": id_of(session) or "session",
         "subject": subject,
         "session_start": moment.isoformat(),
     }
+
+
+def id_of(text: str) -> str:
+    """An id in characters that can stand in the name of a file."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.")[:120]
 
 
 def _identity_of_name(file: NwbFile) -> dict[str, str]:

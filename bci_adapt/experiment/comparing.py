@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from bci_adapt.data.binning import bin_ticks
+from bci_adapt.data.from_arrays import BIN_S
+from bci_adapt.data.guarded_reading import bins_of, is_recording
 from bci_adapt.errors import InputError
 from bci_adapt.experiment.building import Builder
 from bci_adapt.experiment.config import Config, parse_config
@@ -22,8 +24,6 @@ from bci_adapt.ground.storage import cache_root, file_digest
 
 if TYPE_CHECKING:
     import pandas as pd
-
-BIN_S = 0.05
 
 # Beside the standing arms; rates are not tuned, one thing varies at a time.
 ARMS = (
@@ -144,7 +144,7 @@ def compare(
     from bci_adapt.results.table import read_results
 
     own = [_present(name, decoder) for name, decoder in (decoders or {}).items()]
-    width_s = _width_s(sessions) if bin_s is None else bin_s
+    width_s = width_of(sessions) if bin_s is None else bin_s
     config = compare_config(
         [_file_of(session) for session in sessions], target, bin_s=width_s, stream_s=stream_s,
         label_delay_s=label_delay_s, cells=",".join(cells) if cells else None, seeds=seeds, quick=quick,
@@ -163,17 +163,12 @@ def _present(name: str, decoder: Any) -> Present:
     return Present(Path("this process"), name, decoder)
 
 
-def _width_s(sessions: Sequence[xr.Dataset | Path | str]) -> float:
-    """The bin width that the sessions have in common."""
-    from bci_adapt.data.sessions import open_session
-
+def width_of(sessions: Sequence[xr.Dataset | Path | str]) -> float:
+    """The bin width that the sessions have in common, in seconds; `BIN_S` where none has one yet."""
     widths = []
     for each in sessions:
-        if isinstance(each, xr.Dataset):
-            widths.append(float(each.attrs["bin_s"]))
-        elif Path(each).suffix == ".nc":
-            with open_session(each) as session:
-                widths.append(float(session.attrs["bin_s"]))
+        width_s = float(each.attrs["bin_s"]) if isinstance(each, xr.Dataset) else bins_of(Path(each))[1]
+        widths += [] if width_s is None else [width_s]
     if len({bin_ticks(width) for width in widths}) > 1:
         raise InputError(
             f"compare: expected sessions in bins of one width, got {', '.join(map('{:g} s'.format, widths))}"
@@ -265,7 +260,7 @@ def _decoding(config: Config, target: str, file: Path, workers: int | None, prog
     held = _kinematics(config, file, workers, progress)
     if target in held:
         return config.model_copy(update={"variables": (target,)})
-    if file.suffix == ".nc":
+    if not is_recording(file):
         raise InputError(f"{file}: {unknown(target, held, 'target')}")
     paths = [series.path for series in inspect(file).series]
     ends = [path for path in paths if f"/{path}".endswith(f"/{target.strip('/')}")]

@@ -387,6 +387,8 @@ def load_config(path: Path | str, settings: Sequence[str] = (), data: Path | str
     InputError
         naming the file and key: unreadable, not TOML, an unknown key (with the nearest known one), an impossible value.
     """
+    if Path(path).is_dir() or Path(path).suffix in (".nwb", ".nc", ".npz", ".mat"):
+        raise InputError(f"{path}: is no config (.toml); recordings go in with --data FOLDER, or with compare")
     raw = read_toml(path)
     for setting in settings:
         _override(raw, setting)

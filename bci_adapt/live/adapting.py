@@ -11,7 +11,7 @@ import xarray as xr
 
 from bci_adapt.data import channels
 from bci_adapt.data.binning import bin_ticks
-from bci_adapt.data.guarded_reading import read
+from bci_adapt.data.guarded_reading import opened
 from bci_adapt.data.sessions import require_one_meaning, start_of
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.recommendation import recommended
@@ -21,8 +21,6 @@ from bci_adapt.live import predicting
 from bci_adapt.protocol.evaluation import scores_of
 from bci_adapt.protocol.prequential import prequential
 from bci_adapt.protocol.supervision import Teaching, stream_of
-
-BIN_S = 0.05
 
 Say = Callable[[str], None]
 
@@ -56,9 +54,9 @@ def pretrain(
 
     Parameters
     ----------
-    files : recordings, or prepared sessions (``.nc``), the earliest first.
+    files : recordings, prepared sessions (``.nc``) or arrays (``.npz``, ``.mat``), the earliest first.
     target : kinematic that is decoded, or several, separated by commas.
-    bin_s : width of a bin; `BIN_S` when None, or that of the sessions that are prepared already.
+    bin_s : width of a bin; `from_arrays.BIN_S` when None, or that of the sessions that are prepared already.
     missing : what happens to channels that not every session has (`channels.match`).
     by : what makes two channels the same one (`channels.POLICIES`); None takes what fits the first session.
     constants : replace those of the decoder.
@@ -77,7 +75,7 @@ def pretrain(
     sessions = []
     for path in paths:
         say(f"reading {path.name}")
-        sessions.append(read(path, BIN_S if bin_s is None and path.suffix != ".nc" else bin_s))
+        sessions.append(opened(path, bin_s))
     names = [each.strip() for each in target.split(",")]
     _require_one_kind(sessions, names)
     matched = channels.match(sessions, by=by, missing=missing)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from bci_adapt.data.guarded_reading import read
+from bci_adapt.data.from_arrays import is_prepared
+from bci_adapt.data.guarded_reading import is_recording, read
 from bci_adapt.data.labelled import Arrays
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.errors import InputError
@@ -22,7 +23,8 @@ from bci_adapt.ground.version import __version__
 def predict(decoder_file: Path, session_file: Path, missing: str = "refuse") -> tuple[xr.Dataset, list[str]]:
     """The movement that the decoder saved in `decoder_file` reads from a session, and what is to be said about it.
 
-    The session is a recording, which is prepared in the decoder's bins, or a prepared session (``.nc``). Channels are
+    The session is a recording or a file of arrays, which is prepared in the decoder's bins, or a prepared session
+    (``.nc``). Channels are
     matched by name, and those the decoder does not know are left out. `missing` says what happens to channels that the
     session lacks: ``refuse``, or ``zero``, as though they were silent. A decoder that does not know the names of its
     channels is given the session's channels as they come, if they are as many, and that is said.
@@ -113,9 +115,9 @@ def _known(decoder: Decoder, file: Path) -> Mapping[str, Any]:
 
 def _read(path: Path, decoder: Decoder, about: Mapping[str, Any]) -> xr.Dataset:
     """The session of a file, binned and sorted into units or electrodes as the decoder's were."""
-    if path.suffix == ".nc":
+    if is_prepared(path):
         return read(path)
-    told = ("per", "spikes") if path.suffix == ".nwb" else ()
+    told = ("per", "spikes") if is_recording(path) else ()
     return read(path, decoder.bin_s_, **{name: about[name] for name in told if about.get(name)})
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bci_adapt.data.from_arrays import UNDATED
 from bci_adapt.data.guarded_reading import identify
 from bci_adapt.errors import InputError
 
@@ -44,7 +45,10 @@ class Source(ABC):
 
 
 def sessions_of(paths: Iterable[Path], where: str) -> pd.DataFrame:
-    """Return the table of `Source.list` for recordings at `paths`; `InputError` when two of them are one session."""
+    """Return the table of `Source.list` for files at `paths`; `InputError` when two of them are one session.
+
+    Files that do not say when they were recorded stay in the order they came in; `InputError` where only some do not.
+    """
     import pandas as pd
 
     listed = list(paths)
@@ -53,6 +57,14 @@ def sessions_of(paths: Iterable[Path], where: str) -> pd.DataFrame:
     for session_id in table.index[table.index.duplicated()]:
         names = ", ".join(path.name for path in table.loc[[session_id], "path"])
         raise InputError(f"{where}: {names} are all session {session_id!r}; keep or select one of them")
-    table["session_start"] = pd.to_datetime(table["session_start"], utc=True, format="ISO8601")
+    undated = [row["path"] for row in rows if not row["session_start"]]
+    if undated and len(undated) < len(rows):
+        dated = next(row["path"] for row in rows if row["session_start"])
+        raise InputError(
+            f"{undated[0]}: does not say when it was recorded (session_start), {dated.name} does: sessions are put in "
+            "order by it, so that all have to say it, or none"
+        )
+    starts = table["session_start"].replace("", UNDATED)
+    table["session_start"] = pd.to_datetime(starts, utc=True, format="ISO8601")
     table = table.sort_values(["session_start", "subject"], kind="stable")
     return table.loc[:, ["path", "subject", "session_start"]]

@@ -13,6 +13,7 @@ class Files(Folder):
     """The recordings at some paths, wherever they lie, oldest session first."""
 
     name = "files"
+    order = "given"
 
     def __init__(self, paths: Iterable[Path | str]) -> None:
         self._paths = [Path(path) for path in paths]
@@ -22,5 +23,6 @@ class Files(Folder):
         """Return the recordings as they were named; `InputError` for one that is missing."""
         for path in self._paths:
             if not path.is_file():
-                raise InputError(f"{path}: no such file; a recording was expected")
+                what = "not a file" if path.exists() else "no such file"
+                raise InputError(f"{path}: {what}; a recording was expected")
         return self._paths
