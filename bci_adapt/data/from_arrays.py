@@ -228,8 +228,8 @@ def identity(path: Path, dated: bool = False) -> dict[str, str]:
     """
     if is_prepared(path):
         with open_session(path) as stored:
-            if missing := [key for key in IDENTITY if key not in stored.attrs] + ["counts"] * ("counts" not in stored):
-                raise InputError(f"{path}: not a session: {missing[0]} is missing")
+            if missing := [key for key in IDENTITY if key not in stored.attrs]:
+                raise InputError(f"{path}: not a session: attribute {missing[0]} is missing")
             found = {key: str(stored.attrs[key]) for key in IDENTITY}
         return found | ({"session_start": ""} if found["session_start"] == UNDATED else {})
     arrays = _known_arrays(path)
@@ -248,8 +248,6 @@ def inspect(path: Path | str | Remote) -> Description:
     path = Path(path)
     if is_prepared(path):
         with open_session(path) as stored:
-            if "counts" not in stored or "channel" not in stored:
-                raise InputError(f"{path}: not a session: it holds no counts by channel")
             found = _described(path, "prepared session", stored.attrs, _sizes(stored), _names_elsewhere(stored))
             if not found.channels and stored.attrs["channel_identity"] == "unit":
                 found.warnings.append(UNMATCHED_UNITS)

@@ -307,6 +307,9 @@ def open_session(path: Path | str) -> xr.Dataset:
         session = xr.open_dataset(path, engine="h5netcdf", decode_times=False)
     except _UNREADABLE as error:
         raise InputError(f"{path}: not a readable session file ({error}); prepare it again") from error
+    if missing := [name for name in ("counts", "time", "channel") if name not in session.variables]:
+        session.close()
+        raise InputError(f"{path}: not a session: variable {missing[0]} is missing")
     # Text comes back from netCDF as Python objects; labels are small, so they get numpy's own type at once.
     text = {str(name): _text(value) for name, value in session.variables.items() if value.dtype.kind in "OTU"}
     made = signed(with_masks(session.assign(text)))
