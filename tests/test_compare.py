@@ -106,6 +106,26 @@ def test_files_of_prepared_sessions_are_compared_as_sessions_are(days, folder):
     assert said
 
 
+def test_what_is_noted_of_the_files_is_shown_and_kept(days, folder, call):
+    """Arrays that do not say when they were recorded are taken in the order given, by `ba.compare` and the command."""
+    paths = [folder / f"undated{number}.npz" for number in range(2)]
+    for day, path in zip(days, paths, strict=True):
+        named = {"channels": day["channel"].values, "target_units": day["position"].attrs["units"], "bin_s": 0.05}
+        times = {"target_time_s": day["time"].values}
+        np.savez(path, counts=day["counts"].values, target=day["position"].values, **named, **times)
+    found = compared(paths)
+    (said,) = found.notes
+    assert said == "undated0.npz, undated1.npz do not say when they were recorded: taken in the order given"
+    assert f"note: {said}" in repr(found)
+    assert said in found.report.read_text(encoding="utf-8")
+    asked = ("compare", *paths, "--stream", STREAM_S, "--label-delay", DELAY_S, "--quick", "--workers", 0)
+    code, _, err = call(*asked)
+    assert code == 0, err
+    assert f"note: {said}" in " ".join(err.split())
+    assert compared(days).notes == []
+    assert "note:" not in repr(compared(days))
+
+
 @pytest.mark.parametrize(
     ("decoders", "error", "message"),
     [

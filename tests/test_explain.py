@@ -1,6 +1,7 @@
 """Where the R² went: on recordings in which one thing was changed by hand, that thing is named. And `compare`."""
 
 import json
+from pathlib import Path
 
 import pytest
 from caches import new_cache
@@ -117,6 +118,23 @@ def test_explain_on_the_command_line(run, call, tmp_path):
     payload = json.loads((tmp_path / "why.json").read_text())
     assert [each["cause"] for each in payload["decoders"]] == ["lag", "lag"]
     assert payload["jobs"]["executed"] == 0  # all of it was there
+
+
+def test_what_the_source_notes_is_said(run, call, tmp_path):
+    """Of the run's own files there is nothing to note; of a folder, that something else lies in it."""
+    for path in map(Path, load_config(run[0] / "config.toml").source.paths):
+        (tmp_path / path.name).symlink_to(path)
+    asked = ("explain", run[0], "mon:late", "--workers", 0, "--json", tmp_path / "why.json")
+    code, _, err = call(*asked)
+    assert (code, "note:" in err, json.loads((tmp_path / "why.json").read_text())["notes"]) == (0, False, [])
+    (tmp_path / "stray.npz").touch()
+    code, _, err = call(*asked, "--data", tmp_path)
+    assert code == 0, err
+    assert "note: " in err
+    assert "not 1 arrays (*.npz) that lie there, too" in err
+    (said,) = json.loads((tmp_path / "why.json").read_text())["notes"]
+    assert f"note: {said}" in err
+    assert "note:" not in call(*asked, "--data", tmp_path, "-q")[2]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Tuning: what a search chooses on planted surfaces; a tiny tuning, from recordings to a run with its values."""
 
 import json
+import tomllib
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from caches import new_cache
 from bci_adapt.errors import InputError
 from bci_adapt.experiment.arm import Arm
 from bci_adapt.experiment.config import load_config, parse_config
+from bci_adapt.experiment.preparing import open_source
 from bci_adapt.experiment.run import run_experiment
 from bci_adapt.experiment.tuned import choose, read_tuned
 from bci_adapt.experiment.tuning import Search, tune, write_tuned
@@ -226,3 +228,39 @@ def test_from_recordings_to_a_run_with_tuned_values(tmp_path, monkeypatch, call)
     other = run_experiment(config, workers=0, tuned=values)
     assert other.folder != done.folder
     assert other.executed > 0
+
+
+def test_what_the_archive_notes_is_shown_by_tune_and_stands_in_the_file_and_on_the_page(tmp_path, monkeypatch, call):
+    """A draft, its licence and what was left out, of the recordings that values were chosen on."""
+    import archive_server
+
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(new_cache(tmp_path)))
+    path, values = tmp_path / "noted.toml", tmp_path / "noted.tuned.json"
+    start, stop = TINY.index("[source]"), TINY.index("[[pairs]]")
+    dandi = '[source]\nkind = "dandi"\ndandiset = "000688"\nversion = "draft"\npaths = ["sub-Sim/*"]\n'
+    text = (TINY[:start] + dandi + TINY[stop:]).replace("max_points = 4", "max_points = 3")
+    path.write_text(
+        text.replace("tiny.tuned.json", values.name).replace("no_drift = false", "no_drift = false\ncold = false")
+    )
+    simulated = open_source(parse_config(tomllib.loads(TINY), "tiny"))
+    with archive_server.serving() as archive:
+        monkeypatch.setenv("DANDI_INSTANCE", archive.url)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        for name in simulated.list().index:
+            made = simulated.fetch(name)
+            archive.add(f"sub-Sim/{made.name}", made.read_bytes(), version="draft")
+        archive.add("sub-Sim/notes.txt", b"notes", version="draft")
+        code, _, err = call("tune", path, "--workers", 0)
+        assert code == 0, err
+        stored = json.loads(values.read_text())["about"]["notes"]
+        for said in ("000688/draft is a draft", "licence of 000688/draft: spdx:CC-BY-4.0", "'sub-Sim/notes.txt'"):
+            assert any(said in note for note in stored), said
+            assert said in " ".join(err.split())
+        assert "note:" not in call("tune", path, "--workers", 0, "-q")[2]
+    done = run_experiment(
+        load_config(path), workers=0, tuned=values, lock=tmp_path / "sessions.lock.toml", offline=True
+    )
+    assert done.manifest.tuning["notes"] == json.loads(values.read_text())["about"]["notes"]
+    page = (done.folder / "report.html").read_text()
+    section = page[page.index("Noted of the recordings that they were chosen on") :]
+    assert "000688/draft is a draft" in section

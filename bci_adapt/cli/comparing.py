@@ -175,11 +175,17 @@ def explain(
     from bci_adapt.experiment.explain import explain as run_explain
     from bci_adapt.ground.storage import json_safe
 
+    notes: list[str] = []
     with progress(quiet) as bar:
         say = teller(bar, "reading the run")
-        found, jobs = run_explain(run, pair, variable=variable, data=data, workers=workers, progress=Jobs(bar), say=say)
+        found, jobs = run_explain(
+            run, pair, variable=variable, data=data, workers=workers, progress=Jobs(bar), say=say, note=notes.append
+        )
+    for text in notes:
+        noting(quiet)(text)
     if json_file is not None:
-        write_json(json_file, json_safe({"decoders": [each.to_json() for each in found], "jobs": jobs}))
+        written = {"decoders": [each.to_json() for each in found], "jobs": jobs, "notes": notes}
+        write_json(json_file, json_safe(written))
     if quiet or json_file == "-":
         return
     for each in found:

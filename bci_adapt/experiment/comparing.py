@@ -47,18 +47,22 @@ MIN_HELD_OUT_S = 60.0
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """What `compare` found: the long table of all scores, the report, and the folder of the run they are in."""
+    """What `compare` found: the long table of all scores, the report, the folder of the run they are in, and what is to
+    be known of the recordings.
+    """
 
     rows: pd.DataFrame
     report: Path
     folder: Path
+    notes: Sequence[str] = ()
 
     def __repr__(self) -> str:
         rows = self.rows
         counted = (rows["metric"] == "r2") & (rows["study"] == "") & rows["phase"].isin(["online", "held_out"])
         means = rows[counted].pivot_table(index=["arm", "cell"], columns="phase", values="value", aggfunc="mean")
         table = means.sort_values("held_out", ascending=False).round(3).to_string(na_rep="–")
-        return f"R², mean over targets and seeds\n{table}\nreport: {self.report}"
+        said = "".join(f"note: {text}\n" for text in self.notes)
+        return f"{said}R², mean over targets and seeds\n{table}\nreport: {self.report}"
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,8 @@ def compare(
         by=by, missing=missing, workers=workers,
     )  # fmt: skip
     done = run_experiment(config, workers=workers, say=say, command="bci_adapt.compare", foreign=own)
-    return Comparison(read_results(done.folder / "results.nc").rows, done.folder / "report.html", done.folder)
+    rows = read_results(done.folder / "results.nc").rows
+    return Comparison(rows, done.folder / "report.html", done.folder, done.manifest.notes)
 
 
 def _present(name: str, decoder: Any) -> Present:

@@ -86,11 +86,13 @@ def explain(
     workers: int | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> tuple[list[Explanation], dict[str, int]]:
     """Explain the pair of a finished run that `pair` names by parts of its sessions' ids, ``source:target``.
 
     Of the run's first network and first seed, and of the Wiener filter. What the run has done already is reused.
-    Returns the explanations and how many jobs were ``executed`` and ``reused``.
+    Returns the explanations and how many jobs were ``executed`` and ``reused``; `note` is told what the source of the
+    recordings has to say of them.
 
     Raises
     ------
@@ -113,6 +115,7 @@ def explain(
         workers=workers,
         progress=progress,
         say=say,
+        note=note,
         lock=lock if lock.is_file() else None,
     )
     found = _find(pair, prepared.pairs(config.pairs))

@@ -130,6 +130,7 @@ class TuningEntry(TypedDict, total=False):
     file: Required[str]
     digest: Required[str]
     seeds: list[int]
+    notes: list[str]
     surface: Required[list[dict[str, Any]]]
     chosen: Required[list[dict[str, Any]]]
     used: list[dict[str, Any]]

@@ -14,7 +14,7 @@ from bci_adapt.results.analysis import OfDay
 from bci_adapt.results.figures import run as figures
 from bci_adapt.results.figures import studies as figures_study
 from bci_adapt.results.recovery import Frame
-from bci_adapt.results.report.blocks import Cell, Fold, Section, Table, Text, blocks_of, numbers, words
+from bci_adapt.results.report.blocks import Cell, Fold, Points, Section, Table, Text, blocks_of, numbers, words
 from bci_adapt.results.report.run import StoredRun, figure_text, seconds, signed
 from bci_adapt.results.report.sections import leak_lines
 from bci_adapt.results.summary import score_text
@@ -323,6 +323,7 @@ def tuning(run: StoredRun) -> Section:
                 "Values were chosen by held-out R² on other pairs of sessions than they are used for; seeds "
                 f"{seeds}. From {found['file']}, sha256 {found['digest']}."
             ),
+            Points("Noted of the recordings that they were chosen on", found["notes"]) if found.get("notes") else None,
             _chosen_table(run, chosen),
             Text("At the edge of its grid: a wider grid might find better.", kind="fine") if outer else None,
             run.album.picture(
