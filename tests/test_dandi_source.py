@@ -1037,6 +1037,36 @@ def test_an_update_fetches_and_stores_nothing_twice(archive, make, tmp_path):
     assert len(make(subject="C").obtain()) == 3
 
 
+def test_a_disk_without_hard_links_takes_copies_and_that_is_said_once(archive, make, tmp_path, monkeypatch):
+    """Nothing is sent twice either way; stored twice is only what cannot be stored once."""
+    both = {}
+    for links in (True, False):
+        cache = tmp_path / str(links)
+        old = make(version=OLD, subject="C", cache=cache).obtain()
+        sent = archive.sent()
+        if not links:
+            monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(1, "no links")))
+        source = make(version=NEW, subject="C", cache=cache)
+        new = source.obtain()
+        assert archive.sent() == sent
+        assert [path.name for path in new] == [path.name for path in old]
+        assert [path.samefile(twin) for path, twin in zip(new, old, strict=True)] == [links] * 3
+        assert [path.read_bytes() for path in new] == [path.read_bytes() for path in old]
+        both[links] = [note for note in source.notes() if "stored a second time" in note]
+        assert sum("not fetched again" in note for note in source.notes()) == 1
+    assert both[True] == []
+    assert len(both[False]) == 1
+    assert "3 of them" in both[False][0]
+
+
+def test_a_copy_needs_room(archive, make, monkeypatch):
+    make(version=OLD, subject="C").obtain()
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(1, "no links")))
+    monkeypatch.setattr(entries.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(InputError, match="GB are free"):
+        make(version=NEW, subject="C").obtain()
+
+
 def test_a_damaged_twin_is_not_taken(archive, make):
     (old,) = make(version=OLD, session="*1003").obtain()
     old.write_bytes(b"x" * old.stat().st_size)

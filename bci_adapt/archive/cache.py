@@ -220,17 +220,21 @@ def twins(folder: Path, assets: Iterable[Asset]) -> dict[Asset, Path]:
     return found
 
 
-def share(twin: Path, file: Path, record: Record) -> None:
-    """Make `file` the same bytes as `twin`, stored once where the disk can (a hard link), else copied.
+def share(twin: Path, file: Path, record: Record) -> bool:
+    """Make `file` the same bytes as `twin`, stored once where the disk can (a hard link), else copied; returns which.
 
-    Neither is ever written in place, so that no later fetch can change one through the other.
+    Neither is ever written in place, so that no later fetch can change one through the other. `InputError` where there
+    is no room for a copy.
     """
     write_record(file, record)
     with atomic_path(file) as temporary:
         try:
             os.link(twin, temporary)
         except OSError:  # another disk, or one without links
+            check_room(file.parent, record.asset.size)
             shutil.copy2(twin, temporary)
+            return False
+    return True
 
 
 def check_room(raw: Path, missing_bytes: int) -> None:

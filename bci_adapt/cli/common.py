@@ -55,6 +55,9 @@ Scheduler = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="A running dask scheduler to use instead of local workers.")
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Use what is in the cache; ask no archive.")]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Compute the digests of cached files again, however lately it was done.")
+]
 OwnDecoders = Annotated[
     list[str] | None,
     typer.Option(

@@ -18,6 +18,7 @@ from bci_adapt.cli.common import (
     Quiet,
     Scheduler,
     Settings,
+    Verify,
     Workers,
     app,
     err,
@@ -47,6 +48,7 @@ def run(
     workers: Workers = None,
     scheduler: Scheduler = None,
     offline: Offline = False,
+    verify: Verify = False,
     decoders: OwnDecoders = None,
     shard: Annotated[
         str | None,
@@ -81,6 +83,7 @@ def run(
             note=noting(quiet),
             lock=config.parent / "sessions.lock.toml",
             offline=offline,
+            verify=verify,
             command=shlex.join(["bci-adapt", *sys.argv[1:]]),
             tuned=config.parent / loaded.tuned if loaded.tuned else None,
             foreign=own,
@@ -190,6 +193,7 @@ def tune(
     workers: Workers = None,
     scheduler: Scheduler = None,
     offline: Offline = False,
+    verify: Verify = False,
     quiet: Quiet = False,
 ) -> None:
     """Choose learning rates and other settings by held-out score, on the pairs of the config's section tuning.
@@ -225,6 +229,7 @@ def tune(
             note=noting(quiet),
             lock=lock,
             offline=offline,
+            verify=verify,
         )
     write_tuned(target, about, surface)
     if not quiet:

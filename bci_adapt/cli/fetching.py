@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bci_adapt.cli.common import JsonFile, Quiet, app, err, noting, out, print_line, progress, write_json
+from bci_adapt.cli.common import JsonFile, Quiet, Verify, app, err, noting, out, print_line, progress, write_json
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,9 +52,6 @@ LockFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="The lock file; data_cache/raw/sessions.lock.toml when not given.")
 ]
 Update = Annotated[bool, typer.Option("--update", help="Pin the version given, or else the one that is published now.")]
-Verify = Annotated[
-    bool, typer.Option("--verify", help="Compute the digests of cached files again, however lately it was done.")
-]
 
 
 @app.command()

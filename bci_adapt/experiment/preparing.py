@@ -25,10 +25,12 @@ def open_source(
     lock: Path | None = None,
     offline: bool = False,
     say: Callable[[str], None] = lambda text: None,
+    verify: bool = False,
 ) -> Source:
     """The source of recordings that a config names; nothing is read or written yet.
 
-    Of a dandiset, `lock` is the file that pins what is read, and `offline` keeps to what is in the cache.
+    Of a dandiset, `lock` is the file that pins what is read, `offline` keeps to what is in the cache, and with `verify`
+    the digests of what lies there are computed anew. Files that lie elsewhere are always digested.
     """
     section = config.source
     if isinstance(section, DandiSource):
@@ -37,7 +39,8 @@ def open_source(
         def fetched(path: str, done: int, size: int) -> None:
             say(f"{path}: {done / 1e6:.0f} of {size / 1e6:.0f} MB")
 
-        return Dandi(**section.model_dump(exclude={"kind"}), lock=lock, offline=offline, progress=fetched)
+        chosen = section.model_dump(exclude={"kind"})
+        return Dandi(**chosen, lock=lock, offline=offline, progress=fetched, anew=verify)
     if isinstance(section, SimulatedSource):
         from bci_adapt.archive.sources.simulated import Simulated
 
@@ -101,6 +104,7 @@ def prepare_sessions(
     note: Callable[[str], None] = lambda text: None,
     lock: Path | None = None,
     offline: bool = False,
+    verify: bool = False,
 ) -> tuple[Prepared, list[Pair]]:
     """Fetch and prepare the sessions of the pairs that `sections` name, and bring them together on their channels.
 
@@ -112,7 +116,7 @@ def prepare_sessions(
     from bci_adapt.data.sessions import read_session
 
     say("finding sessions")
-    source = open_source(config, lock, offline, say)
+    source = open_source(config, lock, offline, say, verify)
     try:
         session_ids = [str(name) for name in source.list().index]
     finally:

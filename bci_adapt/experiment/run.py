@@ -46,6 +46,7 @@ def run_experiment(
     command: str = "",
     lock: Path | None = None,
     offline: bool = False,
+    verify: bool = False,
     tuned: Path | None = None,
     foreign: Sequence[Foreign] = (),
     shard: tuple[int, int] | None = None,
@@ -65,7 +66,9 @@ def run_experiment(
     values = read_tuned(tuned) if tuned is not None and config.tuned else None
     sections = [*config.pairs, *config.continual]
     options: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "progress": progress}
-    prepared, pairs = prepare_sessions(config, sections, **options, say=say, note=note, lock=lock, offline=offline)
+    prepared, pairs = prepare_sessions(
+        config, sections, **options, say=say, note=note, lock=lock, offline=offline, verify=verify
+    )
     _refuse_names(config, foreign)
     reasons = {pair: unscorable(prepared.sessions[pair.target], config, prepared.in_trial) for pair in pairs}
     for name in dict.fromkeys(name for pair in pairs if not reasons[pair] for name in pair.sources):

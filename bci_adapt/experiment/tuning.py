@@ -101,6 +101,7 @@ def tune(
     note: Callable[[str], None] = lambda text: None,
     lock: Path | None = None,
     offline: bool = False,
+    verify: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Run what is not there yet; returns what the file of tuned values holds: about it, and the surface.
 
@@ -115,7 +116,9 @@ def tune(
     if section is None:
         raise InputError("tuning: this config has no [tuning] section, which names the pairs that rates are chosen on")
     options: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "progress": progress}
-    prepared, pairs = prepare_sessions(config, section.pairs, **options, say=say, note=note, lock=lock, offline=offline)
+    prepared, pairs = prepare_sessions(
+        config, section.pairs, **options, say=say, note=note, lock=lock, offline=offline, verify=verify
+    )
     reasons = {pair: unscorable(prepared.sessions[pair.target], config, prepared.in_trial) for pair in pairs}
     usable = [pair for pair in pairs if not reasons[pair]]
     if len({pair.target for pair in usable}) < 2:

@@ -343,9 +343,13 @@ class Dandi(Source):
         chosen.notes += [f"{asset.path} is fetched again: {wrong}" for asset, wrong in faults.items() if wrong]
         if twins:
             chosen.notes.append(f"{len(twins)} files lie in the cache under another version or path: not fetched again")
-        for asset, twin in twins.items():
-            record = entries.read_record(twin)
-            entries.share(twin, missing[asset], self._record(asset, record.checked if record is not None else None))
+        copied = [asset for asset, twin in twins.items() if not self._share(twin, missing[asset], asset)]
+        if copied:
+            size = sum(asset.size for asset in copied) / 1e6
+            chosen.notes.append(
+                f"{len(copied)} of them are stored a second time ({size:,.1f} MB): the disk of {self.raw} cannot give "
+                "one file two names (hard links)"
+            )
         self._threads(self._fetch_one, wanting.items())
         for asset, file in chosen.files.items():
             record = entries.read_record(file)
@@ -358,6 +362,10 @@ class Dandi(Source):
             self._obtained[file] = record
         chosen.refuse()
         return list(chosen.files.values())
+
+    def _share(self, twin: Path, file: Path, asset: Asset) -> bool:
+        record = entries.read_record(twin)
+        return entries.share(twin, file, self._record(asset, record.checked if record is not None else None))
 
     def _fault(self, item: tuple[Asset, Path]) -> str | None:
         return entries.fault(item[1], item[0], self.progress, self.anew)
