@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 from nwb_files import counts_file, spikes_file
-from nwb_layouts_a import MUSCLES, bmi_file, h1_file, h2_file, link_file, m1_file, m2_file, trains
+from nwb_layouts_a import MUSCLES, benchmark_counts, bmi_file, h1_file, h2_file, link_file, m1_file, m2_file, trains
 
 from bci_adapt.data.channels import match
 from bci_adapt.data.prepare import inspect, prepare
@@ -32,11 +32,6 @@ def counted(spikes, after_us, upto_us):
     return table
 
 
-def counted_from(spikes, from_us, before_us):
-    """Spikes of every unit in [from, before) of every row, in whole microseconds, as the benchmark counts them."""
-    return counted(spikes, np.asarray(from_us) - 1, np.asarray(before_us) - 1)
-
-
 def critical(stamps_us):
     """Spikes at every critical time: on each edge of 20 ms around each stamp, one microsecond before it and after."""
     times = {stamp + k * 20_000 + shift for stamp in stamps_us for k in (-1, 0, 1) for shift in (-1, 0, 1)}
@@ -51,7 +46,7 @@ def test_m1_rows_are_stamped_with_their_end_and_m2_rows_with_their_start(tmp_pat
     stamps_us = 20_000 * np.arange(60)
     spikes = trains(64, 1.2, seed=3) if random else [critical(stamps_us[i :: 7 + i]) for i in range(64)]
     session = prepare(m1_file(tmp_path / "m1.nwb", spikes=spikes, n_rows=60), 0.02)
-    ends = counted_from(spikes, stamps_us - 20_000, stamps_us)
+    ends = benchmark_counts(spikes, np.arange(60) * 20 / 1000, starts=False)
     assert session.attrs["bin_edge"] == "[start, end)"
     assert random or not np.array_equal(ends, counted(spikes, stamps_us - 20_000, stamps_us))
     np.testing.assert_array_equal(session["counts"].values, ends)
@@ -61,7 +56,7 @@ def test_m1_rows_are_stamped_with_their_end_and_m2_rows_with_their_start(tmp_pat
     stamps_us = np.rint(M2_STAMPS * 1e6).astype(int)
     spikes = trains(96, 2.1, seed=4) if random else [critical(stamps_us[i % 5 :: 3]) for i in range(96)]
     session = prepare(m2_file(tmp_path / "m2.nwb", spikes=spikes, stamps=M2_STAMPS), 0.02)
-    starts = counted_from(spikes, stamps_us, stamps_us + 20_000)
+    starts = benchmark_counts(spikes, M2_STAMPS, starts=True)
     np.testing.assert_array_equal(session["counts"].values, starts)
     np.testing.assert_array_equal(np.rint(session["time"].values * 1e6), stamps_us + 20_000)
     assert not np.array_equal(starts, counted(spikes, stamps_us - 20_000, stamps_us))
@@ -96,10 +91,8 @@ def test_m1_muscles_are_the_only_target(tmp_path):
 def test_m1_rows_of_another_width_are_what_their_timestamps_say(tmp_path):
     spikes = trains(64, 3.0, seed=6)
     path = m1_file(tmp_path / "a.nwb", spikes=spikes, stamps=np.arange(60) * 0.05)
-    stamps_us = 50_000 * np.arange(60)
-    np.testing.assert_array_equal(
-        prepare(path, 0.05)["counts"].values, counted_from(spikes, stamps_us - 50_000, stamps_us)
-    )
+    expected = benchmark_counts(spikes, np.arange(60) * 0.05, starts=False, width_s=0.05)
+    np.testing.assert_array_equal(prepare(path, 0.05)["counts"].values, expected)
     with pytest.raises(InputError, match=r"a\.nwb: acquisition/preprocessed_emg/APL is binned at 0\.05 s and 0\.02 s"):
         prepare(path, 0.02)
 
@@ -154,14 +147,16 @@ def test_m2_splits_are_one_animal(tmp_path):
     ("rate", "offset", "start"), [(0.02, 0.0, 0.0), (0.02, 5.0, 0.0), (0.02, 0.0, 3.0), (50, 0, 0)]
 )
 def test_h1_rate_is_a_period_and_offset_a_start(tmp_path, rate, offset, start):
-    shift = offset or start
+    shift = offset  # as the benchmark has it: a start is not read
     stamps_us = np.rint(shift * 1e6).astype(int) + 20_000 * np.arange(300)
     spikes = [each + shift for each in trains(176, 6.0, seed=5)]
     spikes[0] = critical(stamps_us)
     session = prepare(h1_file(tmp_path / "a.nwb", spikes=spikes, rate=rate, offset=offset, start=start), 0.02)
     assert session.attrs["layout"] == "falcon_h1"
     np.testing.assert_array_equal(np.rint(session["time"].values * 1e6), stamps_us)
-    np.testing.assert_array_equal(session["counts"].values, counted_from(spikes, stamps_us - 20_000, stamps_us))
+    np.testing.assert_array_equal(
+        session["counts"].values, benchmark_counts(spikes, shift + np.arange(300) * 0.02, False)
+    )
     position = np.arange(300)[:, None] * 0.01 + np.arange(7)
     np.testing.assert_array_equal(session["position"].values, position)  # the offset is not added
     np.testing.assert_array_equal(session["recorded_velocity"].values, np.full((300, 7), 0.01))

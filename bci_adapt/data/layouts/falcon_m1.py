@@ -5,7 +5,7 @@ from __future__ import annotations
 import xarray as xr
 
 from bci_adapt.data.layouts.base import Layout
-from bci_adapt.data.layouts.falcon import MASKS, one_animal
+from bci_adapt.data.layouts.falcon import MASKS, cut, one_animal
 from bci_adapt.data.layouts.grids import MILLISECOND_CLOCK
 from bci_adapt.data.layouts.reading import Target, read_rows
 from bci_adapt.data.nwb import NwbFile
@@ -18,8 +18,9 @@ EMG = "acquisition/preprocessed_emg"
 class FalconM1(Layout):
     """FALCON M1: units with electrodes; one series per muscle in ``acquisition/preprocessed_emg``.
 
-    Rows of 20 ms are stamped with the **end** of their bin: row i stamped t counts spikes in [t - 0.02, t), as the
-    benchmark does. The muscles are the axes of the only target, ``emg``; there is no position.
+    Rows of 20 ms are stamped with the **end** of their bin: row i stamped t counts spikes in [t - 0.02, t), cut
+    by the benchmark's own arithmetic (`falcon.cut`). The muscles are the axes of the only target, ``emg``; there is no
+    position.
     """
 
     name = "falcon_m1"
@@ -51,5 +52,6 @@ class FalconM1(Layout):
             clock=muscles[0],
             tolerance=MILLISECOND_CLOCK,
             masks=MASKS,
+            cut=cut,
         )
         return one_animal(session)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import xarray as xr
 
 from bci_adapt.data.layouts.base import Layout
-from bci_adapt.data.layouts.falcon import MASKS, one_animal
+from bci_adapt.data.layouts.falcon import MASKS, cut, one_animal
 from bci_adapt.data.layouts.grids import MILLISECOND_CLOCK
 from bci_adapt.data.layouts.reading import Target, note_looking_ahead, read_rows
 from bci_adapt.data.nwb import NwbFile
@@ -20,9 +22,10 @@ VELOCITY = tuple(f"acquisition/finger_vel/{finger}" for finger in AXES)
 class FalconM2(Layout):
     """FALCON M2: units with electrodes; one series per finger in ``acquisition/finger_pos`` and ``finger_vel``.
 
-    Rows of 20 ms are stamped with the **start** of their bin: row i stamped t counts spikes in [t, t + 0.02), as the
-    benchmark does. Time between trials is missing: every gap, of a millisecond too, starts a new segment. Where the
-    last row of a trial reaches into the next trial, neither of the two rows is valid.
+    Rows of 20 ms are stamped with the **start** of their bin: row i stamped t counts spikes in [t, t + 0.02), cut
+    by the benchmark's own arithmetic (`falcon.cut`). Time between trials is missing: every gap, of a millisecond too,
+    starts a new segment. Where the last row of a trial reaches into the next trial, neither of the two rows is valid;
+    of the second row only what the first left of it is counted.
     """
 
     name = "falcon_m2"
@@ -55,5 +58,6 @@ class FalconM2(Layout):
             clock=POSITION[0],
             tolerance=MILLISECOND_CLOCK,
             masks=MASKS,
+            cut=partial(cut, starts=True),
         )
         return one_animal(note_looking_ahead(session, "central"))

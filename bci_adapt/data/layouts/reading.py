@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import xarray as xr
@@ -73,6 +73,18 @@ class Neurons:
     unit: str = "count"
 
 
+class Counter(Protocol):
+    """Something that counts spikes into the bins of a grid: the `Grid` itself, or a benchmark's own rule."""
+
+    def counts(
+        self,
+        times_s: NDArray[np.float64],
+        unit_index: NDArray[np.integer],
+        channel_of_unit: NDArray[np.int64],
+        n_channels: int,
+    ) -> NDArray[np.uint16]: ...
+
+
 def read_spikes(
     file: NwbFile,
     table: tuple[NDArray[np.float64], NDArray[np.integer], int],
@@ -84,12 +96,13 @@ def read_spikes(
     key: str | None = None,
     channels: Channels | None = None,
     resets: bool = False,
+    counter: Counter | None = None,
 ) -> Neurons:
     """Count the spikes of `table` (see `nwb.spike_table`) on `grid`, one channel per electrode or per unit.
 
-    `channels` stand in for those of a units table, `key` is where the spikes are. `InputError` for spikes that seem to
-    be on another clock or in another unit than the grid, that are out of order within a unit, or that start over in
-    the middle; with `resets` they may do so as often as the clock of the grid does.
+    `counter` counts in place of `grid`. `channels` stand in for those of a units table, `key` is where the spikes are.
+    `InputError` for spikes that seem to be on another clock or in another unit than the grid, that are out of order
+    within a unit, or that start over in the middle (with `resets`: more often than the clock of the grid).
     """
     spikes_s, unit_index, n_units = table
     key = key or f"{file.units}/spike_times"
@@ -104,7 +117,7 @@ def read_spikes(
     apart_s = turns_apart(file, key, spikes_s, unit_index, len(grid.stretches()) - 1 if resets else 0)
     require_one_clock(file, key, spikes_s, grid)
     statistics = faults.spike_statistics(apart_s, unit_index, channels.index, len(channels.names))
-    counts = grid.counts(spikes_s, unit_index, channels.index, len(channels.names))
+    counts = (counter or grid).counts(spikes_s, unit_index, channels.index, len(channels.names))
     valid, observed = ~grid.overlapping, observed_bins(file, n_units, grid.starts, grid.width, warnings)
     if observed is None:
         return Neurons(counts, channels, valid, statistics)
@@ -280,6 +293,7 @@ def read_rows(
     resample: bool = False,
     rows_are_channels: bool = False,
     masks: Mapping[str, str] | None = None,
+    cut: Callable[[NDArray[np.float64], NDArray[np.int64], float], Counter | None] | None = None,
     trials: Mapping[str, NDArray[Any]] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
@@ -289,7 +303,9 @@ def read_rows(
     values are no counts). Kinematics stand on the rows one by one; with `resample` those on another clock are averaged
     over each bin. Wider bins sum whole rows of counts and average kinematics; any other width is refused. `masks` maps
     names of variables (n_bins,) to series of yes and no that hold for a bin when they hold for all its rows; one that
-    the file lacks is left out. `trials` takes the place of the trials table; `rows_are_channels` as in `unit_channels`.
+    the file lacks is left out, a ``~`` before the path turns it round. `cut` makes, of the stamps of rows, of the rows
+    in each bin and of the width of a row in seconds, what counts spikes in place of the grid. `trials` takes the place
+    of the trials table; `rows_are_channels` as in `unit_channels`.
     """
     warnings: list[str] = []
     found = present(file, targets)
@@ -300,14 +316,15 @@ def read_rows(
     times_s, grid = file.times_s(clock, n_rows), replace(grid, edge=layout.bin_edge)
     kinematics = _targets_of_rows(file, found, clock, times_s, grid, groups, resample)
     if counts is None:
-        neurons = read_spikes(file, spike_table(file), grid, per, warnings, rows_are_channels)
+        own = cut(times_s, groups, round(grid.bin_s / groups.shape[1], 9)) if cut else None
+        neurons = read_spikes(file, spike_table(file), grid, per, warnings, rows_are_channels, counter=own)
     else:
         if (n_own := file.length(f"{counts}/data")) != n_rows:
             raise file.error(f"{counts}/data", f"must have a row for each of the {n_rows} of {clock}, found {n_own}")
         if counts != clock and not np.array_equal(file.times_s(counts, n_rows), times_s):
             raise file.error(counts, f"must stand on the grid of {clock}")
         neurons = read_counts(file, f"{counts}/data", grid, groups, warnings, power)
-    there = {name: path for name, path in (masks or {}).items() if f"{path}/data" in file}
+    there = {name: path for name, path in (masks or {}).items() if f"{path.removeprefix('~')}/data" in file}
     flags = {name: ("time", _mask(file, path, clock, times_s)[groups].all(axis=1)) for name, path in there.items()}
     return session(layout, file, grid, neurons, kinematics, warnings, {**flags, **(extra or {})}, trials)
 
@@ -348,14 +365,15 @@ def _targets_of_rows(
 
 
 def _mask(file: NwbFile, series: str, clock: str, times_s: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """The series of yes and no (n_rows,) at `series`, which must stand on the rows of `clock`."""
+    """The series of yes and no (n_rows,) at `series`, which must stand on the rows of `clock`; turned round after ~."""
+    turned, series = series.startswith("~"), series.removeprefix("~")
     values = file.numbers(f"{series}/data", flags=True).squeeze()
     same = values.shape == times_s.shape and np.array_equal(file.times_s(series, len(values)), times_s)
     if not same:
         raise file.error(series, f"must stand on the grid of {clock} ({len(times_s)} rows), found {values.shape}")
     if not np.isin(values, (0, 1)).all():
         raise file.error(f"{series}/data", "must say yes (1) or no (0) of every row")
-    return values.astype(bool)
+    return values.astype(bool) ^ turned
 
 
 def session(
