@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bci_adapt.data.nwb import MATLAB, MATLAB_VARIABLES, MAX_BYTES, NwbFile, open_nwb
-from bci_adapt.data.nwb_describing import id_of
+from bci_adapt.data.nwb_describing import Description, Neural, Series, id_of
 from bci_adapt.errors import InputError
 from bci_adapt.ground.catalog import unknown
 from bci_adapt.ground.text import clean
 
 KEYS = (
     "spikes", "spike_unit", "counts", "target", "target_time_s", "channels", "axes", "target_units", "target_kind",
-    "session_id", "subject", "session_start", "bin_s",
+    "session_id", "subject", "session_start", "bin_s", "counts_units",
 )  # fmt: skip
 
-WORDS = ("target_units", "target_kind", "session_id", "subject", "session_start")
+WORDS = ("target_units", "target_kind", "session_id", "subject", "session_start", "counts_units")
 """Keys that hold a text."""
 
 NAMES = ("channels", "axes")
@@ -128,3 +129,26 @@ def _value(path: Path, key: str, value: NDArray[Any]) -> Any:
         return value
     what = "text" if key in _TEXT else "one number" if key == "bin_s" else "numbers"
     raise InputError(f"{path}: {key} must hold {what}, found {value.dtype} of shape {value.shape}")
+
+
+def described(
+    path: Path, kind: str, about: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]], channels: list[str]
+) -> Description:
+    """What a file of arrays, or a prepared session, of arrays of these `sizes` is."""
+    session_id, subject, start, text = (
+        str(about.get(name, "")) for name in ("session_id", "subject", "session_start", "description")
+    )
+    found = Description(path.name, kind, session_id, subject, start, text, channels=channels)
+    width = f", bins of {about['bin_s']:g} s" if "bin_s" in about else ""
+    found.why = f"{kind}{width}: read as it is, no layout is needed"
+    found.trials, found.electrodes = {"count": 0, "columns": []}, {"count": len(channels), "groups": []}
+    for name, size in sizes.items():
+        if name in ("counts", "spikes"):
+            what = "binned counts" if name == "counts" else "spike times"
+            found.neural.append(Neural(what, name, size, size[-1], "", None, None, None))
+        else:
+            unit = dict(about.get("units", {})).get(name, "")
+            found.series.append(Series(name, kind, size, unit, None, False, None, None))
+    if "warnings" in about:
+        found.warnings += json.loads(about["warnings"])
+    return found

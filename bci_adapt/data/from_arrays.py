@@ -15,7 +15,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from bci_adapt.data import binning, faults
-from bci_adapt.data.array_files import KEYS, WORDS, arrays_of
+from bci_adapt.data.array_files import KEYS, WORDS, arrays_of, described
 from bci_adapt.data.channels import UNMATCHED_UNITS, policy_of
 from bci_adapt.data.faults import Thresholds
 from bci_adapt.data.layouts.clocks import require_one_clock, turns_apart
@@ -23,7 +23,7 @@ from bci_adapt.data.layouts.grids import Grid, Samples, grid_of_ends, grid_of_sa
 from bci_adapt.data.layouts.reading import Kinematics, Neurons, on_grid
 from bci_adapt.data.layouts.tables import Channels
 from bci_adapt.data.nwb import MAX_ROWS, open_nwb
-from bci_adapt.data.nwb_describing import Description, Neural, Series
+from bci_adapt.data.nwb_describing import Description
 from bci_adapt.data.nwb_describing import identity as identity_of_recording
 from bci_adapt.data.prepare import finish, prepare
 from bci_adapt.data.prepare import inspect as describe
@@ -59,6 +59,7 @@ def session(
     bin_s: float,
     spike_unit: ArrayLike | None = None,
     counts: ArrayLike | None = None,
+    counts_units: str = "count",
     channels: Sequence[str] | None = None,
     axes: Sequence[str] | None = None,
     target_units: str = "",
@@ -77,6 +78,8 @@ def session(
         the channel of each.
     counts : (n_bins, n_channels) whole counts that are binned already, in place of `spikes`: row i covers
         ``(i bin_s, (i + 1) bin_s]``, or ends at ``target_time_s[i]`` where that is given.
+    counts_units : of `counts` that are none, but the power of a band: its unit, such as ``"uV"``. They are then numbers
+        ≥ 0, and a bin with NaN was not observed.
     target : (n_samples, n_axes) or (n_samples,) of what is to be decoded; None for a session without labels.
     target_time_s : (n_samples,) times in seconds on the clock of the spikes. With `spikes` bins start at the first.
         A clock that is nearly that of the bins is taken for it (`layouts.grids` says how nearly, and what it costs).
@@ -95,17 +98,24 @@ def session(
     binning.require_bin_width(bin_s)
     if (spikes is None) == (counts is None):
         raise given.error("spikes, counts", "exactly one of them is needed")
+    if spikes is not None and counts_units != "count":
+        raise given.error(
+            "counts_units", f"is of counts that are handed over, spikes are counted, got {counts_units!r}"
+        )
     values = _target_values(given, target, target_kind)
     warnings: list[str] = []
     if spikes is not None:
         found = _binned_spikes(given, spikes, spike_unit, values, target_time_s, bin_s, warnings)
     else:
-        found = _binned_counts(given, counts, values, target_time_s, bin_s, warnings)
+        found = _binned_counts(given, counts, counts_units, values, target_time_s, bin_s, warnings)
     grid, samples, counted, statistics = found
     binned = values if values is None or samples is None else samples.values(values)
     named = None if binned is None else (binned, target_units, _axis_names(given, axes, binned.shape[1]))
     kinematics: Kinematics = {} if named is None else {target_kind: named}
-    neurons = Neurons(counted, _channels(given, channels, counted.shape[1]), ~grid.overlapping, statistics)
+    observed = np.asarray(np.isfinite(counted).all(axis=1))
+    counted = np.where(observed[:, None], counted, counted.dtype.type(0))
+    named_channels = _channels(given, channels, counted.shape[1])
+    neurons = Neurons(counted, named_channels, ~grid.overlapping & observed, statistics, counts_units)
     attrs = _attrs(given, subject, session_start, bin_s, neurons.channels.identity, target_kind, warnings)
     made = on_grid(grid, neurons, kinematics, NO_TRIALS, attrs | dict(about or {}))
     finish(made, thresholds or Thresholds())
@@ -248,7 +258,7 @@ def inspect(path: Path | str | Remote) -> Description:
     path = Path(path)
     if is_prepared(path):
         with open_session(path) as stored:
-            found = _described(path, "prepared session", stored.attrs, _sizes(stored), _names_elsewhere(stored))
+            found = described(path, "prepared session", stored.attrs, _sizes(stored), _names_elsewhere(stored))
             if not found.channels and stored.attrs["channel_identity"] == "unit":
                 found.warnings.append(UNMATCHED_UNITS)
             return found
@@ -266,7 +276,7 @@ def inspect(path: Path | str | Remote) -> Description:
     units = {str(arrays.get("target_kind", "position")): str(arrays.get("target_units", ""))}
     told = (*WORDS, "bin_s")
     about = {"session_id": path.stem} | {name: arrays[name] for name in told if name in arrays} | {"units": units}
-    return _described(path, f"arrays ({path.suffix[1:]})", about, what, list(arrays.get("channels", ())))
+    return described(path, f"arrays ({path.suffix[1:]})", about, what, list(arrays.get("channels", ())))
 
 
 def _names_elsewhere(stored: xr.Dataset) -> list[str]:
@@ -280,29 +290,6 @@ def _known_arrays(path: Path | Remote) -> dict[str, Any] | None:
 
 def _sizes(stored: xr.Dataset) -> dict[str, tuple[int, ...]]:
     return {name: stored[name].shape for name in ("counts", *kinematic_names(stored))}
-
-
-def _described(
-    path: Path, kind: str, about: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]], channels: list[str]
-) -> Description:
-    """What a file of arrays, or a prepared session, of arrays of these `sizes` is."""
-    session_id, subject, start, text = (
-        str(about.get(name, "")) for name in ("session_id", "subject", "session_start", "description")
-    )
-    found = Description(path.name, kind, session_id, subject, start, text, channels=channels)
-    width = f", bins of {about['bin_s']:g} s" if "bin_s" in about else ""
-    found.why = f"{kind}{width}: read as it is, no layout is needed"
-    found.trials, found.electrodes = {"count": 0, "columns": []}, {"count": len(channels), "groups": []}
-    for name, size in sizes.items():
-        if name in ("counts", "spikes"):
-            what = "binned counts" if name == "counts" else "spike times"
-            found.neural.append(Neural(what, name, size, size[-1], "", None, None, None))
-        else:
-            unit = dict(about.get("units", {})).get(name, "")
-            found.series.append(Series(name, kind, size, unit, None, False, None, None))
-    if "warnings" in about:
-        found.warnings += json.loads(about["warnings"])
-    return found
 
 
 def _check(given: _Given, made: xr.Dataset) -> None:
@@ -356,7 +343,7 @@ def _table(given: _Given, values: ArrayLike, name: str) -> NDArray[np.float64]:
     return table.reshape(len(table), -1)
 
 
-Binned = tuple[Grid, Samples | None, NDArray[np.uint16], dict[str, NDArray[np.int64]]]
+Binned = tuple[Grid, Samples | None, NDArray[Any], dict[str, NDArray[np.int64]]]
 """Bins, how rows of the target fall on them (None: one each), counts (n_bins, n_channels), statistics of spikes."""
 
 
@@ -381,12 +368,13 @@ def _binned_spikes(
 def _binned_counts(
     given: _Given,
     counts: Any,
+    unit: str,
     values: NDArray[np.float64] | None,
     ends_s: ArrayLike | None,
     bin_s: float,
     warnings: list[str],
 ) -> Binned:
-    counted = _counts(given, counts)
+    counted = _counts(given, counts) if unit == "count" else _power(given, counts, unit)
     grid = _rows(given, len(counted), ends_s, bin_s, warnings)
     if values is not None and len(values) != len(counted):
         raise given.error("target", f"must have a row for each of {len(counted)} bins, found {len(values)}")
@@ -441,8 +429,18 @@ def _spikes(
 def _counts(given: _Given, counts: Any) -> NDArray[np.uint16]:
     table = _table(given, counts, "counts")
     if not np.array_equal(table, np.rint(table)) or table.min() < 0 or table.max() > np.iinfo(np.uint16).max:
-        raise given.error("counts", f"must be whole numbers in 0..65535, found {table.min():g}..{table.max():g}")
+        found = f"found {table.min():g}..{table.max():g}; of a band's power say counts_units="
+        raise given.error("counts", f"must be whole numbers in 0..65535, {found}")
     return table.astype(np.uint16)
+
+
+def _power(given: _Given, power: Any, unit: str) -> NDArray[np.float64]:
+    table = _table(given, power, "counts")
+    if not unit.strip():
+        raise given.error("counts_units", "must be 'count', or the unit of a band's power, found none")
+    if np.isinf(table).any() or (table < 0).any() or not np.isfinite(table).any():
+        raise given.error("counts", f"must be power ≥ 0 in {unit!r}, finite but for what was not observed (NaN)")
+    return table
 
 
 def _bins(

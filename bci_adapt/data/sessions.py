@@ -362,17 +362,20 @@ def require_one_subject(sessions: Sequence[xr.Dataset]) -> None:
 
 
 def require_one_meaning(variable: str, sessions: Sequence[xr.Dataset]) -> None:
-    """Raise `InputError` unless all sessions hold `variable`, with the same axes in the same unit, and counts."""
+    """Raise `InputError` unless all sessions hold `variable`, with the same axes in the same unit, and the same of
+    neurons: counts, or a band's power in one unit.
+    """
     meanings: dict[tuple[tuple[str, ...], str], str] = {}
+    held: dict[str, str] = {}
     for session in sessions:
         labels_of(session, variable)
         axes = tuple(map(str, session[session[variable].dims[1]].values))
         meanings.setdefault((axes, str(session[variable].attrs["units"])), str(session.attrs["session_id"]))
-        if session["counts"].attrs["units"] != "count":
-            raise InputError(
-                f"{session.attrs['session_id']}: holds the power of a band ({session['counts'].attrs['units']}); the "
-                "decoders take the square root of counts, so that its scale would decide the score: not run"
-            )
+        held.setdefault(str(session["counts"].attrs["units"]), str(session.attrs["session_id"]))
+    if len(held) > 1:
+        told = ("counts of spikes" if unit == "count" else f"the power of a band in {unit!r}" for unit in held)
+        listed = "; ".join(f"{name} holds {what}" for name, what in zip(held.values(), told, strict=True))
+        raise InputError(f"{listed}: a decoder takes one of them, read both sessions with one layout")
     if len(meanings) > 1:
         listed = "; ".join(f"{name}: {', '.join(axes)} in {unit!r}" for (axes, unit), name in meanings.items())
         raise InputError(f"{variable} does not mean the same in these sessions ({listed}): axes and unit must agree")

@@ -149,7 +149,7 @@ class AlignedDecoder(LaggedDecoder):
     def _partial_fit(self, bins: Bins, arrives: Any) -> np.ndarray:
         features, running, past = self._features(bins, continuing=True)
         n_bins = len(features)
-        counts = np.hstack([np.sqrt(bins.X), np.ones((n_bins, 1))])
+        counts = np.hstack([bins.X, np.ones((n_bins, 1))])
         every = max(1, round(self.align_every_s / self.bin_s_))
         predictions, at = np.empty((n_bins, self.n_outputs_)), 0
         while at < n_bins:

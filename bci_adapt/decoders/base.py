@@ -31,7 +31,7 @@ import xarray as xr
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import NotFittedError
 
-from bci_adapt.data.binning import bin_ticks, to_ticks
+from bci_adapt.data.binning import bin_ticks
 from bci_adapt.data.labelled import Arrays
 from bci_adapt.data.sessions import session_id_of
 from bci_adapt.decoders import inputs
@@ -64,8 +64,8 @@ class Decoder(RegressorMixin, BaseEstimator):
     flat_ : whether it was fitted on a plain y (n_bins,), and predicts that shape.
     bin_s_ : the bin width in seconds, of the sessions it was fitted on (or of the constructor, which must agree).
     metadata_ : what its inputs and outputs are, where that is known, as JSON can hold it: `channels` (names), `outputs`
-        (list of {variable, axes, units}), `sessions` it was fitted on, `adapted_to`, and what else whoever trained it
-        wrote. Empty after plain arrays.
+        (list of {variable, axes, units}), `sessions` it was fitted on, `adapted_to`, `power_scale` (of each channel,
+        where they are a band's power), and what else whoever trained it wrote. Empty after plain arrays.
     """
 
     name: ClassVar[str]
@@ -133,6 +133,7 @@ class Decoder(RegressorMixin, BaseEstimator):
         if not sessions:
             raise InputError("X: expected at least one session, got an empty list")
         inputs.check_settings(self.missing, getattr(self, "label_delay_s", 0.0))
+        scale = self.metadata_.get("power_scale")  # of the fit, where this extends it
         if inputs.is_labelled(sessions[0]):
             plain = self._labelled_training(sessions, y, reset)
         else:
@@ -149,7 +150,12 @@ class Decoder(RegressorMixin, BaseEstimator):
                 raise InputError("y: expected finite labels to train on, got none")
             made.append(bins)
             self.n_features_in_, self.n_outputs_ = bins.X.shape[1], bins.Y.shape[1]
-        return made
+        if self.metadata_.get("counts_units", "count") != "count":
+            self.metadata_ = {**self.metadata_, "power_scale": scale or inputs.power_scale(made)}
+        return [self._featured(bins) for bins in made]
+
+    def _featured(self, bins: Bins) -> Bins:
+        return bins._replace(X=inputs.features_of(bins.X, self.metadata_))
 
     def _labelled_training(self, sessions: list[Any], y: Any, reset: Any) -> list[tuple[Any, Any, Any]]:
         """X, y and reset of each labelled session, all with the channels of the first (or of the fit, if it was)."""
@@ -312,7 +318,8 @@ class Decoder(RegressorMixin, BaseEstimator):
             X = X_
         elif isinstance(y, str):
             raise InputError("y: the name of a target goes with a session; beside a plain array expected labels")
-        return inputs.check_arrays(X, y, reset, self.n_features_in_, self.n_outputs_, type(self).__name__)
+        shape = self.n_features_in_, self.n_outputs_
+        return self._featured(inputs.check_arrays(X, y, reset, *shape, type(self).__name__))
 
     @abstractmethod
     def _predict(self, bins: Bins, continuing: bool) -> np.ndarray:
@@ -350,7 +357,7 @@ class Decoder(RegressorMixin, BaseEstimator):
     def _remember(self, X: Any) -> None:
         """Keep which bin of a session was the last, so that a piece that follows it is known to."""
         if isinstance(X, xr.Dataset | xr.DataArray):
-            self.metadata_ = {**self.metadata_, "stands_at": _place(X, -1)}
+            self.metadata_ = {**self.metadata_, "stands_at": inputs.place_of(X, -1)}
         elif "stands_at" in self.metadata_:
             self.metadata_ = {key: value for key, value in self.metadata_.items() if key != "stands_at"}
 
@@ -359,7 +366,7 @@ class Decoder(RegressorMixin, BaseEstimator):
         if "stands_at" not in self.metadata_ or not isinstance(X, xr.Dataset | xr.DataArray):
             return False
         *before, tick = self.metadata_["stands_at"]
-        *same, first = _place(X, 0)
+        *same, first = inputs.place_of(X, 0)
         return before == same and first == tick + bin_ticks(self.bin_s_)
 
     # -- parameters and storage ----------------------------------------------------------------------------------
@@ -443,13 +450,6 @@ class Decoder(RegressorMixin, BaseEstimator):
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         for key in self.stored:
             setattr(self, key, arrays[key])
-
-
-def _place(X: xr.Dataset | xr.DataArray, row: int) -> list[Any]:
-    """Where a bin of a session lies: the session, its segment, and its end in ticks; as JSON can hold it."""
-    held = X.variables if isinstance(X, xr.Dataset) else X.coords
-    segment = int(X["segment"].values[row]) if "segment" in held else 0
-    return [session_id_of(X), segment, int(to_ticks(X["time"].values[row]))]
 
 
 def _checked(arrives: Any, bins: Bins) -> np.ndarray | None:

@@ -34,7 +34,9 @@ MISSING = ("refuse", "zero")
 
 
 class Bins(NamedTuple):
-    """One session, checked: counts with unobserved bins set to 0, labels with missing ones set to 0, and flags."""
+    """One session, checked: X with unobserved bins set to 0, labels with missing ones set to 0, and flags. Decoders get
+    its X as features (`features_of`), the door itself counts or power.
+    """
 
     X: np.ndarray
     Y: np.ndarray
@@ -346,6 +348,13 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(clean(name, 60) for name in names[:6]) + more
 
 
+def place_of(X: xr.Dataset | xr.DataArray, row: int) -> list[Any]:
+    """Where a bin of a session lies: the session, its segment, and its end in ticks; as JSON can hold it."""
+    held = X.variables if isinstance(X, xr.Dataset) else X.coords
+    segment = int(X["segment"].values[row]) if "segment" in held else 0
+    return [session_id_of(X), segment, int(to_ticks(X["time"].values[row]))]
+
+
 # -- plain -------------------------------------------------------------------------------------------------------------
 
 
@@ -413,6 +422,32 @@ def check_arrays(
         raise InputError(f"reset: expected ({len(counts)},) true/false, got {flags.shape}")
     weight = np.isfinite(labels).astype(float)
     return Bins(counts, np.where(weight > 0, labels, 0.0), weight, observed, flags)
+
+
+def features_of(X: np.ndarray, known: Mapping[str, Any]) -> np.ndarray:
+    """What decoders compute with, of raw values (n_bins, n_channels): the square root of counts, which steadies their
+    variance; of a band's power, which has a unit and no such law, the power in each channel's own scale. `known` is the
+    decoder's ``metadata_``.
+    """
+    scale = known.get("power_scale")
+    return np.sqrt(X) if scale is None else X / np.asarray(scale)
+
+
+def raw_of(features: np.ndarray, known: Mapping[str, Any]) -> np.ndarray:
+    """The counts or power whose features (…, n_channels) these are."""
+    scale = known.get("power_scale")
+    return features**2 if scale is None else features * np.asarray(scale)
+
+
+def power_scale(sessions: Sequence[Bins]) -> list[float]:
+    """The scale of each channel's power in training sessions: its standard deviation within one, over all of them; of
+    a channel that hardly varies (below a thousandth of the others') theirs, so that its noise is not blown up.
+    """
+    spread = np.sqrt(np.mean([bins.X[bins.observed].var(axis=0) for bins in sessions], axis=0))
+    if not spread.max() > 1e-9 * max(bins.X.max() for bins in sessions):
+        raise InputError("X: expected power that varies in some channel, got a constant in all")
+    usual = np.median(spread[spread > 1e-3 * spread.max()])
+    return np.where(spread > 1e-3 * usual, spread, usual).tolist()
 
 
 # -- what comes out ----------------------------------------------------------------------------------------------------

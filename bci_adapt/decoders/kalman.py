@@ -163,9 +163,9 @@ class KalmanDecoder(Decoder):
         layout, nothing = self._layout(), np.full(self._n_formed(), np.nan)
         days = []
         for bins in sessions:
-            statistics = Normaliser.fit(np.sqrt(bins.X), bins.observed)
+            statistics = Normaliser.fit(bins.X, bins.observed)
             past = np.full((self.lag_bins, self.n_features_in_), np.nan)
-            z, _ = self._lagged(statistics.apply(np.sqrt(bins.X), bins.observed)[0], bins, past)
+            z, _ = self._lagged(statistics.apply(bins.X, bins.observed)[0], bins, past)
             labels = np.where((bins.weight > 0).all(axis=1, keepdims=True), bins.Y, np.nan)
             days.append((z, self._states(labels, bins.reset, nothing)[0], np.cumsum(bins.reset)))
         states = np.concatenate([s for _, s, _ in days])
@@ -284,7 +284,7 @@ class KalmanDecoder(Decoder):
     def _observations(self, bins: Bins, past: np.ndarray) -> tuple[np.ndarray, np.ndarray, Normaliser]:
         constant = np.inf if self.normaliser_s is None else self.normaliser_s / self.bin_s_
         running = Normaliser(self.running_mean_, self.running_variance_, constant)
-        x, running = running.apply(np.sqrt(bins.X), bins.observed)
+        x, running = running.apply(bins.X, bins.observed)
         return *self._lagged(x, bins, past), running
 
     def _filter(

@@ -1,4 +1,4 @@
-"""What the linear decoders share: normalised square-root counts, stacked over a few past bins, with a constant."""
+"""What the linear decoders share: normalised features, stacked over a few past bins, with a constant."""
 
 from __future__ import annotations
 
@@ -55,14 +55,13 @@ class LaggedDecoder(Decoder):
         self.past_ = np.zeros((self.n_lags - 1, len(statistics.mean)))
 
     def _normalised(self, given: list[Bins]) -> list[np.ndarray]:
-        """Square-root counts of each training session, normalised by its own statistics; the last one's are kept."""
+        """Features of each training session, normalised by its own statistics; the last one's are kept."""
         if self.n_lags < 1:
             raise InputError(f"n_lags must be at least 1, got {self.n_lags}")
         sessions = []
         for bins in given:
-            x = np.sqrt(bins.X)
-            statistics = Normaliser.fit(x, bins.observed)
-            sessions.append(statistics.apply(x, bins.observed)[0])
+            statistics = Normaliser.fit(bins.X, bins.observed)
+            sessions.append(statistics.apply(bins.X, bins.observed)[0])
         self._start_statistics(statistics)  # type: ignore[possibly-undefined]
         return sessions
 
@@ -87,7 +86,7 @@ class LaggedDecoder(Decoder):
         """Features of these bins, the statistics after them, and the last n_lags − 1 normalised bins."""
         constant = np.inf if self.normaliser_s is None else self.normaliser_s / self.bin_s_
         running = Normaliser(self.running_mean_, self.running_variance_, constant)
-        x, running = running.apply(np.sqrt(bins.X), bins.observed)
+        x, running = running.apply(bins.X, bins.observed)
         # A segment that begins with the first bin hears nothing of what went before.
         goes_on = continuing and not (len(bins.reset) and bins.reset[0])
         past = self.past_ if goes_on else np.zeros_like(self.past_)

@@ -103,11 +103,8 @@ class PretrainedDecoder(Decoder):
         self._train_on(sessions, extends=True)
 
     def _train_on(self, sessions: list[Bins], extends: bool) -> None:
-        features = [np.sqrt(bins.X) for bins in sessions]
-        statistics = [Normaliser.fit(x, bins.observed) for x, bins in zip(features, sessions, strict=True)]
-        normalised = [
-            norm.apply(x, bins.observed)[0] for norm, x, bins in zip(statistics, features, sessions, strict=True)
-        ]
+        statistics = [Normaliser.fit(bins.X, bins.observed) for bins in sessions]
+        normalised = [norm.apply(b.X, b.observed)[0] for norm, b in zip(statistics, sessions, strict=True)]
         labels = np.concatenate([np.where(bins.weight > 0, bins.Y, np.nan) for bins in sessions])
         mean, scale = np.nanmean(labels, axis=0), np.nanstd(labels, axis=0)
         if not (scale > 0).all():
@@ -200,7 +197,7 @@ class PretrainedDecoder(Decoder):
             reset = bins.reset.copy()
             reset[:1] = True
             bins, self._fresh_session = bins._replace(reset=reset), False
-        x, self.running_ = self.running_.apply(np.sqrt(bins.X), bins.observed)
+        x, self.running_ = self.running_.apply(bins.X, bins.observed)
         return bins, x
 
     def _predict(self, bins: Bins, continuing: bool) -> np.ndarray:
@@ -208,7 +205,7 @@ class PretrainedDecoder(Decoder):
         W, C = self.state_.predictor() if adapted else self.start_weights_
         hidden = self.state_.predictor_hidden() if adapted and continuing else None
         running = self.running_ if adapted else self._normaliser()
-        x, _ = running.apply(np.sqrt(bins.X), bins.observed)
+        x, _ = running.apply(bins.X, bins.observed)
         state = start(PretrainedDecoder._learner(self), W, C, hidden)
         if adapted and continuing:
             output = "mean_output" if self.state_.learner.average is not None else "output"

@@ -9,8 +9,8 @@ from scipy.signal import lfilter
 
 from bci_adapt.errors import InputError
 
-# Added to every standard deviation, in units of the features (square-root counts): a channel that falls silent must not
-# be blown up until its noise fills the input.
+# Added to every standard deviation, in units of the features (square-root counts, or power in standard deviations of
+# the training): a channel that falls silent must not be blown up until its noise fills the input.
 FLOOR = 0.1
 
 

@@ -161,10 +161,13 @@ def read_counts(
 
 
 def axis_names(description: str, n_axes: int, name: str) -> list[str]:
-    """Return names for the columns of a series: those its description lists, else x, y, z, else numbered ones."""
-    listed = re.split(r"\s*[,;]\s*", description.strip())  # "x, y" lists names, "cursor position" does not
-    if len(listed) == n_axes == len(set(listed)) > 1 and all(re.fullmatch(r"\S{1,12}", word) for word in listed):
-        return listed
+    """Return names for the columns of a series: those its description lists, by itself or behind a colon, else x, y, z,
+    else numbered ones.
+    """
+    for text in (description, description.rpartition(":")[2]):
+        listed = re.split(r"\s*[,;]\s*", text.strip())  # "x, y" lists names, "cursor position" does not
+        if len(listed) == n_axes == len(set(listed)) > 1 and all(re.fullmatch(r"\S{1,12}", word) for word in listed):
+            return listed
     return [name] if n_axes == 1 else list("xyz"[:n_axes]) if n_axes <= 3 else [f"{name}{i}" for i in range(n_axes)]
 
 

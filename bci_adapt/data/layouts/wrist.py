@@ -12,10 +12,12 @@ from bci_adapt.data.nwb_describing import Description
 COUNTS = "acquisition/ThresholdCrossings"
 POSITION = "processing/behavior/Position/cursor_pos"
 VELOCITY = "processing/behavior/Velocity/cursor_vel"
+EMG = "processing/behavior/emg"
 
 
 class Wrist(Layout):
-    """``ThresholdCrossings`` (bins, channels) with a rate; ``cursor_pos`` and ``cursor_vel`` pair with it row by row.
+    """``ThresholdCrossings`` (bins, channels) with a rate; ``cursor_pos``, ``cursor_vel`` and, where muscles were
+    recorded, ``emg`` pair with it row by row.
 
     Row i of the file is the bin that starts at ``starting_time + i / rate``; the session's time is its end. Wider bins
     sum whole rows of counts and average kinematics; any other width is refused.
@@ -38,5 +40,9 @@ class Wrist(Layout):
 
     def read(self, file: NwbFile, bin_s: float, per: str) -> xr.Dataset:
         """See `Layout.read`."""
-        targets = [Target("position", (POSITION,), required=True), Target("recorded_velocity", (VELOCITY,))]
+        targets = [
+            Target("position", (POSITION,), required=True),
+            Target("recorded_velocity", (VELOCITY,)),
+            Target("emg", (EMG,)),
+        ]
         return read_rows(self, file, bin_s, per, targets, edge="start", clock=COUNTS, counts=COUNTS)

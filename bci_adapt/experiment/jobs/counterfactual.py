@@ -13,6 +13,7 @@ from bci_adapt.data.drift import Drift, Settings, day, drift
 from bci_adapt.data.labelled import Arrays, job_arrays
 from bci_adapt.data.sessions import read_session
 from bci_adapt.decoders.base import Decoder
+from bci_adapt.decoders.inputs import features_of, raw_of
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import atomic_path, write_text
 from bci_adapt.learning.normaliser import Normaliser
@@ -54,7 +55,7 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
 def _with_statistics_of(decoder: Decoder, X: np.ndarray) -> Decoder:
     """The same weights behind a normaliser that knows the whole of X (n_bins, n_channels) beforehand."""
     seen = np.asarray(np.isfinite(X).all(axis=1))
-    statistics = Normaliser.fit(np.sqrt(np.where(seen[:, None], X, 0.0)), seen)
+    statistics = Normaliser.fit(features_of(np.where(seen[:, None], X, 0.0), decoder.metadata_), seen)
     other: Any = copy.copy(decoder)
     other.mean_, other.variance_ = statistics.mean, statistics.variance
     return other.with_fitted_statistics()
@@ -66,7 +67,8 @@ def _changed(arrays: Arrays, decoder: Any, lag: int, silent: list[int]) -> np.nd
     there = np.clip(here + lag, 0, len(X) - 1)
     X[:] = arrays.X[there]
     X[(segment[there] != segment) | (there != here + lag)] = np.nan
-    X[:, silent] = np.where(np.isfinite(X[:, silent]), decoder.mean_[silent] ** 2, np.nan)
+    usual = raw_of(decoder.mean_, decoder.metadata_)
+    X[:, silent] = np.where(np.isfinite(X[:, silent]), usual[silent], np.nan)
     return X
 
 
@@ -89,20 +91,23 @@ def rank(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None
     except InputError as error:
         write_text(out, json.dumps({"channels": [], "note": str(error)}))
         return
-    order = np.argsort(-channel_changes(found), kind="stable")
+    order = np.argsort(-channel_changes(found, first.spikes), kind="stable")
     ranked = [place[found.channels["common"][i]] for i in order]
     write_text(out, json.dumps({"channels": ranked, "note": ""}))
 
 
-def channel_changes(found: Drift) -> np.ndarray:
-    """How far each common channel moved, (n_channels,) in √spikes: its mean, and its tuning vector at the
-    root-mean-square speed of the first day, together. A direction that only one day has counts as a right angle.
+def channel_changes(found: Drift, spikes: bool = True) -> np.ndarray:
+    """How far each common channel moved, (n_channels,) in √spikes, or in its own mean power on the first day: its mean,
+    and its tuning vector at the root-mean-square speed of the first day, together. A direction that only one day has
+    counts as a right angle.
     """
     rates = found.across.rates
-    first, second = (np.sqrt(found.bin_s * np.asarray(hz)) for hz in (rates.first_hz, rates.second_hz))
+    first, second = (found.bin_s * np.asarray(hz) for hz in (rates.first_hz, rates.second_hz))
+    unit = np.ones(len(first)) if spikes else np.where(first > 0, first, np.inf)
+    first, second = (np.sqrt(each) if spikes else each for each in (first, second))
     squared = (second - first) ** 2
     if (tuning := found.across.tuning) is not None:
         a, b = np.asarray(tuning.depth_first), np.asarray(tuning.depth_second)
         angle = np.nan_to_num(np.radians(np.asarray(tuning.pd_change_deg)), nan=np.pi / 2)
         squared = squared + np.maximum(a**2 + b**2 - 2 * a * b * np.cos(angle), 0.0)
-    return np.sqrt(squared)
+    return np.sqrt(squared) / unit
