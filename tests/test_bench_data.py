@@ -12,6 +12,7 @@ import pytest
 from nwb_files import spikes_file
 from rich.console import Console
 
+from bci_adapt.cli.bench import archive as bench_archive
 from bci_adapt.cli.bench import data as bench_data
 from bci_adapt.data import faults, nwb
 from bci_adapt.data.layouts import grids, reading
@@ -179,3 +180,43 @@ def test_statistics_are_those_of_the_definition_however_windows_share_places(
     assert expected["n_coincident"].any()
     for name, values in expected.items():
         np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+def test_fetching_planning_and_listing_are_measured_beside_their_aims():
+    found = bench_archive.archive(quick=True)
+    times = found["times"]
+    assert set(times) == {*bench_archive.COMMANDS, bench_archive.PLAN, bench_archive.LIST, bench_archive.LIST_ARCHIVE}
+    assert min(times.values()) > 0
+    assert [row["value"] for row in found["aims"]] == [
+        times["bci-adapt fetch"] / times["dandi download"],
+        *(times[name] for name in (bench_archive.PLAN, bench_archive.LIST, bench_archive.LIST_ARCHIVE)),
+    ]
+    assert all(row["met"] == (row["value"] <= row["limit"]) for row in found["aims"])
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    console = Console(file=io.StringIO(), width=120)
+    console.print(bench_archive.table_of(found))
+    text = console.file.getvalue()
+    assert "dandi download" in text
+    assert "not judged" in text
+    console.print(bench_archive.table_of(found | {"quick": False}))
+    assert "met" in console.file.getvalue()[len(text) :]
+
+
+def test_a_client_that_brings_too_little_stops_the_benchmark(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench_archive, "_run", lambda name, into: None)
+    with pytest.raises(RuntimeError, match="brought 0 of 8 files"):
+        bench_archive._fetching(tmp_path / "a", 100, 1, lambda text: None)
+
+
+def test_a_plan_trusts_records_and_not_files_alone(monkeypatch, tmp_path):
+    filled = bench_archive._fill
+
+    def changed(raw, rows, url):
+        filled(raw, rows, url)
+        next(raw.rglob("*.nwb")).touch()  # a time of change that is not the recorded one: its bytes are read
+
+    monkeypatch.setattr(bench_archive, "PINNED_BYTES", 111 * 1000)
+    monkeypatch.setattr(bench_archive, "_fill", changed)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.raises(InputError):
+        bench_archive._planning(tmp_path / "a", 3, lambda text: None)

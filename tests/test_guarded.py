@@ -162,7 +162,7 @@ def test_sessions_and_descriptions_are_those_of_this_process(tmp_path):
     ba.write_session(here, tmp_path / "monday.nc")
     assert ba.read(tmp_path / "monday.nc").identical(here)
     for key in ("session_id", "subject", "session_start"):
-        assert guarded_reading.identify(path, True)[key] == here.attrs[key]
+        assert guarded_reading.identify([path], True)[0][key] == here.attrs[key]
 
 
 def claiming(path, n_spikes=2**28):
@@ -215,3 +215,27 @@ def test_the_reply_of_a_child_is_plain(tmp_path):
     session = prepare(spikes_file(tmp_path / "monday.nwb"), 0.05)
     packed = guarded_reading._packed(session, tmp_path)
     assert guarded_reading._unpacked(json.loads(json.dumps(packed)), tmp_path).identical(session)
+
+
+def test_many_files_are_identified_at_once_and_the_one_that_ends_it_is_named(tmp_path, monkeypatch):
+    paths = [spikes_file(tmp_path / f"{number}.nwb") for number in range(5)]
+    asked = []
+
+    def counted(function, path, **arguments):
+        asked.append(path.name)
+        return call(function, path, **arguments)
+
+    monkeypatch.setattr(guarded_reading, "call", counted)
+    monkeypatch.setattr(guarded_reading, "MANY", 3)
+    found = guarded_reading.identify(paths, True)
+    assert asked == ["0.nwb", "3.nwb"]
+    assert found == [from_arrays.identity(path, True) for path in paths]
+
+    def ends(function, path, *, paths, **arguments):
+        if any(each.endswith("4.nwb") for each in paths):
+            raise guarded.Ended(f"{path}: ended")
+        return call(function, path, paths=paths, **arguments)
+
+    monkeypatch.setattr(guarded_reading, "call", ends)
+    with pytest.raises(InputError, match=r"4\.nwb: ended"):
+        guarded_reading.identify(paths, True)

@@ -43,18 +43,22 @@ def bench_data(
     quick: Annotated[bool, typer.Option(help="A tiny file: a check that it works, not a figure.")] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Time and memory from an NWB file to a session, beside raw reads and pynwb (about two minutes).
+    """Time and memory from an NWB file to a session, beside raw reads and pynwb; fetching beside the archive's own
+    client, planning and listing, from a stand-in on loopback (about three minutes).
 
     Example: [cyan]bci-adapt bench data --json bench_data.json[/]
     """
+    from bci_adapt.cli.bench.archive import archive, table_of
     from bci_adapt.cli.bench.data import data, tables
 
     with progress(json_file == "-") as bar:
-        found = data(quick, teller(bar, "measuring"))
+        say = teller(bar, "measuring")
+        found = data(quick, say)
+        found["archive"] = archive(quick, say)
     if json_file is not None:
         write_json(json_file, found)
     if json_file != "-":
-        for table in tables(found):
+        for table in [*tables(found), table_of(found["archive"])]:
             out.print(table)
 
 

@@ -25,8 +25,10 @@ from bci_adapt.data.remote import Remote
 from bci_adapt.data.sessions import write_session
 from bci_adapt.errors import InputError
 from bci_adapt.ground import catalog
-from bci_adapt.ground.guarded import call, warm_up
+from bci_adapt.ground.guarded import Ended, call, warm_up
 
+MANY = 100
+"""Files that one child identifies: their limits are those of the first."""
 WARM_UP = f"{__name__}:warmed_up"
 """What the reading process calls first, see `ground.guarded.warm_up`."""
 
@@ -70,9 +72,25 @@ def inspect(path: Path | str | Remote) -> Description:
     return Description(**found)
 
 
-def identify(path: Path, dated: bool) -> dict[str, str]:
-    """As `from_arrays.identity`, with files of HDF5 read in a child process."""
-    return call(f"{__name__}:_identify", path, dated=dated) if _guarded(path) else from_arrays.identity(path, dated)
+def identify(paths: Sequence[Path], dated: bool) -> list[dict[str, str]]:
+    """What `from_arrays.identity` says of each of `paths`, with files of HDF5 read in a child process.
+
+    Many are read by one child, which a file of them may end: then each is read by its own, and the error names it.
+    """
+    guarded, found = [path for path in paths if _guarded(path)], dict[Path, dict[str, str]]()
+    for first in range(0, len(guarded), MANY):
+        some = guarded[first : first + MANY]
+        try:
+            found |= _identified(some, dated)
+        except Ended:
+            for path in some:
+                found |= _identified([path], dated)
+    return [found[path] if path in found else from_arrays.identity(path, dated) for path in paths]
+
+
+def _identified(paths: Sequence[Path], dated: bool) -> dict[Path, dict[str, str]]:
+    said = call(f"{__name__}:_identify", paths[0], paths=[str(path) for path in paths], dated=dated)
+    return dict(zip(paths, said, strict=True))
 
 
 def bins_of(path: Path) -> tuple[bool, float | None]:
@@ -142,8 +160,8 @@ def _inspect(path: Path) -> dict[str, Any]:
     return from_arrays.inspect(path).to_json()
 
 
-def _identify(path: Path, dated: bool) -> dict[str, str]:
-    return from_arrays.identity(path, dated)
+def _identify(path: Path, paths: list[str], dated: bool) -> list[dict[str, str]]:
+    return [from_arrays.identity(Path(each), dated) for each in paths]
 
 
 def _bins_of(path: Path) -> tuple[bool, float | None]:

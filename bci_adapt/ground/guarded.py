@@ -37,6 +37,10 @@ IDLE_S = 60.0
 FACTOR = "BCI_ADAPT_READ_LIMITS"
 
 
+class Ended(InputError):
+    """A file that ended the process that read it, or ran into its limits."""
+
+
 def limits_of(path: Path) -> tuple[int, float]:
     """Bytes of memory and seconds of processor time that reading `path` may take.
 
@@ -54,8 +58,8 @@ def call(function: str, path: Path, **arguments: Any) -> Any:
     """Return what `function` (``"module:name"``) returns of `path` and `arguments`, called in a child process.
 
     Arguments and result are what JSON can hold; what is larger goes through a file that an argument names. Raises
-    `InputError` as the function does, or naming the file when the child crashes, hangs or asks for more memory than
-    `limits_of` allows; `RuntimeError` with the child's traceback for any other exception.
+    `InputError` as the function does, and `Ended` naming the file when the child crashes, hangs or asks for more
+    memory than `limits_of` allows; `RuntimeError` with the child's traceback for any other exception.
     """
     if not _factor():
         return _function(function)(path, **arguments)
@@ -73,12 +77,12 @@ def call(function: str, path: Path, **arguments: Any) -> Any:
         }
         status = _ask(function.partition(":")[0], json.dumps(request), WAITING * seconds)
         if status is None or status != 0 or not reply.exists():
-            raise InputError(f"{path}: {_ended(status, memory, seconds)}")
+            raise Ended(f"{path}: {_ended(status, memory, seconds)}")
         said = json.loads(reply.read_text(encoding="utf-8"))
     if "input_error" in said:
         raise InputError(said["input_error"])
     if "memory" in said:
-        raise InputError(f"{path}: {_greedy(memory)}")
+        raise Ended(f"{path}: {_greedy(memory)}")
     if "error" in said:
         raise RuntimeError(f"{path}: reading it failed\n{said['error']}")
     return said["result"]

@@ -52,7 +52,8 @@ def sessions_of(paths: Iterable[Path], where: str) -> pd.DataFrame:
     import pandas as pd
 
     listed = list(paths)
-    rows = [{**identify(path, len(listed) > 1), "path": path} for path in listed]
+    known = identify(listed, len(listed) > 1)
+    rows = [{**each, "path": path} for each, path in zip(known, listed, strict=True)]
     table = pd.DataFrame(rows).set_index("session_id")
     for session_id in table.index[table.index.duplicated()]:
         names = ", ".join(path.name for path in table.loc[[session_id], "path"])
