@@ -16,7 +16,7 @@ from textwrap import dedent
 import pytest
 
 from bci_adapt.errors import InputError
-from bci_adapt.ground import engine, jobs
+from bci_adapt.ground import engine, jobs, seals
 from bci_adapt.ground.engine import execute, plan
 from bci_adapt.ground.jobs import Job
 
@@ -111,6 +111,9 @@ class Recorder:
     def done(self, label, seconds, ok):
         assert seconds >= 0
         self.events.append((label, ok))
+
+    def damaged(self, paths):
+        self.events.append(("damaged", *(path.name for path in paths)))
 
 
 def result(job: Job) -> dict:
@@ -263,7 +266,8 @@ def test_a_failure_stops_what_depends_on_it_and_nothing_else(toy, tmp_path):
     assert (outcome.executed, outcome.reused) == (1, 0)
     assert len(recorder.events) == 1 + 8
     assert good.path.exists()
-    assert [path.name for path in good.path.parent.iterdir()] == [good.path.name], "nothing half-written"
+    left = sorted(path.name for path in good.path.parent.iterdir())
+    assert left == [good.path.name, good.path.name + ".sha256"], "nothing half-written"
     assert execute([good], workers=0).reused == 1
 
 
@@ -395,6 +399,58 @@ def test_what_a_dead_process_left_is_swept_and_what_lives_is_not(toy, tmp_path):
     assert execute([target], workers=0).executed == 1
     assert {path.name for path in target.path.parent.iterdir()} == {
         target.path.name,
+        target.path.name + ".sha256",
         ".alive.x.part",
         ".unsigned.x.part",
     }
+
+
+def flip(path: Path) -> None:
+    """Change one bit of a file, and its length in no way."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:-3]), Path.unlink])
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_a_damaged_result_is_named_and_made_again(toy, damage, as_folder, tmp_path):
+    log = str(tmp_path / "log")
+    source = job("source", log=log, name="source", as_folder=as_folder)
+    end = job("end", inputs={"of": source}, log=log, name="end")
+    execute([end], workers=0)
+    whole = source.path / "result.json" if as_folder else source.path
+    before = whole.read_bytes()
+    damage(whole)
+    assert execute([end], workers=0).reused == 1, "what is not needed is not looked at"
+    recorder = Recorder()
+    outcome = execute([end, source], workers=0, progress=recorder)
+    assert (outcome.executed, outcome.reused, outcome.failed) == (1, 1, ())
+    named = [event for event in recorder.events if event[0] == "damaged"]
+    gone = damage is Path.unlink and not as_folder
+    assert named == ([] if gone else [("damaged", source.path.name)])
+    assert json.loads(whole.read_bytes())["parameters"] == json.loads(before)["parameters"]
+    assert execute([end, source], workers=0).executed == 0
+
+
+def test_damage_of_the_seal_itself_costs_one_job(toy):
+    source = job("source")
+    execute([source], workers=0)
+    flip(source.path.with_name(source.path.name + ".sha256"))
+    seals._WHOLE.clear()
+    assert execute([source], workers=0).executed == 1
+    source.path.with_name(source.path.name + ".sha256").unlink()
+    seals._WHOLE.clear()
+    assert execute([source], workers=0).executed == 1
+
+
+def test_what_is_damaged_while_a_run_works_is_not_read(toy):
+    source = job("source")
+    end = job("end", inputs={"of": source})
+    execute([source], workers=0)
+    task = engine._task(end)
+    flip(source.path)
+    report = engine._perform(**task)
+    assert report.is_input_error
+    assert "was damaged, or removed, while this run worked" in report.message
+    assert not end.path.exists()

@@ -82,6 +82,10 @@ class Jobs:
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, advance=1, description=label if ok else f"[red]failed:[/] {label}")
 
+    def damaged(self, paths: Sequence[Path]) -> None:
+        for path in paths:
+            err.print(f"note: {path}: damaged since it was written; it is made again", markup=False, soft_wrap=True)
+
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Bar | None]:

@@ -99,7 +99,7 @@ def _executed(plan: Plan, options: Mapping[str, Any]) -> tuple[list[Job], list[O
             refuse_failures(outcomes[0])
         partial = [job for job, whole in zip(scores, plan.scores, strict=True) if job.key != whole.key]
         outcomes.append(execute(partial, **options))
-    if scores and not any(job.path.exists() for job in scores):
+    if scores and not any(job.is_done for job in scores):
         for outcome in outcomes:
             refuse_failures(outcome)
     return scores, outcomes
@@ -108,7 +108,7 @@ def _executed(plan: Plan, options: Mapping[str, Any]) -> tuple[list[Job], list[O
 def _measured(plan: Plan, workers: int | None, scheduler: str | None, progress: Progress | None) -> Outcome:
     """Run the jobs that measure what a bin costs, one at a time: with nothing of this run beside them."""
     needed = {job: [each for each in job.inputs.values() if isinstance(each, Job)] for job in plan.costs.values()}
-    ready = [job for job, inputs in needed.items() if all(each.path.exists() for each in inputs)]
+    ready = [job for job, inputs in needed.items() if all(each.is_done for each in inputs)]
     alone = None if scheduler else 0 if workers == 0 else 1
     outcome = execute(ready, workers=alone, scheduler=scheduler, progress=progress)
     # what they need was counted with the others

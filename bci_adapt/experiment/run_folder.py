@@ -94,12 +94,12 @@ def manifest_of(ran: Ran, folder: Path) -> Manifest:
         "drift": [
             {"source": pair.source, "target": pair.target, **json.loads(job.path.read_text(encoding="utf-8"))}
             for pair, job in ran.plan.drift.items()
-            if job.path.exists()
+            if job.is_done
         ],
         "costs": [
             {"arm": arm, "cell": cell, **json.loads(job.path.read_text(encoding="utf-8"))}
             for (arm, cell), job in ran.plan.costs.items()
-            if job.path.exists()
+            if job.is_done
         ],
         "tuning": None if ran.values is None else _tuning(ran.values, ran.builders, ran.pairs),
         "primary": ran.config.primary.model_dump(),
@@ -178,7 +178,7 @@ def write_run(folder: Path, ran: Ran, manifest: Manifest, beside: Sequence[Path]
     from bci_adapt.results.report import render_report
     from bci_adapt.results.table import long_table, write_results
 
-    config, scored = ran.config, [job for job in ran.scores if job.path.exists()]
+    config, scored = ran.config, [job for job in ran.scores if job.is_done]
     asked = [arm for arm in config.arms if isinstance(arm, ArmSection)]
     records = {kind: _records(scored, kind) for kind in KINDS}
     records |= {"arms": _described(ran), "comparisons": compared(config.network.cells, asked)}

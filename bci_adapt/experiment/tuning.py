@@ -183,7 +183,7 @@ def _try(
     ]
     execute([job for *_, job in jobs], **options)
     for search, setting, pair, seed, job in jobs:
-        score = _held_out(job) if job.path.exists() else None
+        score = _held_out(job) if job.is_done else None
         of = {"method": search.arm.name, "cell": search.arm.cell, "parameters": setting}
         search.points.append({**of, "source": pair.source, "target": pair.target, "seed": seed, "score": score})
 

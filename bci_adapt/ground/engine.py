@@ -1,7 +1,8 @@
 """Jobs run by dask.distributed: nothing that has been done is done twice.
 
 An experiment is a graph of `Job`. The key of a job is part of its result's file name, so *done* means *the file is
-there*. Deleting the cache, or any part of it, is always safe.
+there*, and as it was written (`seals`): a result that was damaged is made again. Deleting the cache, or any part of it,
+is always safe.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bci_adapt.errors import InputError
+from bci_adapt.ground import seals
 from bci_adapt.ground.jobs import Job, digest, library_versions, sources
 from bci_adapt.ground.storage import atomic_path, cache_root
 from bci_adapt.ground.threads import one_thread
@@ -61,7 +63,7 @@ def plan(jobs: Iterable[Job]) -> tuple[list[Job], list[Job]]:
     def visit(job: Job) -> None:
         if job.path in order or job.path in reused:
             return
-        if job.path.exists():
+        if job.is_done:
             reused[job.path] = job
             return
         for value in job.inputs.values():
@@ -90,11 +92,15 @@ def _urgency(jobs: Sequence[Job]) -> dict[Path, float]:
 
 
 class Progress(Protocol):
-    """What `execute` tells while it works; `done` comes once for each of the `total` jobs, skipped ones too."""
+    """What `execute` tells while it works; `done` comes once for each of the `total` jobs, skipped ones too, and
+    `damaged` before them, where results were not as they were written and are made again.
+    """
 
     def start(self, total: int, reused: int) -> None: ...
 
     def done(self, label: str, seconds: float, ok: bool) -> None: ...
+
+    def damaged(self, paths: Sequence[Path]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -154,6 +160,8 @@ def execute(
         return Outcome(0, len(reused))
     folders = {job.path.parent for job in to_run}
     _sweep(folders)
+    if (damaged := _cleared(to_run)) and progress is not None:
+        progress.damaged(damaged)
     try:
         with _environment(BCI_ADAPT_CACHE=str(cache_root()), **_ONE_THREAD):
             if scheduler is not None:
@@ -166,6 +174,14 @@ def execute(
                 return _run(pool, to_run, len(reused), progress)
     finally:
         _sweep(folders)
+
+
+def _cleared(to_run: Sequence[Job]) -> list[Path]:
+    """Remove what is in the place of results that are to be made: damaged, or without a seal. Returns their paths."""
+    damaged = [job.path for job in to_run if job.path.exists() and not job.is_done]
+    for path in damaged:
+        seals.remove(path)
+    return damaged
 
 
 def _run(pool: _Serial | _Cluster, to_run: Sequence[Job], n_reused: int, progress: Progress | None) -> Outcome:
@@ -253,6 +269,7 @@ def _task(job: Job) -> dict[str, Any]:
             name: str(value.path if isinstance(value, Job) else Path(value).absolute())
             for name, value in job.inputs.items()
         },
+        "sealed": tuple(name for name, value in job.inputs.items() if isinstance(value, Job)),
         "out": str(job.path),
         "cache": str(cache_root()),
     }
@@ -264,6 +281,7 @@ def _perform(
     code: str,
     parameters: dict[str, Any],
     inputs: dict[str, str],
+    sealed: tuple[str, ...],
     out: str,
     cache: str,
 ) -> _Report:
@@ -271,7 +289,7 @@ def _perform(
     started = time.perf_counter()
     target = Path(out)
     try:
-        if target.exists():  # another run of the same experiment has been faster
+        if seals.is_whole(target):  # another run of the same experiment has been faster
             return _Report(time.perf_counter() - started, found=True)
         with _environment(BCI_ADAPT_CACHE=cache, **_ONE_THREAD):
             if code != digest([sources(function, modules), library_versions()]):
@@ -279,11 +297,19 @@ def _perform(
                     f"the code or library versions behind {function} are not those this run was planned with: "
                     "a source was edited meanwhile, or a remote worker has another installation; start the run again"
                 )
+            for name in sealed:
+                if not seals.is_whole(Path(inputs[name])):
+                    raise InputError(
+                        f"{inputs[name]}: was damaged, or removed, while this run worked; start the same command "
+                        "again: it is made anew"
+                    )
             module, _, name = function.partition(":")
             call = getattr(importlib.import_module(module), name)
             with one_thread(), atomic_path(target) as temporary:
                 (temporary.parent / _OWNER).write_text(json.dumps([socket.gethostname(), os.getpid()]))
                 call(parameters, {key: Path(value) for key, value in inputs.items()}, temporary)
+                if temporary.exists():  # else `atomic_path` says that nothing was written
+                    seals.seal(temporary, target)
         return _Report(time.perf_counter() - started)
     except InputError as error:
         return _Report(time.perf_counter() - started, False, str(error), traceback.format_exc(), True)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bci_adapt.errors import InputError
+from bci_adapt.ground.seals import is_whole
 from bci_adapt.ground.storage import cache_root, file_digest
 
 # Libraries whose release can change a number; their installed versions enter every key.
@@ -95,6 +96,11 @@ class Job:
         """Where the result is, or will be."""
         stem = re.sub(r"[^\w.-]+", "_", self.stem, flags=re.ASCII).strip("._-")[:80] or self.kind
         return cache_root() / self.folder / f"{stem}-{self.key[:16]}{self.suffix}"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the result is there, as it was written."""
+        return is_whole(self.path)
 
 
 def _canonical(value: Any) -> str:

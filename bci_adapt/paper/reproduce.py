@@ -62,7 +62,7 @@ class PlannedFigure:
     @property
     def complete(self) -> bool:
         """Whether every result is there."""
-        return all(entry.job.path.exists() for entry in self.entries)
+        return all(entry.job.is_done for entry in self.entries)
 
     def tables(self) -> dict[str, Frame]:
         """Every table, as the figure is drawn from."""

@@ -56,7 +56,7 @@ def read(entries: Sequence[Found], seeds: Sequence[int]) -> dict[str, Frame]:
     }
     beside: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for entry in entries:
-        if not entry.job.path.exists():
+        if not entry.job.is_done:
             continue
         key = entry.task, entry.cell, entry.n_hidden
         where = {"task": entry.task, "cell": entry.cell, "n_hidden": entry.n_hidden}
