@@ -2,13 +2,15 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bci_adapt.learning.backends import compiled
+from bci_adapt.learning.backends import compiled, kept
 from bci_adapt.learning.cells.base import Network, cell, cells
 from bci_adapt.learning.credit.base import rule
 from bci_adapt.learning.online import Learner, run, start
@@ -80,3 +82,74 @@ def test_the_folder_is_named_by_what_a_loop_is_made_of():
     assert {len(name) for name in names.values()} == {16}
     assert compiled.sources_digest(cell("tanh"), rule("window", steps=9)) == names["tanh", "window"]
     assert compiled.sources_digest(cell("tanh_skip"), rule("immediate")) == names["tanh", "immediate"]  # of one file
+
+
+SMALL = """
+import json, sys, warnings
+from bci_adapt.learning.backends import kept
+import test_kernel_cache as here
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    found = here.figures("tanh")
+print(json.dumps([found, [str(each.message) for each in told]]))
+"""
+
+
+def in_a_process(cache, request, **environment):
+    """Figures of a small run in a process of its own with this cache, and the warnings it gave."""
+    folders = [str(request.config.rootpath / "tests"), str(request.config.rootpath)]
+    environment = os.environ | {"BCI_ADAPT_CACHE": str(cache), "PYTHONPATH": os.pathsep.join(folders)} | environment
+    said = subprocess.run([sys.executable, "-c", SMALL], env=environment, capture_output=True, text=True, check=True)
+    return json.loads(said.stdout)
+
+
+def test_a_kept_loop_that_is_not_as_it_was_written_is_compiled_again(tmp_path, request):
+    found, told = in_a_process(tmp_path, request)
+    assert not told
+    data, index = (next(tmp_path.rglob(f"*.{ending}")) for ending in ("nbc", "nbi"))
+    assert not (tmp_path / "kernels").stat().st_mode & 0o077, "nobody else reads or writes there"
+
+    class Mischief:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    def half(file):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+    def foreign(file):
+        file.write_bytes(pickle.dumps(Mischief()))
+
+    def unsealed(file):
+        file.with_name(file.name + ".sha256").unlink()
+
+    for damage, file in ((half, data), (foreign, data), (foreign, index), (unsealed, data)):
+        damage(file)
+        again, told = in_a_process(tmp_path, request)
+        assert again == found, damage
+        assert [str(file) in each for each in told if "damaged since it was written" in each] == [True]
+        assert not (tmp_path / "executed").exists()
+        assert in_a_process(tmp_path, request) == [found, []], "kept again"
+
+
+def test_a_cache_that_others_write_to_holds_no_compiled_code(tmp_path, monkeypatch):
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    shared.mkdir()
+    shared.chmod(0o777)
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(shared))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(own))
+    folder = kept.private_folder("here")
+    assert folder.is_relative_to(own)
+    assert not (shared / "kernels").exists()
+    shared.chmod(0o755)
+    assert kept.private_folder("here") == shared / "kernels" / "here"
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)  # both are somebody else's
+    with pytest.warns(UserWarning, match="compiled in memory"):
+        assert kept.private_folder("here") is None
+
+
+def test_without_a_place_to_write_loops_are_compiled_in_memory(tmp_path, request):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    found, told = in_a_process(blocked / "cache", request, XDG_CACHE_HOME=str(blocked))
+    assert found == pytest.approx(figures("tanh", backend="plain"), rel=1e-9)
+    assert len([each for each in told if "compiled in memory" in each]) == 1

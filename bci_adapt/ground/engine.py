@@ -22,6 +22,7 @@ import threading
 import time
 import traceback
 import types
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,6 +223,8 @@ def _run(pool: _Serial | _Cluster, to_run: Sequence[Job], n_reused: int, progres
                 heapq.heappush(suspects, rank[path])
                 continue
             ok = report.error is None
+            if report.damaged and progress is not None:
+                progress.damaged([Path(each) for each in report.damaged])
             tell(job, report.seconds, ok)
             if ok:
                 elsewhere = report.found and tries[path] == 1  # on a second try it is this run's own
@@ -256,6 +259,7 @@ class _Report:
     error: str | None = None
     is_input_error: bool = False
     died: bool = False
+    damaged: tuple[str, ...] = ()  # files besides results that were damaged and are mended
 
 
 def _task(job: Job) -> dict[str, Any]:
@@ -305,17 +309,26 @@ def _perform(
                     )
             module, _, name = function.partition(":")
             call = getattr(importlib.import_module(module), name)
-            with one_thread(), atomic_path(target) as temporary:
+            with _damage_told_by_engine(), one_thread(), atomic_path(target) as temporary:
                 (temporary.parent / _OWNER).write_text(json.dumps([socket.gethostname(), os.getpid()]))
                 call(parameters, {key: Path(value) for key, value in inputs.items()}, temporary)
                 if temporary.exists():  # else `atomic_path` says that nothing was written
                     seals.seal(temporary, target)
-        return _Report(time.perf_counter() - started)
+        return _Report(time.perf_counter() - started, damaged=tuple(map(str, seals.found_damaged())))
     except InputError as error:
         return _Report(time.perf_counter() - started, False, str(error), traceback.format_exc(), True)
     except (Exception, SystemExit) as error:
         message = f"{type(error).__name__}: {error}".removesuffix(": ")
         return _Report(time.perf_counter() - started, False, message, traceback.format_exc())
+
+
+@contextlib.contextmanager
+def _damage_told_by_engine() -> Iterator[None]:
+    """Leave it to `Progress.damaged` to say what a job has found damaged."""
+    seals.found_damaged()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", seals.DamagedWarning)
+        yield
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 from bci_adapt.ground.storage import file_digest
@@ -18,6 +19,9 @@ SEAL = ".sha256"
 _MOST = 8  # digests that a seal keeps
 _WHOLE: dict[Path, list[tuple[str, int, int]]] = {}
 """Results that this process has found whole, with their size and time of change; nothing is hashed twice for that."""
+
+
+_DAMAGED: list[Path] = []
 
 
 def seal_of(path: Path) -> Path:
@@ -53,6 +57,23 @@ def is_whole(path: Path) -> bool:
         return False
     _WHOLE[path] = state
     return True
+
+
+class DamagedWarning(UserWarning):
+    """Something stored was not as it was written, and is made again."""
+
+
+def tell_damaged(path: Path, mended: str) -> None:
+    """Say that a stored file was damaged, and how it is mended: as a warning, and to whoever asks `found_damaged`."""
+    _DAMAGED.append(path)
+    warnings.warn(f"{path}: damaged since it was written; {mended}", DamagedWarning, stacklevel=3)
+
+
+def found_damaged() -> list[Path]:
+    """The files that `tell_damaged` was called for in this process since this was last asked."""
+    found = _DAMAGED[:]
+    _DAMAGED.clear()
+    return found
 
 
 def remove(path: Path) -> None:

@@ -2,8 +2,8 @@
 
 Every function is plain Python in its own file. `bound_loop` gives `loop` the parts it needs as its globals, so each
 combination is compiled as a whole (nothing is called through a pointer) from one source. The compiled loop is kept on
-disk in a folder named by a digest of every source that it is made of: numba watches only the file that defines a
-function, and would otherwise run stale code after an edit elsewhere.
+disk (`kept`) in a folder named by a digest of every source that it is made of: numba watches only the file that defines
+a function, and would otherwise run stale code after an edit elsewhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from bci_adapt.ground.jobs import digest, sources
-from bci_adapt.ground.storage import cache_root
 from bci_adapt.learning import optimizers, schedules
 from bci_adapt.learning.backends import loop as source
 from bci_adapt.learning.cells.base import Cell
@@ -114,10 +113,6 @@ def _compile(cell: Cell, rule: CreditRule, optimizer: Optimizer, loss: str, boun
     from bci_adapt.learning.backends import elementary
 
     on_disk = _on_disk(cell.make, type(rule), type(optimizer)) and not boundscheck
-    if on_disk:
-        folder = cache_root() / "kernels" / sources_digest(cell, rule)
-        folder.mkdir(parents=True, exist_ok=True)
-        numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
     options = {**_OPTIONS, "boundscheck": boundscheck}
     owner = (
         f"{cell.name}_{rule.name}{'_fresh' * rule.refreshes}_{optimizer.name}{'_gathers' * optimizer.gathers}_{loss}"
@@ -132,7 +127,12 @@ def _compile(cell: Cell, rule: CreditRule, optimizer: Optimizer, loss: str, boun
         return numba.njit(**options, **_INNER, forceinline=inlined)(named)
 
     function = _bind(cell, rule, optimizer, loss, elementary, wrap)
-    return numba.njit(**options, **_OUTER, cache=on_disk)(_renamed(function, f"loop_{owner}"))
+    compiled = numba.njit(**options, **_OUTER)(_renamed(function, f"loop_{owner}"))
+    if on_disk:
+        from bci_adapt.learning.backends.kept import keep_on_disk
+
+        keep_on_disk(compiled, sources_digest(cell, rule))
+    return compiled
 
 
 def _renamed(function: Callable, qualname: str) -> types.FunctionType:
