@@ -369,8 +369,8 @@ def test_only_what_a_pair_needs_is_fetched_and_a_folder_is_listed_once(tiny, tmp
     for path in recordings(load_config(tiny)):
         shutil.copy(path, folder)
     opened = []
-    identity = source_base.identity
-    monkeypatch.setattr(source_base, "identity", lambda *given: opened.append(1) or identity(*given))
+    identity = source_base.identify
+    monkeypatch.setattr(source_base, "identify", lambda *given: opened.append(1) or identity(*given))
     monkeypatch.setattr(preparing, "execute", stop)
     with pytest.raises(Enough):
         run_experiment(load_config(tiny, data=folder))
