@@ -378,7 +378,10 @@ def require_one_meaning(variable: str, sessions: Sequence[xr.Dataset]) -> None:
         raise InputError(f"{listed}: a decoder takes one of them, read both sessions with one layout")
     if len(meanings) > 1:
         listed = "; ".join(f"{name}: {', '.join(axes)} in {unit!r}" for (axes, unit), name in meanings.items())
-        raise InputError(f"{variable} does not mean the same in these sessions ({listed}): axes and unit must agree")
+        raise InputError(
+            f"{variable} does not mean the same in these sessions ({listed}): axes and unit must agree; choose the "
+            f"axes that all have, session.sel({sessions[0][variable].dims[1]}=[…])"
+        )
 
 
 def unknown_channels(session: xr.Dataset) -> str:

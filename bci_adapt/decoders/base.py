@@ -146,10 +146,9 @@ class Decoder(RegressorMixin, BaseEstimator):
                 raise InputError(
                     f"X: expected at least 2 bins with neurons to train on, got n_samples={bins.observed.sum()} of them"
                 )
-            if not (bins.weight > 0).any():
-                raise InputError("y: expected finite labels to train on, got none")
             made.append(bins)
             self.n_features_in_, self.n_outputs_ = bins.X.shape[1], bins.Y.shape[1]
+        inputs.require_labels(made, self.metadata_.get("outputs", ()))
         if self.metadata_.get("counts_units", "count") != "count":
             self.metadata_ = {**self.metadata_, "power_scale": scale or inputs.power_scale(made)}
         return [self._featured(bins) for bins in made]
@@ -318,8 +317,8 @@ class Decoder(RegressorMixin, BaseEstimator):
             X = X_
         elif isinstance(y, str):
             raise InputError("y: the name of a target goes with a session; beside a plain array expected labels")
-        shape = self.n_features_in_, self.n_outputs_
-        return self._featured(inputs.check_arrays(X, y, reset, *shape, type(self).__name__))
+        n = self.n_features_in_, self.n_outputs_
+        return self._featured(inputs.check_arrays(X, y, reset, *n, type(self).__name__))
 
     @abstractmethod
     def _predict(self, bins: Bins, continuing: bool) -> np.ndarray:

@@ -439,6 +439,20 @@ def raw_of(features: np.ndarray, known: Mapping[str, Any]) -> np.ndarray:
     return features**2 if scale is None else features * np.asarray(scale)
 
 
+def require_labels(sessions: Sequence[Bins], outputs: Sequence[Mapping[str, Any]]) -> None:
+    """`InputError` unless every training session has labels, and every output has some."""
+    if not all((bins.weight > 0).any() for bins in sessions):
+        raise InputError("y: expected finite labels to train on, got none")
+    names = [f"{each['variable']} {axis}" for each in outputs for axis in each["axes"]]
+    never = ~np.any([(bins.weight > 0).any(axis=0) for bins in sessions], axis=0)
+    if never.any():
+        told = [names[i] if names else str(i) for i in np.flatnonzero(never)]
+        raise InputError(
+            f"y: expected labels of every output, got none at all of {_listed(told)}; choose the others, such as "
+            "session.sel(emg_axis=['FCR', 'FDS']) of muscles"
+        )
+
+
 def power_scale(sessions: Sequence[Bins]) -> list[float]:
     """The scale of each channel's power in training sessions: its standard deviation within one, over all of them; of
     a channel that hardly varies (below a thousandth of the others') theirs, so that its noise is not blown up.

@@ -76,6 +76,8 @@ class LaggedDecoder(Decoder):
             usable = bins.observed & (bins.weight > 0).all(axis=1)
             features.append(lagged(x, np.cumsum(bins.reset), self.n_lags)[usable])
             labels.append(bins.Y[usable])
+        if not any(len(each) for each in labels):
+            raise InputError("y: expected bins with neurons in which every output has a label, got none")
         return np.concatenate(features), np.concatenate(labels)
 
     def begin(self) -> None:

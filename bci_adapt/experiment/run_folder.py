@@ -184,7 +184,9 @@ def write_run(folder: Path, ran: Ran, manifest: Manifest, beside: Sequence[Path]
     records |= {"arms": _described(ran), "comparisons": compared(config.network.cells, asked)}
     session = next(iter(ran.prepared.sessions.values()))
     attrs = {name: getattr(manifest, name) for name in ("name", "created", "delay_bins", "primary_bins")}
-    attrs["unit"] = str(session[config.variables[0]].attrs.get("units", ""))
+    units = {name: str(session[name].attrs.get("units", "")) for name in config.variables}
+    attrs["unit"] = units[config.variables[0]]
+    attrs |= {"units": json.dumps(units, ensure_ascii=False)} if len(units) > 1 else {}
     write_results(folder / "results.nc", {kind: long_table(each, kind) for kind, each in records.items()}, attrs)
     write_text(folder / "config.toml", to_toml(config.model_dump(mode="json", exclude_none=True)))
     for path in beside:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -246,7 +247,8 @@ def _arms_picture(run: StoredRun, variable: str, cell: str) -> Any:
 
 def _course_pictures(run: StoredRun, variable: str) -> list[Any]:
     """Scores against the days between sessions and through a session, and an excerpt."""
-    unit = str(run.stored.attrs.get("unit", "")) if variable == run.variables[0] else ""
+    first = {run.variables[0]: run.stored.attrs.get("unit", "")}
+    unit = str({**first, **json.loads(str(run.stored.attrs.get("units", "{}")))}.get(variable, ""))
     return [
         run.album.picture(
             f"{variable}-gap",
