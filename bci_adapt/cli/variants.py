@@ -64,9 +64,7 @@ def _variants(what: str) -> dict[str, str]:
     if what == "layouts":
         found = _layouts().items()
         return {
-            name: f"{(layout.__doc__ or '').strip().splitlines()[0]} "
-            f"({f'verified on {layout.verified_on}' if layout.verified_on else 'not verified on a real file'})"
-            for name, layout in found
+            name: f"{(layout.__doc__ or '').strip().splitlines()[0]} ({layout.standing()})" for name, layout in found
         }
     from bci_adapt.paper.tasks.base import tasks
 

@@ -320,12 +320,21 @@ class NwbFile:
             raise self.error(key, f"must be (samples,) or (samples, columns) and not empty, found {data.shape}")
         if data.ndim == 2 and data.shape[1] > MAX_COLUMNS:
             raise self.error(key, f"has {data.shape[1]:,} columns, more than {MAX_COLUMNS:,}: are its axes swapped?")
-        conversion, added = self.number(key, "conversion", 1.0), self.number(key, "offset", 0.0)
+        conversion, unit = self._conversion(key)
+        added = self.number(key, "offset", 0.0)
         if conversion == 0:
             raise self.error(key, "has conversion 0: every value would be the same")
         values = data.reshape(len(data), -1) * conversion
         values += added if offset else 0.0
-        return values, self.label(key, "unit")
+        return values, unit
+
+    def _conversion(self, key: str) -> tuple[float, str]:
+        """The factor of the values at `key` and the unit that they have with it; one that is NaN says neither."""
+        stated = np.asarray(self.attribute(key, "conversion", 1.0))
+        if stated.dtype.kind == "f" and stated.size == 1 and np.isnan(stated).all():
+            self.warn(f"{key} has conversion NaN: its values are taken as they are stored, their unit is unknown")
+            return 1.0, ""
+        return self.number(key, "conversion", 1.0), self.label(key, "unit")
 
 
 def flat_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -131,7 +131,7 @@ def _choose(file: NwbFile) -> tuple[Layout | None, Description]:
         found.chosen = best[1].name
         found.why = f"{found.chosen} would be used: {found.layouts[0]['reason']}"
         if not best[1].verified_on:
-            found.why += " (this layout has not been verified on a real file)"
+            found.why += f" ({best[1].standing()})"
     return best[1], found
 
 

@@ -23,11 +23,13 @@ class ChurchlandMaze(Layout):
     The position is that of the hand. Spikes exist only inside trials: every other bin is not valid. The clock runs
     backwards in some sessions, for spikes and kinematics alike: each fall starts a segment, and where two stretches
     share one time nobody can tell whose spikes these are, so that no bin there is valid. Channels are electrodes
-    named by area, ``PMd/…`` for the group "1" and ``M1/…`` for "2".
+    named by area, ``PMd/…`` for the group "1" and ``M1/…`` for "2". The converter writes NaN as
+    ``conversion``: the unit is unknown.
     """
 
     name = "churchland_maze"
     verified_on = ""
+    written_from = "the converter of the laboratory's files (catalystneuro/shenoy-lab-to-nwb, maze_task_unsorted)"
 
     def matches(self, description: Description) -> tuple[float, str]:
         """See `Layout.matches`."""

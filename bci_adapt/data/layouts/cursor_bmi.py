@@ -25,6 +25,7 @@ class CursorBmi(Layout):
 
     name = "cursor_bmi"
     verified_on = ""
+    written_from = "the listing and description of the dandiset: no published converter is known"
 
     def matches(self, description: Description) -> tuple[float, str]:
         """See `Layout.matches`."""

@@ -34,6 +34,7 @@ class FalconH1(Layout):
 
     name = "falcon_h1"
     verified_on = ""
+    written_from = "falcon-challenge 1.0.2, the benchmark's own loader (dataloaders.py)"
     bin_edge = FROM_START
 
     def matches(self, description: Description) -> tuple[float, str]:

@@ -16,6 +16,7 @@ class FalconH2(Layout):
 
     name = "falcon_h2"
     verified_on = ""
+    written_from = "falcon-challenge 1.0.2, the benchmark's own loader (dataloaders.py)"
 
     def matches(self, description: Description) -> tuple[float, str]:
         """See `Layout.matches`."""

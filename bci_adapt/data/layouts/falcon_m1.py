@@ -25,6 +25,9 @@ class FalconM1(Layout):
 
     name = "falcon_m1"
     verified_on = ""
+    written_from = (
+        "falcon-challenge 1.0.2, the benchmark's own loader (dataloaders.py) and converter (m1_reachgrasp_preprocv2.py)"
+    )
     bin_edge = FROM_START
 
     def matches(self, description: Description) -> tuple[float, str]:

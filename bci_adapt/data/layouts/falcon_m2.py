@@ -30,6 +30,9 @@ class FalconM2(Layout):
 
     name = "falcon_m2"
     verified_on = ""
+    written_from = (
+        "falcon-challenge 1.0.2, the benchmark's own loader (dataloaders.py) and converter (preproc/m2_preproc.py)"
+    )
     bin_edge = FROM_START
 
     def matches(self, description: Description) -> tuple[float, str]:

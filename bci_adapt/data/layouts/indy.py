@@ -31,6 +31,7 @@ class Indy(Layout):
 
     name = "indy"
     verified_on = ""
+    written_from = "code that reads these files (neuro-galaxy/brainsets, odoherty_sabes_nonhuman_2017)"
 
     def matches(self, description: Description) -> tuple[float, str]:
         """See `Layout.matches`."""

@@ -35,6 +35,7 @@ class Link(Layout):
 
     name = "link"
     verified_on = ""
+    written_from = "the laboratory's own converter (chesteklab/LINK_dataset, dataset_preparation/pkl_to_nwb.py)"
     neural, score = COUNTS, 1.0
 
     def matches(self, description: Description) -> tuple[float, str]:

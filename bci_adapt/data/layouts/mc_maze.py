@@ -26,6 +26,7 @@ class McMaze(Layout):
 
     name = "mc_maze"
     verified_on = ""
+    written_from = "the benchmark's own loader (neurallatents/nlb_tools, nwb_interface.py)"
 
     def matches(self, description: Description) -> tuple[float, str]:
         """See `Layout.matches`."""

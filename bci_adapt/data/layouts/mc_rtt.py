@@ -30,6 +30,7 @@ class McRtt(Layout):
 
     name = "mc_rtt"
     verified_on = ""
+    written_from = "the benchmark's own loader (neurallatents/nlb_tools, nwb_interface.py)"
 
     def matches(self, description: Description) -> tuple[float, str]:
         """See `Layout.matches`."""

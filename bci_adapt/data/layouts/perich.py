@@ -22,6 +22,7 @@ class Perich(Layout):
 
     name = "perich"
     verified_on = ""
+    written_from = "code that reads these files (neuro-galaxy/brainsets, perich_miller_population_2018)"
 
     def matches(self, description: Description) -> tuple[float, str]:
         """See `Layout.matches`."""

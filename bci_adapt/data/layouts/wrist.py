@@ -10,6 +10,7 @@ from bci_adapt.data.nwb import NwbFile
 from bci_adapt.data.nwb_describing import Description
 
 COUNTS = "acquisition/ThresholdCrossings"
+TARGET = "target_pos"
 POSITION = "processing/behavior/Position/cursor_pos"
 VELOCITY = "processing/behavior/Velocity/cursor_vel"
 EMG = "processing/behavior/emg"
@@ -36,6 +37,8 @@ class Wrist(Layout):
             return 0.0, f"{COUNTS}, but no {POSITION}"
         if neural[COUNTS].rate_hz is None or series[POSITION].rate_hz is None:
             return 0.3, f"{COUNTS} and {POSITION}, but not both with a rate"
+        if TARGET in description.trials.get("columns", ()):
+            return 0.9, f"{COUNTS} and {POSITION}, both with a rate, but {TARGET} of trials besides"
         return 1.0, f"{COUNTS} and {POSITION}, both with a rate"
 
     def read(self, file: NwbFile, bin_s: float, per: str) -> xr.Dataset:
