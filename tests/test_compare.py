@@ -33,6 +33,16 @@ class Mine:
         return self.decoder.predict(X, reset, continuing)
 
 
+class Unaware(Mine):
+    """Knows of no delay: each label is there with its bin."""
+
+    def __init__(self, bin_s):
+        super().__init__(0.0, bin_s)
+
+    def adapt(self, X, y, reset):
+        return self.decoder.adapt(X, y, reset)
+
+
 class Broken(Mine):
     def adapt(self, X, y, reset, arrives):
         raise ZeroDivisionError("in my own code")
@@ -69,7 +79,10 @@ def compared(days, **options):
 
 def test_own_decoders_of_a_notebook_are_arms_with_canaries(days):
     wiener = WienerDecoder(n_lags=4)
-    found = compared(days, decoders={"mine": Mine, "ours": RLSDecoder(n_lags=4), "still": wiener})
+    own = {"mine": Mine, "ours": RLSDecoder(n_lags=4), "still": wiener}
+    with pytest.warns(UserWarning, match="unaware: does not know how late labels are") as told:
+        found = compared(days, decoders=own | {"unaware": Unaware})
+    assert len([each for each in told if "how late" in str(each.message)]) == 1
     rows = found.rows[found.rows["study"] == ""]
     assert {"mine", "ours", "still", "immediate_rmsprop", "frozen", "rls", "persistence"} <= {*rows["arm"]}
     assert (rows["status"] == "ok").all()
@@ -83,6 +96,10 @@ def test_own_decoders_of_a_notebook_are_arms_with_canaries(days):
         canary = scores[f"canary:{name}", "held_out", "r2"]
         assert canary < 0.1 < scores[name, "held_out", "r2"]
     assert set(rows.loc[rows["arm"] == "mine", "delay_s"]) == {DELAY_S}
+    at_once = RLSDecoder(label_delay_s=0.0, n_lags=4).fit(days[0], "velocity")
+    alone = ba.evaluate(at_once, days[1], stream_s=STREAM_S)
+    assert set(rows.loc[rows["arm"] == "unaware", "delay_s"]) == {alone.label_delay_s} == {0.0}
+    assert scores["unaware", "online", "r2"] == pytest.approx(alone.r2("online"), abs=1e-12)
     assert not hasattr(wiener, "coef_"), "a copy was fitted"
     page = found.report.read_text(encoding="utf-8")
     assert "mine" in page

@@ -1,6 +1,7 @@
 """`ba.evaluate`: the prequential loop, held to a plain one and to river's delayed progressive validation."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import bci_adapt as ba
 from bci_adapt.data.labelled import session_arrays
 from bci_adapt.decoders.kalman import KalmanDecoder
 from bci_adapt.decoders.online_rnn import OnlineDecoder
+from bci_adapt.decoders.own import LABEL_DELAY_S
 from bci_adapt.decoders.rls import RLSDecoder
 from bci_adapt.decoders.wiener import WienerDecoder
 from bci_adapt.errors import InputError
@@ -265,7 +267,7 @@ def test_scores_are_those_of_the_parts(days):
     assert np.array_equal(found.prediction["held_out"].values, bins >= N_STREAM)
     assert np.array_equal(found.prediction["velocity"].values, arrays.y, equal_nan=True)
     assert found.prediction["predicted_velocity"].attrs["units"] == target["velocity"].attrs["units"]
-    assert found.n_labels == np.isfinite(arrays.y[:N_STREAM]).any(axis=1).sum()
+    assert found.n_labels == np.isfinite(arrays.y[: N_STREAM - DELAY]).any(axis=1).sum()
     said = repr(found)
     assert "day1: 10 s of stream" in said
     assert f"{found.r2():6.3f}" in said
@@ -292,6 +294,12 @@ def test_labels_are_as_many_as_asked_for(days):
     assert 0 < few.n_labels < 50
     one = ba.evaluate(decoder, target, "velocity", budget_trials=1)
     assert one.n_labels == np.isfinite(arrays.y[:100]).any(axis=1).sum()  # the first trial ends at 5 s
+    at_end = ba.evaluate(decoder, target, "velocity", stream_s=6.0, label_delay_s="trial_end")
+    assert at_end.n_labels == one.n_labels, "the second trial ends after the stream"
+    never = ba.evaluate(decoder, target, "velocity", stream_s=10.0, label_delay_s=10.0)
+    assert never.n_labels == 0
+    unlabelled = ba.evaluate(decoder, target, "velocity", stream_s=10.0, supervision="none")
+    assert np.array_equal(predicted(never), predicted(unlabelled))
     own = ba.evaluate(decoder, target, "velocity", supervision="pseudo")
     assert own.weight_change > 0
     with pytest.raises(InputError, match="expected one of true, intention, pseudo, none, got 'some'"):
@@ -360,6 +368,62 @@ def test_a_decoder_of_ones_own_is_led_as_ours_is(days):
         ba.evaluate(plain, target, "velocity", continuing=True)
     with pytest.raises(InputError, match="int lacks fit, predict, adapt"):
         ba.evaluate(3, target, "velocity")
+
+
+class AtOnce:
+    """Knows of no delay: it predicts the label of the bin before, as though that were known by then."""
+
+    def fit(self, X, y):
+        return self
+
+    def adapt(self, X, y):
+        return np.vstack([np.zeros_like(y[:1]), np.nan_to_num(y[:-1])])
+
+    def predict(self, X):
+        return np.zeros((len(X), 2))
+
+
+class Told(AtOnce):
+    """The same, held to the delay that its adapt is told."""
+
+    def adapt(self, X, y, label_delay_s):
+        late = round(label_delay_s / BIN_S) + 1
+        return np.vstack([np.zeros_like(y[:late]), np.nan_to_num(y[:-late])])
+
+
+def test_a_delay_that_a_decoder_cannot_know_of_is_not_stated(days):
+    _, target = days
+    with pytest.warns(
+        UserWarning, match="AtOnce: does not know how late labels are .* let its adapt take `arrives`"
+    ) as told:
+        found = ba.evaluate(AtOnce(), target, "velocity")
+    assert len(told) == 1
+    assert found.label_delay_s == 0.0
+    assert found.n_labels == np.isfinite(session_arrays(target, "velocity").y[: N_BINS // 2]).any(axis=1).sum()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        at_once = ba.evaluate(AtOnce(), target, "velocity", label_delay_s=0.0)
+        late = ba.evaluate(Told(), target, "velocity", label_delay_s=LATE_S)
+    assert (at_once.label_delay_s, late.label_delay_s) == (0.0, LATE_S)
+    assert ba.evaluate(Told(), target, "velocity").label_delay_s == LABEL_DELAY_S
+    assert at_once.r2("online") > late.r2("online") + 0.2, "an unsaid delay would flatter it"
+    with pytest.raises(InputError, match=r"label_delay_s=0\.15 would not be applied.*or give label_delay_s=0"):
+        ba.evaluate(AtOnce(), target, "velocity", label_delay_s=LATE_S)
+    for decoder in (AtOnce(), Told()):
+        with pytest.raises(InputError, match="'trial_end' would not be applied, its adapt does not take `arrives`"):
+            ba.evaluate(decoder, target, "velocity", label_delay_s="trial_end")
+
+
+def test_labels_that_come_with_trials_need_trials(days):
+    source, _ = days
+    decoder, bare = fitted(network(), source), recording(1, gap=False)
+    for given in ({"label_delay_s": "trial_end"}, {"budget_trials": 2}):
+        with pytest.raises(
+            InputError, match=r"day1: .* needs trials with a beginning and an end; this session has none"
+        ):
+            ba.evaluate(decoder, bare, **given)
+    with pytest.raises(InputError, match="leave out 'trial_end'"):
+        ba.evaluate(decoder, days[1], supervision="pseudo", label_delay_s="trial_end")
 
 
 def fitted_plain(source):

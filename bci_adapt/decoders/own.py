@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import inspect
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from bci_adapt.errors import InputError
 
 METHODS = ("fit", "predict", "adapt")
 LABEL_DELAY_S = 0.5  # of a user's decoder that does not say how late its labels are
+TO_KNOW = (
+    "let its adapt take `arrives` (n_bins,), the bin at whose end each label becomes known, or `label_delay_s`, or "
+    "give it an attribute label_delay_s, and wait for each label"
+)
+"""How a user's decoder comes to know how late its labels are."""
 
 
 class Own:
@@ -27,8 +33,8 @@ class Own:
     observed, y kinematics (n_bins, n_outputs) with NaN where there is no label, both its own copies; of several
     training sessions ``fit`` gets lists. A method that takes ``reset`` gets it, a constructor that takes ``bin_s``,
     ``label_delay_s`` or ``seed`` gets those, and a ``predict`` that takes ``continuing`` goes on from the stream.
-    ``adapt`` must return a prediction of each bin made before its label, and is given labels as though there was no
-    delay unless it takes ``label_delay_s`` or ``arrives``: it is the decoder's to wait.
+    ``adapt`` must return a prediction of each bin made before its label. It is the decoder's to wait for labels: one
+    that cannot know how late they are (`knows_delay`) is led at a delay of 0, whatever is asked for.
 
     Parameters
     ----------
@@ -44,8 +50,8 @@ class Own:
     def __init__(self, decoder: Any, *, bin_s: float, label_delay_s: float = 0.0, seed: int = 0) -> None:
         self.name = decoder.__name__ if isinstance(decoder, type) else type(decoder).__name__
         require_methods(decoder, self.name)
-        self.bin_s, self.label_delay_s = bin_s, label_delay_s
         self.knows_delay = knows_delay(decoder)
+        self.bin_s, self.label_delay_s = bin_s, label_delay_s if self.knows_delay else 0.0
         if isinstance(decoder, type):
             given = {"bin_s": bin_s, "label_delay_s": label_delay_s, "seed": seed}
             decoder = decoder(**{name: value for name, value in given.items() if takes(decoder, name)})
@@ -112,7 +118,7 @@ def led(decoder: Any, *, bin_s: float, label_delay_s: float | None = None, seed:
     """A copy of a decoder, ours or a user's own, class or instance, as the protocol leads it through sessions.
 
     `label_delay_s` replaces its own, where it has one; None leaves that, and is `LABEL_DELAY_S` for a user's decoder
-    without. `InputError` for something that is no decoder.
+    without. A user's decoder that cannot know of a delay has none. `InputError` for something that is no decoder.
     """
     ours = decoder if isinstance(decoder, type) else copy.deepcopy(decoder)
     if not isinstance(ours, Decoder):
@@ -130,9 +136,34 @@ def require_methods(decoder: Any, name: str) -> None:
 
 
 def knows_delay(decoder: Any) -> bool:
-    """Whether a decoder, class or instance, can know how late its labels are: else it works without a delay."""
+    """Whether a decoder, class or instance, can know how late its labels are: it has ``label_delay_s``, or its
+    ``adapt`` takes that or ``arrives``. Else it works without a delay.
+    """
     own = takes(decoder, "label_delay_s") if isinstance(decoder, type) else hasattr(decoder, "label_delay_s")
     return own or takes(decoder.adapt, "label_delay_s") or takes(decoder.adapt, "arrives")
+
+
+def require_known_delay(own: Own, asked: float | str | None) -> None:
+    """`InputError` where labels of a user's decoder are to be late in a way that it cannot know of; a warning where
+    nothing was asked for, so that they come with their bins.
+    """
+    if asked == "trial_end" and not takes(own.decoder.adapt, "arrives"):
+        raise InputError(
+            f"{own.name}: label_delay_s='trial_end' would not be applied, its adapt does not take `arrives` (n_bins,), "
+            "the bin at whose end each label becomes known: let it take that, or give label_delay_s=0"
+        )
+    if own.knows_delay or asked == 0.0:
+        return
+    if asked is not None:
+        raise InputError(
+            f"{own.name}: label_delay_s={asked:g} would not be applied, it does not know of a delay: {TO_KNOW}; or "
+            "give label_delay_s=0"
+        )
+    warnings.warn(
+        f"{own.name}: does not know how late labels are and has each with its bin, label_delay_s is 0: {TO_KNOW}",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 def takes(call: Any, name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,10 +145,15 @@ def compare(
     InputError
         for sessions, a target or decoders that cannot be compared.
     """
+    from bci_adapt.decoders.own import TO_KNOW
     from bci_adapt.experiment.run import run_experiment
     from bci_adapt.results.table import read_results
 
     own = [_present(name, decoder) for name, decoder in (decoders or {}).items()]
+    for each in own:
+        if each.delay_s(label_delay_s) != label_delay_s:
+            told = f"{each.name}: does not know how late labels are and has each with its bin, the other arms"
+            warnings.warn(f"{told} {label_delay_s:g} s later: {TO_KNOW}", UserWarning, stacklevel=2)
     width_s = width_of(sessions) if bin_s is None else bin_s
     config = compare_config(
         [_file_of(session) for session in sessions], target, bin_s=width_s, stream_s=stream_s,

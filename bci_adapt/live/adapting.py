@@ -30,7 +30,8 @@ class Adapted(NamedTuple):
 
     `prediction` is that of `predicting.predict`, with ``held_out (time)``, True where weights were held. `scores` are
     dicts of variable, part (``online``, each bin predicted before its label; ``held_out``), bins (``in trial``,
-    ``all``) and metrics, of variables with labels in the session; `n_labels` counts bins of the stream with any label.
+    ``all``) and metrics, of variables with labels in the session; `n_labels` counts bins of the stream of which any
+    label became known in it.
     """
 
     decoder: Decoder
@@ -137,5 +138,5 @@ def adapt(
     prediction["held_out"] = "time", np.arange(len(predicted)) >= n_stream
     scores = [row for row in scores_of(arrays, found, n_stream) if row["part"] in ("online", "held_out")]
     if not found.n_labels:
-        notes = [*notes, "no label in the stream: only what needs none was adapted"]
+        notes = [*notes, "no label became known in the stream: only what needs none was adapted"]
     return Adapted(decoder, prediction, scores, found.n_labels, n_stream * float(session.attrs["bin_s"]), notes)

@@ -13,7 +13,7 @@ import xarray as xr
 from bci_adapt.data.labelled import Arrays, session_arrays
 from bci_adapt.data.sessions import kinematic_names
 from bci_adapt.decoders.base import Decoder
-from bci_adapt.decoders.own import Own, led
+from bci_adapt.decoders.own import Own, led, require_known_delay
 from bci_adapt.errors import InputError
 from bci_adapt.metrics import score
 from bci_adapt.protocol.prequential import Predictions, prequential
@@ -31,9 +31,9 @@ class Evaluation:
     no usable label), in the session's units, and ``held_out (time)``, True where weights were held. `scores` has a row
     for each variable, part and kind of bins with every metric of `bci_adapt.metrics.score`: parts are ``online``, each
     bin predicted before its label, ``online_late``, its second half, ``held_out``, and ``continuing`` where asked for;
-    bins are ``in trial``, where the session has trials, and ``all``. `n_labels` counts bins of the stream with any
-    label shown; `weight_change` is the relative change of the weights, NaN for decoders that do not tell. `decoder` is
-    the copy that adapted, as the stream left it. Where it `diverged` scores mean nothing.
+    bins are ``in trial``, where the session has trials, and ``all``. `n_labels` counts bins of the stream of which any
+    label became known in it; `weight_change` is the relative change of the weights, NaN for decoders that do not tell.
+    `decoder` is the copy that adapted, as the stream left it. Where it `diverged` scores mean nothing.
     """
 
     decoder: Any
@@ -110,6 +110,8 @@ def evaluate(
     session : as `bci_adapt.read` or `bci_adapt.session` makes it, with the channels of the decoder.
     target : kinematic variable, or several, that it decodes; None: what it was fitted on.
     label_delay_s : how late labels become known, in seconds, or ``"trial_end"``; None: what the decoder is set to.
+        A decoder of your own waits itself: one that cannot know of a delay (`bci_adapt.decoders.own.knows_delay`) has
+        none, which is said, and is not led with one.
     supervision : ``true`` labels, ``intention`` (towards the cued target), ``pseudo`` (its own predictions), ``none``.
     label_fraction, budget_s, budget_trials : labels there are: a share of the bins, drawn by `seed`, until so many
         seconds or trials of the stream are over.
@@ -120,6 +122,8 @@ def evaluate(
     teaching = Teaching(supervision, label_delay_s == "trial_end", label_fraction, budget_s, budget_trials, seed)
     arrays = _arrays(decoder, session, target)
     ours = led(decoder, bin_s=arrays.bin_s, label_delay_s=_delay_s(label_delay_s), seed=seed)
+    if isinstance(ours, Own):
+        require_known_delay(ours, label_delay_s)
     return _led_through(ours, session, arrays, teaching, _stream_bins(arrays, stream_s), continuing)
 
 
@@ -134,6 +138,8 @@ def _led_through(
         raise InputError("a decoder of your own learns in adapt alone: leave out continuing and 'pseudo'")
     if itself and not hasattr(ours, "label_delay_s"):
         raise InputError(f"{type(ours).__name__}: learns from no labels, nor from its own predictions ('pseudo')")
+    if itself and teaching.at_trial_end:
+        raise InputError("a decoder teaches itself ('pseudo') after its own label delay: leave out 'trial_end'")
     found = prequential(
         ours,
         stream_of(arrays, teaching, session),

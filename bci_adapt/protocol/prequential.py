@@ -22,8 +22,8 @@ class Predictions(NamedTuple):
 
     ``online`` is of the stream, each bin before its label; ``held_out`` of the rest, weights held; ``continuing`` of
     the rest, still learning; ``back`` of the last training session, with the weights of the stream's end. Then the
-    bins of the stream with any label shown, how far the weights moved (NaN for decoders that do not tell), and whether
-    they diverged, both at the stream's end.
+    bins of the stream of which any label became known in it, how far the weights moved (NaN for decoders that do not
+    tell), and whether they diverged, both at the stream's end.
     """
 
     online: np.ndarray
@@ -63,7 +63,7 @@ def prequential(
             held_out=decoder.predict(session.since(n_stream).arrays, continuing=True),
             continuing=nothing,
             back=nothing,
-            n_labels=int(np.isfinite(session.arrays.y[:n_stream]).any(axis=1).sum()),
+            n_labels=_labels_known(session.until(n_stream), getattr(decoder, "label_delay_s", 0.0)),
             weight_change=float(getattr(decoder, "weight_change_", np.nan)),
             diverged=bool(getattr(decoder, "diverged_", False)),
         )
@@ -71,6 +71,14 @@ def prequential(
             later = adapted(copy.deepcopy(decoder), continuing.since(n_stream), teaches_itself, going_on=True)
             found = found._replace(continuing=later)
     return found
+
+
+def _labels_known(stream: Stream, label_delay_s: float) -> int:
+    """Bins of a stream of which any label becomes known before its end."""
+    n_bins = len(stream.arrays.y)
+    late = np.arange(n_bins) + delay_bins(label_delay_s, stream.arrays.bin_s)
+    arrives = late if stream.arrives is None else stream.arrives
+    return int((np.isfinite(stream.arrays.y).any(axis=1) & (arrives < n_bins)).sum())
 
 
 def adapted(decoder: Any, stream: Stream, teaches_itself: bool = False, going_on: bool = False) -> np.ndarray:

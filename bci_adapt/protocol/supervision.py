@@ -63,7 +63,8 @@ def stream_of(arrays: Arrays, teaching: Teaching, session: xr.Dataset | None = N
     Raises
     ------
     InputError
-        for a supervision, a fraction or a budget that is none, or an intention that the session does not tell.
+        for a supervision, a fraction or a budget that is none, an intention that the session does not tell, and labels
+        that come with its trials where it has none.
     """
     y, supervision = arrays.y, teaching.supervision
     if supervision not in SUPERVISIONS:
@@ -74,6 +75,11 @@ def stream_of(arrays: Arrays, teaching: Teaching, session: xr.Dataset | None = N
         raise InputError(f"budget_s: expected seconds, 0 or more, got {teaching.budget_s}")
     if teaching.budget_trials is not None and teaching.budget_trials < 1:
         raise InputError(f"budget_trials: expected a number of trials from 1 on, got {teaching.budget_trials}")
+    if arrays.in_trial is None and (teaching.at_trial_end or teaching.budget_trials is not None):
+        what = "label_delay_s='trial_end'" if teaching.at_trial_end else "budget_trials"
+        raise InputError(
+            f"{arrays.session_id}: {what} needs trials with a beginning and an end; this session has none: leave it out"
+        )
     if supervision == "none":
         y = np.full_like(y, np.nan)
     elif supervision == "intention":
