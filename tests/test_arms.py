@@ -204,8 +204,8 @@ def test_an_arm_is_what_its_parts_say_however_it_is_asked_for():
             config([window, window | other])
     with pytest.raises(InputError, match="two arms are 'window4_rmsprop_ema'"):
         config([averaged, window | {"average": 0.99}])
-    with pytest.raises(InputError, match=r"two arms are 'trace\(0\.5\)_rmsprop'"):  # a name rounds what it shows
-        config([IMMEDIATE | {"rule": "trace", "decay": decay} for decay in (0.5, 0.50000001)])
+    close = config([IMMEDIATE | {"rule": "trace", "decay": decay} for decay in (0.5, 0.50000001)])
+    assert [arm.name for arm in close.arms] == ["trace(0.5)_rmsprop", "trace(0.50000001)_rmsprop"]
     at_default = ArmSection(**IMMEDIATE, beta2=ArmSection(**IMMEDIATE).optimizer_type().beta2)
     assert at_default.name == ArmSection(**IMMEDIATE).name
     turned = ArmSection(**IMMEDIATE, learns=("recurrent", "input", "bias"))
@@ -213,6 +213,54 @@ def test_an_arm_is_what_its_parts_say_however_it_is_asked_for():
     names = [ArmSection(**section).name for section in ASKED]
     assert len(set(names)) == len(ASKED)
     assert names[:4] == ["immediate_rmsprop", "immediate_rmsprop_ema", "immediate_sgd", "immediate_rmsprop_fixed"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"rule": "trace", "decay": 0}, {"rule": "trace", "decay": 0.0}),
+        ({"clip": 1000000}, {"clip": 1e6}),
+        ({}, {"learns": ["input", "recurrent", "bias", "readout", "output_bias"]}),
+        ({"rule": "readout"}, {"rule": "readout", "learns": ["output_bias", "readout"]}),
+        ({}, {"take_turns": True}),
+    ],
+)
+def test_one_arm_in_two_spellings_is_one_arm(first, second):
+    both = listed(config([IMMEDIATE | first, IMMEDIATE | second]))
+    assert both == listed(config([IMMEDIATE | first])) == listed(config([IMMEDIATE | second]))
+
+
+def test_what_is_not_the_same_stays_two_arms():
+    assert len(config([IMMEDIATE, IMMEDIATE | {"take_turns": True}], network={"n_members": 3}).arms) == 2
+    assert len(config([IMMEDIATE, IMMEDIATE | {"learns": ["input", "recurrent", "bias", "readout"]}]).arms) == 2
+    close = [IMMEDIATE | {"beta2": beta2} for beta2 in (0.9990001, 0.9990002)]
+    assert [arm.name for arm in config(close).arms] == [
+        "immediate_rmsprop(beta2=0.9990001)",
+        "immediate_rmsprop(beta2=0.9990002)",
+    ]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"decoder": "wiener", "trained_on": "stream"},
+        {"decoder": "wiener", "trained_on": "both"},
+        {"decoder": "online_rnn"},
+        {"decoder": "aligned", "supervision": "none"},
+    ],
+)
+def test_a_standing_arm_by_another_name_is_that_arm(asked):
+    assert listed(config([IMMEDIATE, asked])) == listed(config([IMMEDIATE]))
+
+
+def test_the_colour_of_an_arm_is_its_own_whatever_others_there_are():
+    few, many = (
+        {each["arm"]: (each["colour"], each["marker"]) for each in described(listed(config(asked)))}
+        for asked in ([], [*ASKED, IMMEDIATE | {"optimizer": "adam"}, {"decoder": "stacked"}])
+    )
+    assert {name: many[name] for name in few} == few
+    shown = {name: style for name, style in many.items() if name not in ("oracle", "ridge_oracle", "persistence")}
+    assert len(set(shown.values())) == len(shown), "no two arms look alike"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ What results know of arms is the table that `described` makes of them.
 
 from __future__ import annotations
 
+import colorsys
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -55,7 +57,7 @@ _STYLES = {
     LINEAR.ceiling: ("#009E73", "D"),
     "persistence": ("#999999", "*"),
 }
-_TURNS = (("#882255", "h"), ("#44AA99", "<"), ("#999933", ">"), ("#AA4499", "d"))
+_MARKERS = "h<>dpH8"
 # Whose decoded series a run's excerpt shows.
 _EXCERPT = (NETWORK.frozen, NETWORK.reference, "window4_rmsprop", LINEAR.reference, NETWORK.ceiling)
 
@@ -140,14 +142,23 @@ def is_main(arm: Arm) -> bool:
     return family in (NETWORK, LINEAR) and arm.name in (family.frozen, family.unlabelled, family.ceiling)
 
 
+def style_of(name: str) -> tuple[str, str]:
+    """Colour and marker of an arm, by its name alone: the same on every page, whatever other arms there are."""
+    if name in _STYLES:
+        return _STYLES[name]
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
+    hue, rest = number % 360 / 360, number // 360
+    red, green, blue = colorsys.hls_to_rgb(hue, (0.36, 0.5)[rest % 2], 0.62)
+    colour = "#{:02X}{:02X}{:02X}".format(*(round(255 * part) for part in (red, green, blue)))
+    return colour, _MARKERS[rest // 2 % len(_MARKERS)]
+
+
 def described(arms: Iterable[Arm]) -> list[dict[str, Any]]:
     """What results know of arms: one record each, with the columns of `bci_adapt.results.table.ARMS`."""
     records = {}
     ordered = sorted({(arm.name, arm.cell): arm for arm in arms}.values(), key=lambda arm: (arm.order, arm.name))
-    plain = list(dict.fromkeys(arm.name for arm in ordered if arm.name not in _STYLES))
     for arm in ordered:
-        turn = _TURNS[plain.index(arm.name) % len(_TURNS)] if arm.name in plain else ("", "")
-        colour, marker = _STYLES.get(arm.name, turn)
+        colour, marker = style_of(arm.name)
         drawn = arm.drawn or arm.name in _STYLES
         records[arm.name, arm.cell] = {
             "arm": arm.name, "cell": arm.cell, "words": arm.words or arm.name, "role": arm.role, "order": arm.order,

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bci_adapt.errors import InputError
 from bci_adapt.experiment.arm import (
     BOTH,
     HELD_OUT,
@@ -43,19 +42,9 @@ if TYPE_CHECKING:
 
 
 def arms_of(config: Config, n_axes: Mapping[str, int]) -> list[Arm]:
-    """The arms of a config, in order; `n_axes` is the number of axes of each variable.
-
-    Raises `InputError` where the config asks for an arm that another one is already, under another name.
-    """
-    arms = [arm for cell in config.network.cells for arm in network_arms(config, cell)]
-    arms += linear_arms(config, n_axes)
-    known: dict[str, str] = {}
-    for arm in arms:
-        about = [arm.cell, arm.decoder, arm.trained_as, arm.trained_on, {**arm.fit, **arm.adapt}, arm.supervision]
-        other = known.setdefault(json.dumps(about, sort_keys=True, default=str), arm.name)
-        if other != arm.name:
-            raise InputError(f"arms: {arm.name!r} is the arm {other!r} by another name; leave one of them out")
-    return arms
+    """The arms of a config, in order; `n_axes` is the number of axes of each variable."""
+    networks = [arm for cell in config.network.cells for arm in network_arms(config, cell)]
+    return networks + linear_arms(config, n_axes)
 
 
 def standing_names(config: Config) -> list[str]:
@@ -97,11 +86,17 @@ def linear_arms(config: Config, n_axes: Mapping[str, int]) -> list[Arm]:
 
 
 def _asked_once(config: Config, arms: list[Arm]) -> list[Arm]:
-    """The arms that are not left out; a decoder that is asked for with the constants of a standing arm is that arm."""
-    first: dict[str, Arm] = {}
+    """The arms that are not left out. One that does what another does already, whatever it is called, is that one: the
+    first stays, and a decoder that is asked for with the constants of a standing arm is that arm.
+    """
+    names: dict[str, Arm] = {}
     for arm in arms:
-        first.setdefault(arm.name, arm)
-    return [arm for name, arm in first.items() if name not in config.controls.without]
+        names.setdefault(arm.name, arm)
+    first: dict[str, Arm] = {}
+    for arm in names.values():
+        about = [arm.cell, arm.decoder, arm.trained_as, arm.trained_on, {**arm.fit, **arm.adapt}, arm.supervision]
+        first.setdefault(json.dumps(about, sort_keys=True, default=str), arm)
+    return [arm for arm in first.values() if arm.name not in config.controls.without]
 
 
 def _training(config: Config, cell: str) -> dict[str, Any]:

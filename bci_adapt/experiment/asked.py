@@ -95,7 +95,7 @@ class ArmSection(Section):
         for key, value in self.__pydantic_extra__.items():
             if key not in declared:
                 raise ValueError(unknown(key, [*type(self).model_fields, *declared], "key"))
-            _require_kind(key, value, declared[key].default)
+            self.__pydantic_extra__[key] = _of_kind(key, value, declared[key].default)
         self.rule_type(**self.rule_constants)
         self.optimizer_type(**self.optimizer_constants)
         from bci_adapt.learning.optimizers import GROUPS
@@ -103,6 +103,9 @@ class ArmSection(Section):
         for group in self.learns or ():
             if group not in GROUPS:
                 raise ValueError(unknown(group, GROUPS, "weight group"))
+        able = {"readout", "output_bias"} if self.rule == "readout" else {*GROUPS}
+        if self.learns and able <= {*self.learns}:
+            object.__setattr__(self, "learns", None)  # all that can: as where none is named
         return self
 
     @property
@@ -256,7 +259,7 @@ class DecoderSection(Section):
                 raise ValueError(f"{key} is the run's: give it outside of the arms")
             if key not in declared:
                 raise ValueError(unknown(key, [*type(self).model_fields, *own], "key"))
-            _require_kind(key, value, declared[key])
+            self.__pydantic_extra__[key] = _of_kind(key, value, declared[key])
         if self.cells and not self.has_cells:
             raise ValueError(f"cells: the decoder {self.decoder} has no network")
         return self
@@ -406,8 +409,8 @@ def _constants(variant: type) -> dict[str, dataclasses.Field]:
     return {each.name: each for each in declared if each.name != "learning_rate"}
 
 
-def _require_kind(key: str, value: Any, default: Any) -> None:
-    """Refuse a constant of another type than its default's; a number may take the place of none."""
+def _of_kind(key: str, value: Any, default: Any) -> Any:
+    """A constant in the type of its default, refused in another one; a number may take the place of none."""
     kind = float if default is None else type(default)
     if kind not in (bool, int, float, str):
         raise ValueError(f"{key} cannot be given in a config; it stays at its default")
@@ -415,6 +418,7 @@ def _require_kind(key: str, value: Any, default: Any) -> None:
         raise ValueError(f"{key} takes {kind.__name__}, got {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{key} must be finite, got {value!r}")
+    return kind(value)
 
 
 def _changed(given: Mapping[str, Any], declared: Mapping[str, dataclasses.Field]) -> dict[str, Any]:
@@ -423,6 +427,12 @@ def _changed(given: Mapping[str, Any], declared: Mapping[str, dataclasses.Field]
 
 
 def _listed(constants: Mapping[str, Any], *first: Any) -> str:
-    parts = [f"{value:g}" if type(value) is float else str(value) for value in first]
-    parts += [f"{key}={value:g}" if type(value) is float else f"{key}={value}" for key, value in constants.items()]
+    parts = [_number(value) for value in first] + [f"{key}={_number(value)}" for key, value in constants.items()]
     return f"({', '.join(parts)})" if parts else ""
+
+
+def _number(value: Any) -> str:
+    """A constant in words: a number in as few digits as give it again."""
+    if type(value) is not float:
+        return str(value)
+    return short if float(short := f"{value:g}") == value else repr(value)
