@@ -16,7 +16,7 @@ from textwrap import dedent
 import pytest
 
 from bci_adapt.errors import InputError
-from bci_adapt.ground import engine, jobs, seals
+from bci_adapt.ground import engine, jobs, performing, pools, seals
 from bci_adapt.ground.engine import execute, plan
 from bci_adapt.ground.jobs import Job
 
@@ -211,7 +211,7 @@ def test_what_cannot_be_a_job_is_refused(toy, tmp_path):
 
 
 def test_unreachable_schedulers_are_input_errors(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "_CONNECT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(pools, "_CONNECT_TIMEOUT_S", 0.3)
     for address in ("tcp://127.0.0.1:1", "nonsense://here"):
         with pytest.raises(InputError, match="no dask scheduler answers at"):
             execute([job()], scheduler=address)
@@ -232,7 +232,7 @@ def test_only_what_is_missing_is_run(toy, tmp_path, monkeypatch):
     assert middle.path.parent.name == "decoders"
     assert (result(source)["threads"], result(source)["cache"]) == ("1", str(tmp_path / "cache"))
 
-    monkeypatch.setattr(engine, "_Cluster", None)  # a second run starts nothing
+    monkeypatch.setattr(engine, "Cluster", None)  # a second run starts nothing
     outcome = execute(ends)
     assert (outcome.executed, outcome.reused) == (0, 2)
     source.path.unlink()  # not needed by anything that is missing
@@ -448,9 +448,9 @@ def test_what_is_damaged_while_a_run_works_is_not_read(toy):
     source = job("source")
     end = job("end", inputs={"of": source})
     execute([source], workers=0)
-    task = engine._task(end)
+    task = performing.task(end)
     flip(source.path)
-    report = engine._perform(**task)
+    report = performing.perform(**task)
     assert report.is_input_error
     assert "was damaged, or removed, while this run worked" in report.message
     assert not end.path.exists()

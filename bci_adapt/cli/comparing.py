@@ -33,20 +33,27 @@ if TYPE_CHECKING:
 LabelDelay = Annotated[float, typer.Option("--label-delay", metavar="SECONDS", help="How late labels become known.")]
 
 
+_Target = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="What is decoded: velocity (of the position; when not given), position, or a series of the files by its "
+        "path or the end of it, such as cursor_vel.",
+    ),
+]
+_By = Annotated[
+    str | None, typer.Option(metavar="electrode|unit|pool|position", help="What a channel is on another day.")
+]
+_Missing = Annotated[str, typer.Option(metavar="refuse|drop|zero", help="Channels that not every session has.")]
+
+
 @app.command()
 def compare(
     files: Annotated[
         list[Path],
         typer.Argument(metavar="SOURCE TARGET...", help=f"Files of one subject, the earliest first. {ANY_FILE}"),
     ],
-    target: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="What is decoded: velocity (of the position; when not given), position, or a series of the files by "
-            "its path or the end of it, such as cursor_vel.",
-        ),
-    ] = None,
+    target: _Target = None,
     bin_s: Annotated[
         float | None,
         typer.Option("--bin", metavar="SECONDS", help="Width of a bin; 0.05, or that of prepared sessions."),
@@ -61,13 +68,8 @@ def compare(
     quick: Annotated[
         bool, typer.Option("--quick", help="A first look: one small network, one seed, no sweeps of the labels.")
     ] = False,
-    by: Annotated[
-        str | None,
-        typer.Option(metavar="electrode|unit|pool|position", help="What a channel is on another day."),
-    ] = None,
-    missing: Annotated[
-        str, typer.Option(metavar="refuse|drop|zero", help="Channels that not every session has.")
-    ] = "refuse",
+    by: _By = None,
+    missing: _Missing = "refuse",
     decoders: OwnDecoders = None,
     workers: Workers = None,
     json_file: JsonFile = None,
