@@ -28,9 +28,12 @@ from bci_adapt.errors import InputError
 WIDTH = 50_000  # µs
 
 
-def tally(session, trains_us):
-    """Counts (bins, channels) of `trains_us`, one list of times in µs for each channel: (start, end] in integers."""
-    ends = np.rint(session["time"].values * 1e6).astype(int)
+def tally(session, trains_us, early=0):
+    """Counts (bins, channels) of `trains_us`, one list of times in µs for each channel: (start, end] in integers.
+
+    With `early` 1 it is [start, end), as the Neural Latents Benchmark counts.
+    """
+    ends = np.rint(session["time"].values * 1e6).astype(int) - early
     return np.array([[((t > end - WIDTH) & (t <= end)).sum() for t in map(np.asarray, trains_us)] for end in ends])
 
 
@@ -68,7 +71,9 @@ def test_mc_maze_is_read_exactly(tmp_path):
     assert session["channel"].values.tolist() == names == session["electrode"].values.tolist()
     # Held-out units count like all others; two units share the first electrode, the second carries none.
     pooled = [np.concatenate(trains[:2]), [], trains[2], trains[3], trains[4]]
-    np.testing.assert_array_equal(session["counts"].values, tally(session, pooled))
+    np.testing.assert_array_equal(session["counts"].values, tally(session, pooled, early=1))
+    assert session.attrs["bin_edge"] == "[start, end)"
+    assert not np.array_equal(session["counts"].values, tally(session, pooled))
     assert "2 of 5 units are held out" in warned(session)
     np.testing.assert_array_equal(session["valid"].values, within(session, WHOLE))
     t = np.arange(6001) / 1000
@@ -85,7 +90,7 @@ def test_mc_maze_is_read_exactly(tmp_path):
     assert read_session(tmp_path / "a.nc").identical(session)
     alone = prepare(tmp_path / "a.nwb", 0.05, per="unit")
     assert alone["channel"].values.tolist()[:3] == ["M1/elec0/unit1", "M1/elec0/unit2", "M1/elec2/unit1"]
-    np.testing.assert_array_equal(alone["counts"].values, tally(alone, trains))
+    np.testing.assert_array_equal(alone["counts"].values, tally(alone, trains, early=1))
 
 
 def test_mc_maze_missing_samples_pause_it_only_where_a_bin_is_lost(tmp_path):

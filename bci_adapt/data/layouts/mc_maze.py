@@ -9,6 +9,7 @@ from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.reading import Target, read_continuous
 from bci_adapt.data.nwb import NwbFile, column
 from bci_adapt.data.nwb_describing import Description
+from bci_adapt.data.sessions import FROM_START
 
 POSITION = "processing/behavior/hand_pos"
 VELOCITY = "processing/behavior/hand_vel"
@@ -21,11 +22,13 @@ class McMaze(Layout):
     The position is that of the hand, in mm, and ``hand_vel`` its recorded velocity, which the benchmark decodes; the
     cursor is a kinematic of its own. Samples at 1 kHz are missing here and there: a pause longer than a bin starts a
     segment. Units are observed inside trials only. All units are read, held out by the benchmark or not; its test
-    files have fewer of them and no behaviour, and become sessions without labels. A channel is an electrode.
+    files have fewer of them and no behaviour, and become sessions without labels. A channel is an electrode. Spikes are
+    counted in [start, end), as the benchmark's loader does.
     """
 
     name = "mc_maze"
     verified_on = ""
+    bin_edge = FROM_START
     written_from = "the benchmark's own loader (neurallatents/nlb_tools, nwb_interface.py)"
 
     def matches(self, description: Description) -> tuple[float, str]:

@@ -9,6 +9,7 @@ from bci_adapt.data.layouts.mc_maze import note_held_out, why_not_of_the_benchma
 from bci_adapt.data.layouts.reading import Target, read_continuous
 from bci_adapt.data.nwb import TRIALS, NwbFile
 from bci_adapt.data.nwb_describing import Description
+from bci_adapt.data.sessions import FROM_START
 
 POSITION = "processing/behavior/cursor_pos"
 FINGER = "processing/behavior/finger_pos"
@@ -30,6 +31,7 @@ class McRtt(Layout):
 
     name = "mc_rtt"
     verified_on = ""
+    bin_edge = FROM_START
     written_from = "the benchmark's own loader (neurallatents/nlb_tools, nwb_interface.py)"
 
     def matches(self, description: Description) -> tuple[float, str]:
