@@ -103,6 +103,12 @@ def keys(configs):
     config = Config.model_validate(asked)
     sessions = {name: prepare_job(config, configs / "stored.toml", {"day": name}) for name in ("a", "b")}
     found |= {f"session {name}": job.key for name, job in sessions.items()}
+    for layout in ("wrist", "perich"):
+        named = Config.model_validate(asked | {"layout": layout})
+        found[f"prepared as {layout}"] = prepare_job(named, configs / "stored.toml", {}).key
+    taken = Config.model_validate(asked | {"kinematics": ["processing/behavior/hand"]})
+    found["prepared with paths"] = prepare_job(taken, configs / "stored.toml", {}).key
+    found["prepared from arrays"] = prepare_job(config, configs / "arrays.npz", {}).key
     about = {"half_s": 300.0, "n_channels": 9, "n_axes": {"velocity": 2}, "date": "", "has_targets": False}
     about["has_trials"] = False
     builder, pair = Builder(config, sessions, dict.fromkeys(sessions, about), {}), Pair(("a",), "b")
@@ -224,6 +230,12 @@ EVERY_NETWORK = (
     "claim memory",
 )
 EDITED = {  # a file, and what an edit of it moves and leaves
+    "data/layouts/wrist.py": (
+        ("session", "prepared as wrist"),
+        ("prepared as perich", "prepared with", "prepared from"),
+    ),
+    "data/layouts/generic.py": (("session", "prepared with paths"), ()),
+    "data/layouts/grids.py": (("session", "prepared"), ()),
     "learning/cells/plain.py": (
         ("kernel of tanh", "loop of tanh immediate", "adapt immediate_rmsprop tanh", "claim recovers"),
         ("loop of gru", "adapt rls "),
@@ -251,6 +263,7 @@ def keys(tmp_path_factory) -> dict[str, dict[str, str]]:
         (folder / "configs").mkdir()
         for name, text in FIGURES.items():
             (folder / "configs" / f"{name}.toml").write_text(dedent(text), encoding="utf-8")
+        (folder / "configs" / "arrays.npz").touch()
         change(folder)
     folders = [str(copies / str(number)) for number in range(len(changes))]
     environment = os.environ | {"BCI_ADAPT_CACHE": str(copies / "cache"), "PYTHONPATH": ""}

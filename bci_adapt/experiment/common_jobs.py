@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bci_adapt.experiment.config import Config
+from bci_adapt.ground import catalog
 from bci_adapt.ground.jobs import Job
 
 
@@ -39,10 +40,21 @@ def prepare_job(config: Config, recording: Path, provenance: Mapping[str, str]) 
             "thresholds": config.thresholds.model_dump(),
         },
         inputs={"recording": recording},
-        modules=("bci_adapt.data.layouts",),
+        modules=_layouts_of(config, recording),
         label=f"prepare {recording.name}",
         cost=1.0,
     )
+
+
+def _layouts_of(config: Config, recording: Path) -> tuple[str, ...]:
+    """The layouts that decide what a file becomes: all that may be chosen, the one that is named, or none."""
+    from bci_adapt.data.layouts.base import Layout
+
+    if recording.suffix in (".nc", ".npz") or config.spikes or config.kinematics:
+        return ()  # read without any, or by the one that `prepare` itself imports
+    if config.layout is None:
+        return ("bci_adapt.data.layouts",)
+    return (catalog.pick("bci_adapt.data.layouts", Layout, config.layout).__module__,)
 
 
 def kernel(
