@@ -144,6 +144,28 @@ def test_what_is_noted_of_the_files_is_shown_and_kept(days, folder, call):
 
 
 @pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"stream_s": "60"}, "stream_s: expected seconds, more than 0, got '60'"),
+        ({"bin_s": "0.05"}, "bin_s: expected seconds"),
+        ({"label_delay_s": -1.0}, "label_delay_s: expected seconds, 0 or more, got -1.0"),
+        ({"seeds": "3"}, "seeds: expected a whole number, 1 or more, or None, got '3'"),
+        ({"workers": 1.5}, "workers: expected a whole number"),
+        ({"cells": "tanh"}, r"cells: expected a list of names, got 'tanh': cells=\['tanh'\]"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_sentence(days, asked, message):
+    with pytest.raises(InputError, match=message):
+        ba.compare(days, **asked)
+
+
+def test_one_session_is_not_two(days, folder):
+    for one in (days[0], folder / "mon.nwb", str(folder / "mon.nwb")):
+        with pytest.raises(InputError, match=r"expected a list of two sessions or more, got one .*\[monday, tuesday\]"):
+            ba.compare(one)
+
+
+@pytest.mark.parametrize(
     ("decoders", "error", "message"),
     [
         ({"mine": 3}, InputError, "decoders: mine lacks fit, predict, adapt"),

@@ -1,5 +1,7 @@
 """Every decoder through the same properties, and each against an independent computation of itself."""
 
+import inspect
+
 import numpy as np
 import pytest
 from scipy.signal import lfilter
@@ -10,13 +12,14 @@ from sklearn.linear_model import Ridge
 from bci_adapt.data.labelled import permuted_in_time
 from bci_adapt.decoders import online_rnn
 from bci_adapt.decoders.aligned import AlignedDecoder, encoder, factors, rotation
-from bci_adapt.decoders.base import Decoder, delay_bins
+from bci_adapt.decoders.base import Decoder, decoders, delay_bins
 from bci_adapt.decoders.fine_tuned import FineTunedDecoder
 from bci_adapt.decoders.kalman import KalmanDecoder
 from bci_adapt.decoders.lags import LaggedDecoder, lagged
 from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.decoders.persistence import PersistenceDecoder
 from bci_adapt.decoders.rls import RLSDecoder
+from bci_adapt.decoders.settings import LIMITS, require_numbers
 from bci_adapt.decoders.stacked import StackedDecoder
 from bci_adapt.decoders.wiener import WienerDecoder
 from bci_adapt.errors import InputError
@@ -521,6 +524,37 @@ class TestPretraining:
             with pytest.raises(InputError, match=message):
                 call()
         assert same(before, arrays_of(decoder))
+
+
+def _numbers():
+    """Every parameter of a decoder that is a number, by class; and for one class each, for all have the same table."""
+    for name, kind in decoders().items():
+        for parameter in inspect.signature(kind.__init__).parameters.values():
+            if str(parameter.annotation).partition(" | ")[0] in ("int", "float"):
+                yield name, kind, parameter
+
+
+def test_every_number_of_a_decoder_has_its_limit():
+    assert {parameter.name for *_, parameter in _numbers()} - {*LIMITS} == set()
+
+
+@pytest.mark.parametrize("name", sorted({name for name, *_ in _numbers()}))
+def test_a_number_that_cannot_be_is_one_sentence(name):
+    """Refused by fit, before anything is computed; what stood in the decoder stands there still."""
+    X, y, reset = recording()
+    kind = decoders()[name]
+    small = dict(next(iter(kind.examples.values()))) | {"bin_s": 0.05}
+    for parameter in (each for found, _, each in _numbers() if found == name):
+        limit = LIMITS[parameter.name]
+        below = limit.least if limit.open else limit.least - 1
+        wrong = ["3", True, np.nan, [1], below, *([] if limit.none else [None]), *([1.5] if limit.whole else [])]
+        wrong += [limit.most + 0.5] if np.isfinite(limit.most) else [] if limit.endless else [np.inf]
+        for value in wrong:
+            with pytest.raises(InputError) as caught:
+                kind(**small | {parameter.name: value}).fit(X, y, reset)
+            said = str(caught.value)
+            assert said == f"{parameter.name}: expected {limit.words}, got {value!r}"
+    require_numbers({name: np.float32(0.5) for name in ("penalty", "recency")} | {"n_lags": np.int64(3)})
 
 
 class TestEnsemble:

@@ -1,6 +1,7 @@
 """`ba.evaluate`: the prequential loop, held to a plain one and to river's delayed progressive validation."""
 
 import copy
+import re
 import warnings
 
 import numpy as np
@@ -311,8 +312,13 @@ def test_labels_are_as_many_as_asked_for(days):
         ba.evaluate(fitted(WienerDecoder(), source), target, supervision="pseudo")
     with pytest.raises(InputError, match="leave the arm 'intention' out"):
         ba.evaluate(decoder, target, "velocity", supervision="intention")
-    with pytest.raises(InputError, match="stream_s must be positive"):
-        ba.evaluate(decoder, target, "velocity", stream_s=0.0)
+    wrong = {"stream_s": (0.0, "10", None, np.nan, np.inf, True), "label_delay_s": ("2", -1.0, np.inf, [0.5])}
+    wrong |= {"label_fraction": ("1", None), "budget_s": ("1",), "budget_trials": (1.5, "4"), "seed": (0.5, "0", -1)}
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(InputError, match=f"^{name}: expected .*, got {re.escape(repr(value))}$"):
+                ba.evaluate(decoder, target, "velocity", **{name: value})
+    assert ba.evaluate(decoder, target, "velocity", stream_s=np.float32(60)).stream_s == 60.0
     assert np.array_equal(predicted(ba.evaluate(decoder, target)), predicted(ba.evaluate(decoder, target, "velocity")))
     with pytest.raises(InputError, match="name the target"):
         ba.evaluate(network().fit(arrays.X, arrays.y, arrays.reset), target)

@@ -177,6 +177,12 @@ def planned(config):
         ('[network]\ncells = ["gru", "gru"]', "network.cells: 'gru' is given twice"),
         ('[[arms]]\nrule = "readout"\noptimizer = "sgd"\nlearning_rate = 1\nseeds = []', r"arms.0.seeds: .*got \[\]"),
         ('[[arms]]\nrule = "readout"\noptimizer = "sgd"\nlearning_rate = 1\ncells = []', r"arms.0.cells: .*got \[\]"),
+        ('[[arms]]\ndecoder = "stacked"\nprior_s = -3.0', "arms.0: prior_s: expected seconds, more than 0, got -3.0"),
+        ('[[arms]]\ndecoder = "rls"\nmemory_s = 0.0', "arms.0: memory_s: expected seconds, more than 0, got 0.0"),
+        ('[[arms]]\ndecoder = "wiener"\nn_lags = 0', "arms.0: n_lags: expected a whole number, 1 or more, got 0"),
+        ('[[arms]]\ndecoder = "kalman"\nlag_bins = -1', "arms.0: lag_bins: expected a whole number, 0 or more, got -1"),
+        ('[[arms]]\ndecoder = "wiener"\nseeds = [0]', "arms.0: seeds: the decoder wiener is the same with every seed"),
+        ('[[arms]]\ndecoder = "rls"\nseeds = [0]', "arms.0: seeds: the decoder rls is the same with every seed"),
         ("this is not toml", "not valid TOML"),
     ],
 )

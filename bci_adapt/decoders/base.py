@@ -36,6 +36,7 @@ from bci_adapt.data.labelled import Arrays
 from bci_adapt.data.sessions import session_id_of
 from bci_adapt.decoders import inputs
 from bci_adapt.decoders.inputs import Bins
+from bci_adapt.decoders.settings import require_numbers
 from bci_adapt.errors import InputError
 from bci_adapt.ground.catalog import pick, variants
 from bci_adapt.ground.storage import atomic_path
@@ -132,7 +133,8 @@ class Decoder(RegressorMixin, BaseEstimator):
         sessions = list(X) if inputs.several(X) else [X]
         if not sessions:
             raise InputError("X: expected at least one session, got an empty list")
-        inputs.check_settings(self.missing, getattr(self, "label_delay_s", 0.0))
+        inputs.check_settings(self.missing)
+        require_numbers(self.get_params(deep=False))
         scale = self.metadata_.get("power_scale")  # of the fit, where this extends it
         if inputs.is_labelled(sessions[0]):
             plain = self._labelled_training(sessions, y, reset)
@@ -209,8 +211,6 @@ class Decoder(RegressorMixin, BaseEstimator):
                 UserWarning,
                 stacklevel=6,
             )
-        if not width > 0:
-            raise InputError(f"bin_s must be positive, got {width}")
         return float(width)
 
     @contextmanager

@@ -57,12 +57,10 @@ def several(X: Any) -> bool:
     return not X or all(is_labelled(each) or np.ndim(each) > 1 for each in X)
 
 
-def check_settings(missing: str, label_delay_s: float) -> None:
-    """`InputError` for settings of a decoder's input that cannot be."""
+def check_settings(missing: str) -> None:
+    """`InputError` for a rule for missing channels that there is not."""
     if missing not in MISSING:
         raise InputError(unknown(missing, MISSING, "rule for missing channels"))
-    if not label_delay_s >= 0.0:
-        raise InputError(f"label_delay_s: expected seconds, 0 or more, got {label_delay_s!r}")
 
 
 # -- labelled ----------------------------------------------------------------------------------------------------------
@@ -298,7 +296,7 @@ def match_channels(
     `missing` is ``refuse``: a channel that either has alone is refused, by name. Or ``zero``: one that the session
     lacks counts as silent, one that the decoder does not know is left out, which `leave_out` alone allows, too.
     """
-    check_settings(missing, 0.0)
+    check_settings(missing)
     names, have = known.get("channels"), arrays.metadata.get("channels")
     if not have:
         return arrays, []

@@ -111,8 +111,6 @@ class KalmanDecoder(Decoder):
             raise InputError(f"outputs: expected {' or '.join(KINDS)} for each of {self.n_outputs_}, got {outputs}")
         if self.state not in STATES:
             raise InputError(f"state must be one of {', '.join(STATES)}, got {self.state!r}")
-        if self.lag_bins < 0:
-            raise InputError(f"lag_bins must be at least 0, got {self.lag_bins}")
         n = {kind: outputs.count(kind) for kind in KINDS}
         if self.state == "position_velocity":
             k = max(n.values())

@@ -8,7 +8,6 @@ from typing import ClassVar, Self
 import numpy as np
 
 from bci_adapt.decoders.base import Bins, Decoder
-from bci_adapt.errors import InputError
 from bci_adapt.learning.normaliser import Normaliser
 
 
@@ -56,8 +55,6 @@ class LaggedDecoder(Decoder):
 
     def _normalised(self, given: list[Bins]) -> list[np.ndarray]:
         """Features of each training session, normalised by its own statistics; the last one's are kept."""
-        if self.n_lags < 1:
-            raise InputError(f"n_lags must be at least 1, got {self.n_lags}")
         sessions = []
         for bins in given:
             statistics = Normaliser.fit(bins.X, bins.observed)

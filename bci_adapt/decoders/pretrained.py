@@ -87,8 +87,6 @@ class PretrainedDecoder(Decoder):
         """Pretrain on one or several sessions, each normalised by its own statistics. Stretches that cannot be trained
         on are counted in a warning and in ``metadata_["left_out"]``.
         """
-        if self.n_members < 1:
-            raise InputError(f"n_members must be at least 1, got {self.n_members}")
         self._learner()  # a rule or a constant that is none is refused before the training, not after it
         self._train_on(sessions, extends=False)
 

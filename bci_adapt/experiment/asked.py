@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from bci_adapt.decoders.settings import require_numbers
 from bci_adapt.errors import InputError
 from bci_adapt.ground.catalog import unknown
 
@@ -262,6 +263,9 @@ class DecoderSection(Section):
             self.__pydantic_extra__[key] = _of_kind(key, value, declared[key])
         if self.cells and not self.has_cells:
             raise ValueError(f"cells: the decoder {self.decoder} has no network")
+        require_numbers(self.__pydantic_extra__)
+        if self.seeds and "seed" not in declared:
+            raise ValueError(f"seeds: the decoder {self.decoder} is the same with every seed; leave them out")
         return self
 
     @property

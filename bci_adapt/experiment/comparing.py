@@ -15,6 +15,7 @@ import xarray as xr
 from bci_adapt.data.binning import bin_ticks
 from bci_adapt.data.from_arrays import BIN_S
 from bci_adapt.data.guarded_reading import bins_of, is_recording
+from bci_adapt.decoders.settings import require_numbers
 from bci_adapt.errors import InputError
 from bci_adapt.experiment.building import Builder
 from bci_adapt.experiment.config import Config, parse_config
@@ -149,6 +150,16 @@ def compare(
     from bci_adapt.experiment.run import run_experiment
     from bci_adapt.results.table import read_results
 
+    if isinstance(sessions, xr.Dataset | str | Path):
+        raise InputError(
+            f"compare: expected a list of two sessions or more, got one {type(sessions).__name__}: "
+            "compare([monday, tuesday]), the earliest first"
+        )
+    if isinstance(cells, str):
+        raise InputError(f"cells: expected a list of names, got {cells!r}: cells=[{cells!r}]")
+    require_numbers(
+        {"bin_s": bin_s, "stream_s": stream_s, "label_delay_s": label_delay_s, "seeds": seeds, "workers": workers}
+    )
     own = [_present(name, decoder) for name, decoder in (decoders or {}).items()]
     for each in own:
         if each.delay_s(label_delay_s) != label_delay_s:

@@ -14,6 +14,7 @@ from bci_adapt.data.labelled import Arrays, session_arrays
 from bci_adapt.data.sessions import kinematic_names
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.own import Own, led, require_known_delay
+from bci_adapt.decoders.settings import require_numbers
 from bci_adapt.errors import InputError
 from bci_adapt.metrics import score
 from bci_adapt.protocol.prequential import Predictions, prequential
@@ -119,6 +120,8 @@ def evaluate(
 
     Raises `InputError` for a decoder that is not fitted, a session without the target, and settings that cannot be.
     """
+    numbers = {"stream_s": stream_s, "label_fraction": label_fraction, "budget_s": budget_s, "seed": seed}
+    require_numbers(numbers | {"budget_trials": budget_trials})
     teaching = Teaching(supervision, label_delay_s == "trial_end", label_fraction, budget_s, budget_trials, seed)
     arrays = _arrays(decoder, session, target)
     ours = led(decoder, bin_s=arrays.bin_s, label_delay_s=_delay_s(label_delay_s), seed=seed)
@@ -164,8 +167,9 @@ def _delay_s(asked: float | str | None) -> float | None:
     """The label delay that is asked for, in seconds; None for the decoder's own and for the end of trials."""
     if asked is None or asked == "trial_end":
         return None
-    if isinstance(asked, str) or not 0.0 <= asked < np.inf:
+    if isinstance(asked, str):
         raise InputError(f"label_delay_s: expected seconds, 0 or more, or 'trial_end', got {asked!r}")
+    require_numbers({"label_delay_s": asked})
     return float(asked)
 
 
@@ -190,8 +194,6 @@ def _arrays(decoder: Any, session: xr.Dataset, target: str | Sequence[str] | Non
 
 
 def _stream_bins(arrays: Arrays, stream_s: float) -> int:
-    if not stream_s > 0.0:
-        raise InputError(f"stream_s must be positive, got {stream_s}")
     n_stream = arrays.n_stream(stream_s)
     if not n_stream:
         raise InputError(f"{arrays.session_id}: {len(arrays.X)} bins hold no stream of {stream_s:g} s")
