@@ -224,7 +224,10 @@ def test_a_saved_decoder_is_read_in_another_place_and_process(days, decoder, tmp
         (["adapt", "decoder.npz", "fewer.nc"], "lacks 1 of 20"),
         (["adapt", "decoder.npz", "fewer.nc", "--missing", "drop"], "refuse or zero"),
         (["adapt", "decoder.npz", "late.nwb", "--stream-s", "0"], "stream_s must be positive"),
-        (["adapt", "mon.nwb", "late.nwb"], "expected a decoder saved by bci_adapt"),
+        (
+            ["adapt", "mon.nwb", "late.nwb"],
+            r"a decoder saved by bci_adapt \(npz\), this is none; .* decoder first",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_and_nothing_is_written(

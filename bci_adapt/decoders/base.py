@@ -419,6 +419,11 @@ class Decoder(RegressorMixin, BaseEstimator):
     @staticmethod
     def load(path: str | Path) -> Decoder:
         """Read what `save` wrote, as the decoder it was; `InputError` where the file is something else."""
+        if Path(path).is_file() and not zipfile.is_zipfile(path):
+            raise InputError(
+                f"{path}: expected a decoder saved by bci_adapt (npz), this is none; commands take the decoder first, "
+                "then the session"
+            )
         try:
             with np.load(path, allow_pickle=False) as stored:
                 header = json.loads(str(stored["header"]))
