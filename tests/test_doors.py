@@ -189,6 +189,45 @@ def test_every_kind_gives_the_same_session(days, kind):
     assert described.channels == expected["channel"].values.tolist()
 
 
+@pytest.mark.parametrize("named", ["cell", "char"])
+def test_matlab_cells_of_spike_times_and_names(tmp_path, named):
+    """Version 7.3 keeps cells by reference, tables of characters turned, and what is empty as its size."""
+    rng = np.random.default_rng(3)
+    trains = [np.sort(rng.uniform(0, 60.0, n)) for n in (900, 700, 0, 800)]
+    target_time_s = np.arange(1, 1201) * 0.05
+    target = np.stack([np.sin(target_time_s), np.cos(target_time_s)], axis=1)
+    names = ["e1", "e2", "e3", "e4"]
+    path = matlab_arrays(
+        tmp_path / "a.mat", spikes=trains, target=target, target_time_s=target_time_s, target_units="cm"
+    )
+    with h5py.File(path, "a") as file:
+        empty = file[file["spikes"][0, 2]].name
+        del file[empty]
+        file[empty] = np.zeros(2, np.uint64)  # its size, as MATLAB writes
+        file[empty].attrs["MATLAB_empty"] = np.uint8(1)
+        file["spikes"][0, 2] = file[empty].ref
+        if named == "char":
+            file["channels"] = np.array([[ord(c) for c in name] for name in names], np.uint16).T
+            file["channels"].attrs["MATLAB_class"] = np.bytes_("char")
+        else:
+            made = file.create_dataset("channels", (4, 1), h5py.ref_dtype)
+            made.attrs["MATLAB_class"] = np.bytes_("cell")
+            for place, name in enumerate(names):
+                file[f"#refs#/name{place}"] = np.array([[ord(c)] for c in name], np.uint16)
+                made[place, 0] = file[f"#refs#/name{place}"].ref
+    found = read(path, 0.05)
+    expected = ba.session(trains, target, target_time_s, bin_s=0.05, channels=names, target_units="cm", session_id="a")
+    assert found["channel"].values.tolist() == names
+    for name in ("counts", "position", "time"):
+        np.testing.assert_array_equal(found[name].values, expected[name].values)
+    assert found["counts"].values.sum() > 2000
+    with h5py.File(path, "a") as file:
+        del file["target"]
+        file.create_group("target").attrs["MATLAB_class"] = np.bytes_("struct")
+    with pytest.raises(ba.InputError, match="target is a MATLAB struct: save it as an array, a cell array or a char"):
+        read(path, 0.05)
+
+
 def spoiled(folder):
     """Files that are no recording, by what is wrong with them, and the words that say so."""
     text, damaged, hdf5, empty = (folder / name for name in ("text.nwb", "damaged.npz", "other.nwb", "empty.npz"))
