@@ -37,7 +37,7 @@ def read(
     path: Path | str | Remote, bin_s: float | None = None, fallback_s: float | None = None, **options: Any
 ) -> xr.Dataset:
     """As `from_arrays.read`, with files of HDF5 read in a child process."""
-    if not _guarded(path):
+    if isinstance(path, Remote) or not _guarded(path):
         return from_arrays.read(path, bin_s, fallback_s, **options)
     warm_up(WARM_UP)
     widths = {"bin_s": bin_s, "fallback_s": fallback_s}
@@ -64,7 +64,7 @@ def write(path: Path | str, bin_s: float | None, out: Path, **options: Any) -> N
 
 def inspect(path: Path | str | Remote) -> Description:
     """As `from_arrays.inspect`, with files of HDF5 read in a child process."""
-    if not _guarded(path):
+    if isinstance(path, Remote) or not _guarded(path):
         return from_arrays.inspect(path)
     found = call(f"{__name__}:_inspect", Path(path))
     for name, kind in (("neural", Neural), ("series", Series)):
@@ -113,10 +113,8 @@ def warmed_up() -> None:
         from_arrays.read(Path(folder) / "session.nc")
 
 
-def _guarded(path: Path | str | Remote) -> bool:
-    """Whether a file is one that libhdf5 reads: not a stream, nor old formats of arrays."""
-    if isinstance(path, Remote):
-        return False
+def _guarded(path: Path | str) -> bool:
+    """Whether a file is one that libhdf5 reads, not of old formats of arrays."""
     path = Path(path)
     return path.is_file() and path.suffix != ".npz" and (path.suffix != ".mat" or is_hdf5(path))
 

@@ -70,6 +70,7 @@ def _holds(limit: Limit, value: Any) -> bool:
         return limit.none
     if isinstance(value, bool) or not isinstance(value, Integral if limit.whole else Real):
         return False
-    if value == math.inf:
+    number = float(value)
+    if number == math.inf:
         return limit.endless
-    return limit.least < value < limit.most if limit.open else limit.least <= value <= limit.most
+    return limit.least < number < limit.most if limit.open else limit.least <= number <= limit.most

@@ -314,7 +314,7 @@ def tuning(run: StoredRun) -> Section:
         )
     surface, chosen = found["surface"], found["chosen"]
     seeds = ", ".join(str(seed) for seed in found.get("seeds", []))
-    outer = any(not each.get("interior") for each in chosen)
+    outer, noted = any(not each.get("interior") for each in chosen), found.get("notes", [])
     return Section(
         "tuning",
         "Tuning",
@@ -323,7 +323,7 @@ def tuning(run: StoredRun) -> Section:
                 "Values were chosen by held-out R² on other pairs of sessions than they are used for; seeds "
                 f"{seeds}. From {found['file']}, sha256 {found['digest']}."
             ),
-            Points("Noted of the recordings that they were chosen on", found["notes"]) if found.get("notes") else None,
+            Points("Noted of the recordings that they were chosen on", noted) if noted else None,
             _chosen_table(run, chosen),
             Text("At the edge of its grid: a wider grid might find better.", kind="fine") if outer else None,
             run.album.picture(
