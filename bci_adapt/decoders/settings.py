@@ -54,18 +54,16 @@ LIMITS: Mapping[str, Limit] = {
 }
 
 
-def require_numbers(given: Mapping[str, Any], of: str = "") -> None:
-    """`InputError` for a value of `given` that is not what `LIMITS` says of its name; other names are left alone.
-
-    `of` stands in front of the sentence.
-    """
+def require_numbers(given: Mapping[str, Any]) -> None:
+    """`InputError` for a value of `given` that is not what `LIMITS` says of its name; other names are left alone."""
     for name, value in given.items():
-        limit = LIMITS.get(name)
-        if limit is not None and not _holds(limit, value):
-            raise InputError(f"{of}{name}: expected {limit.words}, got {value!r}")
+        if name in LIMITS and not may_be(name, value):
+            raise InputError(f"{name}: expected {LIMITS[name].words}, got {value!r}")
 
 
-def _holds(limit: Limit, value: Any) -> bool:
+def may_be(name: str, value: Any) -> bool:
+    """Whether a value is what `LIMITS` says of a name."""
+    limit = LIMITS[name]
     if value is None:
         return limit.none
     if isinstance(value, bool) or not isinstance(value, Integral if limit.whole else Real):

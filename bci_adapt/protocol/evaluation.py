@@ -14,7 +14,7 @@ from bci_adapt.data.labelled import Arrays, session_arrays
 from bci_adapt.data.sessions import kinematic_names
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.own import Own, led, require_known_delay
-from bci_adapt.decoders.settings import require_numbers
+from bci_adapt.decoders.settings import may_be, require_numbers
 from bci_adapt.errors import InputError
 from bci_adapt.metrics import score
 from bci_adapt.protocol.prequential import Predictions, prequential
@@ -167,9 +167,8 @@ def _delay_s(asked: float | str | None) -> float | None:
     """The label delay that is asked for, in seconds; None for the decoder's own and for the end of trials."""
     if asked is None or asked == "trial_end":
         return None
-    if isinstance(asked, str):
+    if not may_be("label_delay_s", asked):
         raise InputError(f"label_delay_s: expected seconds, 0 or more, or 'trial_end', got {asked!r}")
-    require_numbers({"label_delay_s": asked})
     return float(asked)
 
 
