@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from bci_adapt.decoders.base import Bins, Decoder
+from bci_adapt.errors import InputError
 from bci_adapt.learning.normaliser import Normaliser
 
 
