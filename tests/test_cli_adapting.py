@@ -204,6 +204,30 @@ def test_a_saved_decoder_is_read_in_another_place_and_process(days, decoder, tmp
     assert float(done.stdout) == float(abs(expected["predicted_velocity"]).sum())
 
 
+def test_what_was_matched_by_position_is_matched_so_again(call, tmp_path, monkeypatch):
+    """Columns without names: the decoder's days and each later one meet only as the user says."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("mon", "tue", "wed"):
+        counts, target = rng.poisson(2.0, (600, 5)), np.cumsum(rng.standard_normal((600, 2)), axis=0)
+        made = ba.session(counts=counts, target=target, bin_s=0.05, session_id=name, target_units="cm")
+        write_session(made, tmp_path / f"{name}.nc")
+    assert call("pretrain", "mon.nc", "tue.nc", "-o", "made.npz", "--by", "position")[0] == 0
+    for command in (("adapt", "made.npz", "wed.nc", "-o", "wed.npz"), ("predict", "made.npz", "wed.nc", "-o", "p.nc")):
+        code, _, said = call(*command)
+        assert (code, "matched by position, this one was not" in " ".join(said.split())) == (2, True)
+        assert "--by position" in " ".join(said.split())
+        assert call(*command, "--by", "position")[0] == 0
+    (wed,) = ba.match([ba.read("wed.nc")], by="position")
+    by_hand = ba.load("made.npz")
+    with xr.open_dataset("p.nc", engine="h5netcdf", decode_times=False) as found:
+        np.testing.assert_array_equal(found["predicted_velocity"], by_hand.predict(wed))
+    stream, _ = ba.split(wed, 15.0)
+    by_hand.adapt(stream)
+    for key, expected in by_hand._fitted_arrays().items():
+        np.testing.assert_array_equal(ba.load("wed.npz")._fitted_arrays()[key], expected)
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

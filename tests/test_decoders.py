@@ -12,7 +12,7 @@ from sklearn.linear_model import Ridge
 from bci_adapt.data.labelled import permuted_in_time
 from bci_adapt.decoders import online_rnn
 from bci_adapt.decoders.aligned import AlignedDecoder, encoder, factors, rotation
-from bci_adapt.decoders.base import Decoder, decoders, delay_bins
+from bci_adapt.decoders.base import Decoder, decoders
 from bci_adapt.decoders.fine_tuned import FineTunedDecoder
 from bci_adapt.decoders.kalman import KalmanDecoder
 from bci_adapt.decoders.lags import LaggedDecoder, lagged
@@ -21,6 +21,7 @@ from bci_adapt.decoders.persistence import PersistenceDecoder
 from bci_adapt.decoders.rls import RLSDecoder
 from bci_adapt.decoders.settings import LIMITS, require_numbers
 from bci_adapt.decoders.stacked import StackedDecoder
+from bci_adapt.decoders.timing import delay_bins
 from bci_adapt.decoders.wiener import WienerDecoder
 from bci_adapt.errors import InputError
 from bci_adapt.ground.catalog import variants

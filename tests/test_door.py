@@ -1,5 +1,6 @@
 """The one door: how a session, labelled arrays or plain numbers enter a decoder, and how predictions come out."""
 
+import copy
 import inspect
 import json
 import subprocess
@@ -8,12 +9,14 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from sklearn.exceptions import NotFittedError
 
 import bci_adapt as ba
 from bci_adapt.data.labelled import session_arrays
+from bci_adapt.data.sessions import signed
 
 BIN_S, N_BINS = 0.05, 600
 
@@ -31,7 +34,7 @@ def day(seed=0, names=tuple("abcdef"), **options):
     time_s = (np.arange(N_BINS) + 1) * options.get("bin_s", BIN_S)
     time_s[400:] += 100.0
     given = {"target_units": "cm", "session_id": f"day{seed}", "subject": "C", "channels": names, "bin_s": BIN_S}
-    return ba.session(counts=counts, target=position, target_time_s=time_s, **given | options)
+    return ba.session(**{"counts": counts, "target": position, "target_time_s": time_s} | given | options)
 
 
 def with_masks(session, name="velocity"):
@@ -64,6 +67,33 @@ def test_both_ways_see_the_same_bins_labels_and_resets(monday):
         assert decoder.bin_s_ == BIN_S
     unmasked = wiener(bin_s=BIN_S).fit(monday["counts"].values, monday["velocity"].fillna(0.0).values)
     assert not np.allclose(unmasked.coef_, by_hand.coef_), "the masks matter here"
+
+
+def of(name, dtype):
+    """Counts or labels whose mask, or segment, was made something else than it says."""
+    return lambda array: array.assign_coords({name: array[name].astype(dtype)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            (of("valid", float), None),
+            "X: expected valid to be true or false for each bin, got float64, as after a mean",
+        ),
+        ((of("valid", object), None), "X: expected valid .* got object"),
+        ((None, of("velocity_valid", float)), "y: expected velocity_valid to be true or false .* got float64"),
+        ((of("segment", float), None), "expected segment to be whole numbers, one for each bin, got float64"),
+    ],
+)
+def test_masks_that_are_no_masks_are_refused(monday, change, message):
+    given = [array if make is None else make(array) for make, array in zip(change, with_masks(monday), strict=True)]
+    wiener().fit(*with_masks(monday))
+    with pytest.raises(ba.InputError, match=message):
+        wiener().fit(*given)
+    coarse = monday["counts"].coarsen(time=3).mean()
+    with pytest.raises(ba.InputError, match="expected valid to be true or false"):
+        wiener().fit(monday, "velocity").predict(coarse)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +165,49 @@ def test_columns_without_names_are_matched_across_days_only_if_the_user_says_so(
         wiener().fit([first, second], "velocity")
     first, second = ba.match([first, second], by="position")
     assert np.isfinite(decoder.predict(second)).all()
+
+
+@pytest.mark.parametrize("names", [None, tuple("abcdef")])
+def test_a_decoder_of_sessions_matched_by_position_wants_later_ones_matched_so(names):
+    raw = [day(seed, names) for seed in range(3)]
+    first, second = ba.match(raw[:2], by="position")
+    decoder = wiener().fit(first, "velocity")
+    third = raw[2].isel(channel=[5, 4, 3, 2, 1, 0])
+    for call in (
+        lambda: decoder.score(third),
+        lambda: decoder.predict(third["counts"]),
+        lambda: decoder.adapt(session_arrays(third, "velocity")),
+        lambda: wiener().fit([first, raw[2]], "velocity"),
+        lambda: ba.evaluate(decoder, third, stream_s=10.0),
+    ):
+        with pytest.raises(
+            ba.InputError, match=r"day2: .*matched by position, this one was not.*match\(\[session\], by="
+        ):
+            call()
+    (matched,) = ba.match([raw[2]], by="position")
+    by_hand = decoder.predict(raw[2]["counts"].values, np.r_[True, np.diff(raw[2]["segment"]) != 0])
+    observed = raw[2]["valid"].values
+    assert np.array_equal(decoder.predict(matched).values[:100], by_hand[:100])
+    assert observed[:100].all()
+    assert decoder.score(second) == wiener().fit(*with_masks(first)).score(*with_masks(second))
+    assert np.array_equal(decoder.predict(raw[0]), decoder.predict(first)), "it was trained on this one"
+
+
+def test_a_decoder_of_units_that_were_matched_wants_later_ones_matched_so():
+    def sorted_units(seed):
+        return signed(day(seed).assign_attrs(channel_identity="unit"))
+
+    first, second = ba.match([sorted_units(0), sorted_units(1)], by="unit")
+    decoder = wiener().fit(first, "velocity")
+    assert np.isfinite(decoder.score(second))
+    with pytest.raises(ba.InputError, match=r"day2: .*matched by unit, this one was not.*by='unit'"):
+        decoder.score(sorted_units(2))
+    with pytest.raises(ba.InputError, match="matched by unit, this one was not"):
+        decoder.score(day(2))
+    assert np.isfinite(decoder.score(*ba.match([sorted_units(2)], by="unit")))
+    pooled = wiener().fit(day(0), "velocity")
+    with pytest.raises(ba.InputError, match="day1: its channels are sorted units"):
+        pooled.score(sorted_units(1))
 
 
 def test_arrays_taken_out_of_a_session_say_whose_they_are(tmp_path):
@@ -247,6 +320,36 @@ def test_a_session_in_pieces_goes_on_where_it_stood(monday, tmp_path):
     )
 
 
+def test_the_bins_of_a_session_one_by_one_are_plain_numbers(monday):
+    """A row that says whose channels it holds is refused: nobody would look at what it says."""
+    decoder = ba.OnlineDecoder(n_hidden=3, n_updates=1, warm_up_s=1.0, label_delay_s=0.0).fit(monday, "velocity")
+    counts, velocity = with_masks(monday)
+    arrays, late = session_arrays(monday, "velocity"), copy.deepcopy(decoder).set_params(label_delay_s=0.1)
+    whole = copy.deepcopy(decoder).adapt(arrays.X[:50], arrays.y[:50])
+    for step in (decoder.step, late.step):
+        for x, y in (
+            (counts[7], None),
+            (monday.isel(time=7), None),
+            (arrays.part(slice(7, 8)), None),
+            (pd.Series(counts.values[7], [*"abcdef"]), None),
+            (counts.values[7], velocity[7]),
+        ):
+            with pytest.raises(ba.InputError, match=r"step: [xy]: expected plain numbers .*\.values.*partial_fit"):
+                step(x, y)
+        for x, y, message in (
+            (counts.values[7:8], None, r"step: x: expected \(6,\), one bin, got \(1, 6\)"),
+            (counts.values[7, :5], None, r"step: x: expected \(6,\), one bin, got \(5,\)"),
+            (["one"] * 6, None, "step: x: expected numbers"),
+            (counts.values[7], 3.0, r"step: y: expected \(2,\), one bin, got \(\)"),
+            (counts.values[7], velocity.values[7:8], r"step: y: expected \(2,\), one bin, got \(1, 2\)"),
+            (counts.values[7], "left", "step: y: expected numbers"),
+        ):
+            with pytest.raises(ba.InputError, match=message):
+                step(x, y)
+    live = [decoder.step(list(arrays.X[t]), arrays.y[t] if t else np.nan) for t in range(50)]
+    assert np.array_equal(live, whole), "refusing left it as it was"
+
+
 def test_targets_are_remembered_and_extended(monday):
     decoder = ba.OnlineDecoder(n_hidden=3, n_updates=1, added_updates=1, warm_up_s=1.0).fit(monday, "velocity")
     decoder.extend([monday, day(1)])
@@ -257,6 +360,27 @@ def test_targets_are_remembered_and_extended(monday):
 
 
 class TestStored:
+    def test_numbers_of_numpy_are_stored_as_plain_ones(self, monday, tmp_path):
+        small = {"n_hidden": np.int64(3), "n_updates": 1, "warm_up_s": 1.0, "learning_rate": np.float32(1e-3)}
+        decay = np.linspace(0.1, 0.9, 3 * 10).reshape(3, 10)
+        makers = [
+            wiener(penalty=np.float64(0.5)).set_params(n_lags=np.int64(2)),
+            ba.KalmanDecoder(adaptive=np.bool_(True)),
+            ba.OnlineDecoder(rule="window", rule_constants={"steps": np.int64(3)}, **small),
+            ba.OnlineDecoder(cell="tanh", rule="trace", rule_constants={"decay": decay}, learns=["readout"], **small),
+        ]
+        for decoder in makers:
+            decoder.fit(monday, "velocity")
+            decoder.save(tmp_path / "one.npz")
+            found = ba.load(tmp_path / "one.npz")
+            assert np.array_equal(found.adapt(monday), decoder.adapt(monday))
+            np.testing.assert_equal(found.get_params() | {"learns": None}, decoder.get_params() | {"learns": None})
+            with np.load(tmp_path / "one.npz") as stored:
+                assert "np." not in str(stored["header"])
+        with pytest.raises(ba.InputError, match=r"save: expected parameters that are numbers.* got object"):
+            wiener().fit(monday, "velocity").set_params(missing=object()).save(tmp_path / "two.npz")
+        assert not (tmp_path / "two.npz").exists()
+
     def test_what_the_decoder_knows_is_stored(self, monday, tmp_path):
         decoder = wiener().fit(monday, "velocity")
         decoder.save(tmp_path / "one.npz")
@@ -331,6 +455,20 @@ def test_bins_of_plain_arrays_are_said_to_be_taken_as_usual(monday):
         assert wiener(bin_s=0.02).fit(arrays.X, arrays.y).bin_s_ == 0.02
 
 
+def test_days_behind_one_another_are_one_session_and_a_list_of_them_two(monday):
+    other = day(1).assign(counts=day(1)["counts"] * 3)
+    both = ba.concat([monday, other])
+    each = [monday, other]
+    apart, joined = wiener().fit(each, "velocity"), wiener().fit(both, "velocity")
+    assert not np.allclose(apart.coef_, joined.coef_)
+    for means in (apart.running_mean_, joined.running_mean_):
+        assert means.shape == (6,)
+    last = np.sqrt(other["counts"].values.astype(float)[other["valid"].values]).mean(axis=0)
+    np.testing.assert_allclose(apart.running_mean_, last)
+    all_bins = np.sqrt(both["counts"].values.astype(float)[both["valid"].values]).mean(axis=0)
+    np.testing.assert_allclose(joined.running_mean_, all_bins)
+
+
 def test_sessions_without_an_id_are_told_apart():
     first, second = day(0, session_id="", names=None), day(1, session_id="", names=None)
     assert first.attrs["session_id"] != second.attrs["session_id"]
@@ -355,6 +493,10 @@ def test_sessions_matched_by_position_are_still_ordered_by_name():
     assert decoder.score(second.isel(channel=[3, 1, 5, 0, 2, 4])) == decoder.score(second)
 
 
+def unlabelled(session):
+    return session.assign_coords(velocity_valid=session["velocity_valid"] & False)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -364,7 +506,41 @@ def test_sessions_matched_by_position_are_still_ordered_by_name():
         (lambda s: wiener().fit([s["counts"], s["counts"]], s["velocity"]), "got 1 for 2"),
         (lambda s: wiener().fit(s, "velocity").extend(s), "the list of all sessions so far"),
         (lambda s: wiener(missing="zro").fit(s, "velocity"), "did you mean 'zero'"),
-        (lambda s: ba.evaluate(wiener().fit(s, "velocity"), [s]), "one session, an xarray.Dataset, got list"),
+        (
+            lambda s: ba.evaluate(wiener().fit(s, "velocity"), [s, s]),
+            "evaluate: expected one session, .* got a list of 2",
+        ),
+        (lambda s: wiener().fit(s, "velocity").predict([s, s]), "expected one session, got a list of 2"),
+        (lambda s: wiener().fit(s, "velocity").adapt([s, s]), "expected one session, got a list of 2"),
+        (
+            lambda s: wiener().fit(s, "velocity").score((s["counts"], s["counts"])),
+            "expected one session, got a list of 2",
+        ),
+        (
+            lambda s: wiener(bin_s=BIN_S).fit(np.ones((9, 6)), np.arange(9)).predict([np.ones((9, 6))] * 3),
+            "a list of 3",
+        ),
+        (lambda s: wiener().fit([s, unlabelled(day(1))], "velocity"), "finite labels to train on, got none in day1"),
+        (
+            lambda s: wiener(bin_s=BIN_S).fit([np.ones((9, 6))] * 2, [np.arange(9), np.full(9, np.nan)]),
+            "finite labels to train on, got none in session 2 of 2",
+        ),
+        (
+            lambda s: wiener(bin_s=BIN_S).fit(np.ma.masked_less(np.ones((9, 6)), 1), np.arange(9)),
+            "X: .* a masked array",
+        ),
+        (
+            lambda s: wiener(bin_s=BIN_S).fit(np.ones((9, 6)), np.ma.masked_equal(np.arange(9), 3)),
+            "y: .* a masked array",
+        ),
+        (lambda s: day(counts=np.ma.masked_equal(s["counts"].values, 3)), "counts is a masked array"),
+        (lambda s: wiener(bin_s=BIN_S).fit(np.ones((9, 6)), np.arange(9), np.full(9, 0.5)), "true/false, got float64"),
+        (
+            lambda s: wiener().fit(s, "velocity").save("/tmp"),
+            "/tmp: expected the file that the decoder goes to, got a folder",
+        ),
+        (lambda s: wiener().fit(s, "velocity").save("/proc/none.npz"), "/proc/none.npz: cannot be written"),
+        (lambda s: ba.OnlineDecoder(rule="nope").fit(s, "velocity"), "unknown rule 'nope'"),
         (lambda s: ba.OnlineDecoder(rule="nonsense", n_updates=1).fit(s, "velocity"), "nonsense"),
         (lambda s: ba.OnlineDecoder(rule_constants={"stpes": 3}, n_updates=1).fit(s, "velocity"), "stpes"),
         (lambda s: ba.OnlineDecoder(label_delay_s=-1.0, n_updates=1).fit(s, "velocity"), "0 or more"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bci_adapt.cli.common import ANY_FILE, JsonFile, Quiet, app, out, progress, teller, write_json
+from bci_adapt.cli.common import ANY_FILE, JsonFile, MatchedBy, Quiet, app, out, progress, teller, write_json
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def adapt(
     missing: Annotated[
         str, typer.Option(metavar="refuse|zero", help="Channels that the session lacks: refuse, or count as silent.")
     ] = "refuse",
+    by: MatchedBy = None,
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
@@ -101,7 +102,7 @@ def adapt(
         _must_end(predictions, ".nc", [session, decoder])
     with progress(quiet or json_file == "-") as bar:
         teller(bar, f"adapting to {session.name}")
-        done = live.adapt(decoder, session, stream_s, missing)
+        done = live.adapt(decoder, session, stream_s, missing, by)
         done.decoder.save(output)
         if predictions is not None:
             predicting.write_prediction(done.prediction, predictions)

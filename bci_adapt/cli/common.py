@@ -33,6 +33,14 @@ app = typer.Typer(
 # A file or pipe has no width of its own; tables are then as wide as a page.
 out, err = Console(width=None if sys.stdout.isatty() else 120), Console(stderr=True)
 
+MatchedBy = Annotated[
+    str | None,
+    typer.Option(
+        "--by",
+        metavar="unit|pool|position",
+        help="What a channel is on another day, where names do not tell: as the decoder's sessions were matched.",
+    ),
+]
 ANY_FILE = "Recordings (.nwb, .mat), prepared sessions (.nc) or arrays (.npz, .mat)."
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no tables; errors only.")]

@@ -13,6 +13,7 @@ from bci_adapt.cli.common import (
     ANY_FILE,
     Jobs,
     JsonFile,
+    MatchedBy,
     OwnDecoders,
     Quiet,
     Workers,
@@ -117,6 +118,7 @@ def predict(
     missing: Annotated[
         str, typer.Option(metavar="refuse|zero", help="Channels that the session lacks: refuse, or count as silent.")
     ] = "refuse",
+    by: MatchedBy = None,
     quiet: Quiet = False,
 ) -> None:
     """Predict movement from the spikes of a session with a saved decoder; the session needs no movement of its own.
@@ -124,7 +126,6 @@ def predict(
     Channels are matched by name, the decoder's normaliser goes on from bin to bin, its weights stay. Runs leave their
     decoders in data_cache/decoders; one of your own that was fitted on a session (fit(session,
     "velocity").save("tue.npz")) knows its channels, too. FILE.nc holds predicted_<variable> (time, axis).
-
     Example: [cyan]bci-adapt predict tue.npz wed.nwb -o wed.nc[/]
     """
     from bci_adapt.live import predicting
@@ -137,7 +138,7 @@ def predict(
         raise InputError(f"--output {output}: is the session itself, and would be overwritten")
     with progress(quiet) as bar:
         teller(bar, f"predicting {session.name}")
-        made, notes = predicting.predict(decoder, session, missing)
+        made, notes = predicting.predict(decoder, session, missing, by)
         predicting.write_prediction(made, output)
     if quiet:
         return

@@ -96,26 +96,15 @@ def session(
     """
     given = _Given(session_id or "session")
     binning.require_bin_width(bin_s)
-    if (spikes is None) == (counts is None):
-        raise given.error("spikes, counts", "exactly one of them is needed")
-    if spikes is not None and counts_units != "count":
-        raise given.error(
-            "counts_units", f"is of counts that are handed over, spikes are counted, got {counts_units!r}"
-        )
     values = _target_values(given, target, target_kind)
     warnings: list[str] = []
-    if spikes is not None:
-        found = _binned_spikes(given, spikes, spike_unit, values, target_time_s, bin_s, warnings)
-    else:
-        found = _binned_counts(given, counts, counts_units, values, target_time_s, bin_s, warnings)
-    grid, samples, counted, statistics = found
-    binned = values if values is None or samples is None else samples.values(values)
-    named = None if binned is None else (binned, target_units, _axis_names(given, axes, binned.shape[1]))
-    kinematics: Kinematics = {} if named is None else {target_kind: named}
-    observed = np.asarray(np.isfinite(counted).all(axis=1))
-    counted = np.where(observed[:, None], counted, counted.dtype.type(0))
-    named_channels = _channels(given, channels, counted.shape[1])
-    neurons = Neurons(counted, named_channels, ~grid.overlapping & observed, statistics, counts_units)
+    neural, times = (spikes, spike_unit, counts, counts_units), (values, target_time_s, bin_s)
+    grid, samples, counted, statistics = _binned(given, *neural, *times, warnings)
+    kinematics: Kinematics = {}
+    if values is not None:
+        binned = values if samples is None else samples.values(values)
+        kinematics[target_kind] = binned, target_units, _axis_names(given, axes, binned.shape[1])
+    neurons = _neurons(grid, counted, counts_units, _channels(given, channels, counted.shape[1]), statistics)
     attrs = _attrs(given, subject, session_start, bin_s, neurons.channels.identity, target_kind, warnings)
     made = on_grid(grid, neurons, kinematics, NO_TRIALS, attrs | dict(about or {}))
     finish(made, thresholds or Thresholds())
@@ -330,6 +319,8 @@ def _attrs(
 
 
 def _numbers(given: _Given, values: Any, name: str) -> NDArray[np.float64]:
+    if isinstance(values, np.ma.MaskedArray):
+        raise given.error(name, "is a masked array, whose mask would be lost: hand over .astype(float).filled(np.nan)")
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -345,6 +336,19 @@ def _table(given: _Given, values: ArrayLike, name: str) -> NDArray[np.float64]:
 
 Binned = tuple[Grid, Samples | None, NDArray[Any], dict[str, NDArray[np.int64]]]
 """Bins, how rows of the target fall on them (None: one each), counts (n_bins, n_channels), statistics of spikes."""
+
+
+def _binned(given: _Given, spikes: Any, spike_unit: Any, counts: Any, counts_units: str, *times: Any) -> Binned:
+    """What of `session` it was given, spikes or counts, in bins; `times` are the other arguments of either way."""
+    if (spikes is None) == (counts is None):
+        raise given.error("spikes, counts", "exactly one of them is needed")
+    if spikes is None:
+        return _binned_counts(given, counts, counts_units, *times)
+    if counts_units != "count":
+        raise given.error(
+            "counts_units", f"is of counts that are handed over, spikes are counted, got {counts_units!r}"
+        )
+    return _binned_spikes(given, spikes, spike_unit, *times)
 
 
 def _binned_spikes(
@@ -379,6 +383,15 @@ def _binned_counts(
     if values is not None and len(values) != len(counted):
         raise given.error("target", f"must have a row for each of {len(counted)} bins, found {len(values)}")
     return grid, None, counted, {}
+
+
+def _neurons(
+    grid: Grid, counted: NDArray[Any], unit: str, channels: Channels, statistics: dict[str, NDArray[np.int64]]
+) -> Neurons:
+    """Counts, or power, of which bins with NaN were not observed and hold 0."""
+    observed = np.asarray(np.isfinite(counted).all(axis=1))
+    counted = np.where(observed[:, None], counted, counted.dtype.type(0))
+    return Neurons(counted, channels, ~grid.overlapping & observed, statistics, unit)
 
 
 def _axis_names(given: _Given, axes: Sequence[str] | None, n_axes: int) -> list[str]:

@@ -399,6 +399,8 @@ def concat(sessions: Sequence[xr.Dataset]) -> xr.Dataset:
 
     Each begins a new segment and keeps its own clock; coordinates ``session (time)`` and ``trial_session (trial)`` say
     which one a bin or a trial is of.
+    A decoder takes it for one session: it is normalised by one set of statistics, not each day by its own as in
+    ``fit([first, second])``.
     Kinematics that not all have are left out, as are statistics of spike times. `InputError` unless channels and axes
     are the same in the same order (`channels.match` makes them so) and bins are equally wide.
     """

@@ -16,7 +16,6 @@ first bin of a segment: nothing – lags, hidden state, waiting labels – cross
 from __future__ import annotations
 
 import json
-import math
 import warnings
 import zipfile
 from abc import abstractmethod
@@ -36,7 +35,8 @@ from bci_adapt.data.labelled import Arrays
 from bci_adapt.data.sessions import session_id_of
 from bci_adapt.decoders import inputs
 from bci_adapt.decoders.inputs import Bins
-from bci_adapt.decoders.settings import require_numbers
+from bci_adapt.decoders.settings import as_plain, from_plain, require_numbers
+from bci_adapt.decoders.timing import arrival_bins
 from bci_adapt.errors import InputError
 from bci_adapt.ground.catalog import pick, variants
 from bci_adapt.ground.storage import atomic_path
@@ -54,8 +54,9 @@ class Decoder(RegressorMixin, BaseEstimator):
 
     ``fit`` trains on earlier sessions. ``predict`` is pure: it leaves the decoder as it was. ``adapt`` starts a new
     session and predicts each of its bins before that bin's label is used; ``partial_fit`` goes on with the session.
-    `OnlineDecoder` has ``step`` besides, one bin of it. All of them take sessions, DataArrays that kept their masks, or
-    plain arrays (n_bins, n_channels) and (n_bins, n_outputs), of which nothing is checked but their shape.
+    All of them take sessions, DataArrays that kept their masks, or plain arrays (n_bins, n_channels) and (n_bins,
+    n_outputs), of which nothing is checked but their shape. `OnlineDecoder` has ``step`` besides, one bin of a session,
+    which takes plain numbers alone.
 
     A class of the folder has the parameters ``bin_s`` and ``missing``, and fills in `_fit`, `_predict`, `_partial_fit`
     and `begin`, which work on checked `Bins`.
@@ -104,6 +105,8 @@ class Decoder(RegressorMixin, BaseEstimator):
         """Train on one session or a list of them; y names the target or targets, ``"velocity"`` or a list.
 
         With plain arrays X and y are one session's, or lists of as many. Where it fails, the decoder stays as it was.
+        Each session of a list is normalised by its own statistics; days that `bci_adapt.concat` put behind one another
+        are one session with one set of them, and make another decoder.
 
         Raises
         ------
@@ -141,13 +144,16 @@ class Decoder(RegressorMixin, BaseEstimator):
         else:
             plain = self._plain_training(sessions, y, reset, several=inputs.several(X))
         made = []
-        for session, labels, begins in plain:
+        for place, (session, labels, begins) in enumerate(plain):
             n = getattr(self, "n_features_in_", None), getattr(self, "n_outputs_", None)
             bins = inputs.check_arrays(session, labels, begins, *n, decoder=type(self).__name__)
             if bins.observed.sum() < 2:
                 raise InputError(
                     f"X: expected at least 2 bins with neurons to train on, got n_samples={bins.observed.sum()} of them"
+                    f"{inputs.called(sessions, place)}"
                 )
+            if not (bins.weight > 0).any():
+                raise InputError(f"y: expected finite labels to train on, got none{inputs.called(sessions, place)}")
             made.append(bins)
             self.n_features_in_, self.n_outputs_ = bins.X.shape[1], bins.Y.shape[1]
         inputs.require_labels(made, self.metadata_.get("outputs", ()))
@@ -304,6 +310,7 @@ class Decoder(RegressorMixin, BaseEstimator):
             raise InputError(
                 f"bin_s: fitted in bins of {self.bin_s_:g} s, {self.bin_s:g} s cannot be set: fit it again"
             )
+        inputs.require_one(X)
         if inputs.is_labelled(X):
             arrays, notes = self.matched(X, y, labels=labels)
             for note in notes:
@@ -401,7 +408,11 @@ class Decoder(RegressorMixin, BaseEstimator):
         return self
 
     def save(self, path: str | Path) -> None:
-        """Write the fitted decoder to one npz file: parameters as JSON, everything else as arrays; no pickle."""
+        """Write the fitted decoder to one npz file: parameters as JSON, everything else as arrays; no pickle.
+
+        `InputError` for a path that cannot be written, and a parameter that is neither a number nor text nor made of
+        such.
+        """
         self.require_fitted()
         header = {
             "decoder": self.name,
@@ -412,9 +423,14 @@ class Decoder(RegressorMixin, BaseEstimator):
             "flat_": self.flat_,
             "metadata": dict(self.metadata_),
         }
-        arrays = self._fitted_arrays()
-        with atomic_path(Path(path)) as temporary, open(temporary, "wb") as handle:
-            np.savez(handle, header=np.array(json.dumps(header)), **arrays)  # type: ignore[arg-type]
+        arrays = {"header": np.array(json.dumps(header, default=as_plain)), **self._fitted_arrays()}
+        if Path(path).is_dir():
+            raise InputError(f"{path}: expected the file that the decoder goes to, got a folder")
+        try:
+            with atomic_path(Path(path)) as temporary, open(temporary, "wb") as handle:
+                np.savez(handle, **arrays)  # type: ignore[arg-type]
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error}") from error
 
     @staticmethod
     def load(path: str | Path) -> Decoder:
@@ -428,11 +444,7 @@ class Decoder(RegressorMixin, BaseEstimator):
             with np.load(path, allow_pickle=False) as stored:
                 header = json.loads(str(stored["header"]))
                 arrays = {key: stored[key] for key in stored.files if key != "header"}
-            # JSON knows no tuples; no decoder has a list among its parameters.
-            parameters = {
-                name: tuple(value) if isinstance(value, list) else value for name, value in header["parameters"].items()
-            }
-            decoder = decoder_class(header["decoder"])(**parameters)
+            decoder = decoder_class(header["decoder"])(**{k: from_plain(v) for k, v in header["parameters"].items()})
             decoder.n_features_in_, decoder.n_outputs_ = header["n_features_in_"], header["n_outputs_"]
             decoder.flat_ = bool(header.get("flat_", False))
             # Files of the first version say `about`, and have the width of a bin among their parameters.
@@ -458,35 +470,6 @@ class Decoder(RegressorMixin, BaseEstimator):
 
 def _checked(arrives: Any, bins: Bins) -> np.ndarray | None:
     return None if arrives is None else arrival_bins(arrives, len(bins.X), 0)
-
-
-def delay_bins(delay_s: float, bin_s: float) -> int:
-    """A label delay in whole bins, rounded up (a float's last digit aside).
-
-    >>> delay_bins(0.5, 0.05), delay_bins(0.51, 0.05)
-    (10, 11)
-    """
-    return math.ceil(round(delay_s / bin_s, 6))
-
-
-def forgetting(memory_s: float, bin_s: float) -> float:
-    """Factor per bin on old evidence whose weight falls by e in `memory_s`: 1 − 1/bins; `InputError` below a bin."""
-    if not memory_s > bin_s:
-        raise InputError(f"memory_s must be longer than a bin ({bin_s} s), got {memory_s}")
-    return 1.0 - bin_s / memory_s
-
-
-def arrival_bins(arrives, n_bins: int, delay: int) -> np.ndarray:
-    """When the label of each bin becomes known (n_bins,): `arrives`, checked, or `delay` bins after its own bin."""
-    own = np.arange(n_bins)
-    if arrives is None:
-        return own + delay
-    known = np.asarray(getattr(arrives, "values", arrives))
-    if known.shape != (n_bins,) or not np.issubdtype(known.dtype, np.integer):
-        raise InputError(f"arrives: expected ({n_bins},) whole bin numbers, got {known.dtype} {known.shape}")
-    if (np.diff(known) < 0).any() or (known < own).any():
-        raise InputError("arrives: expected bin numbers that never fall, none before its own bin")
-    return known.astype(np.int64)
 
 
 def load(path: str | Path) -> Decoder:

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bci_adapt.decoders.base import arrival_bins, delay_bins
 from bci_adapt.decoders.inputs import Bins
 from bci_adapt.decoders.pretrained import PretrainedDecoder
+from bci_adapt.decoders.timing import arrival_bins, delay_bins
 from bci_adapt.learning.online import run, start
 
 
@@ -18,6 +18,9 @@ class FineTunedDecoder(PretrainedDecoder):
     """A pretrained network that predicts a session with the weights it came with – only the normaliser runs – and is
     then fine-tuned by BPTT on every label of the session that has arrived: `adapt` ends with it; after `partial_fit`,
     call `finish`. Labels that wait at a segment's end are lost, as in `OnlineDecoder`: both learn from the same ones.
+
+    A session in pieces is ``begin()``, `partial_fit` of each, then `finish`. `adapt` of the first piece is another
+    thing, and meant to be: it is fine-tuned there, and what follows is predicted with those weights.
 
     Parameters
     ----------

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 import xarray as xr
 
-from bci_adapt.data import channels
 from bci_adapt.data.binning import bin_ticks, to_ticks
 from bci_adapt.data.labelled import Arrays, session_arrays
 from bci_adapt.data.sessions import NOBODYS, ON_CHANNELS, check, kinematic_names, session_id_of, signed
+from bci_adapt.decoders import same_channels
 from bci_adapt.errors import InputError
 from bci_adapt.ground.catalog import unknown
 from bci_adapt.ground.text import clean
@@ -55,6 +55,22 @@ def several(X: Any) -> bool:
     if isinstance(X, Arrays) or not isinstance(X, list | tuple):
         return False
     return not X or all(is_labelled(each) or np.ndim(each) > 1 for each in X)
+
+
+def require_one(X: Any) -> None:
+    """`InputError` for a list of sessions where one is expected."""
+    if isinstance(X, list | tuple) and not isinstance(X, Arrays) and (several(X) or any(map(is_labelled, X))):
+        raise InputError(f"X: expected one session, got a list of {len(X)}: one call for each")
+
+
+def called(sessions: Sequence[Any], place: int) -> str:
+    """Which of the sessions to train on the one at `place` is, to stand in a sentence."""
+    session = sessions[place]
+    if isinstance(session, Arrays):
+        return f" in {clean(session.session_id)}"
+    if isinstance(session, xr.Dataset | xr.DataArray):
+        return f" in {clean(session_id_of(session))}"
+    return f" in session {place + 1} of {len(sessions)}" if len(sessions) > 1 else ""
 
 
 def check_settings(missing: str) -> None:
@@ -105,6 +121,8 @@ def arrays_of(X: Any, y: Any, known: Mapping[str, Any], labels: bool = True) -> 
         if y is not None:
             raise InputError("y: the labels of a session's arrays come with them; replace them there")
         arrays = X
+        if arrays.metadata:
+            same_channels.policy_between(arrays.session_id, arrays.metadata, known)
     elif isinstance(X, xr.Dataset):
         arrays = _of_session(X, y, known, labels)
     else:
@@ -117,7 +135,7 @@ def arrays_of(X: Any, y: Any, known: Mapping[str, Any], labels: bool = True) -> 
 
 def _of_session(session: xr.Dataset, y: Any, known: Mapping[str, Any], labels: bool) -> Arrays:
     check(session)
-    session = _comparable(session, known)
+    session = same_channels.comparable(session, known)
     if not labels:
         names = []
     elif y is None:
@@ -131,45 +149,6 @@ def _of_session(session: xr.Dataset, y: Any, known: Mapping[str, Any], labels: b
                 f"{type(y).__name__}; it holds {', '.join(kinematic_names(session)) or 'none'}"
             )
     return session_arrays(session, names)
-
-
-def _comparable(session: xr.Dataset, known: Mapping[str, Any]) -> xr.Dataset:
-    """The session as the decoder's channel policy sees it; `InputError` where channels of one name, or of one place,
-    need not be the same ones.
-    """
-    session_id = str(session.attrs["session_id"])
-    if not known.get("channels"):
-        return session
-    own, theirs = str(session.attrs.get("subject", "")), str(known.get("subject") or "")
-    if own and theirs and own != theirs:
-        raise InputError(
-            f"{clean(session_id)}: is of subject {clean(own)}, the decoder was trained on {clean(theirs)}: electrodes "
-            "of one name are not the same in two animals"
-        )
-    matched = session.attrs.get("channel_policy") == "position"  # its names are those it was given by then
-    if matched or (session_id != NOBODYS and session_id in known.get("sessions", ())):
-        return session
-    identities = (session.attrs["channel_identity"], known.get("channel_identity"))
-    by_number = "column" in identities
-    policies = {each.get("channel_policy") for each in (session.attrs, known)} - {None, ""}
-    if identities == ("unit", "unit") and not policies:
-        raise InputError(
-            f"{clean(session_id)}: its channels are sorted units, as the decoder's are, and a unit's number says "
-            "nothing about another session. Train and decode on the units summed on their electrodes, "
-            "bci_adapt.match(sessions, by='pool') or per='electrode' when reading; or say what is the same: "
-            "by='unit' where the units were matched across days, by='position' for equal columns"
-        )
-    if by_number and "position" not in policies:
-        raise InputError(
-            f"{clean(session_id)}: its channels are columns without names, which are not matched to those of another "
-            "session by their number: name them (channels=), or say that they are the same: "
-            "bci_adapt.match(sessions, by='position')"
-        )
-    if "position" in policies:
-        return channels.under(session, "position")
-    if "unit" in policies and identities == ("unit", "unit"):
-        return channels.under(session, "unit")
-    return channels.under(session, known.get("channel_policy") or channels.policy_of(session))
 
 
 def _with_outputs(arrays: Arrays, outputs: Sequence[Mapping[str, Any]], y: Any) -> Arrays:
@@ -204,9 +183,11 @@ def _with_outputs(arrays: Arrays, outputs: Sequence[Mapping[str, Any]], y: Any) 
 
 
 def _of_data_arrays(X: xr.DataArray, y: xr.DataArray | None, known: Mapping[str, Any]) -> Arrays:
-    X = _comparable(_as_session(_data_array(X, "X", ("time", "channel"))), known)["counts"]
+    X = same_channels.comparable(_as_session(_data_array(X, "X", ("time", "channel"))), known)["counts"]
     time_s = X["time"].values
     segment = X["segment"].values if "segment" in X.coords else np.zeros(len(X), int)
+    if segment.dtype.kind not in "iu":
+        raise InputError(f"X: expected segment to be whole numbers, one for each bin, got {segment.dtype}")
     inside = np.diff(segment) == 0
     steps = np.diff(to_ticks(time_s))[inside]
     if not len(steps) or steps.min() != steps.max() or steps[0] < 1:
@@ -215,7 +196,7 @@ def _of_data_arrays(X: xr.DataArray, y: xr.DataArray | None, known: Mapping[str,
             "a new segment begins (coordinate segment)"
         )
     bin_s = float(steps[0]) / 1e6
-    seen = X["valid"].values.astype(bool)
+    seen = X["valid"].values
     counts = numbers(X.values, "X").astype(float)
     counts[~seen] = np.nan
     labels, outputs = np.zeros((len(X), 0)), []
@@ -262,6 +243,12 @@ def _data_array(array: xr.DataArray, what: str, dims: tuple[str, str]) -> xr.Dat
             f"{what}: expected the coordinate {clean(mask)}: an array taken out of a session has lost its masks and "
             f"segments, and what was masked would count; {mend}"
         )
+    if array.coords[mask].dtype != bool:
+        raise InputError(
+            f"{what}: expected {clean(mask)} to be true or false for each bin, got "
+            f"{array.coords[mask].dtype}, as after a mean or where bins were filled in: say which count, "
+            f"{what}.assign_coords({clean(mask)}=…)"
+        )
     return array.transpose(*dims)
 
 
@@ -281,7 +268,7 @@ def _labels_of(y: xr.DataArray, X: xr.DataArray) -> tuple[np.ndarray, list[dict[
             f"y: its times are not those of X ({y.sizes['time']} and {X.sizes['time']} bins): labels and counts must "
             "share their time axis"
         ) from error
-    usable = np.asarray(y[f"{y.name}_valid"].transpose(*y.dims, missing_dims="ignore").values, bool)
+    usable = y[f"{y.name}_valid"].transpose(*y.dims, missing_dims="ignore").values
     usable = usable if usable.ndim == 2 else usable[:, None]
     labels = np.where(usable, numbers(y.values, "y"), np.nan)
     axes = [str(axis) for axis in y[others[0]].values]
@@ -365,6 +352,11 @@ def numbers(values: Any, what: str) -> np.ndarray:
             f"{what}: expected an array, got a table, whose columns would be taken in their order; hand over a "
             f"session, a DataArray, or {what}.to_numpy()"
         )
+    if isinstance(values, np.ma.MaskedArray):
+        raise InputError(
+            f"{what}: expected plain numbers, got a masked array, whose mask would be lost; hand over "
+            f"{what}.astype(float).filled(np.nan): NaN is what was not observed or is no label"
+        )
     try:
         array = np.asarray(values)
         if array.dtype.kind == "c":
@@ -415,9 +407,10 @@ def check_arrays(
         raise InputError(f"y: expected ({len(counts)}, n_outputs) to go with X, got {labels.shape}")
     if n_outputs is not None and labels.shape[1] != n_outputs:
         raise InputError(f"y: {decoder} was fitted on {n_outputs} outputs, got {labels.shape[1]}")
-    flags = np.zeros(len(counts), bool) if reset is None else np.array(getattr(reset, "values", reset), dtype=bool)
-    if flags.shape != (len(counts),):
-        raise InputError(f"reset: expected ({len(counts)},) true/false, got {flags.shape}")
+    given = np.zeros(len(counts), bool) if reset is None else np.asarray(getattr(reset, "values", reset))
+    if given.shape != (len(counts),) or not np.isin(given, (False, True)).all():
+        raise InputError(f"reset: expected ({len(counts)},) true/false, got {given.dtype} {given.shape}")
+    flags = given.astype(bool)
     weight = np.isfinite(labels).astype(float)
     return Bins(counts, np.where(weight > 0, labels, 0.0), weight, observed, flags)
 
@@ -438,9 +431,7 @@ def raw_of(features: np.ndarray, known: Mapping[str, Any]) -> np.ndarray:
 
 
 def require_labels(sessions: Sequence[Bins], outputs: Sequence[Mapping[str, Any]]) -> None:
-    """`InputError` unless every training session has labels, and every output has some."""
-    if not all((bins.weight > 0).any() for bins in sessions):
-        raise InputError("y: expected finite labels to train on, got none")
+    """`InputError` unless every output has labels in some training session."""
     names = [f"{each['variable']} {axis}" for each in outputs for axis in each["axes"]]
     never = ~np.any([(bins.weight > 0).any(axis=0) for bins in sessions], axis=0)
     if never.any():

@@ -9,9 +9,10 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 from scipy.linalg import get_lapack_funcs
 
-from bci_adapt.decoders.base import Decoder, arrival_bins, delay_bins, forgetting
+from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.blocks import label_blocks
 from bci_adapt.decoders.inputs import Bins
+from bci_adapt.decoders.timing import arrival_bins, delay_bins, forgetting
 from bci_adapt.errors import InputError
 from bci_adapt.learning.normaliser import Normaliser
 

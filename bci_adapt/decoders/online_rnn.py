@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bci_adapt.decoders.base import arrival_bins, delay_bins
-from bci_adapt.decoders.inputs import Bins
+from bci_adapt.decoders.inputs import Bins, is_labelled, numbers
 from bci_adapt.decoders.pretrained import PretrainedDecoder
+from bci_adapt.decoders.timing import arrival_bins, delay_bins
 from bci_adapt.errors import InputError
 from bci_adapt.learning.backends import loop as kernel
 from bci_adapt.learning.credit.base import rule
@@ -225,14 +225,18 @@ class OnlineDecoder(PretrainedDecoder):
 
         `y` (n_outputs,) is the label that became known with this bin: of the bin `label_delay_s` ago (of this one, when
         there is no delay); None or NaN when there is none.
+
+        Both are plain numbers, x in the order of the decoder's channels (``metadata_["channels"]``) and NaN where the
+        bin was not observed. `InputError` for a labelled row, whose names nobody would look at, and other shapes.
         """
         if not hasattr(self, "state_"):
             self.begin()  # which says so where it was never fitted
+        row = _row(x, "x", self.n_features_in_)
+        label = None if y is None else _row(y, "y", self.n_outputs_)
         delay = delay_bins(self.label_delay_s, self.bin_s_)
-        now = None if y is None or delay else np.asarray(y, float)[None]
-        if y is not None and delay:
-            self._label_waiting_record(np.asarray(y, float), delay)
-        return self.partial_fit(np.asarray(x, float)[None], now).online_predictions_[0]
+        if label is not None and delay:
+            self._label_waiting_record(label, delay)
+        return self.partial_fit(row[None], None if label is None or delay else label[None]).online_predictions_[0]
 
     def _label_waiting_record(self, y: np.ndarray, delay: int) -> None:
         """Give the record that was made `delay` bins ago its label; nothing where that bin was not observed."""
@@ -246,3 +250,18 @@ class OnlineDecoder(PretrainedDecoder):
             arrays["ring_weight"][:, slot] = known
             own_bin = np.array([counters[kernel.BIN] - delay])
             arrays["ring_weight"][~self._learns(own_bin)[:, 0], slot] = 0.0
+
+
+def _row(values: Any, what: str, n: int) -> np.ndarray:
+    """Plain numbers (n,) of one bin; of a label, one number where there is one output, and NaN where there is none."""
+    if is_labelled(values) or hasattr(values, "iloc"):
+        raise InputError(
+            f"step: {what}: expected plain numbers ({n},), got {type(values).__name__}, whose names would not be "
+            "looked at: hand over .values in the decoder's order, or a session, or a piece of one, to partial_fit"
+        )
+    row = numbers(values, f"step: {what}")
+    if not row.ndim and what == "y" and (n == 1 or np.isnan(row)):
+        return np.full(n, row)
+    if row.shape != (n,):
+        raise InputError(f"step: {what}: expected ({n},), one bin, got {row.shape}")
+    return row

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from bci_adapt.data.labelled import Arrays
-from bci_adapt.decoders.base import Decoder, delay_bins
+from bci_adapt.decoders.base import Decoder
+from bci_adapt.decoders.timing import delay_bins
 from bci_adapt.errors import InputError
 
 METHODS = ("fit", "predict", "adapt")

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bci_adapt.decoders.base import Decoder, arrival_bins, delay_bins
+from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.inputs import Bins
+from bci_adapt.decoders.timing import arrival_bins, delay_bins
 
 
 class PersistenceDecoder(Decoder):

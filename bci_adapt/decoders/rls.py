@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.linalg import get_blas_funcs
 
-from bci_adapt.decoders.base import arrival_bins, delay_bins, forgetting
 from bci_adapt.decoders.blocks import label_blocks
 from bci_adapt.decoders.inputs import Bins
 from bci_adapt.decoders.lags import LaggedDecoder, ridge
+from bci_adapt.decoders.timing import arrival_bins, delay_bins, forgetting
 
 
 class RLSDecoder(LaggedDecoder):

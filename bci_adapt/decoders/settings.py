@@ -1,4 +1,6 @@
-"""Which numbers parameters may be, by name: one table for constructors of decoders, the protocol and configs."""
+"""Which numbers parameters may be, by name: one table for constructors of decoders, the protocol and configs; and how a
+file holds them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ import math
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from bci_adapt.errors import InputError
 
@@ -72,3 +76,17 @@ def may_be(name: str, value: Any) -> bool:
     if number == math.inf:
         return limit.endless
     return limit.least < number < limit.most if limit.open else limit.least <= number <= limit.most
+
+
+def as_plain(value: Any) -> Any:
+    """A parameter as JSON can hold it: numpy's numbers, such as a search leaves, as plain ones."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise InputError(f"save: expected parameters that are numbers, text or made of such, got {type(value).__name__}")
+
+
+def from_plain(value: Any) -> Any:
+    """JSON knows neither tuples nor arrays: a list was a tuple, in a dict of constants an array."""
+    if isinstance(value, dict):
+        return {key: np.asarray(each) if isinstance(each, list) else each for key, each in value.items()}
+    return tuple(value) if isinstance(value, list) else value

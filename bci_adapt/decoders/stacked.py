@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from bci_adapt.decoders.base import arrival_bins, delay_bins, forgetting
 from bci_adapt.decoders.blocks import label_blocks
 from bci_adapt.decoders.inputs import Bins
 from bci_adapt.decoders.online_rnn import SMALL, OnlineDecoder
 from bci_adapt.decoders.rls import RLSDecoder
+from bci_adapt.decoders.timing import arrival_bins, delay_bins, forgetting
 from bci_adapt.errors import InputError
 
 PRIORS = {"network": (1.0, 0.0), "mean": (0.5, 0.5)}

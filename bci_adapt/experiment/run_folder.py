@@ -112,7 +112,7 @@ def manifest_of(ran: Ran, folder: Path) -> Manifest:
 
 def _asked(ran: Ran) -> dict[str, Any]:
     """What the manifest says of what was asked for, and of what."""
-    from bci_adapt.decoders.base import delay_bins
+    from bci_adapt.decoders.timing import delay_bins
 
     config = ran.config
     libraries = ("numpy", "scipy", "numba", "torch", "xarray", "pynwb", "scikit-learn", "distributed")

@@ -36,11 +36,14 @@ def _is_variant(value: Any, base: type, module: str) -> bool:
     return concrete and isinstance(getattr(value, "name", None), str)
 
 
-def pick(package: str, base: type, name: str) -> Any:
-    """Return the variant called `name`; `InputError` names the nearest known one when there is none."""
+def pick(package: str, base: type, name: str, what: str = "") -> Any:
+    """Return the variant called `name`; `InputError` names the nearest known one when there is none.
+
+    `what` a variant is called; after its package where that is not given.
+    """
     known = variants(package, base)
     if name not in known:
-        raise InputError(f"{unknown(name, known, package.rpartition('.')[2].rstrip('s'))}")
+        raise InputError(unknown(name, known, what or package.rpartition(".")[2].rstrip("s")))
     return known[name]
 
 

@@ -111,7 +111,11 @@ def _require_one_kind(sessions: Sequence[xr.Dataset], names: Sequence[str]) -> N
 
 
 def adapt(
-    decoder_file: Path | str, session_file: Path | str, stream_s: float = 600.0, missing: str = "refuse"
+    decoder_file: Path | str,
+    session_file: Path | str,
+    stream_s: float = 600.0,
+    missing: str = "refuse",
+    by: str | None = None,
 ) -> Adapted:
     """Adapt a saved decoder through the first `stream_s` seconds of a session, at most half of it, and predict the rest
     with weights held.
@@ -125,7 +129,7 @@ def adapt(
         as `predicting.predict`, and for labels in other units.
     """
     decoder_file = Path(decoder_file)
-    decoder, session = predicting.opened(decoder_file, Path(session_file))
+    decoder, session = predicting.opened(decoder_file, Path(session_file), by)
     arrays, notes = predicting.match_channels(decoder, session, missing)
     if not stream_s > 0.0:
         raise InputError(f"stream_s must be positive, got {stream_s}")

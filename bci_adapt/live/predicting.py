@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from bci_adapt.data import channels
 from bci_adapt.data.from_arrays import is_prepared
 from bci_adapt.data.guarded_reading import is_recording, read
 from bci_adapt.data.labelled import Arrays
@@ -20,14 +21,17 @@ from bci_adapt.ground.text import clean
 from bci_adapt.ground.version import __version__
 
 
-def predict(decoder_file: Path, session_file: Path, missing: str = "refuse") -> tuple[xr.Dataset, list[str]]:
+def predict(
+    decoder_file: Path, session_file: Path, missing: str = "refuse", by: str | None = None
+) -> tuple[xr.Dataset, list[str]]:
     """The movement that the decoder saved in `decoder_file` reads from a session, and what is to be said about it.
 
     The session is a recording or a file of arrays, which is prepared in the decoder's bins, or a prepared session
     (``.nc``). Channels are
     matched by name, and those the decoder does not know are left out. `missing` says what happens to channels that the
     session lacks: ``refuse``, or ``zero``, as though they were silent. A decoder that does not know the names of its
-    channels is given the session's channels as they come, if they are as many, and that is said.
+    channels is given the session's channels as they come, if they are as many, and that is said. `by` says what makes
+    two channels the same one (`channels.POLICIES`), where names do not: the decoder's sessions were matched by it.
 
     The decoder runs as in a new session: its normaliser goes on from bin to bin, its weights stay. Returns
     ``predicted_<variable> (time, axis)``, in the units it was trained in, on the session's own time, with the
@@ -38,7 +42,7 @@ def predict(decoder_file: Path, session_file: Path, missing: str = "refuse") -> 
     InputError
         for files that are something else, another subject, other bins, band power, or channels that do not fit.
     """
-    decoder, session = opened(decoder_file, session_file)
+    decoder, session = opened(decoder_file, session_file, by)
     arrays, notes = match_channels(decoder, session, missing, labels=False)
     predicted = decoder.predict(arrays)
     if not np.isfinite(predicted).all():
@@ -46,10 +50,11 @@ def predict(decoder_file: Path, session_file: Path, missing: str = "refuse") -> 
     return prediction_of(session, predicted, decoder, decoder_file, notes), notes
 
 
-def opened(decoder_file: Path, session_file: Path) -> tuple[Decoder, xr.Dataset]:
-    """A saved decoder, and a session read in its bins; `InputError` as in `predict`."""
+def opened(decoder_file: Path, session_file: Path, by: str | None = None) -> tuple[Decoder, xr.Dataset]:
+    """A saved decoder, and a session read in its bins, matched `by` where that is said. Raises as `predict`."""
     decoder = Decoder.load(decoder_file)
-    return decoder, _read(Path(session_file), decoder, _known(decoder, decoder_file))
+    session = _read(Path(session_file), decoder, _known(decoder, decoder_file))
+    return decoder, session if by is None else channels.match([session], by=by)[0]
 
 
 def match_channels(

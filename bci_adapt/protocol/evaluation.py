@@ -175,7 +175,8 @@ def _delay_s(asked: float | str | None) -> float | None:
 def _arrays(decoder: Any, session: xr.Dataset, target: str | Sequence[str] | None) -> Arrays:
     """The session as the decoder takes it."""
     if not isinstance(session, xr.Dataset):
-        raise InputError(f"evaluate: expected one session, an xarray.Dataset, got {type(session).__name__}")
+        what = f"a list of {len(session)}" if isinstance(session, list | tuple) else type(session).__name__
+        raise InputError(f"evaluate: expected one session, an xarray.Dataset, got {what}")
     if isinstance(decoder, Decoder):
         decoder.require_fitted()
         arrays, notes = decoder.matched(session, target)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bci_adapt.decoders.base import delay_bins
+from bci_adapt.decoders.timing import delay_bins
 from bci_adapt.ground.storage import atomic_path
 from bci_adapt.protocol.supervision import SMOOTHING_S, Stream, smoothed
 

@@ -207,4 +207,4 @@ def rules() -> dict[str, type[CreditRule]]:
 
 def rule(name: str, **constants: float) -> CreditRule:
     """Build the rule called `name`; `InputError` when there is none."""
-    return pick("bci_adapt.learning.credit", CreditRule, name)(**constants)
+    return pick("bci_adapt.learning.credit", CreditRule, name, "rule")(**constants)
