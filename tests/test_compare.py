@@ -192,3 +192,12 @@ def test_sessions_that_cannot_be_compared(days):
         compared(days, bin_s=0.1)
     with pytest.raises(InputError, match=r"unknown target 'velocty'.*did you mean 'velocity'"):
         compared(days, target="velocty")
+
+
+def test_a_day_without_a_date_is_not_put_before_one_with(days):
+    dated = days[1].assign_attrs(session_start="2020-01-01T00:00:00+00:00")
+    undated = days[0].assign_attrs(session_start="1970-01-01T00:00:00+00:00")
+    for given in ([undated, dated], [dated, undated]):
+        with pytest.raises(InputError, match=r"does not say when it was recorded \(session_start\)") as found:
+            compared(given)
+        assert "1970" not in str(found.value)

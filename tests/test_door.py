@@ -31,7 +31,8 @@ def day(seed=0, names=tuple("abcdef"), **options):
     counts[100:130] = 0
     position = np.cumsum(velocity, axis=0) * BIN_S
     position[200] += 500.0
-    time_s = (np.arange(N_BINS) + 1) * options.get("bin_s", BIN_S)
+    width = options.get("bin_s", BIN_S)
+    time_s = (np.arange(N_BINS) + 1) * (BIN_S if isinstance(width, str) else width)
     time_s[400:] += 100.0
     given = {"target_units": "cm", "session_id": f"day{seed}", "subject": "C", "channels": names, "bin_s": BIN_S}
     return ba.session(**{"counts": counts, "target": position, "target_time_s": time_s} | given | options)
@@ -540,6 +541,33 @@ def unlabelled(session):
             "/tmp: expected the file that the decoder goes to, got a folder",
         ),
         (lambda s: wiener().fit(s, "velocity").save("/proc/none.npz"), "/proc/none.npz: cannot be written"),
+        (lambda s: ba.RLSDecoder().fit(s, "velocity").set_params(bin_s="a").predict(s), "bin_s: expected seconds"),
+        (
+            lambda s: ba.RLSDecoder().fit(s, "velocity").set_params(label_delay_s=None).adapt(s),
+            "label_delay_s: expected",
+        ),
+        (lambda s: wiener().fit(s, "velocity").set_params(n_lags="a").predict(s), "n_lags: expected a whole number"),
+        (
+            lambda s: ba.RLSDecoder(bin_s="a").fit(s, "velocity"),
+            "bin_s: expected seconds, more than 0, or None, got 'a'",
+        ),
+        (
+            lambda s: ba.OnlineDecoder(seed=None).fit(s, "velocity"),
+            "seed: expected a whole number, 0 or more, got None",
+        ),
+        (lambda s: ba.evaluate(wiener().fit(s, "velocity"), s, stream_s="10"), "stream_s: expected seconds.* got '10'"),
+        (
+            lambda s: ba.evaluate(wiener().fit(s, "velocity"), s, stream_s=np.inf),
+            "stream_s: expected seconds.* got inf",
+        ),
+        (lambda s: ba.split(s, "10"), "stream_s must be positive and min_held_out_s not negative, got '10', 0.0"),
+        (lambda s: day(bin_s="a"), "bin_s must be a positive number of seconds, got a"),
+        (lambda s: wiener().fit(s, "velocity").matched([s, s]), "expected one session, got a list of 2"),
+        (
+            lambda s: wiener().fit(s, "velocity").matched(s["counts"].values),
+            "a session or a DataArray of counts, got ndar",
+        ),
+        (lambda s: wiener().fit(s, "velocity").predict("day.nc"), "a file is read first"),
         (lambda s: ba.OnlineDecoder(rule="nope").fit(s, "velocity"), "unknown rule 'nope'"),
         (lambda s: ba.OnlineDecoder(rule="nonsense", n_updates=1).fit(s, "velocity"), "nonsense"),
         (lambda s: ba.OnlineDecoder(rule_constants={"stpes": 3}, n_updates=1).fit(s, "velocity"), "stpes"),

@@ -8,6 +8,7 @@ so that no bin gains or loses a spike to floating-point round-off.
 from __future__ import annotations
 
 from itertools import pairwise
+from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,7 +38,7 @@ def bin_ticks(bin_s: float) -> int:
     >>> bin_ticks(0.02)
     20000
     """
-    if not np.isfinite(bin_s) or bin_s <= 0 or bin_s > 1e6:
+    if not isinstance(bin_s, Real) or not np.isfinite(bin_s) or bin_s <= 0 or bin_s > 1e6:
         raise InputError(f"bin_s must be a positive number of seconds, got {bin_s}")
     ticks = round(bin_s * TICKS_PER_S)
     if ticks < 1 or abs(bin_s * TICKS_PER_S - ticks) > 1e-6 * ticks:

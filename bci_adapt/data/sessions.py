@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -331,8 +332,11 @@ def split(session: xr.Dataset, stream_s: float, min_held_out_s: float = 0.0) -> 
     `min_held_out_s` seconds of bins.
     """
     bin_s = float(session.attrs["bin_s"])
-    if not stream_s > 0 or not min_held_out_s >= 0:
-        raise InputError(f"stream_s must be positive and min_held_out_s not negative, got {stream_s}, {min_held_out_s}")
+    numbers = all(isinstance(each, Real) for each in (stream_s, min_held_out_s))
+    if not numbers or not stream_s > 0 or not min_held_out_s >= 0:
+        raise InputError(
+            f"stream_s must be positive and min_held_out_s not negative, got {stream_s!r}, {min_held_out_s!r}"
+        )
     n_stream = whole_bins(stream_s, bin_s)
     n_held_out = session.sizes["time"] - n_stream
     if n_held_out < 1 or n_held_out * bin_ticks(bin_s) < to_ticks(min_held_out_s):

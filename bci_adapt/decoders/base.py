@@ -306,6 +306,8 @@ class Decoder(RegressorMixin, BaseEstimator):
     def _enter(self, X, y=None, reset=None, labels: bool = True, continuing: bool = False) -> Bins:
         """One session, or a piece of one, checked: see `bci_adapt.decoders.inputs`."""
         self.require_fitted()
+        if not continuing:  # set since the fit; bins one by one do not pay for it
+            require_numbers(self.get_params(deep=False))
         if self.bin_s is not None and self.bin_s != self.bin_s_ and bin_ticks(self.bin_s) != bin_ticks(self.bin_s_):
             raise InputError(
                 f"bin_s: fitted in bins of {self.bin_s_:g} s, {self.bin_s:g} s cannot be set: fit it again"

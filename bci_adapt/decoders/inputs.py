@@ -16,6 +16,7 @@ This is the one way in, for a notebook, a job, a pipeline and the command line a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
@@ -125,6 +126,9 @@ def arrays_of(X: Any, y: Any, known: Mapping[str, Any], labels: bool = True) -> 
             same_channels.policy_between(arrays.session_id, arrays.metadata, known)
     elif isinstance(X, xr.Dataset):
         arrays = _of_session(X, y, known, labels)
+    elif not isinstance(X, xr.DataArray):
+        require_one(X)
+        raise InputError(f"X: expected a session or a DataArray of counts, got {type(X).__name__}")
     else:
         arrays = _of_data_arrays(X, y if labels else None, known)
     outputs = known.get("outputs")
@@ -352,6 +356,8 @@ def numbers(values: Any, what: str) -> np.ndarray:
             f"{what}: expected an array, got a table, whose columns would be taken in their order; hand over a "
             f"session, a DataArray, or {what}.to_numpy()"
         )
+    if isinstance(values, str | Path):
+        raise InputError(f"{what}: expected numbers or a session, got text; a file is read first: bci_adapt.read(path)")
     if isinstance(values, np.ma.MaskedArray):
         raise InputError(
             f"{what}: expected plain numbers, got a masked array, whose mask would be lost; hand over "
@@ -408,7 +414,7 @@ def check_arrays(
     if n_outputs is not None and labels.shape[1] != n_outputs:
         raise InputError(f"y: {decoder} was fitted on {n_outputs} outputs, got {labels.shape[1]}")
     given = np.zeros(len(counts), bool) if reset is None else np.asarray(getattr(reset, "values", reset))
-    if given.shape != (len(counts),) or not np.isin(given, (False, True)).all():
+    if given.shape != (len(counts),) or (given.dtype != bool and not np.isin(given, (0, 1)).all()):
         raise InputError(f"reset: expected ({len(counts)},) true/false, got {given.dtype} {given.shape}")
     flags = given.astype(bool)
     weight = np.isfinite(labels).astype(float)

@@ -254,6 +254,8 @@ class OnlineDecoder(PretrainedDecoder):
 
 def _row(values: Any, what: str, n: int) -> np.ndarray:
     """Plain numbers (n,) of one bin; of a label, one number where there is one output, and NaN where there is none."""
+    if type(values) is np.ndarray and values.shape == (n,) and values.dtype.kind in "fiu":
+        return values.astype(float, copy=False)  # the usual case, at no cost
     if is_labelled(values) or hasattr(values, "iloc"):
         raise InputError(
             f"step: {what}: expected plain numbers ({n},), got {type(values).__name__}, whose names would not be "
