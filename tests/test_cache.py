@@ -294,7 +294,7 @@ def test_writers_of_one_lock_do_not_lose_each_others_pins(tmp_path):
     before = (tmp_path / "l.toml").stat().st_mtime_ns
     update_lock(tmp_path / "l.toml", lambda old: old)
     assert (tmp_path / "l.toml").stat().st_mtime_ns == before
-    assert [each.name for each in tmp_path.iterdir()] == ["l.toml"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == [".l.toml.lock", "l.toml"]
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         update_lock(tmp_path / "file" / "l.toml", lambda old: old)

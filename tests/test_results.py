@@ -27,7 +27,7 @@ from rich.console import Console
 from bci_adapt.errors import InputError
 from bci_adapt.results.analysis import Analysis, analyse
 from bci_adapt.results.arms import Arms
-from bci_adapt.results.manifest import Manifest, read_manifest
+from bci_adapt.results.manifest import MANIFEST, RESULTS, Manifest, read_manifest
 from bci_adapt.results.summary import (
     adaptive,
     canary_troubles,
@@ -426,3 +426,21 @@ def test_a_manifest_that_is_none_is_refused_by_its_key(tmp_path, text, message):
         read_manifest(path)
     path.write_text(Manifest(**manifest()).text())
     assert read_manifest(path) == Manifest(**manifest())
+
+
+@pytest.mark.parametrize("name", [MANIFEST, RESULTS, "config.toml"])
+def test_a_run_that_is_not_as_it_was_written_is_an_error_that_names_the_file(tmp_path, name):
+    (tmp_path / RESULTS).write_bytes(b"results")
+    (tmp_path / "config.toml").write_text("seeds = [0]")
+    made = Manifest(**manifest()).of_files(tmp_path, [RESULTS, "config.toml"])
+    (tmp_path / MANIFEST).write_text(made.text())
+    found = read_manifest(tmp_path / MANIFEST)
+    found.require_whole(tmp_path)
+    assert found == made
+    text = (tmp_path / name).read_text()
+    (tmp_path / name).write_text(text.replace("sults", "sulst").replace("[0]", "[1]"))
+    with pytest.raises(InputError, match=rf"{name}: was damaged or changed since the run wrote it"):
+        read_manifest(tmp_path / MANIFEST).require_whole(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(InputError, match=name):
+        read_manifest(tmp_path / MANIFEST).require_whole(tmp_path)

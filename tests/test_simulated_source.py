@@ -15,6 +15,7 @@ from bci_adapt.archive.sources.simulated import Simulated
 from bci_adapt.data import simulate
 from bci_adapt.data.prepare import prepare
 from bci_adapt.errors import InputError
+from bci_adapt.ground.seals import DamagedWarning, seal_of
 from bci_adapt.ground.storage import file_digest
 
 IDS = ["sub-Sim_ses-CO-20140303", "sub-Sim_ses-CO-20140402", "sub-Sim_ses-CO-20140929"]
@@ -88,16 +89,30 @@ def test_a_file_is_reused_or_made_anew_but_never_taken_from_someone_else(tmp_pat
     before = file_digest(first)
     assert file_digest(source(tmp_path, seed=1).fetch(IDS[0])) != before
     assert file_digest(source(tmp_path).fetch(IDS[0])) == before
-    assert [path.name for path in tmp_path.iterdir()] == [first.name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [first.name, first.name + ".sha256"]
 
     with h5py.File(first, "r+") as file:
         file["identifier"][()] = "somebody's"
     with pytest.raises(InputError, match="will not be overwritten"):
         source(tmp_path).fetch(IDS[0])
     first.write_bytes(b"not HDF5")
+    with pytest.warns(DamagedWarning, match="it is simulated again"):
+        source(tmp_path).fetch(IDS[0])
+    assert file_digest(first) == before
+    seal_of(first).unlink()  # then it is not known to be ours
+    first.write_bytes(b"not HDF5")
     with pytest.raises(InputError, match="cannot read it"):
         source(tmp_path).fetch(IDS[0])
     assert first.read_bytes() == b"not HDF5"
+
+
+def test_one_bit_of_a_simulated_recording_is_found_and_mended(tmp_path):
+    path = source(tmp_path).fetch(IDS[0])
+    before = path.read_bytes()
+    path.write_bytes(before[:100_000] + bytes([before[100_000] ^ 4]) + before[100_001:])
+    with pytest.warns(DamagedWarning, match="it is simulated again"):
+        source(tmp_path).fetch(IDS[0])
+    assert path.read_bytes() == before
 
 
 def test_the_reader_finds_everything(tmp_path):

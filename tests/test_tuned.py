@@ -153,3 +153,19 @@ def test_a_missing_file_says_how_it_is_made(tmp_path):
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"binary.json: expected values"):
         read_tuned(tmp_path / "binary.json")
+
+
+def test_a_file_that_is_not_as_it_was_written_is_refused(tmp_path):
+    path = tmp_path / "x.tuned.json"
+    text = tuned_text({"seeds": [0]}, surface(b=(0.3, 0.5, 0.1), c=(0.4, 0.3, 0.1)))
+    for old, new in (("0.5", "0.4"), ('"seeds": [0]', '"seeds": [1]'), ('"score": 0.4', '"score": 0.3')):
+        assert old in text
+        path.write_text(text.replace(old, new, 1), encoding="utf-8")
+        with pytest.raises(InputError, match=r"x\.tuned\.json: was damaged or changed since bci-adapt tune wrote it"):
+            read_tuned(path)
+    body = text.rpartition(',\n"content"')[0]
+    path.write_text(body.replace("values, 2", "values, 1") + "}\n", encoding="utf-8")  # as the first version wrote it
+    assert len(read_tuned(path).surface) == 6
+    path.write_text(body + "}\n", encoding="utf-8")
+    with pytest.raises(InputError, match="content"):
+        read_tuned(path)

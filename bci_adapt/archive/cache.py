@@ -14,7 +14,6 @@ Nothing here follows a symbolic link below ``raw``, touches a file without a rec
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -28,7 +27,8 @@ from pathlib import Path, PurePosixPath
 from bci_adapt.archive.download import Progress, compared, part_of
 from bci_adapt.archive.lock import DANDI_API, DRAFT, PART, PART_RECORD, RECORD, Asset, asset_from
 from bci_adapt.errors import InputError
-from bci_adapt.ground.storage import atomic_path, cache_root, write_text
+from bci_adapt.ground.locks import taken
+from bci_adapt.ground.storage import NOT_THROUGH_LINKS, atomic_path, cache_root, write_text
 
 MARGIN_BYTES = 256 * 2**20
 """What stays free on the disk after a fetch."""
@@ -373,18 +373,15 @@ def _is_half_written(folder: Path) -> bool:
 def _unless_in_use(part: Path, remove: Callable[[Path], None]) -> bool:
     """Remove `part` if it is there and no process is writing it; False when one is."""
     try:
-        handle = os.open(part, os.O_RDWR | os.O_NOFOLLOW)
+        handle = os.fdopen(os.open(part, os.O_RDWR | NOT_THROUGH_LINKS), "r+b")
     except FileNotFoundError:
         return True
     except OSError:
         return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with handle:
+        if not taken(handle):
+            return False
         remove(part)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(handle)
     return True
 
 

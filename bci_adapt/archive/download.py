@@ -2,14 +2,13 @@
 
 Bytes are gathered in ``<name>.part`` beside the target. ``<name>.part.json`` says which asset they belong to and which
 entity tag the server gave, so that a cut, Ctrl-C or kill -9 costs only what had not arrived, and bytes of another asset
-are never continued. One process at a time holds a ``.part`` (``flock``); a second one waits and takes what the first
-finished. Every wait is bounded (`Patience`), and whatever a server answers ends in the file or in an `InputError`.
+are never continued. One process at a time holds a ``.part``; a second one waits and takes what the first finished.
+Every wait is bounded (`Patience`), and whatever a server answers ends in the file or in an `InputError`.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -27,7 +26,8 @@ from bci_adapt.archive import http
 from bci_adapt.archive.http import AGAIN, MAX_REDIRECTS, Again, Patience, Stopped, Transport, Tries, chunks, request
 from bci_adapt.archive.lock import ETAG, PART, PART_RECORD, SHA256, Asset, asset_from
 from bci_adapt.errors import InputError
-from bci_adapt.ground.storage import sync_folder, write_text
+from bci_adapt.ground.locks import taken
+from bci_adapt.ground.storage import NOT_THROUGH_LINKS, sync_folder, write_text
 
 Progress = Callable[[str, int, int], None]
 """Called from the threads that fetch with an asset's path, its bytes so far, and its size."""
@@ -154,11 +154,9 @@ def download(
 def _owned(part: Path, patience: Patience, stop: threading.Event) -> Iterator[BinaryIO]:
     """Open `part` for appending with no other process in it; another one's file is waited for."""
     while True:
-        handle = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b")
+        handle = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | NOT_THROUGH_LINKS, 0o666), "r+b")
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not taken(handle):
                 if stop.wait(min(0.2, patience.first_wait_s)):
                     raise Stopped from None
                 continue

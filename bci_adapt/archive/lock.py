@@ -8,18 +8,17 @@ value in it, as in an answer of the archive, is untrusted: it is checked before 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bci_adapt.errors import InputError
+from bci_adapt.ground.locks import alone
 from bci_adapt.ground.storage import write_text
 
 NAME = "sessions.lock.toml"
@@ -201,7 +200,7 @@ def write_lock(path: Path, lock: Lock) -> None:
 def update_lock(path: Path, change: Callable[[Lock], Lock]) -> Lock:
     """Read a lock file, change it and write it when it differs, alone among processes; returns what it says now."""
     try:
-        with _alone_in(path.parent):
+        with alone(path.with_name(f".{path.name}.lock")):
             old = read_lock(path)
             new = change(old)
             if new != old or not path.exists():
@@ -209,17 +208,6 @@ def update_lock(path: Path, change: Callable[[Lock], Lock]) -> Lock:
     except OSError as error:
         raise InputError(f"{path}: the lock file cannot be written ({os.strerror(error.errno or 0)})") from error
     return new
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _quoted(text: str) -> str:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bci_adapt.cli.common import JsonFile, Quiet, Verify, app, err, noting, out, print_line, progress, write_json
+from bci_adapt.cli.common import (
+    JsonFile,
+    Quiet,
+    Verify,
+    app,
+    err,
+    noting,
+    out,
+    print_line,
+    progress,
+    teller,
+    write_json,
+)
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,10 +30,12 @@ if TYPE_CHECKING:
     from bci_adapt.archive.cache import Entry
     from bci_adapt.archive.selection import Selection
     from bci_adapt.archive.sources.dandi import Dandi
+    from bci_adapt.experiment.inventory import Item
 
 cache = typer.Typer(
-    help="Fetched files: list them, verify their digests, clean up. They lie in "
-    "data_cache/raw/DANDISET/VERSION/ASSET-PATH ($BCI_ADAPT_CACHE/raw/…), each with a record *.asset.json beside it.",
+    help="What is stored: list it, verify its digests, clean up. Fetched files lie in "
+    "data_cache/raw/DANDISET/VERSION/ASSET-PATH ($BCI_ADAPT_CACHE/raw/…), each with a record *.asset.json beside it; "
+    "sessions, decoders, results, compiled loops and runs can be made again.",
     no_args_is_help=True,
 )
 app.add_typer(cache, name="cache")
@@ -136,30 +151,42 @@ def _now(state: str) -> str:
 
 @cache.command("list")
 def list_cache(dandiset: _Dandiset = None, json_file: JsonFile = None) -> None:
-    """List fetched files: dandiset, version, path, size, licence, state. Sizes are checked, digests are not.
+    """List what lies in the cache: fetched files one by one, everything that can be made again kind by kind, with its
+    size and when it was last used. Sizes are checked, digests are not.
 
     Example: [cyan]bci-adapt cache list 000688[/]
     """
     from bci_adapt.archive.cache import entries
+    from bci_adapt.experiment import inventory
+    from bci_adapt.ground.storage import cache_root
 
-    _show(entries(*_where(dandiset)), json_file)
+    _show(entries(*_where(dandiset)), [] if dandiset else inventory.items(cache_root()), json_file)
 
 
 @cache.command("verify")
 def verify_cache(dandiset: _Dandiset = None, json_file: JsonFile = None, quiet: Quiet = False) -> None:
-    """Compute the digest of every fetched file anew; exit code 1 when one is bad, with both digests named.
+    """Compute the digest of everything in the cache anew; exit code 1 when something is bad, each named. What can be
+    made again is, by the next command that needs it; a fetched file is fetched again.
 
     Example: [cyan]bci-adapt cache verify[/]
     """
     from bci_adapt.archive.cache import BAD, entries, verify
+    from bci_adapt.experiment import inventory
+    from bci_adapt.ground.storage import cache_root
 
     with progress(quiet or json_file == "-") as bar:
         showing = _Bytes(bar, "verifying")
         found = [verify(entry, showing) for entry in entries(*_where(dandiset))]
-    _show(found, json_file, quiet)
-    bad = [entry for entry in found if entry.state == BAD]
-    for entry in bad:
-        print_line(f"bad: {entry.dandiset}/{entry.version}/{entry.path}: {entry.reason}", "red", err)
+        made = [] if dandiset else inventory.items(cache_root())
+        step = teller(bar, "verifying results")
+        for number, each in enumerate(made):
+            step(f"verifying {each.path.name}")
+            made[number] = inventory.verify(each)
+    _show(found, made, json_file, quiet)
+    bad = [(f"{each.dandiset}/{each.version}/{each.path}", each.reason) for each in found if each.state == BAD]
+    bad += [(str(each.path), each.reason) for each in made if each.state == inventory.BAD]
+    for name, reason in bad:
+        print_line(f"bad: {name}: {reason}", "red", err)
     if bad:
         raise typer.Exit(1)
 
@@ -168,19 +195,37 @@ def verify_cache(dandiset: _Dandiset = None, json_file: JsonFile = None, quiet: 
 def clean_cache(
     dandiset: _Dandiset = None,
     everything: Annotated[bool, typer.Option("--all", help="Also remove every fetched file itself.")] = False,
+    unused_days: Annotated[
+        float | None,
+        typer.Option(
+            "--unused", metavar="DAYS", help="Also remove what can be made again and was not used for so long."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed; remove nothing.")] = False,
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
-    """Remove what interrupted fetches left: *.part files, and records whose file is gone.
+    """Remove what interrupted fetches and runs left: *.part files, and records whose file is gone.
 
-    Only files that a fetch wrote are ever removed: others, such as simulated sessions, have no record and stay.
+    Of fetched files only those that a fetch wrote are ever removed, and only with --all. While a process works with
+    this cache, nothing that can be made again is removed.
 
     Example: [cyan]bci-adapt cache clean 000688 --all --dry-run[/]
+
+    Example: [cyan]bci-adapt cache clean --unused 30[/]
     """
     from bci_adapt.archive.cache import clean
+    from bci_adapt.experiment import inventory
+    from bci_adapt.ground.storage import cache_root
 
+    if dandiset is not None and unused_days is not None:
+        raise InputError(
+            "--unused is about what can be made again, a DANDISET about what was fetched: give one of them"
+        )
     removed, left = clean(*_where(dandiset), everything=everything, dry_run=dry_run)
+    if dandiset is None:
+        swept, in_use = inventory.sweep(cache_root(), unused_days, dry_run)
+        removed, left = [*removed, *swept], [*left, *in_use]
     if json_file is not None:
         write_json(json_file, {"removed": [str(each) for each in removed], "left": [str(each) for each in left]})
     if not quiet and json_file != "-":
@@ -210,7 +255,7 @@ def _where(dandiset: str | None) -> tuple[Path, str | None, str | None]:
     return raw_folder(), number, version
 
 
-def _show(found: list[Entry], json_file: str | None, quiet: bool = False) -> None:
+def _show(found: list[Entry], made: list[Item], json_file: str | None, quiet: bool = False) -> None:
     rows = []
     for each in found:
         about = {"archive": each.archive, "dandiset": each.dandiset, "version": each.version}
@@ -218,12 +263,33 @@ def _show(found: list[Entry], json_file: str | None, quiet: bool = False) -> Non
         licence = each.record.licence if each.record is not None else ""
         rows.append({**about, "licence": licence, "state": each.state, "reason": each.reason, "file": str(each.file)})
     if json_file is not None:
-        write_json(json_file, rows)
+        others = [
+            {"kind": each.kind, "size": each.size, "used": each.used, "state": each.state, "reason": each.reason}
+            | {"file": str(each.path)}
+            for each in made
+        ]
+        write_json(json_file, [*({"kind": "raw", **row} for row in rows), *others])
     if not quiet and json_file != "-":
         columns = ("dandiset", "version", "path", "size", "licence", "state")
         columns = ("archive", *columns) if any(row["archive"] for row in rows) else columns
         _table(columns, ([_size(row[key]) if key == "size" else row[key] for key in columns] for row in rows))
         print_line(f"{len(rows)} files, {_size(sum(row['size'] for row in rows))}")
+        if made:
+            _show_kinds(made)
+
+
+def _show_kinds(made: list[Item]) -> None:
+    """A line for each kind of what can be made again: how many, how large, when last used, and what was found bad."""
+    from bci_adapt.experiment.inventory import BAD, by_kind
+
+    lines, now = [], time.time()
+    for kind, group in by_kind(made).items():
+        days = sorted((now - each.used) / 86400 for each in group)
+        bad = sum(each.state == BAD for each in group)
+        verified = "" if not group[0].state else f"{bad} bad" if bad else "whole"
+        age = f"{days[0]:.0f}–{days[-1]:.0f} days ago" if len(days) > 1 else f"{days[0]:.0f} days ago"
+        lines.append((kind, str(len(group)), _size(sum(each.size for each in group)), age, verified))
+    _table(("can be made again", "number", "size", "last used", "state"), lines)
 
 
 def _table(columns: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> None:

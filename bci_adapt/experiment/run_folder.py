@@ -27,7 +27,7 @@ from bci_adapt.ground.engine import Outcome
 from bci_adapt.ground.jobs import Job
 from bci_adapt.ground.storage import write_text
 from bci_adapt.ground.version import __version__
-from bci_adapt.results.manifest import MANIFEST, Manifest, read_manifest
+from bci_adapt.results.manifest import MANIFEST, RESULTS, Manifest, read_manifest
 
 KINDS = ("rows", "curves", "trajectories", "blocks")
 
@@ -187,12 +187,13 @@ def write_run(folder: Path, ran: Ran, manifest: Manifest, beside: Sequence[Path]
     units = {name: str(session[name].attrs.get("units", "")) for name in config.variables}
     attrs["unit"] = units[config.variables[0]]
     attrs |= {"units": json.dumps(units, ensure_ascii=False)} if len(units) > 1 else {}
-    write_results(folder / "results.nc", {kind: long_table(each, kind) for kind, each in records.items()}, attrs)
+    write_results(folder / RESULTS, {kind: long_table(each, kind) for kind, each in records.items()}, attrs)
+    names = [RESULTS, "config.toml", *(path.name for path in beside)]
     write_text(folder / "config.toml", to_toml(config.model_dump(mode="json", exclude_none=True)))
     for path in beside:
         if path.resolve().parent != folder.resolve():
             write_text(folder / path.name, path.read_text(encoding="utf-8"))
-    write_text(folder / MANIFEST, manifest.text())
+    write_text(folder / MANIFEST, manifest.of_files(folder, names).text())
     render_report(folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import file_digest
 
-FORMAT = "bci_adapt tuned values, 1"
+FORMAT, _WITHOUT_DIGEST = "bci_adapt tuned values, 2", "bci_adapt tuned values, 1"
 POINT_KEYS = ("method", "cell", "parameters", "source", "target", "seed", "score")
 
 
@@ -88,9 +89,12 @@ def choose(points: Iterable[Mapping[str, Any]]) -> Choice | None:
 def read_tuned(path: Path) -> Tuned:
     """Read a file of tuned values; `InputError` where it is missing or something else."""
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["format"] != FORMAT:
+        text = path.read_text(encoding="utf-8")
+        stored = json.loads(text)
+        if stored["format"] not in (FORMAT, _WITHOUT_DIGEST):
             raise ValueError(f"format {stored['format']!r}")
+        if stored["format"] == FORMAT and stored["content"] != _digest_of(text.rpartition('"content"')[0]):
+            raise InputError(f"{path}: was damaged or changed since bci-adapt tune wrote it: tune again")
         about = dict(stored["about"])
         surface = tuple({name: point[name] for name in POINT_KEYS} for point in stored["surface"])
         for point in surface:
@@ -101,6 +105,8 @@ def read_tuned(path: Path) -> Tuned:
         raise InputError(
             f"{path}: no such file; make it with bci-adapt tune, or take `tuned` out of the config"
         ) from error
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: expected values written by bci-adapt tune ({FORMAT}): {error!r}") from error
     return Tuned(path.name, file_digest(path), about, surface)
@@ -117,7 +123,13 @@ def tuned_text(about: Mapping[str, Any], surface: Iterable[Mapping[str, Any]]) -
         if (each := chosen.choice(*key)) is not None
     ]  # fmt: skip
     listed = ",\n".join(json.dumps(value) for value in values)
-    return (
+    body = (
         f'{{"format": {json.dumps(FORMAT)},\n"about": {json.dumps(about)},\n'
-        f'"chosen": [\n{listed}\n],\n"surface": [\n{lines}\n]}}\n'
+        f'"chosen": [\n{listed}\n],\n"surface": [\n{lines}\n],\n'
     )
+    return body + f'"content": "{_digest_of(body)}"}}\n'
+
+
+def _digest_of(body: str) -> str:
+    """SHA-256 of everything that stands before the digest in a file of tuned values."""
+    return hashlib.sha256(body.encode()).hexdigest()

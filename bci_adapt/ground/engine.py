@@ -16,6 +16,7 @@ from typing import Protocol
 from bci_adapt.errors import InputError
 from bci_adapt.ground import seals
 from bci_adapt.ground.jobs import Job
+from bci_adapt.ground.locks import mark_in_use
 from bci_adapt.ground.performing import ONE_THREAD, environment, sweep, task
 from bci_adapt.ground.pools import MAX_TRIES, Cluster, Serial
 from bci_adapt.ground.storage import cache_root
@@ -123,7 +124,10 @@ def execute(
         raise InputError(f"workers={workers} and scheduler={scheduler!r} exclude each other; give one of them")
     if workers is not None and workers < 0:
         raise InputError(f"workers must be 1 or more (or 0: in this process, one after another), got {workers}")
+    mark_in_use(cache_root())
+    jobs = list(jobs)
     to_run, reused = plan(jobs)
+    _touch(jobs)
     if progress is not None:
         progress.start(len(to_run), len(reused))
     if not to_run:
@@ -144,6 +148,19 @@ def execute(
                 return _run(pool, to_run, len(reused), progress)
     finally:
         sweep(folders)
+
+
+def _touch(jobs: Iterable[Job]) -> None:
+    """Note that results are used, and those that they were made of, though nobody reads these now: what no config has
+    used for long may be cleaned.
+    """
+    pending, seen = list(jobs), set()
+    while pending:
+        job = pending.pop()
+        if job.path not in seen:
+            seen.add(job.path)
+            seals.touch(job.path)
+            pending += [value for value in job.inputs.values() if isinstance(value, Job)]
 
 
 def _cleared(to_run: Sequence[Job]) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -126,15 +127,23 @@ def environment(**variables: str) -> Iterator[None]:
 
 def sweep(folders: Iterable[Path]) -> None:
     """Remove half-written results whose writer, a process of this machine, is gone."""
+    for holder in [path for folder in folders for path in folder.glob(".*.part")]:
+        if is_abandoned(holder, unsigned_s=math.inf):
+            shutil.rmtree(holder, ignore_errors=True)
+
+
+def is_abandoned(holder: Path, unsigned_s: float = 86400.0) -> bool:
+    """Whether nobody writes any more what lies in a folder of `atomic_path`: its writer, a process of this machine, is
+    gone, or nobody has signed it and it is older than `unsigned_s`.
+    """
     import psutil
 
-    for holder in [path for folder in folders for path in folder.glob(".*.part")]:
-        try:
-            host, pid = json.loads((holder / _OWNER).read_text())
-            gone = host == socket.gethostname() and psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            gone = True
-        except (OSError, ValueError):  # not ours, or not yet signed
-            continue
-        if gone:
-            shutil.rmtree(holder, ignore_errors=True)
+    try:
+        host, pid = json.loads((holder / _OWNER).read_text())
+        return host == socket.gethostname() and psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except (OSError, ValueError):  # not ours, or not yet signed
+        with contextlib.suppress(OSError):
+            return time.time() - holder.stat().st_mtime > unsigned_s
+        return False

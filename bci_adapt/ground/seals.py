@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import time
 import warnings
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from bci_adapt.ground.storage import file_digest
 
 SEAL = ".sha256"
 _MOST = 8  # digests that a seal keeps
+_TOUCHED_S = 3600.0
 _WHOLE: dict[Path, list[tuple[str, int, int]]] = {}
 """Results that this process has found whole, with their size and time of change; nothing is hashed twice for that."""
 
@@ -57,6 +59,14 @@ def is_whole(path: Path) -> bool:
         return False
     _WHOLE[path] = state
     return True
+
+
+def touch(path: Path) -> None:
+    """Note on the seal of a result, by its time of change, that it is used; once an hour is enough."""
+    with contextlib.suppress(OSError):
+        seal = seal_of(path)
+        if time.time() - seal.stat().st_mtime > _TOUCHED_S:
+            os.utime(seal)
 
 
 class DamagedWarning(UserWarning):

@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+NOT_THROUGH_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+"""Flags for `os.open`: a symbolic link is not followed, where the system can refuse it."""
+
 
 def cache_root() -> Path:
     """Folder of everything that can be rebuilt: ``$BCI_ADAPT_CACHE``, or ``data_cache`` in the working folder."""

@@ -11,6 +11,7 @@ import pandas as pd
 from bci_adapt.ground.storage import cache_root
 from bci_adapt.paper.tables import Frame
 from bci_adapt.results.arms import Arms
+from bci_adapt.results.manifest import MANIFEST, RESULTS, read_manifest
 from bci_adapt.results.recovery import coded, recovery_oracle
 from bci_adapt.results.summary import summarise
 from bci_adapt.results.table import control_of, read_results
@@ -46,7 +47,8 @@ def read(folders: Sequence[Path], variable: str = "velocity") -> Frame:
     """Held-out R² of every arm of every run, and recovery_oracle in percent, or why there is none."""
     rows: list[dict[str, Any]] = []
     for folder in folders:
-        stored = read_results(folder / "results.nc")
+        read_manifest(folder / MANIFEST).require_whole(folder)
+        stored = read_results(folder / RESULTS)
         of_run = coded(stored.rows)
         arms = Arms(stored.arms)
         recovered, refused = recovery_oracle(of_run, arms)

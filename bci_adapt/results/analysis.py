@@ -21,7 +21,7 @@ from bci_adapt.ground import statistics
 from bci_adapt.ground.storage import file_digest, write_text
 from bci_adapt.results import points, studies, summary
 from bci_adapt.results.arms import Arms
-from bci_adapt.results.manifest import MANIFEST, RESULTS, Manifest
+from bci_adapt.results.manifest import MANIFEST, RESULTS, Manifest, own_digest
 from bci_adapt.results.recovery import recovery_joint, recovery_oracle
 from bci_adapt.results.table import Results, variables
 from bci_adapt.results.verdict import plain_words
@@ -374,22 +374,14 @@ def analysis_of(folder: Path, stored: Results, manifest: Manifest) -> Analysis:
         raise InputError(f"{path}: expected a file, it is a folder; remove it, the analysis is then made again")
     try:
         known = Analysis.model_validate_json(path.read_text(encoding="utf-8"))
-        if known.digest == digest and known.content == _content(known):
+        if known.digest == digest and known.content == own_digest(known):
             return known
     except (OSError, UnicodeDecodeError, ValidationError):  # there is none, or one of another version
         pass
     made = analyse(stored, manifest, digest)
-    made = made.model_copy(update={"content": _content(made)})
+    made = made.model_copy(update={"content": own_digest(made)})
     write_text(path, made.model_dump_json(indent=1))
     return made
-
-
-def _content(analysis: Analysis) -> str:
-    """SHA-256 of everything else that the analysis says, as compact JSON: one that was changed by hand is told by it.
-
-    Python writes a number with the fewest digits that give it again, so reading and writing changes none.
-    """
-    return hashlib.sha256(analysis.model_dump_json(exclude={"content"}).encode()).hexdigest()
 
 
 def _digest(folder: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Required
 
@@ -9,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import TypedDict
 
 from bci_adapt.errors import InputError
+from bci_adapt.ground.storage import file_digest
 
 MANIFEST, RESULTS = "manifest.json", "results.nc"
 _CLOSED = ConfigDict(extra="forbid")
@@ -175,6 +178,8 @@ class Manifest(BaseModel):
     lock: dict[str, Any] = {}
     jobs: JobCounts = {"executed": 0, "reused": 0, "failed": []}
     reruns: list[Rerun] = []
+    files: dict[str, str] = {}
+    content: str = ""
 
     @property
     def primary_pair(self) -> tuple[tuple[str, str], tuple[str, str]] | None:
@@ -185,8 +190,28 @@ class Manifest(BaseModel):
         return (declared["arm"], declared["cell"]), (declared["against"], declared["against_cell"])
 
     def text(self) -> str:
-        """The text of its file."""
-        return self.model_dump_json(indent=2)
+        """The text of its file, with the digest of everything else in it as `content`."""
+        return self.model_copy(update={"content": own_digest(self)}).model_dump_json(indent=2)
+
+    def of_files(self, folder: Path, names: Iterable[str]) -> Manifest:
+        """The same manifest with the digests of these files of the run's folder."""
+        return self.model_copy(update={"files": {name: file_digest(folder / name) for name in names}})
+
+    def require_whole(self, folder: Path) -> None:
+        """`InputError` naming a file of the run's folder that is not as the run wrote it."""
+        for name, digest in self.files.items():
+            path = folder / name
+            if not path.is_file() or file_digest(path) != digest:
+                what = "is missing" if not path.is_file() else "was damaged or changed since the run wrote it"
+                raise InputError(f"{path}: {what}; run the experiment again: what it was made of is in the cache")
+
+
+def own_digest(model: BaseModel) -> str:
+    """SHA-256 of all that a model says but its own `content`, as compact JSON: one changed by hand is told by it.
+
+    Python writes a number with the fewest digits that give it again, so reading and writing changes none.
+    """
+    return hashlib.sha256(model.model_dump_json(exclude={"content"}).encode()).hexdigest()
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -194,7 +219,10 @@ def read_manifest(path: Path) -> Manifest:
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected the folder of a run, with {MANIFEST} and {RESULTS} in it")
     try:
-        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        found = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        if found.content not in ("", own_digest(found)):  # a manifest of an older version has none
+            raise InputError(f"{path}: was damaged or changed since the run wrote it; run the experiment again")
+        return found.model_copy(update={"content": ""})
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not valid JSON ({error}); run the experiment again") from error
     except ValidationError as error:

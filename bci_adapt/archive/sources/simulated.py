@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from bci_adapt.archive.sources.base import Source
 from bci_adapt.data import simulate
 from bci_adapt.errors import InputError
-from bci_adapt.ground import catalog
+from bci_adapt.ground import catalog, seals
 from bci_adapt.ground.storage import atomic_path, file_digest
 
 if TYPE_CHECKING:
@@ -84,8 +84,13 @@ class Simulated(Source):
         if session_id not in self._days:
             raise InputError(f"simulated sessions: {catalog.unknown(session_id, list(self._days), 'session')}")
         path, identifier = self._path(session_id), self._identifier(session_id)
-        if path.exists() and _identifier_of(path) == identifier:
-            return path
+        if path.exists():
+            own, whole = seals.seal_of(path).is_file(), seals.is_whole(path)
+            found = _identifier_of(path, unreadable="" if own else None)
+            if whole and found == identifier:
+                return path
+            if own and not whole:
+                seals.tell_damaged(path, "it is simulated again")
         from bci_adapt.data.nwb_writing import write_recording
 
         recording = simulate.recording(self._days[session_id], **self.arguments)
@@ -98,6 +103,7 @@ class Simulated(Source):
                 session_start=FIRST_DAY + timedelta(days=self._days[session_id]),
                 identifier=identifier,
             )
+            seals.seal(temporary, path)
         return path
 
     def _identifier(self, session_id: str) -> str:
@@ -108,14 +114,18 @@ class Simulated(Source):
         return f"simulated-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
-def _identifier_of(path: Path) -> str:
-    """Return the identifier inside a file; `InputError` unless it is a simulated NWB file."""
+def _identifier_of(path: Path, unreadable: str | None = None) -> str:
+    """Return the identifier inside a file; of one that cannot be read `unreadable`, where that is given. `InputError`
+    unless it is a simulated NWB file.
+    """
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
             identifier = file["identifier"].asstr()[()]  # pyright: ignore[reportAttributeAccessIssue]
-    except (OSError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        if unreadable is not None:
+            return unreadable
         raise InputError(f"{path}: expected a simulated NWB file, cannot read it ({error}); move it away") from error
     if not str(identifier).startswith("simulated-"):
         raise InputError(f"{path}: is not a simulated file and will not be overwritten; choose another folder")

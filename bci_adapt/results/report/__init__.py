@@ -78,6 +78,7 @@ def read_run(folder: Path) -> StoredRun:
     """What a run's folder holds; raises `InputError` naming the file that is missing or unreadable."""
     folder = Path(folder)
     manifest = read_manifest(folder / MANIFEST)
+    manifest.require_whole(folder)
     stored = read_results(folder / RESULTS)
     stored = stored._replace(rows=coded(stored.rows))
     analysis = analysis_of(folder, stored, manifest)
