@@ -376,7 +376,7 @@ def test_only_what_a_pair_needs_is_fetched_and_a_folder_is_listed_once(tiny, tmp
         shutil.copy(path, folder)
     opened = []
     identity = source_base.identify
-    monkeypatch.setattr(source_base, "identify", lambda *given: opened.append(1) or identity(*given))
+    monkeypatch.setattr(source_base, "identify", lambda *given: opened.extend(given[0]) or identity(*given))
     monkeypatch.setattr(preparing, "execute", stop)
     with pytest.raises(Enough):
         run_experiment(load_config(tiny, data=folder))
