@@ -16,7 +16,8 @@ from bci_adapt.archive.sources.dandi import Dandi
 from bci_adapt.data.channels import match
 from bci_adapt.data.prepare import prepare, session_warnings
 from bci_adapt.data.qc import flagged_channels, qc
-from bci_adapt.data.sessions import session_file_name, write_session
+from bci_adapt.data.session_files import write_session
+from bci_adapt.data.sessions import session_file_name
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import cache_root
 

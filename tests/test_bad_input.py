@@ -21,7 +21,7 @@ from nwb_layouts_b import MAZE_TRIALS, maze_000070, spike_trains
 import bci_adapt
 from bci_adapt.data import from_arrays
 from bci_adapt.data.prepare import inspect, prepare
-from bci_adapt.data.sessions import read_session
+from bci_adapt.data.session_files import read_session
 from bci_adapt.errors import InputError
 
 CURSOR = "processing/behavior/Position/cursor_pos"

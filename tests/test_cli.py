@@ -11,7 +11,7 @@ import pytest
 from nwb_files import spikes_file
 
 from bci_adapt.archive.sources.simulated import Simulated
-from bci_adapt.data.sessions import read_session
+from bci_adapt.data.session_files import read_session
 
 
 @pytest.fixture(scope="module")

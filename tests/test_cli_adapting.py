@@ -17,7 +17,7 @@ from test_cli_comparing import write_day
 import bci_adapt as ba
 from bci_adapt.data.labelled import session_arrays
 from bci_adapt.data.prepare import prepare
-from bci_adapt.data.sessions import write_session
+from bci_adapt.data.session_files import write_session
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.decoders.recommendation import recommended

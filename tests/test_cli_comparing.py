@@ -14,7 +14,7 @@ from bci_adapt.data import simulate
 from bci_adapt.data.labelled import session_arrays
 from bci_adapt.data.nwb_writing import write_recording
 from bci_adapt.data.prepare import prepare
-from bci_adapt.data.sessions import read_session, write_session
+from bci_adapt.data.session_files import read_session, write_session
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.wiener import WienerDecoder
 from bci_adapt.errors import InputError

@@ -6,7 +6,7 @@ from test_cli_comparing import write_day
 from test_explain import LESS
 
 import bci_adapt as ba
-from bci_adapt.data.sessions import write_session
+from bci_adapt.data.session_files import write_session
 from bci_adapt.decoders.rls import RLSDecoder
 from bci_adapt.decoders.wiener import WienerDecoder
 from bci_adapt.errors import InputError

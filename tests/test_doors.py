@@ -16,7 +16,8 @@ import bci_adapt as ba
 from bci_adapt.archive.sources.folder import Folder
 from bci_adapt.data.from_arrays import inspect, read
 from bci_adapt.data.guarded_reading import opened
-from bci_adapt.data.sessions import read_session, session_file_name, write_session
+from bci_adapt.data.session_files import read_session, write_session
+from bci_adapt.data.sessions import session_file_name
 from bci_adapt.experiment import comparing
 from bci_adapt.live import adapting
 from bci_adapt.results import report

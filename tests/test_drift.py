@@ -18,7 +18,7 @@ from bci_adapt.data.drift.distances import gaussian_kl, median_distance, mmd, sy
 from bci_adapt.data.drift.sides import resample
 from bci_adapt.data.drift.tuning import wrap
 from bci_adapt.data.prepare import prepare
-from bci_adapt.data.sessions import read_session, write_session
+from bci_adapt.data.session_files import read_session, write_session
 from bci_adapt.errors import InputError
 from bci_adapt.results.figures.drift import drift_figure, short_names
 

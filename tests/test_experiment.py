@@ -13,7 +13,7 @@ from caches import new_cache
 from bci_adapt.archive.sources import base as source_base
 from bci_adapt.data.labelled import session_arrays
 from bci_adapt.data.prepare import prepare
-from bci_adapt.data.sessions import write_session
+from bci_adapt.data.session_files import write_session
 from bci_adapt.errors import InputError
 from bci_adapt.experiment import preparing
 from bci_adapt.experiment import run as experiment

@@ -8,7 +8,8 @@ from scipy.io import savemat
 
 import bci_adapt as ba
 from bci_adapt.data.prepare import prepare
-from bci_adapt.data.sessions import concat, open_session, read_session, split, write_session
+from bci_adapt.data.session_files import open_session, read_session, write_session
+from bci_adapt.data.sessions import concat, split
 from bci_adapt.errors import InputError
 
 TIMES = np.arange(1, 2001) / 100.0

@@ -8,7 +8,7 @@ import bci_adapt as ba
 from bci_adapt.data import drift
 from bci_adapt.data.channels import policy_of
 from bci_adapt.data.prepare import prepare
-from bci_adapt.data.sessions import read_session
+from bci_adapt.data.session_files import read_session
 from bci_adapt.errors import InputError
 from bci_adapt.experiment.comparing import compare_config
 from bci_adapt.experiment.pairs import match_channels

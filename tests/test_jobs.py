@@ -11,7 +11,7 @@ import xarray as xr
 
 import bci_adapt as ba
 from bci_adapt.data.labelled import load_arrays, permuted_channels, permuted_in_time, session_arrays, shifted_in_time
-from bci_adapt.data.sessions import read_session, write_session
+from bci_adapt.data.session_files import read_session, write_session
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.online_rnn import OnlineDecoder
 from bci_adapt.decoders.rls import RLSDecoder

@@ -13,7 +13,8 @@ from nwb_files import counts_file, spikes_file
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.layouts.tables import _worth_keeping
 from bci_adapt.data.prepare import inspect, prepare
-from bci_adapt.data.sessions import read_session, require_same_channels, split, write_session
+from bci_adapt.data.session_files import read_session, write_session
+from bci_adapt.data.sessions import require_same_channels, split
 from bci_adapt.errors import InputError
 from bci_adapt.experiment.common_jobs import prepare_job
 from bci_adapt.experiment.config import parse_config

@@ -11,7 +11,7 @@ from nwb_layouts_a import MUSCLES, benchmark_counts, bmi_file, h1_file, h2_file,
 
 from bci_adapt.data.channels import match
 from bci_adapt.data.prepare import inspect, prepare
-from bci_adapt.data.sessions import read_session, write_session
+from bci_adapt.data.session_files import read_session, write_session
 from bci_adapt.errors import InputError
 
 TRIALS_MS = [np.arange(0, 100, 20), np.arange(101, 201, 20), np.arange(190, 310, 20), np.arange(2000, 2100, 20)]

@@ -22,7 +22,7 @@ from bci_adapt.archive.sources.folder import Folder
 from bci_adapt.data.from_arrays import read
 from bci_adapt.data.nwb import open_nwb
 from bci_adapt.data.prepare import inspect, prepare
-from bci_adapt.data.sessions import read_session, write_session
+from bci_adapt.data.session_files import read_session, write_session
 from bci_adapt.errors import InputError
 
 WIDTH = 50_000  # µs

@@ -10,7 +10,7 @@ from nwb_files import counts_file, spikes_file
 from bci_adapt.archive.sources.folder import Folder
 from bci_adapt.data.faults import Thresholds
 from bci_adapt.data.prepare import inspect, prepare
-from bci_adapt.data.sessions import read_session
+from bci_adapt.data.session_files import read_session
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import file_digest
 

@@ -9,7 +9,7 @@ import xarray as xr
 from bci_adapt.archive.sources.simulated import Simulated
 from bci_adapt.data.prepare import prepare
 from bci_adapt.data.qc import CHANNEL_CHECKS, FLAG, NOT_APPLICABLE, QcThresholds, drop_channels, flagged_channels, qc
-from bci_adapt.data.sessions import read_session
+from bci_adapt.data.session_files import read_session
 from bci_adapt.errors import InputError
 from bci_adapt.results.figures.recordings import qc_figure
 

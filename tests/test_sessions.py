@@ -1,12 +1,15 @@
 """The schema of a session: every breach is named, nothing that breaks it is written or read."""
 
+import h5py
 import numpy as np
 import pytest
 from nwb_files import counts_file, spikes_file
 
 from bci_adapt.data.labelled import session_arrays
 from bci_adapt.data.prepare import prepare
-from bci_adapt.data.sessions import check, read_session, require_same_channels, signed, split, write_session
+from bci_adapt.data.session_digest import DIGEST
+from bci_adapt.data.session_files import open_session, read_session, write_session
+from bci_adapt.data.sessions import check, require_same_channels, signed, split
 from bci_adapt.errors import InputError
 
 
@@ -138,3 +141,98 @@ def test_channels_are_compared_by_name_and_order(session):
         require_same_channels(session, other)
     with pytest.raises(InputError, match="another order"):
         require_same_channels(session, session.isel(channel=[1, 0, 2, 3]))
+
+
+ATTRIBUTES = {
+    "text": "über",
+    "empty text": "",
+    "bytes": b"abc",
+    "whole": 3,
+    "number": 0.1,
+    "not a number": float("nan"),
+    "minus zero": -0.0,
+    "float32": np.float32(0.1),
+    "int16": np.int16(-4),
+    "uint64": np.uint64(2**63 + 1),
+    "list": [1, 2],
+    "list of one": [1.5],
+    "tuple": (1, 2.5),
+    "empty list": [],
+    "array": np.arange(6, dtype=np.int16),
+    "matrix": np.arange(4.0).reshape(2, 2),
+    "matrix of one": np.ones((1, 1)),
+    "texts": ["a", "bü", ""],
+    "texts of one": ["a"],
+}
+
+
+@pytest.mark.parametrize("kind", ATTRIBUTES)
+def test_attributes_of_every_type_come_back_and_are_in_the_digest(session, kind, tmp_path):
+    path, value = tmp_path / "s.nc", ATTRIBUTES[kind]
+    written = session.assign_attrs(mine=value)
+    written["position"] = session["position"].assign_attrs(mine=value)
+    write_session(written, path)
+    again = read_session(path)
+    assert DIGEST not in again.attrs
+    plain = value.decode() if isinstance(value, bytes) else value
+    for got in (again.attrs["mine"], again["position"].attrs["mine"]):
+        assert np.array_equal(np.ravel(got), np.ravel(plain), equal_nan=not isinstance(plain, str | list))
+    with open_session(path) as lazy:
+        assert DIGEST not in lazy.attrs
+    write_session(again, tmp_path / "again.nc")  # what was read is written as what it was
+    digests = []
+    for each in (path, tmp_path / "again.nc"):
+        with h5py.File(each) as file:
+            digests.append(file.attrs[DIGEST])
+    assert digests[0] == digests[1]
+    with h5py.File(path, "a") as file:
+        file["position"].attrs["mine"] = "another"
+    with pytest.raises(InputError, match=r"s\.nc: is not as it was written"):
+        read_session(path)
+
+
+def test_one_changed_value_of_a_file_is_found(session, tmp_path):
+    write_session(session, tmp_path / "s.nc")
+    changes = {
+        "a count": lambda file: file["counts"].__setitem__((3, 1), file["counts"][3, 1] + 1),
+        "a sign of zero": lambda file: file["position"].__setitem__((5, 0), -file["position"][5, 0]),
+        "a mask": lambda file: file["valid"].__setitem__(7, 1 - file["valid"][7]),
+        "a channel": lambda file: file["channel"].__setitem__(0, "other"),
+        "a unit": lambda file: file["position"].attrs.__setitem__("units", "furlong"),
+        "the subject": lambda file: file.attrs.__setitem__("subject", "other"),
+        "an edge": lambda file: file["time"].__setitem__(slice(None), file["time"][:] + 0.5),
+        "a new attribute": lambda file: file.attrs.__setitem__("new", 1),
+        "a lost variable": lambda file: file.__delitem__("velocity_valid") or file.__delitem__("velocity"),
+        "a scale": lambda file: file["position"].attrs.__setitem__("scale_factor", 2.0),
+    }
+    for what, change in changes.items():
+        path = tmp_path / "changed.nc"
+        path.write_bytes((tmp_path / "s.nc").read_bytes())
+        with h5py.File(path, "a") as file:
+            change(file)
+        with pytest.raises(InputError, match=r"changed\.nc: (is not as it was written|not a session)"):
+            pytest.fail(f"{what} is taken: {read_session(path)}")
+    with h5py.File(tmp_path / "s.nc", "a") as file:
+        del file.attrs[DIGEST]
+        file["counts"][3, 1] += 1
+    older = read_session(tmp_path / "s.nc")  # a file of an earlier version, or of the user's own, has none
+    assert older["counts"].values[3, 1] == session["counts"].values[3, 1] + 1
+
+
+def test_a_session_edited_and_stored_by_xarray_is_taken(session, tmp_path):
+    write_session(session, tmp_path / "s.nc")
+    with open_session(tmp_path / "s.nc") as lazy:
+        edited = [read_session(tmp_path / "s.nc"), lazy.load()]
+    for number, each in enumerate(edited):
+        each["counts"].values[3, 1] += 1
+        each.to_netcdf(tmp_path / f"{number}.nc", engine="h5netcdf")
+        assert read_session(tmp_path / f"{number}.nc")["counts"].values[3, 1] == session["counts"].values[3, 1] + 1
+
+
+def test_what_netcdf_would_change_is_not_written(session, tmp_path):
+    days = session.assign(day=("time", np.full(session.sizes["time"], "2020-01-01", "M8[ns]")))
+    scaled = changed(session, "position", session["position"].values, attrs={"units": "cm", "scale_factor": 2.0})
+    for name, broken in {"variable day": days, "variable position": scaled}.items():
+        with pytest.raises(InputError, match=rf"s\.nc: netCDF gives back as another what the session holds: {name}"):
+            write_session(broken, tmp_path / "s.nc")
+        assert list(tmp_path.iterdir()) == []

@@ -28,7 +28,8 @@ from bci_adapt.data.nwb_describing import identity as identity_of_recording
 from bci_adapt.data.prepare import finish, prepare
 from bci_adapt.data.prepare import inspect as describe
 from bci_adapt.data.remote import Remote
-from bci_adapt.data.sessions import BIN_EDGE, check, kinematic_names, open_session, read_session, reserved, signed
+from bci_adapt.data.session_files import open_session, read_session
+from bci_adapt.data.sessions import BIN_EDGE, check, kinematic_names, reserved, signed
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import file_digest
 from bci_adapt.ground.text import clean

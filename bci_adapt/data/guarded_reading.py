@@ -22,7 +22,7 @@ from bci_adapt.data.faults import Thresholds
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.nwb_describing import Description, Neural, Series
 from bci_adapt.data.remote import Remote
-from bci_adapt.data.sessions import write_session
+from bci_adapt.data.session_files import write_session
 from bci_adapt.errors import InputError
 from bci_adapt.ground import catalog
 from bci_adapt.ground.guarded import Ended, call, warm_up

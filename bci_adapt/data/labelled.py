@@ -13,7 +13,8 @@ import numpy as np
 import xarray as xr
 
 from bci_adapt.data.binning import whole_bins
-from bci_adapt.data.sessions import labels_of, read_session
+from bci_adapt.data.session_files import read_session
+from bci_adapt.data.sessions import labels_of
 
 
 class Arrays(NamedTuple):

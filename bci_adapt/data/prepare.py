@@ -18,7 +18,8 @@ from bci_adapt.data.layouts.tables import electrodes_used
 from bci_adapt.data.nwb import NwbFile, open_nwb, spike_table
 from bci_adapt.data.nwb_describing import Description, count_missing, describe
 from bci_adapt.data.remote import Remote
-from bci_adapt.data.sessions import check, kinematic_names, signed, start_of, write_session
+from bci_adapt.data.session_files import write_session
+from bci_adapt.data.sessions import check, kinematic_names, signed, start_of
 from bci_adapt.errors import InputError
 from bci_adapt.ground import catalog
 

@@ -15,7 +15,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ import xarray as xr
 
 from bci_adapt.data.binning import bin_ticks, to_ticks, whole_bins
 from bci_adapt.errors import InputError
-from bci_adapt.ground.storage import atomic_path
 
 BIN_EDGE, FROM_START = "(start, end]", "[start, end)"
 """A spike on an edge belongs to the bin that ends there, or, where a layout says so, to the one that begins there."""
@@ -266,63 +264,6 @@ def _check_bins(session: xr.Dataset, require: Require) -> None:
 def session_file_name(session: xr.Dataset) -> str:
     """Return the name of a session's file, with the width of its bins: another width is another file."""
     return f"{session.attrs['session_id']}_bin-{1000 * float(session.attrs['bin_s']):g}ms.nc"
-
-
-def write_session(session: xr.Dataset, path: Path | str) -> None:
-    """Check `session` and write it as netCDF; the file at `path` is whole or, on any failure, untouched."""
-    check(session)
-    # Without a fill value NaN and every other bit pattern come back as they were.
-    encoding: dict[Any, dict[str, Any]] = {
-        name: {"_FillValue": None} for name, value in session.variables.items() if value.dtype.kind == "f"
-    }
-    encoding["counts"] = {**encoding.get("counts", {}), "zlib": True, "complevel": 1, "shuffle": True}
-    with atomic_path(Path(path)) as temporary:
-        session.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
-
-
-def read_session(path: Path | str) -> xr.Dataset:
-    """Read and check a session written by `write_session`; `InputError` names a file that is missing or not one."""
-    with open_session(path) as lazy:
-        try:
-            session = lazy.load()
-            check(session)
-        except InputError as error:
-            raise InputError(f"{path}: not a session: {error}") from error
-        except _UNREADABLE as error:
-            raise InputError(f"{path}: not a readable session file ({error}); prepare it again") from error
-    for value in session.variables.values():
-        value.encoding = {}
-    session.encoding = {}
-    return session
-
-
-def open_session(path: Path | str) -> xr.Dataset:
-    """Open a session without reading its arrays: each is read when it is first used. Close it, or use ``with``.
-
-    `InputError` when the file is missing or is not a readable file of this kind; the arrays are not checked.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such session file")
-    try:
-        session = xr.open_dataset(path, engine="h5netcdf", decode_times=False)
-    except _UNREADABLE as error:
-        raise InputError(f"{path}: not a readable session file ({error}); prepare it again") from error
-    if missing := [name for name in ("counts", "time", "channel") if name not in session.variables]:
-        session.close()
-        raise InputError(f"{path}: not a session: variable {missing[0]} is missing")
-    # Text comes back from netCDF as Python objects; labels are small, so they get numpy's own type at once.
-    text = {str(name): _text(value) for name, value in session.variables.items() if value.dtype.kind in "OTU"}
-    made = signed(with_masks(session.assign(text)))
-    made.set_close(session.close)
-    return made
-
-
-_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError)
-
-
-def _text(variable: xr.Variable) -> xr.Variable:
-    return xr.Variable(variable.dims, np.asarray(variable.values.tolist(), dtype=np.str_), variable.attrs)
 
 
 def split(session: xr.Dataset, stream_s: float, min_held_out_s: float = 0.0) -> tuple[xr.Dataset, xr.Dataset]:

@@ -200,7 +200,7 @@ def width_of(sessions: Sequence[xr.Dataset | Path | str]) -> float:
 
 def _file_of(session: xr.Dataset | Path | str) -> Path:
     """The file of a session; one that is in memory alone is written to the cache."""
-    from bci_adapt.data.sessions import write_session
+    from bci_adapt.data.session_files import write_session
 
     if not isinstance(session, xr.Dataset):
         return Path(session)
@@ -300,7 +300,8 @@ def _decoding(config: Config, target: str, file: Path, workers: int | None, prog
 
 def _kinematics(config: Config, file: Path, workers: int | None, progress: Any) -> list[str]:
     """The kinematics of a recording as the config prepares it; the run finds it prepared."""
-    from bci_adapt.data.sessions import kinematic_names, open_session
+    from bci_adapt.data.session_files import open_session
+    from bci_adapt.data.sessions import kinematic_names
     from bci_adapt.experiment.common_jobs import prepare_job
 
     job = prepare_job(config, file, {})

@@ -113,7 +113,7 @@ def prepare_sessions(
     InputError
         when a recording cannot be used, the pairs cannot be formed, or sessions of a pair do not meet on channels.
     """
-    from bci_adapt.data.sessions import read_session
+    from bci_adapt.data.session_files import read_session
 
     say("finding sessions")
     source = open_source(config, lock, offline, say, verify)

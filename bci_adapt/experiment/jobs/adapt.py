@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bci_adapt.data.labelled import Arrays, job_arrays, permuted_channels, permuted_in_time, shifted_in_time
-from bci_adapt.data.sessions import read_session
+from bci_adapt.data.session_files import read_session
 from bci_adapt.decoders.base import Decoder, decoder_class
 from bci_adapt.errors import InputError
 from bci_adapt.protocol.prequential import adapted, prequential

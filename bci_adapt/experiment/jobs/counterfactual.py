@@ -11,7 +11,7 @@ import numpy as np
 
 from bci_adapt.data.drift import Drift, Settings, day, drift
 from bci_adapt.data.labelled import Arrays, job_arrays
-from bci_adapt.data.sessions import read_session
+from bci_adapt.data.session_files import read_session
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.inputs import features_of, raw_of
 from bci_adapt.errors import InputError

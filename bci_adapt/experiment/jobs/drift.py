@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bci_adapt.data.drift import Drift, Estimate, day, drift
-from bci_adapt.data.sessions import read_session
+from bci_adapt.data.session_files import read_session
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import write_text
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from bci_adapt.data.channels import select
 from bci_adapt.data.qc import record_removed
-from bci_adapt.data.sessions import read_session, write_session
+from bci_adapt.data.session_files import read_session, write_session
 
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
