@@ -173,6 +173,30 @@ def test_a_part_without_movement_in_a_trial_is_unscorable_not_failed(tmp_path, m
     assert {each["status"] for each in tables["rows"] if each["phase"] == "online"} == {"ok"}
 
 
+def test_an_output_that_hardly_moves_held_out_is_in_no_score(tmp_path, monkeypatch):
+    dying = arrays(0)
+    dying.y[N_STREAM:, 1] *= 1e-3
+    monkeypatch.setattr("test_score.arrays", lambda seed, with_trials: dying)
+    _, stored, tables = scored(tmp_path, monkeypatch, [({"arm": "readout"}, PHASES)])
+    for phase in PHASES:
+        own = {"variable": "velocity", "phase": phase}
+        (dead,) = [each for each in tables["rows"] if (own | {"metric": "r2:y"}).items() <= each.items()]
+        assert (dead["status"], dead["value"]) == ("unscorable", None)
+        assert "is below a tenth of the stream's" in dead["reason"]
+        assert value(tables, **own, metric="r2") == value(tables, **own, metric="r2:x")
+        assert value(tables, **own, metric="r2_uniform") == value(tables, **own, metric="r2:x")
+        position = [each for each in tables["rows"] if each["variable"] == "position" and each["phase"] == phase]
+        assert {each["status"] for each in position} == {"ok"}
+    held = np.isfinite(dying.y[N_STREAM:]) & dying.in_trial[N_STREAM:, None]
+    expected = r2(dying.y[N_STREAM:, :1], stored["held_out"][:, :1], held[:, :1])
+    assert value(tables, variable="velocity", phase="held_out", metric="r2") == pytest.approx(expected)
+    # with the dead axis in it the score would be another
+    assert r2(np.nan_to_num(dying.y[N_STREAM:, :2]), stored["held_out"][:, :2], held[:, :2]) != pytest.approx(expected)
+    assert {each["axis"] for each in tables["trajectories"] if each["variable"] == "velocity"} == {"x"}
+    (blocks,) = [each for each in tables["blocks"] if each["variable"] == "velocity"]
+    assert 1 - sum(blocks["error"]) / sum(blocks["spread"]) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(("n_bins", "n_blocks"), [(100, 10), (104, 10), (105, 11), (4, 1), (14, 1), (15, 2)])
 def test_a_short_last_block_joins_the_one_before(n_bins, n_blocks):
     rng = np.random.default_rng(0)

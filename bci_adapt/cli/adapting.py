@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bci_adapt.cli.common import ANY_FILE, JsonFile, MatchedBy, Quiet, app, out, progress, teller, write_json
+from bci_adapt.cli.common import (
+    ANY_FILE,
+    Axes,
+    JsonFile,
+    MatchedBy,
+    Quiet,
+    Unobserved,
+    app,
+    out,
+    progress,
+    teller,
+    write_json,
+)
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,6 +56,8 @@ def pretrain(
             help="What a channel is on another day; columns without names and sorted units meet only as you say.",
         ),
     ] = None,
+    axes: Axes = None,
+    unobserved: Unobserved = None,
     seed: Annotated[int, typer.Option(min=0, help="Of initial weights and training windows.")] = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -54,12 +68,15 @@ def pretrain(
 
     Example: [cyan]bci-adapt pretrain mon.nwb tue.nwb wed.nwb -o decoder.npz[/]
     """
+    from bci_adapt.data.axes import parsed
     from bci_adapt.live import adapting as live
 
     _must_end(output, ".npz", sessions)
     with progress(quiet) as bar:
         say = teller(bar, "reading sessions")
-        decoder = live.pretrain(sessions, target, bin_s, missing, say, by, seed=seed)
+        decoder = live.pretrain(
+            sessions, target, bin_s, missing, say, by, axes=parsed(axes or ()), unobserved=unobserved, seed=seed
+        )
         decoder.save(output)
     if not quiet:
         _print(f"{output}  {decoder.n_features_in_} channels → {target}, trained on {len(sessions)} sessions")

@@ -43,6 +43,18 @@ MatchedBy = Annotated[
 ]
 ANY_FILE = "Recordings (.nwb, .mat), prepared sessions (.nc) or arrays (.npz, .mat)."
 
+Unobserved = Annotated[
+    str | None,
+    typer.Option(metavar="mask|drop", help="Where units were observed at different times: mask bins, drop units."),
+]
+Axes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--axes",
+        metavar="NAME=AXIS,AXIS",
+        help="Which axes of a target are decoded, such as emg=FCR,ECU; emg=common: those that all sessions have.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no tables; errors only.")]
 JsonFile = Annotated[
     str | None,

@@ -11,11 +11,13 @@ import typer
 
 from bci_adapt.cli.common import (
     ANY_FILE,
+    Axes,
     Jobs,
     JsonFile,
     MatchedBy,
     OwnDecoders,
     Quiet,
+    Unobserved,
     Workers,
     app,
     noting,
@@ -71,6 +73,8 @@ def compare(
     ] = False,
     by: _By = None,
     missing: _Missing = "refuse",
+    axes: Axes = None,
+    unobserved: Unobserved = None,
     decoders: OwnDecoders = None,
     workers: Workers = None,
     json_file: JsonFile = None,
@@ -86,6 +90,7 @@ def compare(
 
     Example: [cyan]bci-adapt compare mon.nwb tue.nwb wed.nwb --quick --decoder mine.py:Mine[/]
     """
+    from bci_adapt.data.axes import parsed
     from bci_adapt.experiment.comparing import compare_config, width_of
     from bci_adapt.experiment.foreign import Foreign
     from bci_adapt.experiment.run import run_experiment
@@ -96,7 +101,8 @@ def compare(
         width_s = width_of(files) if bin_s is None else bin_s
         config = compare_config(
             files, target, bin_s=width_s, stream_s=stream_s, label_delay_s=label_delay_s, cells=cells, seeds=seeds,
-            quick=quick, by=by, missing=missing, workers=workers, progress=Jobs(bar),
+            quick=quick, by=by, missing=missing, axes=parsed(axes or ()), unobserved=unobserved, workers=workers,
+            progress=Jobs(bar),
         )  # fmt: skip
         done = run_experiment(
             config,

@@ -12,6 +12,7 @@ from bci_adapt.cli.common import (
     ANY_FILE,
     JsonFile,
     Quiet,
+    Unobserved,
     app,
     one_by_one,
     out,
@@ -58,6 +59,7 @@ def drift(
         float, typer.Option("--block-s", help="Length in seconds of a block of the bootstrap, 5 or more.")
     ] = 20.0,
     by: By = None,
+    unobserved: Unobserved = None,
     plot: Plot = None,
     json_file: JsonFile = None,
     quiet: Quiet = False,
@@ -83,11 +85,11 @@ def drift(
     settings = measure.Settings(lag_s=lag_s, block_s=block_s)
     found = []
     with progress(quiet or json_file == "-") as bar:
-        session = opened(source, bin_s)
+        session = opened(source, bin_s, unobserved=unobserved)
         policy = by or channels.policy_of(session)
         first = measure.day(channels.under(session, policy), variable)
         for path in one_by_one(bar, "reading", targets, lambda path: path.name):
-            other = opened(path, bin_s)
+            other = opened(path, bin_s, unobserved=unobserved)
             require_one_subject([session, other])
             second = measure.day(channels.under(other, policy), variable)
             found.append(measure.drift(first, second, settings).to_json() | {"channel_policy": policy})

@@ -136,7 +136,7 @@ def _say_shard(done: Any, part: tuple[int, int], quiet: bool) -> None:
 
 
 def _say_run(done: Any, config: Any, found: Any) -> None:
-    from bci_adapt.results.table import RUN, cell_label
+    from bci_adapt.results.table import RUN, cell_label, unscorable_outputs
     from bci_adapt.results.terminal import text_table
 
     manifest, analysis, arms, rows = found.manifest, found.analysis, found.arms, found.rows
@@ -164,6 +164,8 @@ def _say_run(done: Any, config: Any, found: Any) -> None:
         line(f"no tuned value: {arms.label(arm['method'])} ({cell_label(arm['cell'])})", "yellow")
     for pair in manifest.unscorable:
         line(f"unscorable: {pair['source']} → {pair['target']}: {pair['reason']}", "yellow")
+    for each in unscorable_outputs(rows):
+        line(f"unscorable: {each['output']}, {each['source']} → {each['target']}: {each['reason']}", "yellow")
     runs = rows.drop_duplicates(RUN)
     if n_failed := int((runs["status"] == "failed").sum()):
         line(f"{n_failed} of {len(runs)} runs failed; their reasons are in the report", "red")

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bci_adapt.cli.common import ANY_FILE, JsonFile, Quiet, app, one_by_one, out, print_line, progress, write_json
+from bci_adapt.cli.common import (
+    ANY_FILE,
+    JsonFile,
+    Quiet,
+    Unobserved,
+    app,
+    one_by_one,
+    out,
+    print_line,
+    progress,
+    write_json,
+)
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,6 +44,7 @@ def qc(
         typer.Option("--set", metavar="NAME=VALUE", help="A threshold other than the one shown; may be repeated."),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when anything is flagged.")] = False,
+    unobserved: Unobserved = None,
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
@@ -52,7 +64,7 @@ def qc(
     drawn: set[str] = set()
     with progress(quiet) as bar:
         for path in one_by_one(bar, "checking", sessions, lambda path: path.name):
-            report = check(opened(path, bin_s), thresholds)
+            report = check(opened(path, bin_s, unobserved=unobserved), thresholds)
             reports.append(report)
             if plots is not None:
                 _draw(report, plots / f"{_free(path.stem, drawn)}.png")

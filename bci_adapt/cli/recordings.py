@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bci_adapt.cli.common import JsonFile, Quiet, app, err, one_by_one, out, print_line, progress, write_json
+from bci_adapt.cli.common import (
+    JsonFile,
+    Quiet,
+    Unobserved,
+    app,
+    err,
+    one_by_one,
+    out,
+    print_line,
+    progress,
+    write_json,
+)
 from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
@@ -114,10 +125,7 @@ def prepare(
         str | None,
         typer.Option(metavar="electrode|unit", help="What a channel is; the layout's choice when not given."),
     ] = None,
-    unobserved: Annotated[
-        str | None,
-        typer.Option(metavar="mask|drop", help="Where units were observed at different times: mask bins, drop units."),
-    ] = None,
+    unobserved: Unobserved = None,
     stream: Stream = False,
     quiet: Quiet = False,
 ) -> None:

@@ -325,7 +325,8 @@ def require_one_meaning(variable: str, sessions: Sequence[xr.Dataset]) -> None:
         listed = "; ".join(f"{name}: {', '.join(axes)} in {unit!r}" for (axes, unit), name in meanings.items())
         raise InputError(
             f"{variable} does not mean the same in these sessions ({listed}): axes and unit must agree; choose the "
-            f"axes that all have, session.sel({sessions[0][variable].dims[1]}=[…])"
+            f"axes that all have, session.sel({sessions[0][variable].dims[1]}=[…]), --axes {variable}=common, or in a "
+            f'config [axes] {variable} = "common"'
         )
 
 

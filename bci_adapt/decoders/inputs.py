@@ -156,7 +156,11 @@ def _of_session(session: xr.Dataset, y: Any, known: Mapping[str, Any], labels: b
 
 
 def _with_outputs(arrays: Arrays, outputs: Sequence[Mapping[str, Any]], y: Any) -> Arrays:
-    """Labels in the columns of the decoder's `outputs`, NaN where there are none of an output."""
+    """Labels in the columns of the decoder's `outputs`, NaN where there are none of an output.
+
+    Where nothing was asked for by name (`y`), the decoder's axes are found by theirs: others that the session has are
+    none of its outputs, as other variables are not.
+    """
     own = {each["variable"]: each for each in arrays.metadata["outputs"]}
     names = [each["variable"] for each in outputs]
     foreign = [name for name in own if name not in names]
@@ -173,13 +177,17 @@ def _with_outputs(arrays: Arrays, outputs: Sequence[Mapping[str, Any]], y: Any) 
         if (found := own.get(each["variable"])) is None or each["variable"] not in arrays.columns:
             continue
         meanings = [(list(one["axes"]), one["units"]) for one in (found, each)]
-        if meanings[0] != meanings[1]:
+        if y is None and found["units"] == each["units"] and {*each["axes"]} <= {*found["axes"]}:
+            place = [found["axes"].index(axis) for axis in each["axes"]]
+        elif meanings[0] == meanings[1]:
+            place = list(range(len(each["axes"])))
+        else:
             told = [f"{', '.join(map(clean, axes))} in {clean(units) or 'no unit'}" for axes, units in meanings]
             raise InputError(
                 f"{clean(arrays.session_id)}: {clean(each['variable'])} has axes {told[0]}, the decoder was trained on "
                 f"{told[1]}"
             )
-        labels[:, where] = arrays.y[:, arrays.columns[each["variable"]]]
+        labels[:, where] = arrays.y[:, arrays.columns[each["variable"]]][:, place]
         columns[each["variable"]] = where
     axes = tuple(axis for each in outputs for axis in each["axes"])
     metadata = {**arrays.metadata, "outputs": list(outputs)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bci_adapt.experiment.config import Config
@@ -55,6 +55,21 @@ def _layouts_of(config: Config, recording: Path) -> tuple[str, ...]:
     if config.layout is None:
         return ("bci_adapt.data.layouts",)
     return (catalog.pick("bci_adapt.data.layouts", Layout, config.layout).__module__,)
+
+
+def axes_job(prepared: Job, axes: Mapping[str, Sequence[str]]) -> Job:
+    """The job that leaves a prepared session the `axes` chosen of its variables."""
+    return Job(
+        kind="select",
+        function="bci_adapt.experiment.jobs.axes:run",
+        stem=f"{prepared.stem}_axes",
+        folder="sessions",
+        suffix=".nc",
+        parameters={"axes": {name: list(each) for name, each in axes.items()}},
+        inputs={"session": prepared},
+        label=f"axes of {prepared.stem}",
+        cost=0.5,
+    )
 
 
 def kernel(

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
@@ -233,6 +234,8 @@ def compare_config(
     quick: bool,
     by: str | None = None,
     missing: str = "refuse",
+    axes: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    unobserved: str | None = None,
     workers: int | None = None,
     progress: Any = None,
 ) -> Config:
@@ -267,8 +270,14 @@ def compare_config(
     }
     if by is not None or missing != "refuse":
         raw["channels"] = {"missing": missing} | ({} if by is None else {"policy": by})
+    if unobserved is not None:
+        raw["unobserved"] = unobserved
     config = parse_config(raw, "compare")
-    return config if target is None else _decoding(config, target, Path(paths[0]), workers, progress)
+    if target is not None:
+        config = _decoding(config, target, Path(paths[0]), workers, progress)
+    if axes:  # of variables that are known by now
+        config = parse_config(config.model_dump(mode="json", exclude_unset=True) | {"axes": dict(axes)}, "compare")
+    return config
 
 
 def _decoding(config: Config, target: str, file: Path, workers: int | None, progress: Any) -> Config:

@@ -249,7 +249,11 @@ class ThresholdSection(Section):
 
 
 class Config(Section):
-    """Everything that decides an experiment's numbers."""
+    """Everything that decides an experiment's numbers.
+
+    `axes` names the axes of a variable that are decoded (``emg = ["FCR", "ECU"]``), or ``"common"``: those that all
+    sessions of the config have. All of them where it is left out.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
     variables: Annotated[
@@ -272,6 +276,7 @@ class Config(Section):
     kinematics: tuple[str, ...] = ()
     per: Literal["electrode", "unit"] | None = None
     unobserved: Literal["mask", "drop"] | None = None
+    axes: dict[str, Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1), Unlike]] | None = None
     source: Annotated[SimulatedSource | FolderSource | FilesSource | DandiSource, Field(discriminator="kind")]
     pairs: Annotated[tuple[PairSection, ...], Field(min_length=1)]
     continual: tuple[ContinualSection, ...] = ()
@@ -343,6 +348,9 @@ class Config(Section):
                 if seed not in self.seeds:
                     raise ValueError(f"arm {arm.name}: seed {seed} is not among seeds")
         self._refuse_unknown_arms()
+        for name in self.axes or ():
+            if name not in self.variables:
+                raise ValueError(f"axes: {unknown(name, self.variables, 'variable')}")
         return self
 
     def _refuse_unknown_arms(self) -> None:

@@ -64,17 +64,19 @@ def _find_session(name: int | str, session_ids: Sequence[str]) -> str:
 def unscorable(session: Any, config: Config, in_trial: bool = False) -> str:
     """Why a target session gives no score; empty where it does.
 
-    A held-out part needs `min_held_out_s` seconds of usable labels, and at least a tenth of the stream's variance: R²
-    against a cursor that hardly moves is a division by nothing. With `in_trial` both variances are of bins inside
-    trials, which are those that are scored.
+    A held-out part needs `min_held_out_s` seconds of usable labels, and an output with at least a tenth of the stream's
+    variance: R² against a cursor that hardly moves is a division by nothing. With `in_trial` both variances are of bins
+    inside trials, which are those that are scored. Single outputs that hardly move are left out by the score job.
     """
     import numpy as np
 
     from bci_adapt.data.labelled import session_arrays
+    from bci_adapt.data.scorable import LEAST_SHARE, hardly_move, variances
 
     arrays = session_arrays(session, config.variables, config.target_lag_bins)
     n_stream = arrays.n_stream(config.stream_s)
-    scored = np.ones(len(arrays.y), bool) if arrays.in_trial is None or not in_trial else arrays.in_trial
+    early, late = variances(arrays, n_stream, in_trial)
+    scored = slice(None) if arrays.in_trial is None or not in_trial else arrays.in_trial[n_stream:]
     for variable, outputs in arrays.columns.items():
         parts = arrays.y[:n_stream, outputs], arrays.y[n_stream:, outputs]
         usable_s = [config.bin_s * np.isfinite(part).all(axis=1).sum() for part in parts]
@@ -85,15 +87,11 @@ def unscorable(session: Any, config: Config, in_trial: bool = False) -> str:
             )
         if usable_s[0] < LEAST_LABELS_S:
             return f"no usable {variable} labels in the adaptation stream"
-        counted = np.where(scored[:, None], arrays.y[:, outputs], np.nan)
-        if not np.isfinite(counted[n_stream:]).any():
+        if not np.isfinite(parts[1][scored]).any():
             return f"no usable {variable} labels inside trials of the held-out part"
-        early, late = (
-            float(np.nanvar(part, axis=0).sum()) if np.isfinite(part).any() else 0.0
-            for part in (counted[:n_stream], counted[n_stream:])
-        )
-        if late < 0.1 * early:
-            return f"held-out {variable} variance {late:.3g} is below a tenth of the stream's {early:.3g}"
+        before, after = early[outputs].sum(), late[outputs].sum()
+        if hardly_move(early[outputs], late[outputs]).all() and after < LEAST_SHARE * before:
+            return f"held-out {variable} variance {after:.3g} is below a tenth of the stream's {before:.3g}"
     return ""
 
 
@@ -114,6 +112,10 @@ def require_source(session: Any, config: Config) -> None:
             wrong = f"{usable_s:.1f} s of usable {variable} labels, at least {LEAST_LABELS_S:g} s are needed"
         elif still := [axis for axis, each in zip(arrays.axes[outputs], y[usable].T, strict=True) if np.ptp(each) == 0]:
             wrong = f"{variable} that never changes in axis {', '.join(still)}"
+            raise InputError(
+                f"{arrays.session_id}: this source session has {wrong}; leave it out of pairs, or say in "
+                f"[axes] which of {variable} are decoded"
+            )
         if wrong:
             raise InputError(f"{arrays.session_id}: this source session has {wrong}; leave it out of pairs")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from bci_adapt.archive.sources.base import Source
 from bci_adapt.errors import InputError
 from bci_adapt.experiment.building import Builder
-from bci_adapt.experiment.common_jobs import prepare_job
+from bci_adapt.experiment.common_jobs import axes_job, prepare_job
 from bci_adapt.experiment.config import EARLIER, Config, DandiSource, FilesSource, PairSection, SimulatedSource
 from bci_adapt.experiment.pairs import Channels, Pair, choose_pairs, match_channels, unscorable
 from bci_adapt.experiment.tuned import Tuned
@@ -131,8 +131,14 @@ def prepare_sessions(
     outcome = execute(jobs.values(), workers=workers, scheduler=scheduler, progress=progress)
     refuse_failures(outcome)
     sessions = {name: read_session(job.path) for name, job in jobs.items()}
+    notes = [*source.notes()]
+    if config.axes:
+        told = _choose_axes(config.axes, jobs, sessions)
+        notes += told
+        for text in told:
+            note(text)
     about = {name: _metadata_of(name, session) for name, session in sessions.items()}
-    prepared = Prepared(session_ids, jobs, sessions, about, outcome, [*source.notes()], [*source.datasets()])
+    prepared = Prepared(session_ids, jobs, sessions, about, outcome, notes, [*source.datasets()])
     if any(section.source == (EARLIER,) for section in sections):
         judged = {name: unscorable(each, config, prepared.in_trial) for name, each in sessions.items()}
         prepared.unfit |= {name: reason for name, reason in judged.items() if reason}
@@ -142,6 +148,18 @@ def prepare_sessions(
     for sources, targets in prepared.targets.items():
         prepared.matched[sources] = match_channels(config, sources, targets, sessions)
     return prepared, pairs
+
+
+def _choose_axes(asked: Mapping[str, Sequence[str]], jobs: dict[str, Job], sessions: dict[str, Any]) -> list[str]:
+    """Put sessions with the axes `asked` for, and the jobs that write them, in the place of those of all axes."""
+    from bci_adapt.data import axes
+
+    chosen = axes.named_axes(asked, list(sessions.values()))
+    notes = axes.told(chosen, list(sessions.values()))
+    for name in sessions:
+        sessions[name] = axes.with_axes(sessions[name], chosen)
+        jobs[name] = axes_job(jobs[name], chosen)
+    return notes
 
 
 def _metadata_of(name: str, session: Any) -> dict[str, Any]:

@@ -176,7 +176,8 @@ def _continual(
 
 def _digest(ran: Ran) -> str:
     """What a run's folder is named by: what was asked for, and of which contents, wherever the recordings lie."""
-    asked = ran.config.model_dump(mode="json", exclude={"source": {"path", "paths"}})
+    unused = {"axes": True} if ran.config.axes is None else {}  # a config that names none is called as it was
+    asked = ran.config.model_dump(mode="json", exclude={"source": {"path", "paths"}, **unused})
     jobs = [*ran.prepared.jobs.values(), *ran.plan.jobs(), *ran.plan.costs.values()]
     return hashlib.sha256(json.dumps([asked, sorted(job.key for job in jobs)]).encode()).hexdigest()[:10]
 

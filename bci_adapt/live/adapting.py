@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from bci_adapt.data import channels
+from bci_adapt.data.axes import named_axes, told, with_axes
 from bci_adapt.data.binning import bin_ticks
 from bci_adapt.data.guarded_reading import opened
+from bci_adapt.data.scorable import named
 from bci_adapt.data.sessions import require_one_meaning, start_of
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.recommendation import recommended
 from bci_adapt.errors import InputError
+from bci_adapt.ground.catalog import unknown
 from bci_adapt.ground.text import clean
 from bci_adapt.live import predicting
 from bci_adapt.protocol.evaluation import scores_of
@@ -49,6 +53,8 @@ def pretrain(
     missing: str = "refuse",
     say: Say = lambda text: None,
     by: str | None = None,
+    axes: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    unobserved: str | None = None,
     **constants: Any,
 ) -> Decoder:
     """The recommended decoder, trained on sessions of one subject: on the first, and extended by each further one.
@@ -60,6 +66,8 @@ def pretrain(
     bin_s : width of a bin; `from_arrays.BIN_S` when None, or that of the sessions that are prepared already.
     missing : what happens to channels that not every session has (`channels.match`).
     by : what makes two channels the same one (`channels.POLICIES`); None takes what fits the first session.
+    axes : axes of a target that are decoded, by its name (`data.axes.named_axes`); all where it names none.
+    unobserved : of recordings, where units were observed at different times, as in `prepare.prepare`.
     constants : replace those of the decoder.
 
     Raises
@@ -76,8 +84,14 @@ def pretrain(
     sessions = []
     for path in paths:
         say(f"reading {path.name}")
-        sessions.append(opened(path, bin_s))
+        sessions.append(opened(path, bin_s, unobserved=unobserved))
     names = [each.strip() for each in target.split(",")]
+    if others := [name for name in axes if name not in names]:
+        raise InputError(f"axes: {unknown(others[0], names, 'target')}")
+    chosen = named_axes(axes, sessions)
+    for text in told(chosen, sessions):
+        say(text)
+    sessions = [with_axes(session, chosen) for session in sessions]
     _require_one_kind(sessions, names)
     matched = channels.match(sessions, by=by, missing=missing)
     decoder = recommended(**constants)
@@ -143,4 +157,6 @@ def adapt(
     scores = [row for row in scores_of(arrays, found, n_stream) if row["part"] in ("online", "held_out")]
     if not found.n_labels:
         notes = [*notes, "no label became known in the stream: only what needs none was adapted"]
+    for variable, axes in named(arrays, n_stream).items():
+        notes = [*notes, *(f"{variable} {clean(axis)} is in no score: {why}" for axis, why in axes.items())]
     return Adapted(decoder, prediction, scores, found.n_labels, n_stream * float(session.attrs["bin_s"]), notes)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from bci_adapt.data.labelled import Arrays, session_arrays
+from bci_adapt.data.scorable import named, still_outputs
 from bci_adapt.data.sessions import kinematic_names
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.own import Own, led, require_known_delay
@@ -28,13 +29,15 @@ if TYPE_CHECKING:
 class Evaluation:
     """What `evaluate` found.
 
-    `prediction` is on the session's own time: ``predicted_<variable>`` and the true ``<variable>`` (NaN where there is
-    no usable label), in the session's units, and ``held_out (time)``, True where weights were held. `scores` has a row
-    for each variable, part and kind of bins with every metric of `bci_adapt.metrics.score`: parts are ``online``, each
-    bin predicted before its label, ``online_late``, its second half, ``held_out``, and ``continuing`` where asked for;
-    bins are ``in trial``, where the session has trials, and ``all``. `n_labels` counts bins of the stream of which any
-    label became known in it; `weight_change` is the relative change of the weights, NaN for decoders that do not tell.
-    `decoder` is the copy that adapted, as the stream left it. Where it `diverged` scores mean nothing.
+    `prediction` is on the session's own time: ``predicted_<variable>`` and the true ``<variable>`` (NaN where there
+    is no usable label), in the session's units, and ``held_out (time)``, True where weights were held. `scores` has
+    a row for each variable, part and kind of bins with every metric of `bci_adapt.metrics.score`: parts are
+    ``online``, each bin predicted before its label, ``online_late``, its second half, ``held_out``, and
+    ``continuing`` where asked for; bins are ``in trial``, where the session has trials, and ``all``. An output that
+    held out has less than a tenth of the stream's variance is in no score: `unscorable` has the reason by axis by
+    variable. `n_labels` counts bins of the stream of which any label became known in it; `weight_change` is the
+    relative change of the weights, NaN for decoders that do not tell. `decoder` is the copy that adapted, as the
+    stream left it. Where it `diverged` scores mean nothing.
     """
 
     decoder: Any
@@ -46,6 +49,7 @@ class Evaluation:
     n_labels: int
     weight_change: float
     diverged: bool
+    unscorable: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def r2(self, part: str = "held_out", variable: str | None = None) -> float:
         """Variance-weighted R² of a part: of bins inside trials, where there are any; of the first variable if None."""
@@ -61,6 +65,7 @@ class Evaluation:
         moved = f", weights moved {self.weight_change:.1%}" if np.isfinite(self.weight_change) else ""
         lines = [f"{self.session_id}: {self.stream_s:.0f} s of stream, {self.n_labels} labels, delay {late}{moved}"]
         lines += ["DIVERGED"] * self.diverged
+        lines += [f"  {name} without {', '.join(axes)}: they hardly move" for name, axes in self.unscorable.items()]
         lines += [
             "  {variable:12s} {part:12s} {bins:9s} R² {r2:6.3f}  r {pearson:6.3f}".format(**row)
             for row in self.scores.to_dict("records")
@@ -160,6 +165,7 @@ def _led_through(
         n_labels=found.n_labels,
         weight_change=found.weight_change,
         diverged=found.diverged or not all(np.isfinite(part).all() for part in (found.online, found.held_out)),
+        unscorable=named(arrays, n_stream),
     )
 
 
@@ -213,16 +219,19 @@ def scores_of(arrays: Arrays, found: Predictions, n_stream: int) -> list[dict[st
     kinds = {} if arrays.in_trial is None else {"in trial": arrays.in_trial}
     kinds["all"] = np.ones(len(arrays.X), bool)
     rows = []
-    for variable, outputs in arrays.columns.items():
+    for variable, every in arrays.columns.items():
+        axes, still = arrays.axes[every], still_outputs(arrays, every, n_stream)
+        outputs = [every.start + i for i in range(len(axes)) if i not in still] if still else every
+        scored = tuple(axis for i, axis in enumerate(axes) if i not in still)
         for part, (bins, predicted) in parts.items():
             y = arrays.y[bins, outputs]
             known = np.isfinite(y)
             for kind, chosen in kinds.items():
                 mask = known & chosen[bins, None]
                 with np.errstate(over="ignore", invalid="ignore"):  # of weights that diverged, which is told
-                    values = score(np.where(known, y, 0.0), predicted[:, outputs], mask, arrays.axes[outputs])
+                    values = score(np.where(known, y, 0.0), predicted[:, outputs], mask, scored)
                 about = {"variable": variable, "part": part, "bins": kind, "n_bins": int(mask.any(axis=1).sum())}
-                rows.append(about | values)
+                rows.append(about | values | {f"r2:{axes[i]}": np.nan for i in still})
     return rows
 
 

@@ -157,6 +157,16 @@ def variables(rows: pd.DataFrame) -> list[str]:
     return usual + sorted(found - {*usual}) or ["velocity"]
 
 
+def unscorable_outputs(rows: pd.DataFrame) -> list[dict[str, str]]:
+    """Outputs that are in no score of a pair: ``{source, target, output, reason}``, once each, controls aside."""
+    marked = rows[(rows["status"] == "unscorable") & (rows["metric"] != "r2") & (rows["study"] == "")]
+    marked = marked[["source", "target", "variable", "metric", "reason"]].drop_duplicates()
+    return [
+        {"source": source, "target": target, "output": f"{variable} {metric.removeprefix('r2:')}", "reason": reason}
+        for source, target, variable, metric, reason in marked.itertuples(index=False)
+    ]
+
+
 def long_table(records: Iterable[Mapping[str, Any]] | Frame, kind: str = "rows") -> Frame:
     """Table of one `kind` (of `SCHEMAS`) with the columns, order and types of its schema.
 

@@ -1,12 +1,14 @@
 """Job: the predictions of every arm on one pair of sessions → rows of the long table, curves, an excerpt and blocks."""
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bci_adapt.data.labelled import Arrays, job_arrays
+from bci_adapt.data.scorable import still_outputs
 from bci_adapt.ground.storage import write_text
 from bci_adapt.metrics import block_sums, r2, score, windowed_r2
 
@@ -28,14 +30,17 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     predictions (n_bins, outputs), those of all `variables` side by side. An arm whose job failed has ``failed``, the
     reason, and no such input: its rows say so. The truth of phase back is the session `source`.
 
-    With `in_trial`, where a session has trials, scores are of bins inside trials, with ``r2_all_bins`` beside them.
+    With `in_trial`, where a session has trials, scores are of bins inside trials, with ``r2_all_bins`` beside them. An
+    output that cannot be scored (`still_outputs`) is in none; its own row says why.
     Standing arms that are no control have curves and blocks, and with `excerpt` a stretch of decoded and true series of
     the first seed.
     """
     arrays = job_arrays(parameters, inputs["target"])
     if not parameters["in_trial"]:
         arrays = arrays._replace(in_trial=None)
-    parts = _parts(arrays, arrays.n_stream(parameters["stream_s"]))
+    n_stream = arrays.n_stream(parameters["stream_s"])
+    parts = _parts(arrays, n_stream)
+    still = {variable: still_outputs(arrays, outputs, n_stream) for variable, outputs in arrays.columns.items()}
     if "source" in inputs:
         source = job_arrays(parameters, inputs["source"])
         parts["back"] = _Part(source.y, source.in_trial if parameters["in_trial"] else None, 0.0)
@@ -46,13 +51,16 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
         standing = not arm["columns"]["study"] and not arm["columns"]["control"]
         first = arm["columns"]["seed"] == parameters["first_seed"]
         for phase in arm["phases"]:
-            for variable, outputs in arrays.columns.items():
+            for variable, every in arrays.columns.items():
+                outputs = _kept(every, still[variable])
                 part = parts[phase]._replace(y=parts[phase].y[:, outputs])
                 predicted = predictions[phase][:, outputs] if phase in predictions else None
-                axes = arrays.axes[outputs]
+                axes = tuple(np.array(arrays.axes)[outputs].tolist())
                 columns = arm["columns"] | {"variable": variable}
                 rows = _rows(columns | {"phase": phase}, about, part, predicted, axes)
                 tables["rows"] += rows
+                if rows[0]["status"] == "ok":
+                    tables["rows"] += _left_out(rows[0], arrays.axes[every], still[variable])
                 if predicted is None or not standing or rows[0]["status"] != "ok":
                     continue
                 names = ("source", "target", "variable", "arm", "cell", "seed")
@@ -64,6 +72,17 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
                     if first and excerpt is not None:
                         tables["trajectories"] += _excerpted(run_, part, predicted, axes, excerpt, arrays.bin_s)
     write_text(out, json.dumps(tables, allow_nan=False))
+
+
+def _kept(outputs: slice, still: Collection[int]) -> slice | list[int]:
+    """The columns of a variable that are scored."""
+    return [i for i in range(outputs.start, outputs.stop) if i - outputs.start not in still] if still else outputs
+
+
+def _left_out(like: dict[str, Any], axes: tuple[str, ...], still: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Rows that say which outputs are in no score, and why."""
+    why = {"value": None, "status": "unscorable"}
+    return [like | why | {"metric": f"r2:{axes[i]}", "reason": reason} for i, reason in still.items()]
 
 
 def _parts(arrays: Arrays, n_stream: int) -> dict[str, _Part]:

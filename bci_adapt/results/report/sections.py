@@ -296,7 +296,7 @@ def _other_metrics(run: StoredRun, variable: str) -> Fold:
 
 def _left_out(run: StoredRun) -> list[Any]:
     """Unscorable pairs and failures: in no mean, counted here."""
-    unscorable, failures = _unscorable(run), _failures(run)
+    unscorable, failures, outputs = _unscorable(run), _failures(run), results.unscorable_outputs(run.rows)
     return [
         Text("", "Left out, and failed", "sub"),
         Text("Every pair of sessions could be scored.") if not unscorable else None,
@@ -304,6 +304,12 @@ def _left_out(run: StoredRun) -> list[Any]:
             "Unscorable pairs: in no mean, for the reason given.",
             words("source", "target", "reason"),
             [[each["source"], each["target"], each["reason"]] for each in unscorable],
+            sortable=False,
+        ),
+        Table(
+            f"Unscorable outputs: {len(outputs)} in no mean and no R² of several outputs, for the reason given.",
+            words("source", "target", "output", "reason"),
+            [[each["source"], each["target"], each["output"], each["reason"]] for each in outputs],
             sortable=False,
         ),
         Table(
@@ -326,7 +332,8 @@ def _unscorable(run: StoredRun) -> list[dict[str, str]]:
     """Pairs in no mean, with the reason, from the manifest and the rows."""
     listed: list[dict[str, Any]] = [{**entry} for entry in run.manifest.unscorable]
     known = {(entry["source"], entry["target"]) for entry in listed}
-    marked = run.rows.loc[run.rows["status"] == "unscorable", ["source", "target", "reason"]]
+    whole = (run.rows["status"] == "unscorable") & (run.rows["metric"] == "r2")
+    marked = run.rows.loc[whole, ["source", "target", "reason"]]
     for source, target, reason in marked.drop_duplicates(["source", "target"]).itertuples(index=False):
         if (source, target) not in known:
             listed.append({"source": source, "target": target, "reason": reason})
