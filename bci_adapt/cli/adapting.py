@@ -15,6 +15,7 @@ from bci_adapt.cli.common import (
     Quiet,
     Unobserved,
     app,
+    noting,
     out,
     progress,
     teller,
@@ -24,6 +25,16 @@ from bci_adapt.errors import InputError
 
 if TYPE_CHECKING:
     from bci_adapt.live.adapting import Adapted
+
+_EVERY_MIN = 10.0
+_Checkpoint = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write there where it stands; the same command goes on from it when ended."),
+]
+_Every = Annotated[
+    float | None,
+    typer.Option("--every", metavar="MINUTES", help=f"Minutes of data between checkpoints; {_EVERY_MIN:g}."),
+]
 
 
 @app.command()
@@ -98,6 +109,8 @@ def adapt(
         str, typer.Option(metavar="refuse|zero", help="Channels that the session lacks: refuse, or count as silent.")
     ] = "refuse",
     by: MatchedBy = None,
+    checkpoint: _Checkpoint = None,
+    every_min: _Every = None,
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
@@ -105,6 +118,9 @@ def adapt(
 
     The rest of the session is predicted with weights held, and both parts are scored where the session has labels. A
     session without any adapts only what needs none. The adapted decoder is where the next session begins.
+
+    A stream of hours is kept safe by --checkpoint: ended by whatever, the same command goes on from there, to the same
+    numbers, and removes the checkpoint when it is done.
 
     Example: [cyan]bci-adapt adapt decoder.npz thu.nwb -o thu.npz --predictions thu.nc[/]
     """
@@ -115,11 +131,15 @@ def adapt(
     if missing not in ("refuse", "zero"):
         raise InputError(f"--missing takes refuse or zero, got {missing!r}")
     _must_end(output, ".npz", [session])
+    _check_checkpoint(checkpoint, every_min, [decoder, session, output, *([predictions] if predictions else [])])
     if predictions is not None:
         _must_end(predictions, ".nc", [session, decoder])
     with progress(quiet or json_file == "-") as bar:
-        teller(bar, f"adapting to {session.name}")
-        done = live.adapt(decoder, session, stream_s, missing, by)
+        say = teller(bar, f"adapting to {session.name}")
+        done = live.adapt(
+            decoder, session, stream_s, missing, by, checkpoint=checkpoint,
+            every_s=60.0 * (_EVERY_MIN if every_min is None else every_min), say=say, note=noting(quiet),
+        )  # fmt: skip
         done.decoder.save(output)
         if predictions is not None:
             predicting.write_prediction(done.prediction, predictions)
@@ -130,6 +150,8 @@ def adapt(
             "n_labels": done.n_labels, "weight_change": change, "scores": done.scores, "notes": done.notes,
         }  # fmt: skip
         write_json(json_file, json_safe(written))
+    if done.checkpoint is not None:  # what it was kept for is written
+        done.checkpoint.remove()
     if not quiet and json_file != "-":
         _tell(done, output)
 
@@ -153,6 +175,16 @@ def _tell(done: Adapted, output: Path) -> None:
         out.print(table)
     bin_s = float(done.prediction.attrs["bin_s"])
     _print(f"{output}  adapted for {done.stream_s:.0f} s, {done.n_labels * bin_s:.0f} s of it with labels")
+
+
+def _check_checkpoint(checkpoint: Path | None, every_min: float | None, others: list[Path]) -> None:
+    """`InputError` where checkpoints have no file, no time between them, or the file of something else."""
+    if checkpoint is None and every_min is not None:
+        raise InputError("--every goes with --checkpoint FILE")
+    if every_min is not None and not every_min > 0.0:
+        raise InputError(f"--every takes minutes, more than 0, got {every_min:g}")
+    if checkpoint is not None and checkpoint.resolve() in {path.resolve() for path in others}:
+        raise InputError(f"--checkpoint {checkpoint}: is an input or an output, and would be overwritten")
 
 
 def _must_end(output: Path, suffix: str, inputs: list[Path]) -> None:

@@ -12,7 +12,7 @@ import xarray as xr
 
 from bci_adapt.data import channels
 from bci_adapt.data.axes import named_axes, told, with_axes
-from bci_adapt.data.binning import bin_ticks
+from bci_adapt.data.binning import bin_ticks, whole_bins
 from bci_adapt.data.guarded_reading import opened
 from bci_adapt.data.scorable import named
 from bci_adapt.data.sessions import require_one_meaning, start_of
@@ -20,8 +20,12 @@ from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.recommendation import recommended
 from bci_adapt.errors import InputError
 from bci_adapt.ground.catalog import unknown
+from bci_adapt.ground.storage import file_digest
 from bci_adapt.ground.text import clean
+from bci_adapt.ground.version import __version__
 from bci_adapt.live import predicting
+from bci_adapt.live.checkpoints import Checkpoint
+from bci_adapt.live.pieces import Led, Pieces
 from bci_adapt.protocol.evaluation import scores_of
 from bci_adapt.protocol.prequential import prequential
 from bci_adapt.protocol.supervision import Teaching, stream_of
@@ -35,7 +39,7 @@ class Adapted(NamedTuple):
     `prediction` is that of `predicting.predict`, with ``held_out (time)``, True where weights were held. `scores` are
     dicts of variable, part (``online``, each bin predicted before its label; ``held_out``), bins (``in trial``,
     ``all``) and metrics, of variables with labels in the session; `n_labels` counts bins of the stream of which any
-    label became known in it.
+    label became known in it. `checkpoint` is where it stood on the way, if it was asked for.
     """
 
     decoder: Decoder
@@ -44,6 +48,7 @@ class Adapted(NamedTuple):
     n_labels: int
     stream_s: float
     notes: list[str]
+    checkpoint: Checkpoint | None = None
 
 
 def pretrain(
@@ -130,6 +135,11 @@ def adapt(
     stream_s: float = 600.0,
     missing: str = "refuse",
     by: str | None = None,
+    *,
+    checkpoint: Path | str | None = None,
+    every_s: float = 600.0,
+    say: Say = lambda text: None,
+    note: Say = lambda text: None,
 ) -> Adapted:
     """Adapt a saved decoder through the first `stream_s` seconds of a session, at most half of it, and predict the rest
     with weights held.
@@ -137,21 +147,38 @@ def adapt(
     Session and decoder meet as in `predicting.predict`. Labels are used where the session has the decoder's outputs, in
     the same axes and units; without any, only what needs no label adapts.
 
+    With `checkpoint`, a file, where the decoder stands is written there after every `every_s` seconds of the stream;
+    the same call goes on from it, and comes to the same numbers as one that was never ended, bit for bit. `note` is
+    told from where, `say` how far it is. It stays until ``Adapted.checkpoint`` is told to `remove` it, when what it was
+    kept for is written.
+
     Raises
     ------
     InputError
-        as `predicting.predict`, and for labels in other units.
+        as `predicting.predict`, for labels in other units, and for a checkpoint that is damaged, or of another decoder,
+        session, version or settings.
     """
-    decoder_file = Path(decoder_file)
-    decoder, session = predicting.opened(decoder_file, Path(session_file), by)
-    arrays, notes = predicting.match_channels(decoder, session, missing)
+    decoder_file, session_file = Path(decoder_file), Path(session_file)
+    decoder, session = predicting.opened(decoder_file, session_file, by)
     if not stream_s > 0.0:
         raise InputError(f"stream_s must be positive, got {stream_s}")
-    n_stream = arrays.n_stream(stream_s)
-    found = prequential(decoder, stream_of(arrays, Teaching()), n_stream)
+    pieces, kept = Pieces(session, decoder, missing), None
+    if checkpoint is not None:
+        piece_bins = whole_bins(every_s, float(session.attrs["bin_s"]))
+        if piece_bins < 1:
+            raise InputError(f"every_s: expected at least a bin between two checkpoints, got {every_s:g} s")
+        asked = {"decoder": file_digest(decoder_file), "session": file_digest(session_file)}
+        asked |= {"stream_s": stream_s, "missing": missing, "matched_by": by, "version": __version__}
+        kept = Checkpoint(Path(checkpoint), piece_bins, asked)
+    arrays, notes = pieces.without_counts(len(pieces) if kept is None else kept.piece_bins)
+    if not (n_stream := arrays.n_stream(stream_s)):
+        raise InputError(f"{session_file}: {len(pieces)} bins hold no stream of {stream_s:g} s")
+    led = Led(pieces, n_stream if kept is None else kept.piece_bins, kept, say, note)
+    found = prequential(led, stream_of(arrays, Teaching()), n_stream)
     predicted = np.vstack([found.online, found.held_out])
     if found.diverged or not np.isfinite(predicted).all():
         raise InputError(f"{decoder_file}: diverged on {clean(session.attrs['session_id'])}; nothing is kept of it")
+    decoder = led.decoder
     prediction = predicting.prediction_of(session, predicted, decoder, decoder_file, notes)
     prediction["held_out"] = "time", np.arange(len(predicted)) >= n_stream
     scores = [row for row in scores_of(arrays, found, n_stream) if row["part"] in ("online", "held_out")]
@@ -159,4 +186,4 @@ def adapt(
         notes = [*notes, "no label became known in the stream: only what needs none was adapted"]
     for variable, axes in named(arrays, n_stream).items():
         notes = [*notes, *(f"{variable} {clean(axis)} is in no score: {why}" for axis, why in axes.items())]
-    return Adapted(decoder, prediction, scores, found.n_labels, n_stream * float(session.attrs["bin_s"]), notes)
+    return Adapted(decoder, prediction, scores, found.n_labels, n_stream * float(session.attrs["bin_s"]), notes, kept)
