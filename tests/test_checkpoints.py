@@ -21,6 +21,7 @@ import bci_adapt as ba
 from bci_adapt.cli import app
 from bci_adapt.data.prepare import prepare
 from bci_adapt.data.sessions import write_session
+from bci_adapt.decoders import pretrained
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import cache_root
@@ -331,6 +332,18 @@ def test_no_more_than_a_piece_is_converted_at_a_time(decoder, session, tmp_path,
     led(decoder, session, tmp_path / "at")
     assert max(sizes[:-1]) == PIECE
     assert sizes[-1] == 3000 - N_STREAM  # what is held out is predicted at once
+
+
+def test_prediction_in_blocks_is_prediction_at_once(tmp_path, monkeypatch):
+    X, y, reset = recording(seed=2)
+    decoder = ba.OnlineDecoder(**SMALL | {"n_members": 2}, bin_s=0.05).fit(X, y, reset)
+    decoder.adapt(X, y, reset)
+    held, _, begins = recording(seed=3)
+    expected = [decoder.predict(held, begins, continuing=each) for each in (False, True)]
+    for block in (1, 64, 219, 221):  # a segment begins with bin 220
+        monkeypatch.setattr(pretrained, "BLOCK", block)
+        for each, whole in zip((False, True), expected, strict=True):
+            assert np.array_equal(decoder.predict(held, begins, continuing=each), whole)
 
 
 def test_a_hundred_thousand_bins_take_no_more_memory_than_ten_thousand(tmp_path):

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # A decoder's online state is stored under these prefixes.
 _STATE = "state_"
+BLOCK = 20_000
+"""Bins that are normalised and predicted at once, of any number: they are held several times over in between."""
 
 
 class PretrainedDecoder(Decoder):
@@ -203,13 +205,17 @@ class PretrainedDecoder(Decoder):
         W, C = self.state_.predictor() if adapted else self.start_weights_
         hidden = self.state_.predictor_hidden() if adapted and continuing else None
         running = self.running_ if adapted else self._normaliser()
-        x, _ = running.apply(bins.X, bins.observed)
         state = start(PretrainedDecoder._learner(self), W, C, hidden)
         if adapted and continuing:
             output = "mean_output" if self.state_.learner.average is not None else "output"
             state.arrays["output"][:] = self.state_.arrays[output]
-        predictions, _ = run(state, x, None, None, None, bins.observed, bins.reset, in_place=True)
-        return self._unscaled(predictions.mean(axis=0))
+        predictions = []
+        for begin in range(0, max(len(bins.X), 1), BLOCK):
+            X, observed, reset = (each[begin : begin + BLOCK] for each in (bins.X, bins.observed, bins.reset))
+            x, running = running.apply(X, observed)
+            made, state = run(state, x, None, None, None, observed, reset, in_place=True)
+            predictions.append(made.mean(axis=0))
+        return self._unscaled(np.concatenate(predictions))
 
     def with_fitted_statistics(self) -> Self:
         other = copy.copy(self)
