@@ -366,3 +366,11 @@ def test_a_hundred_thousand_bins_take_no_more_memory_than_ten_thousand(tmp_path)
     assert decoder.state_.arrays["counters"].max() >= 100_000
     assert max(peaks[2:]) <= 1.02 * peaks[1]
     assert max(files) <= min(files) + 64  # digits of the header
+
+
+def test_the_benchmark_of_a_stream_counts_its_bins():
+    from bci_adapt.cli.bench.stream import stream
+
+    rows = stream(5000, lambda text: None, piece=2000)
+    assert [row["bins"] for row in rows] == [2000, 4000, 6000]
+    assert all(row["us_per_bin"] > 0 and row["resident_mb"] > 10 and row["file_bytes"] > 1000 for row in rows)

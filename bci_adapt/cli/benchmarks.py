@@ -83,3 +83,26 @@ def bench_drift(
         write_json(json_file, json_safe(rows))
     if json_file != "-":
         print(severity_text(rows))
+
+
+@bench.command("stream")
+def bench_stream(
+    bins: Annotated[float, typer.Option(min=1, help="Bins of the stream.")] = 1e7,
+    json_file: JsonFile = None,
+) -> None:
+    """Time per bin, memory, and the cost of a checkpoint along a stream of days (about two minutes).
+
+    Example: [cyan]bci-adapt bench stream --bins 1e7[/]
+    """
+    from bci_adapt.cli.bench.stream import stream
+
+    with progress(json_file == "-") as bar:
+        rows = stream(int(bins), teller(bar, "measuring"))
+    if json_file is not None:
+        write_json(json_file, rows)
+    if json_file != "-":
+        for row in rows:
+            print_line(
+                f"to bin {row['bins']:>9}: {row['us_per_bin']:.2f} us a bin, {row['resident_mb']:.0f} MB resident, "
+                f"checkpoint {row['store_ms']:.1f} ms, {row['file_bytes']:.0f} bytes"
+            )
