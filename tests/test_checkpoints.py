@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import bci_adapt as ba
 from bci_adapt.cli import app
 from bci_adapt.data.prepare import prepare
-from bci_adapt.data.sessions import write_session
+from bci_adapt.data.session_files import write_session
 from bci_adapt.decoders import pretrained
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.errors import InputError

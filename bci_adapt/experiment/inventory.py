@@ -87,7 +87,7 @@ def _verified_run(item: Item) -> Item:
 
 def _verified_alone(item: Item) -> Item:
     """A file without a digest beside it: a prepared session has one inside."""
-    from bci_adapt.data.sessions import read_session
+    from bci_adapt.data.session_files import read_session
 
     if item.path.suffix == ".nc":
         read_session(item.path)

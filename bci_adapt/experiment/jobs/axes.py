@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bci_adapt.data.axes import with_axes
-from bci_adapt.data.sessions import read_session, write_session
+from bci_adapt.data.session_files import read_session, write_session
 
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
