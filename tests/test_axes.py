@@ -160,15 +160,16 @@ def test_pretrain_and_adapt_know_axes_by_name(days, tmp_path):
     with pytest.raises(InputError, match="unknown target 'force'"):
         adapting.pretrain(days[:2], "emg", axes={"force": ["x"]})
     decoder.save(tmp_path / "two.npz")
-    found = adapting.adapt(tmp_path / "two.npz", days[2], stream_s=100.0)  # which has three muscles
-    cut = with_axes(ba.read(days[2]), {"emg": ["FCR", "ECU"]})
+    found = adapting.adapt(tmp_path / "two.npz", days[2], stream_s=100.0, by="position")  # which has three muscles
+    (third,) = ba.match([ba.read(days[2])], by="position")
+    cut = with_axes(third, {"emg": ["FCR", "ECU"]})
     expected = Decoder.load(tmp_path / "two.npz").adapt(ba.split(cut, 100.0)[0])
     assert np.array_equal(found.prediction["predicted_emg"].values[:2000], expected.values)
     assert "emg ECU is in no score: it does not move in the held-out part" in found.notes
     # asked for by name, it is the whole variable, which the decoder does not decode
     with pytest.raises(InputError, match="emg has axes FCR, ECU, FDS"):
-        Decoder.load(tmp_path / "two.npz").adapt(ba.read(days[2]), "emg")
-    other = ba.read(days[2])
+        Decoder.load(tmp_path / "two.npz").adapt(third, "emg")
+    other = third.copy(deep=True)
     other["emg"].attrs["units"] = "V"
     with pytest.raises(InputError, match="in V, the decoder was trained on FCR, ECU in mV"):
         Decoder.load(tmp_path / "two.npz").adapt(other)
