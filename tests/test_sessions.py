@@ -1,5 +1,7 @@
 """The schema of a session: every breach is named, nothing that breaks it is written or read."""
 
+import errno
+
 import h5py
 import numpy as np
 import pytest
@@ -91,12 +93,13 @@ def test_a_file_is_whole_or_as_it_was(session, tmp_path, monkeypatch):
     write_session(session, path)
     before = path.read_bytes()
 
-    def breaks(self, target, **_):
-        target.write_bytes(b"half")
-        raise OSError("no space left on device")
+    def breaks(self, data):
+        with open(self, "wb") as file:
+            file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("xarray.Dataset.to_netcdf", breaks)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr("pathlib.Path.write_bytes", breaks)
+    with pytest.raises(InputError, match=r"s\.nc: the disk is full"):
         write_session(session, path)
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["s.nc"]

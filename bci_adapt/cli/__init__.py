@@ -21,6 +21,7 @@ from bci_adapt.cli import (  # noqa: F401
 )
 from bci_adapt.cli.common import app, err
 from bci_adapt.errors import InputError
+from bci_adapt.ground.storage import refusal
 
 
 def _optional_json_value(arguments: list[str]) -> list[str]:
@@ -40,6 +41,11 @@ def main() -> None:
         app(args=_optional_json_value(sys.argv[1:]))
     except InputError as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except (OSError, RuntimeError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError) or (said := refusal(error)) is None:
+            raise
+        err.print(f"error: {said}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         err.print("interrupted; what was finished is kept", style="yellow")

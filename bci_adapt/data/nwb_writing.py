@@ -37,6 +37,7 @@ def write_recording(
     Times are seconds from `session_start` (with a time zone); positions are in cm. A unit is named by nothing but its
     electrode, as in the files this one imitates; an electrode that lost its unit stays in the electrodes table.
     """
+    import h5py
     from pynwb import NWBHDF5IO
 
     open_file: Any = NWBHDF5IO
@@ -44,8 +45,13 @@ def write_recording(
     for number, container in enumerate(_in_order(file)):
         # hdmf draws a random id for every object and offers no public way to choose it
         container._AbstractContainer__object_id = str(uuid.uuid5(_NAMESPACE, f"{identifier}/{number}"))
-    with open_file(str(path), mode="w") as io:
+    # Made in memory: on a full disk HDF5 ends the process when it closes its file.
+    held = h5py.File(path.name, "w", driver="core", backing_store=False)
+    with held, open_file(file=held, mode="w") as io:
         io.write(file)
+        held.flush()
+        content = held.id.get_file_image()
+    path.write_bytes(content)
 
 
 def _in_order(file: Any) -> list[Any]:

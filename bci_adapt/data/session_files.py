@@ -31,7 +31,8 @@ def write_session(session: xr.Dataset, path: Path | str) -> None:
     encoding["counts"] = {**encoding.get("counts", {}), "zlib": True, "complevel": 1, "shuffle": True}
     with atomic_path(Path(path)) as temporary:
         stamped = session.assign_attrs({DIGEST: session_digest(session)})
-        stamped.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+        # Made in memory: on a full disk HDF5 ends the process when it closes its file.
+        temporary.write_bytes(stamped.to_netcdf(engine="h5netcdf", encoding=encoding))
         with open_session(temporary) as lazy:
             if lost := differing(session, lazy.load()):
                 raise InputError(

@@ -93,7 +93,7 @@ def write_prediction(prediction: xr.Dataset, path: Path) -> None:
     """Write what `predict` returned as netCDF; the file is whole or, on any failure, untouched."""
     encoding = {name: {"_FillValue": None} for name, value in prediction.variables.items() if value.dtype.kind == "f"}
     with atomic_path(Path(path)) as temporary:
-        prediction.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+        temporary.write_bytes(prediction.to_netcdf(engine="h5netcdf", encoding=encoding))
 
 
 def _known(decoder: Decoder, file: Path) -> Mapping[str, Any]:

@@ -206,28 +206,30 @@ def write_results(path: Path, tables: Mapping[str, Frame], attrs: Mapping[str, A
 
     Raises `InputError` as `long_table` does; nothing is written then.
     """
-    import h5netcdf
     import xarray as xr
 
     checked = {kind: long_table(tables[kind], kind) for kind in SCHEMAS}
+    root: dict[str, Any] = {}
+    for name, value in attrs.items():
+        # numbers and text as they are, everything else as JSON under a name that says so
+        plain = isinstance(value, (str, float, int)) and not isinstance(value, bool) and value != ""
+        plain = plain and not name.endswith(".json")
+        root[name if plain else f"{name}.json"] = value if plain else json.dumps(value)
+    groups, encoding = {"/": xr.Dataset(attrs=root)}, {}
+    for kind, table in checked.items():
+        columns, own = {}, {}
+        for name, type_ in _types(table, kind).items():
+            values, own[name] = table[name].to_numpy(), {"zlib": True, "complevel": 4}
+            if type_ is list:
+                columns[name] = (("row", "block"), padded(values))
+            elif type_ is str and len(table):
+                columns[name], own[name]["dtype"] = ("row", values.astype(object)), "S1"
+            else:
+                columns[name] = ("row", values if len(table) else np.zeros(0, float if type_ is str else type_))
+        groups[f"/{kind}"], encoding[f"/{kind}"] = xr.Dataset(columns), own
     with atomic_path(Path(path)) as temporary:
-        with h5netcdf.File(temporary, "w") as file:
-            for name, value in attrs.items():
-                # numbers and text as they are, everything else as JSON under a name that says so
-                plain = isinstance(value, (str, float, int)) and not isinstance(value, bool) and value != ""
-                plain = plain and not name.endswith(".json")
-                file.attrs[name if plain else f"{name}.json"] = value if plain else json.dumps(value)
-        for kind, table in checked.items():
-            columns, encoding = {}, {}
-            for name, type_ in _types(table, kind).items():
-                values, encoding[name] = table[name].to_numpy(), {"zlib": True, "complevel": 4}
-                if type_ is list:
-                    columns[name] = (("row", "block"), padded(values))
-                elif type_ is str and len(table):
-                    columns[name], encoding[name]["dtype"] = ("row", values.astype(object)), "S1"
-                else:
-                    columns[name] = ("row", values if len(table) else np.zeros(0, float if type_ is str else type_))
-            xr.Dataset(columns).to_netcdf(temporary, group=kind, mode="a", engine="h5netcdf", encoding=encoding)
+        # Made in memory: on a full disk HDF5 ends the process when it closes its file.
+        temporary.write_bytes(xr.DataTree.from_dict(groups).to_netcdf(engine="h5netcdf", encoding=encoding))
 
 
 def read_results(path: Path) -> Results:

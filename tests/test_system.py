@@ -1,0 +1,66 @@
+"""What the operating system refuses: one sentence with what to do, and nothing half-written."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bci_adapt.errors import InputError
+from bci_adapt.ground.storage import atomic_path, refusal, write_text
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "the disk is full: free some space"),
+        (errno.EROFS, "the file system is read-only"),
+        (errno.EACCES, "you may not read or write there"),
+        (errno.EMFILE, "too many files are open"),
+        (errno.ENOTDIR, "a file is where a folder should be"),
+    ],
+)
+def test_each_refusal_says_what_to_do(tmp_path, number, words):
+    target = tmp_path / "result"
+    write_text(target, "before")
+
+    def write():
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(InputError, match=rf"result.*: {words}"):
+        write()
+    assert target.read_text() == "before"
+    assert [each.name for each in tmp_path.iterdir()] == ["result"]
+
+
+def test_what_hdf5_says_in_its_own_way_is_understood_and_other_errors_stay():
+    said = RuntimeError("Can't decrement id ref count (file write failed: errno = 28, error message = 'No space left')")
+    assert "the disk is full" in refusal(said, "x.nc")
+    assert "not enough memory" in refusal(MemoryError())
+    for other in (RuntimeError("diverged"), FileNotFoundError(errno.ENOENT, "none"), ValueError("errno = 28")):
+        assert refusal(other) is None
+    with pytest.raises(RuntimeError, match="diverged"), atomic_path("/tmp/x") as _:
+        raise RuntimeError("diverged")
+
+
+@pytest.mark.parametrize("blocked", ["", "sessions"])
+def test_a_file_where_a_folder_should_be_is_one_sentence_of_a_command(tmp_path, blocked):
+    cache = tmp_path / "cache"
+    if blocked:
+        cache.mkdir()
+    (cache / blocked if blocked else cache).write_text("in the way")
+    config = tmp_path / "tiny.toml"
+    config.write_text(
+        'name = "tiny"\nseeds = [0]\n[source]\nkind = "simulated"\ndays = [0, 1]\nduration_s = 120.0\n'
+        '[[pairs]]\nsource = 1\ntargets = [2]\n[[arms]]\nrule = "immediate"\noptimizer = "rmsprop"\n'
+    )
+    said = subprocess.run(
+        [sys.executable, "-m", "bci_adapt.cli", "run", str(config), "--workers", "0", "-q"],
+        env=os.environ | {"BCI_ADAPT_CACHE": str(cache)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert said.returncode == 2, said.stderr
+    assert "Traceback" not in said.stderr
+    assert "a file is where a folder should be: move it away" in said.stderr
