@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from bci_adapt.decoders.inputs import Bins
-from bci_adapt.decoders.lags import LaggedDecoder, ridge
+from bci_adapt.decoders.lags import LaggedDecoder, NormalEquations
 from bci_adapt.errors import InputError
 from bci_adapt.learning.normaliser import FLOOR
 
@@ -109,7 +109,7 @@ class AlignedDecoder(LaggedDecoder):
         self.bin_s = bin_s
         self.missing = missing
 
-    def _fit(self, sessions: list[Bins]) -> None:
+    def _fit(self, sessions: Sequence[Bins]) -> None:
         m, k = self.n_features_in_, min(self.n_latents, self.n_features_in_ // 2)
         if k < 1:
             raise InputError(
@@ -119,12 +119,16 @@ class AlignedDecoder(LaggedDecoder):
             raise InputError(
                 f"n_stable must be at least n_latents ({k}), or the rotation is undecided; got {self.n_stable}"
             )
-        normalised = self._normalised(sessions)
-        seen = np.concatenate([x[bins.observed] for x, bins in zip(normalised, sessions, strict=True)])
-        self.loadings_, private = factors(seen.T @ seen / len(seen), k)
+        seconds, n_seen = np.zeros((m, m)), 0
+        for x, bins in self._normalised(sessions):
+            seen = x[bins.observed]
+            seconds, n_seen = seconds + seen.T @ seen, n_seen + len(seen)
+        self.loadings_, private = factors(seconds / n_seen, k)
         self.encoder_ = encoder(self.loadings_, private)
-        features, labels = self._labelled([x @ self.encoder_ for x in normalised], sessions)
-        self.latent_coef_, _ = ridge(features, labels, self.penalty)
+        equations = NormalEquations()
+        for features, labels in self._blocks(sessions, lambda x: x @ self.encoder_):
+            equations.add(features, labels)
+        self.latent_coef_, _ = equations.solve(self.penalty)
         self.stable_ = np.arange(m)
         self._compose()
         self._start_session()

@@ -19,7 +19,7 @@ import json
 import warnings
 import zipfile
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -34,11 +34,13 @@ from bci_adapt.data.binning import bin_ticks
 from bci_adapt.data.labelled import Arrays
 from bci_adapt.data.sessions import session_id_of
 from bci_adapt.decoders import inputs
+from bci_adapt.decoders.held import Held, unpacking
 from bci_adapt.decoders.inputs import Bins
 from bci_adapt.decoders.settings import as_plain, from_plain, require_numbers
 from bci_adapt.decoders.timing import arrival_bins
 from bci_adapt.errors import InputError
 from bci_adapt.ground.catalog import pick, variants
+from bci_adapt.ground.one_by_one import OneByOne
 from bci_adapt.ground.storage import atomic_path
 from bci_adapt.metrics import r2
 
@@ -121,8 +123,8 @@ class Decoder(RegressorMixin, BaseEstimator):
         return self
 
     def extend(self, X, y=None, reset=None) -> Self:
-        """Go on training when a day is added: X is the list of all sessions so far, the new one last. A decoder whose
-        training has a closed form is simply fitted again. Targets are those of the fit.
+        """Go on training when a day is added: X is the list of all sessions so far, the new one last, with the targets
+        of the fit. A decoder whose training has a closed form is simply fitted again.
         """
         self.require_fitted()
         if not inputs.several(X):
@@ -131,9 +133,9 @@ class Decoder(RegressorMixin, BaseEstimator):
             self._extend(self._training_bins(X, y, reset))
         return self
 
-    def _training_bins(self, X, y, reset) -> list[Bins]:
-        """Checked sessions to train on; sets what the decoder knows of its inputs and outputs."""
-        sessions = list(X) if inputs.several(X) else [X]
+    def _training_bins(self, X, y, reset) -> Sequence[Bins]:
+        """Checked sessions to train on, unpacked as they are read; sets what is known of inputs and outputs."""
+        sessions = X if isinstance(X, OneByOne) else list(X) if inputs.several(X) else [X]
         if not sessions:
             raise InputError("X: expected at least one session, got an empty list")
         inputs.check_settings(self.missing)
@@ -143,7 +145,7 @@ class Decoder(RegressorMixin, BaseEstimator):
             plain = self._labelled_training(sessions, y, reset)
         else:
             plain = self._plain_training(sessions, y, reset, several=inputs.several(X))
-        made = []
+        held: list[Held] = []
         for place, (session, labels, begins) in enumerate(plain):
             n = getattr(self, "n_features_in_", None), getattr(self, "n_outputs_", None)
             bins = inputs.check_arrays(session, labels, begins, *n, decoder=type(self).__name__)
@@ -154,23 +156,22 @@ class Decoder(RegressorMixin, BaseEstimator):
                 )
             if not (bins.weight > 0).any():
                 raise InputError(f"y: expected finite labels to train on, got none{inputs.called(sessions, place)}")
-            made.append(bins)
+            held.append(Held.of(bins))
             self.n_features_in_, self.n_outputs_ = bins.X.shape[1], bins.Y.shape[1]
+        made = unpacking(held)
         inputs.require_labels(made, self.metadata_.get("outputs", ()))
         if self.metadata_.get("counts_units", "count") != "count":
             self.metadata_ = {**self.metadata_, "power_scale": scale or inputs.power_scale(made)}
-        return [self._featured(bins) for bins in made]
+        return unpacking(held, self._featured)
 
     def _featured(self, bins: Bins) -> Bins:
         return bins._replace(X=inputs.features_of(bins.X, self.metadata_))
 
-    def _labelled_training(self, sessions: list[Any], y: Any, reset: Any) -> list[tuple[Any, Any, Any]]:
+    def _labelled_training(self, sessions: Sequence[Any], y: Any, reset: Any) -> Iterator[tuple[Any, Any, Any]]:
         """X, y and reset of each labelled session, all with the channels of the first (or of the fit, if it was)."""
         if reset is not None:
             raise InputError("reset: the segments of a session come with it; leave it out")
         known = dict(self.metadata_)
-        if not all(inputs.is_labelled(each) for each in sessions):
-            raise InputError("X: expected sessions of one kind, got some with labels and some without")
         if not known and y is None and isinstance(sessions[0], xr.Dataset):
             raise InputError("y: expected the name of the target beside a session: fit(session, 'velocity')")
         beside = isinstance(sessions[0], xr.DataArray)
@@ -179,19 +180,20 @@ class Decoder(RegressorMixin, BaseEstimator):
             labels = list(y) if isinstance(y, list | tuple) else [y]
         if len(labels) != len(sessions):
             raise InputError(f"fit: expected as many label arrays as sessions, got {len(labels)} for {len(sessions)}")
-        made, told = [], []
+        told: list[str] = []
         for session, own in zip(sessions, labels, strict=True):
+            if not inputs.is_labelled(session):
+                raise InputError("X: expected sessions of one kind, got some with labels and some without")
             arrays, notes = inputs.enter(session, own, known, getattr(self, "bin_s_", None), self.missing)
             for note in notes:
                 warnings.warn(note, UserWarning, stacklevel=5)
             self.bin_s_ = self._width(arrays.bin_s if arrays.metadata else None)
             told.append(arrays.session_id)
             known = {**arrays.metadata, "sessions": list(told)}
-            made.append((arrays.X, arrays.y, arrays.reset))
+            yield arrays.X, arrays.y, arrays.reset
         self.metadata_ = known if known.get("channels") else {}
-        return made
 
-    def _plain_training(self, sessions: list[Any], y: Any, reset: Any, several: bool) -> list[tuple[Any, Any, Any]]:
+    def _plain_training(self, sessions: Sequence[Any], y: Any, reset: Any, several: bool) -> list[tuple[Any, Any, Any]]:
         if y is None:
             raise InputError(f"y: {type(self).__name__} requires y to be passed, but the target y is None")
         labels = list(y) if several else [y]
@@ -231,10 +233,11 @@ class Decoder(RegressorMixin, BaseEstimator):
             raise
 
     @abstractmethod
-    def _fit(self, sessions: list[Bins]) -> None:
-        """Train on checked sessions. Arrays that the decoder holds are replaced, never written into."""
+    def _fit(self, sessions: Sequence[Bins]) -> None:
+        """Train on checked sessions, a year of them perhaps: keep no more of each than its counts. Arrays that the
+        decoder holds are replaced, never written into."""
 
-    def _extend(self, sessions: list[Bins]) -> None:
+    def _extend(self, sessions: Sequence[Bins]) -> None:
         self._fit(sessions)
 
     # -- the session ---------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from bci_adapt.data.sessions import NOBODYS, ON_CHANNELS, check, kinematic_names
 from bci_adapt.decoders import same_channels
 from bci_adapt.errors import InputError
 from bci_adapt.ground.catalog import unknown
+from bci_adapt.ground.one_by_one import OneByOne
 from bci_adapt.ground.text import clean
 
 MISSING = ("refuse", "zero")
@@ -45,6 +46,11 @@ class Bins(NamedTuple):
     observed: np.ndarray
     reset: np.ndarray
 
+    @property
+    def usable(self) -> np.ndarray:
+        """(n_bins,) where there are neurons and a label of every output."""
+        return self.observed & (self.weight > 0).all(axis=1)
+
 
 def is_labelled(X: Any) -> TypeGuard[xr.Dataset | xr.DataArray | Arrays]:
     """Whether X says itself what it is: a session, its arrays, or a DataArray."""
@@ -53,6 +59,8 @@ def is_labelled(X: Any) -> TypeGuard[xr.Dataset | xr.DataArray | Arrays]:
 
 def several(X: Any) -> bool:
     """Whether X is a list of sessions, not one."""
+    if isinstance(X, OneByOne):
+        return True
     if isinstance(X, Arrays) or not isinstance(X, list | tuple):
         return False
     return not X or all(is_labelled(each) or np.ndim(each) > 1 for each in X)

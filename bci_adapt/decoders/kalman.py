@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -158,16 +158,13 @@ class KalmanDecoder(Decoder):
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def _fit(self, sessions: list[Bins]) -> None:
+    def _fit(self, sessions: Sequence[Bins]) -> None:
         layout, nothing = self._layout(), np.full(self._n_formed(), np.nan)
         days = []
         for bins in sessions:
-            statistics = Normaliser.fit(bins.X, bins.observed)
-            past = np.full((self.lag_bins, self.n_features_in_), np.nan)
-            z, _ = self._lagged(statistics.apply(bins.X, bins.observed)[0], bins, past)
             labels = np.where((bins.weight > 0).all(axis=1, keepdims=True), bins.Y, np.nan)
-            days.append((z, self._states(labels, bins.reset, nothing)[0], np.cumsum(bins.reset)))
-        states = np.concatenate([s for _, s, _ in days])
+            days.append((self._states(labels, bins.reset, nothing)[0], np.cumsum(bins.reset)))
+        states = np.concatenate([s for s, _ in days])
         states = states[np.isfinite(states).all(axis=1)]
         if len(states) < 2 or not (states.std(axis=0) > 0).all():
             raise InputError("y: expected labels that vary in every output, got too few or constant ones")
@@ -175,11 +172,14 @@ class KalmanDecoder(Decoder):
         if self.state == "position_velocity":
             # Position is the integral of velocity as it is, its mean included.
             self.label_mean_[len(layout.kinds) // 2 :] = 0.0
-        scaled = [((s - self.label_mean_) / self.label_scale_, stretch) for _, s, stretch in days]
+        scaled = [((s - self.label_mean_) / self.label_scale_, stretch) for s, stretch in days]
         self._fit_movement(scaled, layout)
         d = len(layout.kinds)
         self.moments_ = np.zeros((d + 1 + self.n_features_in_, d + 1 + self.n_features_in_))
-        for (z, _, _), (s, _) in zip(days, scaled, strict=True):
+        past = np.full((self.lag_bins, self.n_features_in_), np.nan)
+        for bins, (s, _) in zip(sessions, scaled, strict=True):
+            statistics = Normaliser.fit(bins.X, bins.observed)
+            z, _ = self._lagged(statistics.apply(bins.X, bins.observed)[0], bins, past)
             rows = self._rows(z, s)
             self.moments_ += rows.T @ rows
         if self.moments_[d, d] < d + 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Self
 
 import numpy as np
@@ -30,15 +31,42 @@ def lagged(x: np.ndarray, stretch: np.ndarray, n_lags: int, before: np.ndarray |
     return out
 
 
-def ridge(features: np.ndarray, targets: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares with `penalty` per bin on every weight but the constant's (the last column).
+_BLOCK = 4096  # bins whose lagged features are held at a time
 
-    Returns the weights (n_features, n_outputs) and the inverse of ΦᵀΦ + penalty · n_bins · I.
+
+class NormalEquations:
+    """Least squares of any number of rows in the memory of its moments: ΦᵀΦ and ΦᵀY, summed up block by block in
+    float64. `share` is the number of rows, or of discounted ones the sum of their weights.
+
+    It solves what ridge on all rows at once by their moments would, and no worse: sums of another order differ in the
+    last digits, which a penalised problem magnifies by at most (largest eigenvalue of ΦᵀΦ) / penalty.
     """
-    gram = features.T @ features
-    gram[np.diag_indices(len(gram) - 1)] += penalty * len(features)
-    inverse = np.linalg.inv(gram)
-    return inverse @ (features.T @ targets), inverse
+
+    def __init__(self) -> None:
+        self.gram: np.ndarray | float = 0.0
+        self.products: np.ndarray | float = 0.0
+        self.share = 0.0
+
+    def add(self, features: np.ndarray, targets: np.ndarray, root: np.ndarray | None = None) -> None:
+        """Add features (n_rows, n_features) and targets (n_rows, n_outputs), each row times its `root` (n_rows,)."""
+        if root is not None:
+            features, targets = features * root[:, None], targets * root[:, None]
+        self.gram = self.gram + features.T @ features
+        self.products = self.products + features.T @ targets
+        self.share += len(features) if root is None else float(np.sum(root**2))
+
+    def solve(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+        """Weights (n_features, n_outputs) with `penalty` per row on every weight but the constant's, the last, and the
+        inverse of ΦᵀΦ + penalty · share · I.
+
+        Raises `InputError` where no row was added.
+        """
+        if not isinstance(self.gram, np.ndarray) or not self.share:
+            raise InputError("y: expected bins with neurons in which every output has a label, got none")
+        gram = self.gram.copy()
+        gram[np.diag_indices(len(gram) - 1)] += penalty * self.share
+        inverse = np.linalg.inv(gram)
+        return inverse @ self.products, inverse
 
 
 class LaggedDecoder(Decoder):
@@ -54,29 +82,29 @@ class LaggedDecoder(Decoder):
         self.running_mean_, self.running_variance_ = statistics.mean, statistics.variance
         self.past_ = np.zeros((self.n_lags - 1, len(statistics.mean)))
 
-    def _normalised(self, given: list[Bins]) -> list[np.ndarray]:
-        """Features of each training session, normalised by its own statistics; the last one's are kept."""
-        sessions = []
+    def _normalised(self, given: Sequence[Bins]) -> Iterator[tuple[np.ndarray, Bins]]:
+        """Features (n_bins, n_channels) of each training session, normalised by its own statistics, and the session.
+        Those of the last one are kept.
+        """
         for bins in given:
             statistics = Normaliser.fit(bins.X, bins.observed)
-            sessions.append(statistics.apply(bins.X, bins.observed)[0])
-        self._start_statistics(statistics)  # type: ignore[possibly-undefined]
-        return sessions
+            self._start_statistics(statistics)
+            yield statistics.apply(bins.X, bins.observed)[0], bins
 
-    def _training_features(self, given: list[Bins]) -> tuple[np.ndarray, np.ndarray]:
-        """Features and labels of every fully labelled bin, each session normalised by its own statistics."""
-        return self._labelled(self._normalised(given), given)
-
-    def _labelled(self, sessions: list[np.ndarray], given: list[Bins]) -> tuple[np.ndarray, np.ndarray]:
-        """Lagged bins of `sessions` (each (n_bins, n)) and labels, where a bin is fully labelled."""
-        features, labels = [], []
-        for x, bins in zip(sessions, given, strict=True):
-            usable = bins.observed & (bins.weight > 0).all(axis=1)
-            features.append(lagged(x, np.cumsum(bins.reset), self.n_lags)[usable])
-            labels.append(bins.Y[usable])
-        if not any(len(each) for each in labels):
-            raise InputError("y: expected bins with neurons in which every output has a label, got none")
-        return np.concatenate(features), np.concatenate(labels)
+    def _blocks(
+        self, given: Sequence[Bins], latents: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Lagged features and labels of every fully labelled bin of the training sessions, `_BLOCK` bins at a time:
+        the lags of a day are many times the day. With `latents` it is those of a day's bins that are lagged.
+        """
+        for x, bins in self._normalised(given):
+            x, usable = x if latents is None else latents(x), bins.usable
+            stretch = np.cumsum(bins.reset)
+            for begin in range(0, len(x), _BLOCK):
+                part, before = slice(begin, begin + _BLOCK), max(0, begin - self.n_lags + 1)
+                reach = slice(before, part.stop)
+                features = lagged(x[reach], stretch[reach], self.n_lags)[begin - before :]
+                yield features[usable[part]], bins.Y[part][usable[part]]
 
     def begin(self) -> None:
         self.require_fitted()

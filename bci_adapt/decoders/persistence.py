@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,7 +37,7 @@ class PersistenceDecoder(Decoder):
         self.bin_s = bin_s
         self.missing = missing
 
-    def _fit(self, sessions: list[Bins]) -> None:
+    def _fit(self, sessions: Sequence[Bins]) -> None:
         labels = np.concatenate([np.where(bins.weight > 0, bins.Y, np.nan) for bins in sessions])
         self.last_ = np.nanmean(labels, axis=0)
         self.begin()

@@ -13,6 +13,7 @@ import numpy as np
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.inputs import Bins
 from bci_adapt.errors import InputError
+from bci_adapt.ground.one_by_one import OneByOne
 from bci_adapt.learning.cells.base import Network, cell
 from bci_adapt.learning.credit.base import rule
 from bci_adapt.learning.normaliser import Normaliser
@@ -85,14 +86,14 @@ class PretrainedDecoder(Decoder):
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def _fit(self, sessions: list[Bins]) -> None:
+    def _fit(self, sessions: Sequence[Bins]) -> None:
         """Pretrain on one or several sessions, each normalised by its own statistics. Stretches that cannot be trained
         on are counted in a warning and in ``metadata_["left_out"]``.
         """
         self._learner()  # a rule or a constant that is none is refused before the training, not after it
         self._train_on(sessions, extends=False)
 
-    def _extend(self, sessions: list[Bins]) -> None:
+    def _extend(self, sessions: Sequence[Bins]) -> None:
         """Go on pretraining: `added_updates` gradient steps over all sessions, from the weights of the last training;
         what was learned online is left out. An optimiser of its own decays from `added_rate`; statistics are then those
         of the last session.
@@ -102,9 +103,13 @@ class PretrainedDecoder(Decoder):
         """
         self._train_on(sessions, extends=True)
 
-    def _train_on(self, sessions: list[Bins], extends: bool) -> None:
+    def _train_on(self, sessions: Sequence[Bins], extends: bool) -> None:
         statistics = [Normaliser.fit(bins.X, bins.observed) for bins in sessions]
-        normalised = [norm.apply(b.X, b.observed)[0] for norm, b in zip(statistics, sessions, strict=True)]
+
+        def normalised(day: int) -> np.ndarray:
+            bins = sessions[day]
+            return statistics[day].apply(bins.X, bins.observed)[0]
+
         labels = np.concatenate([np.where(bins.weight > 0, bins.Y, np.nan) for bins in sessions])
         mean, scale = np.nanmean(labels, axis=0), np.nanstd(labels, axis=0)
         if not (scale > 0).all():
@@ -121,11 +126,13 @@ class PretrainedDecoder(Decoder):
         targets = [self._scaled(bins) for bins in sessions]
         if self.pretrained:
             parts = [list(part) for part in zip(*((b.weight, b.observed, b.reset) for b in sessions), strict=True)]
-            self.W_, self.C_ = self._train((normalised, targets, *parts), seeds, settings, initial)
+            self.W_, self.C_ = self._train(
+                (OneByOne(normalised, range(len(sessions))), targets, *parts), seeds, settings, initial
+            )
         else:
             self.W_, self.C_ = self.start_weights_
         self.mean_, self.variance_ = statistics[-1].mean, statistics[-1].variance
-        self._fitted(normalised[-1], targets[-1], sessions[-1])
+        self._fitted(normalised(-1), targets[-1], sessions[-1])
         vars(self).pop("state_", None)
 
     def _pretraining(self, **constants: Any) -> Pretraining:

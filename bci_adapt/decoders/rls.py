@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,7 +10,7 @@ from scipy.linalg import get_blas_funcs
 
 from bci_adapt.decoders.blocks import label_blocks
 from bci_adapt.decoders.inputs import Bins
-from bci_adapt.decoders.lags import LaggedDecoder, ridge
+from bci_adapt.decoders.lags import LaggedDecoder, NormalEquations
 from bci_adapt.decoders.timing import arrival_bins, delay_bins, forgetting
 
 
@@ -62,13 +62,14 @@ class RLSDecoder(LaggedDecoder):
         self.bin_s = bin_s
         self.missing = missing
 
-    def _fit(self, sessions: list[Bins]) -> None:
-        features, labels = self._training_features(sessions)
-        age = np.arange(len(features))[::-1]
-        root = np.maximum(forgetting(self.memory_s, self.bin_s_) ** (age / 2), 1e-6)[:, None]
-        # `ridge` penalises per row; the discounted problem has only this many rows' worth of evidence.
-        share = float(np.sum(root**2)) / len(features)
-        self.coef_, self.P_ = ridge(features * root, labels * root, self.penalty * share)
+    def _fit(self, sessions: Sequence[Bins]) -> None:
+        newer = sum(int(bins.usable.sum()) for bins in sessions)
+        gamma, equations = forgetting(self.memory_s, self.bin_s_), NormalEquations()
+        for features, labels in self._blocks(sessions):
+            newer -= len(features)
+            age = newer + np.arange(len(features))[::-1]
+            equations.add(features, labels, np.maximum(gamma ** (age / 2), 1e-6))
+        self.coef_, self.P_ = equations.solve(self.penalty)
         self._clear_waiting()
 
     def _clear_waiting(self) -> None:
@@ -83,10 +84,9 @@ class RLSDecoder(LaggedDecoder):
     def _partial_fit(self, bins: Bins, arrives: Any) -> np.ndarray:
         known = arrival_bins(arrives, len(bins.X), delay_bins(self.label_delay_s, self.bin_s_))
         features, running, past = self._features(bins, continuing=True)
-        usable = bins.observed & (bins.weight > 0).all(axis=1)
         # A bin without neurons has nothing to learn from, whenever its label comes.
         queue = np.vstack([self.waiting_features_, np.where(bins.observed[:, None], features, np.nan)])
-        labels = np.vstack([self.waiting_labels_, np.where(usable[:, None], bins.Y, np.nan)])
+        labels = np.vstack([self.waiting_labels_, np.where(bins.usable[:, None], bins.Y, np.nan)])
         due = np.concatenate([self.waiting_arrives_, known])
         block = max(1, delay_bins(self.update_every_s, self.bin_s_))
         steps, taken = label_blocks(due, len(self.waiting_arrives_), bins.reset, block)

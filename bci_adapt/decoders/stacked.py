@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -82,7 +82,7 @@ class StackedDecoder(OnlineDecoder):
 
     # -- training ------------------------------------------------------------------------------------------------
 
-    def _train_on(self, sessions: list[Bins], extends: bool) -> None:
+    def _train_on(self, sessions: Sequence[Bins], extends: bool) -> None:
         super()._train_on(sessions, extends)
         self.linear_ = self._new_linear()
         self.linear_._fit(sessions)

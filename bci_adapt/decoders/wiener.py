@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from bci_adapt.decoders.inputs import Bins
-from bci_adapt.decoders.lags import LaggedDecoder, ridge
+from bci_adapt.decoders.lags import LaggedDecoder, NormalEquations
 
 
 class WienerDecoder(LaggedDecoder):
@@ -43,8 +43,11 @@ class WienerDecoder(LaggedDecoder):
         self.bin_s = bin_s
         self.missing = missing
 
-    def _fit(self, sessions: list[Bins]) -> None:
-        self.coef_, _ = ridge(*self._training_features(sessions), self.penalty)
+    def _fit(self, sessions: Sequence[Bins]) -> None:
+        equations = NormalEquations()
+        for features, labels in self._blocks(sessions):
+            equations.add(features, labels)
+        self.coef_, _ = equations.solve(self.penalty)
 
     @property
     def learns_online(self) -> bool:

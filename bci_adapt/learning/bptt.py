@@ -181,15 +181,24 @@ def batch(data: Sequence[Any], able: Windows, drawn: Any) -> list[Any]:
 
 
 def _joined(X, Y, weight, observed) -> list[Any]:
-    """X, Y and weight of the observed bins of all sessions, float32; Y is 0 where there is no label."""
+    """X, Y and weight of the observed bins of all sessions, float32; Y is 0 where there is no label. The days are
+    written one after another into one tensor, so that a sequence that makes them as they are asked for stays cheap.
+    """
     import torch
 
-    kept = [
-        [np.asarray(part, float)[np.asarray(seen, bool)] for part, seen in zip(parts, observed, strict=True)]
-        for parts in (X, Y, weight)
-    ]
-    x, y, w = (np.concatenate(parts) for parts in kept)
-    return [torch.tensor(part, dtype=torch.float32) for part in (x, np.where(w > 0, y, 0.0), w)]
+    kept = [np.asarray(seen, bool) for seen in observed]
+    ends = np.cumsum([0, *(int(seen.sum()) for seen in kept)]).tolist()
+    made: list[Any] = []
+    for parts in (X, Y, weight):
+        joined: Any = None
+        for part, seen, begin, end in zip(parts, kept, ends, ends[1:], strict=False):
+            rows = np.asarray(part, float)[seen]
+            joined = torch.empty((ends[-1], rows.shape[1]), dtype=torch.float32) if joined is None else joined
+            joined[begin:end] = torch.from_numpy(rows)
+        made.append(joined)
+    x, y, w = made
+    y[w <= 0] = 0.0
+    return [x, y, w]
 
 
 def _drawing(able: Windows, settings: Pretraining, generator: Any) -> Callable[[], Any]:

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from bci_adapt.data.labelled import job_arrays
+from bci_adapt.data.labelled import Arrays, job_arrays
 from bci_adapt.decoders.base import Decoder, decoder_class
 from bci_adapt.errors import InputError
+from bci_adapt.ground.one_by_one import OneByOne
 
 
 def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
@@ -18,11 +19,12 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     """
     names = [f"session{i}" for i in range(len(inputs) - ("before" in inputs))]
     whole = len(names) - parameters["n_streams"]
-    sessions = [job_arrays(parameters, inputs[name]) for name in names]
-    given = [
-        each.part(slice(each.n_stream(parameters["stream_s"] if i >= whole else None)))
-        for i, each in enumerate(sessions)
-    ]
+
+    def read(number: int) -> Arrays:
+        arrays = job_arrays(parameters, inputs[names[number]])
+        return arrays.part(slice(arrays.n_stream(parameters["stream_s"] if number >= whole else None)))
+
+    given = OneByOne(read, range(len(names)))
     constants = parameters["constants"]
     try:
         if "before" in inputs:
@@ -30,6 +32,6 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
         else:
             decoder = decoder_class(parameters["decoder"])(**constants).fit(given)
     except InputError as error:
-        told = ", ".join(each.session_id for each in sessions)
+        told = ", ".join(each.session_id for each in given)
         raise InputError(f"{parameters['decoder']} on {told}: {error}") from error
     decoder.save(out)
