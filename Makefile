@@ -1,11 +1,12 @@
 # make run   set up, simulate three days of recordings, run the cross-session experiment, write its report
 # make test  set up, then linters, types, import directions and every test
+# make test-slurm  a run on a real Slurm cluster of this machine (root; apt install slurm-wlm munge), else skipped
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv run test clean
+.PHONY: venv run test test-slurm clean
 
 venv: $(VENV)/.installed
 
@@ -26,6 +27,10 @@ test: venv
 	$(BIN)/basedpyright
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 	-@$(BIN)/bci-adapt reproduce --check docs/claims.json
+
+test-slurm: venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[slurm]'
+	BCI_ADAPT_TEST_SLURM=1 tests/slurm/with_slurm.sh $(BIN)/python -m pytest -n 0 tests/test_slurm.py || test $$? = 77
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -20,7 +20,7 @@ from bci_adapt.cli import (  # noqa: F401
     variants,
 )
 from bci_adapt.cli.common import app, err
-from bci_adapt.errors import InputError
+from bci_adapt.errors import InputError, WorkersLost
 from bci_adapt.ground.storage import refusal
 
 
@@ -42,6 +42,9 @@ def main() -> None:
     except InputError as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
+    except WorkersLost as error:
+        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
     except (OSError, RuntimeError, MemoryError) as error:
         if isinstance(error, BrokenPipeError) or (said := refusal(error)) is None:
             raise

@@ -17,6 +17,8 @@ from bci_adapt.errors import InputError
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
+    from bci_adapt.ground.engine import Workplace
+
 Item = TypeVar("Item")
 
 app = typer.Typer(
@@ -72,7 +74,15 @@ Workers = Annotated[
     int | None, typer.Option(help="Worker processes, one thread each; one per CPU when not given, 0 for none.")
 ]
 Scheduler = Annotated[
-    str | None, typer.Option(metavar="ADDRESS", help="A running dask scheduler to use instead of local workers.")
+    str | None,
+    typer.Option(metavar="ADDRESS", help="A running dask scheduler to use instead of local workers; tls://… over TLS."),
+]
+_TLS = "PEM file for a tls:// scheduler; when not given, what dask's own configuration says."
+TlsCa = Annotated[Path | None, typer.Option("--tls-ca", metavar="FILE", help=f"Certificate authority: {_TLS}")]
+TlsCert = Annotated[Path | None, typer.Option("--tls-cert", metavar="FILE", help=f"Own certificate: {_TLS}")]
+TlsKey = Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help=f"Key of it: {_TLS}")]
+SlurmProfile = Annotated[
+    Path | None, typer.Option("--slurm", metavar="PROFILE.toml", help="Let Slurm start the workers (docs/scale.md).")
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Use what is in the cache; ask no archive.")]
 Verify = Annotated[
@@ -162,3 +172,19 @@ def write_json(where: str, payload: Any) -> None:
         from bci_adapt.ground.storage import write_text
 
         write_text(Path(where), text + "\n")
+
+
+def workplace(scheduler: str | None, files: Sequence[Path | None], slurm: Path | None) -> Workplace | None:
+    """Where jobs are performed if not here; `files` are those of TLS: authority, certificate, key."""
+    from bci_adapt.ground.pools import Remote
+    from bci_adapt.ground.slurm import Slurm
+
+    if slurm is not None and scheduler is not None:
+        raise InputError("--slurm and --scheduler exclude each other; give one of them")
+    if slurm is not None:
+        return Slurm.read(slurm)
+    if scheduler is None:
+        if any(each is not None for each in files):
+            raise InputError("--tls-ca, --tls-cert, --tls-key: go with --scheduler tls://host:port, which is not given")
+        return None
+    return Remote(scheduler, *files)

@@ -15,7 +15,7 @@ from bci_adapt.experiment.common_jobs import axes_job, prepare_job
 from bci_adapt.experiment.config import EARLIER, Config, DandiSource, FilesSource, PairSection, SimulatedSource
 from bci_adapt.experiment.pairs import Channels, Pair, choose_pairs, match_channels, unscorable
 from bci_adapt.experiment.tuned import Tuned
-from bci_adapt.ground.engine import Outcome, Progress, execute
+from bci_adapt.ground.engine import Outcome, Progress, Workplace, execute
 from bci_adapt.ground.jobs import Job
 from bci_adapt.ground.storage import cache_root
 
@@ -98,7 +98,7 @@ def prepare_sessions(
     sections: Sequence[PairSection],
     *,
     workers: int | None = None,
-    scheduler: str | None = None,
+    scheduler: Workplace | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
     note: Callable[[str], None] = lambda text: None,

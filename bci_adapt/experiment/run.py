@@ -19,7 +19,7 @@ from bci_adapt.experiment.pairs import Pair, require_source, unscorable, unusabl
 from bci_adapt.experiment.preparing import Prepared, prepare_sessions, refuse_failures
 from bci_adapt.experiment.run_folder import Plan, Ran, manifest_of, manifest_of_shard, write_run
 from bci_adapt.experiment.tuned import read_tuned
-from bci_adapt.ground.engine import Outcome, Progress, execute
+from bci_adapt.ground.engine import Outcome, Progress, Workplace, execute
 from bci_adapt.ground.jobs import Job
 from bci_adapt.ground.storage import cache_root
 from bci_adapt.results.manifest import Manifest
@@ -39,7 +39,7 @@ def run_experiment(
     config: Config,
     *,
     workers: int | None = None,
-    scheduler: str | None = None,
+    scheduler: Workplace | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
     note: Callable[[str], None] = lambda text: None,
@@ -105,7 +105,7 @@ def _executed(plan: Plan, options: Mapping[str, Any]) -> tuple[list[Job], list[O
     return scores, outcomes
 
 
-def _measured(plan: Plan, workers: int | None, scheduler: str | None, progress: Progress | None) -> Outcome:
+def _measured(plan: Plan, workers: int | None, scheduler: Workplace | None, progress: Progress | None) -> Outcome:
     """Run the jobs that measure what a bin costs, one at a time: with nothing of this run beside them."""
     needed = {job: [each for each in job.inputs.values() if isinstance(each, Job)] for job in plan.costs.values()}
     ready = [job for job, inputs in needed.items() if all(each.is_done for each in inputs)]

@@ -17,7 +17,7 @@ from bci_adapt.experiment.config import Config
 from bci_adapt.experiment.pairs import Pair, require_source, unscorable
 from bci_adapt.experiment.preparing import prepare_sessions
 from bci_adapt.experiment.tuned import choose, tuned_text
-from bci_adapt.ground.engine import Progress, execute
+from bci_adapt.ground.engine import Progress, Workplace, execute
 from bci_adapt.ground.jobs import Job
 from bci_adapt.ground.storage import write_text
 
@@ -95,7 +95,7 @@ def tune(
     config: Config,
     *,
     workers: int | None = None,
-    scheduler: str | None = None,
+    scheduler: Workplace | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
     note: Callable[[str], None] = lambda text: None,

@@ -11,15 +11,19 @@ import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from bci_adapt.errors import InputError
 from bci_adapt.ground import seals
 from bci_adapt.ground.jobs import Job
 from bci_adapt.ground.locks import mark_in_use
 from bci_adapt.ground.performing import ONE_THREAD, environment, sweep, task
-from bci_adapt.ground.pools import MAX_TRIES, Cluster, Serial
+from bci_adapt.ground.pools import MAX_TRIES, Cluster, Remote, Serial
+from bci_adapt.ground.slurm import Slurm
 from bci_adapt.ground.storage import cache_root
+
+Workplace: TypeAlias = str | Remote | Slurm
+"""Where jobs are performed if not here: a running dask scheduler, or its address, or a Slurm cluster."""
 
 
 def plan(jobs: Iterable[Job]) -> tuple[list[Job], list[Job]]:
@@ -108,17 +112,19 @@ def execute(
     jobs: Iterable[Job],
     *,
     workers: int | None = None,
-    scheduler: str | None = None,
+    scheduler: Workplace | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Run what `jobs` need and do not have yet, each job in a worker process with one thread.
 
     `workers` is the number of processes (default: one per CPU); 0 runs the jobs one after another in this process.
-    `scheduler` is the address of a running dask scheduler instead, whose workers see the same file system. A job that
+    `scheduler` is a running dask scheduler instead, or its address, or a Slurm cluster; workers see the same file
+    system. A job that
     raises is a `Failure`; what depends on it is skipped and everything else goes on. With nothing to run, nothing is
     started. An interrupt (Ctrl-C) stops the workers, removes what they had half-written and is raised again.
 
-    Raises `InputError` if `workers` is negative, if both are given, or if nothing answers at `scheduler`.
+    Raises `InputError` if `workers` is negative, if both are given, or if nothing answers at `scheduler`, and
+    `WorkersLost` where nobody is left to perform the jobs.
     """
     if workers is not None and scheduler is not None:
         raise InputError(f"workers={workers} and scheduler={scheduler!r} exclude each other; give one of them")
@@ -139,7 +145,7 @@ def execute(
     try:
         with environment(BCI_ADAPT_CACHE=str(cache_root()), **ONE_THREAD):
             if scheduler is not None:
-                pool = Cluster(scheduler)
+                pool = Cluster(Remote(scheduler) if isinstance(scheduler, str) else scheduler)
             elif workers == 0:
                 pool = Serial()
             else:
