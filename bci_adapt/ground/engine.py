@@ -8,6 +8,7 @@ is always safe.
 from __future__ import annotations
 
 import heapq
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,14 @@ from typing import Protocol, TypeAlias
 from bci_adapt.errors import InputError
 from bci_adapt.ground import seals
 from bci_adapt.ground.jobs import Job
+from bci_adapt.ground.leases import Leases
 from bci_adapt.ground.locks import mark_in_use
-from bci_adapt.ground.performing import ONE_THREAD, environment, sweep, task
+from bci_adapt.ground.performing import ONE_THREAD, Report, environment, sweep, task
 from bci_adapt.ground.pools import MAX_TRIES, Cluster, Remote, Serial
 from bci_adapt.ground.slurm import Slurm
 from bci_adapt.ground.storage import cache_root
+
+_LOOK_S = 0.3  # how often jobs that another run is at are looked after
 
 Workplace: TypeAlias = str | Remote | Slurm
 """Where jobs are performed if not here: a running dask scheduler, or its address, or a Slurm cluster."""
@@ -150,8 +154,8 @@ def execute(
                 pool = Serial()
             else:
                 pool = Cluster(min(workers or _cpu_count(), len(to_run)))
-            with pool:
-                return _run(pool, to_run, len(reused), progress)
+            with pool, Leases() as leases:
+                return _Run(pool, to_run, len(reused), progress, leases).outcome()
     finally:
         sweep(folders)
 
@@ -191,61 +195,99 @@ def _dependencies(to_run: Sequence[Job]) -> tuple[dict[Path, set[Path]], dict[Pa
     return missing, dependents
 
 
-def _run(pool: Serial | Cluster, to_run: Sequence[Job], n_reused: int, progress: Progress | None) -> Outcome:
-    """Keep `pool` busy with the most urgent of the jobs whose inputs are there."""
-    urgency = _urgency(to_run)
-    rank = {job.path: index for index, job in enumerate(to_run)}
-    missing, dependents = _dependencies(to_run)
-    ready = [rank[path] for path, needed in missing.items() if not needed]
-    heapq.heapify(ready)
-    waiting = {path for path, needed in missing.items() if needed}
-    tries = dict.fromkeys(rank, 0)
-    suspects: list[int] = []  # their worker died, perhaps of another job: tried again alone, when all else is done
-    n_running, n_executed = 0, 0
-    failed: list[Failure] = []
-    skipped: list[Skipped] = []
+class _Run:
+    """A pool kept busy with the most urgent of the jobs whose inputs are there, and which no other run is at."""
 
-    def tell(job: Job, seconds: float, ok: bool) -> None:
-        if progress is not None:
-            progress.done(job.label, seconds, ok)
+    def __init__(
+        self, pool: Serial | Cluster, to_run: Sequence[Job], n_reused: int, progress: Progress | None, leases: Leases
+    ) -> None:
+        self.pool, self.to_run, self.n_reused, self.progress, self.leases = pool, to_run, n_reused, progress, leases
+        self.urgency = _urgency(to_run)
+        self.rank = {job.path: index for index, job in enumerate(to_run)}
+        self.missing, self.dependents = _dependencies(to_run)
+        self.ready = [self.rank[path] for path, needed in self.missing.items() if not needed]
+        heapq.heapify(self.ready)
+        self.waiting = {path for path, needed in self.missing.items() if needed}
+        self.tries = dict.fromkeys(self.rank, 0)
+        self.suspects: list[int] = []  # their worker died, perhaps of another job: tried alone, when all else is done
+        self.elsewhere: list[int] = []  # another run is at them
+        self.looked = 0.0
+        self.n_running, self.n_executed = 0, 0
+        self.failed: list[Failure] = []
+        self.skipped: list[Skipped] = []
 
-    while ready or suspects or n_running:
-        while (ready and n_running < pool.slots) or (suspects and not n_running):
-            job = to_run[heapq.heappop(ready or suspects)]
-            tries[job.path] += 1
-            pool.submit(job.path, task(job), round(1000 * urgency[job.path]))
-            n_running += 1
-        for path, report in pool.collect():
-            n_running -= 1
-            job = to_run[rank[path]]
-            if report.died and tries[path] < MAX_TRIES:
-                heapq.heappush(suspects, rank[path])
+    def outcome(self) -> Outcome:
+        """Run everything."""
+        while self.ready or self.suspects or self.n_running or self.elsewhere:
+            self._look_elsewhere()
+            self._hand_out()
+            if self.n_running:
+                for path, report in self.pool.collect(_LOOK_S if self.elsewhere else None):
+                    self._take_back(path, report)
+            elif self.elsewhere:
+                time.sleep(_LOOK_S)
+        return Outcome(self.n_executed, self.n_reused, tuple(self.failed), tuple(self.skipped))
+
+    def _look_elsewhere(self) -> None:
+        """What another run was at is ready again once it no longer is: done, which is then found, or given up."""
+        if not self.elsewhere or time.monotonic() - self.looked < _LOOK_S:
+            return
+        self.looked = time.monotonic()
+        free = [number for number in self.elsewhere if not self.leases.taken(self.to_run[number].path)]
+        for number in free:
+            self.elsewhere.remove(number)
+            heapq.heappush(self.ready, number)
+
+    def _hand_out(self) -> None:
+        while (self.ready and self.n_running < self.pool.slots) or (self.suspects and not self.n_running):
+            number = heapq.heappop(self.ready or self.suspects)
+            job = self.to_run[number]
+            if not self.leases.claim(job.path):
+                self.elsewhere.append(number)
                 continue
-            ok = report.error is None
-            if report.damaged and progress is not None:
-                progress.damaged([Path(each) for each in report.damaged])
-            tell(job, report.seconds, ok)
-            if ok:
-                elsewhere = report.found and tries[path] == 1  # on a second try it is this run's own
-                n_executed += not elsewhere
-                n_reused += elsewhere
-                for dependent in dependents[path]:
-                    missing[dependent].discard(path)
-                    if not missing[dependent] and dependent in waiting:
-                        waiting.remove(dependent)
-                        heapq.heappush(ready, rank[dependent])
-                continue
-            failed.append(Failure(job.label, job.key, report.message, report.error or "", report.is_input_error))
-            lost = list(dependents[path])
-            while lost:
-                dependent = lost.pop()
-                if dependent in waiting:
-                    waiting.remove(dependent)
-                    lost += dependents[dependent]
-                    skip = to_run[rank[dependent]]
-                    skipped.append(Skipped(skip.label, skip.key, job.label))
-                    tell(skip, 0.0, False)
-    return Outcome(n_executed, n_reused, tuple(failed), tuple(skipped))
+            self.tries[job.path] += 1
+            self.pool.submit(job.path, task(job), round(1000 * self.urgency[job.path]))
+            self.n_running += 1
+
+    def _take_back(self, path: Path, report: Report) -> None:
+        self.n_running -= 1
+        number = self.rank[path]
+        job = self.to_run[number]
+        if report.died and self.tries[path] < MAX_TRIES:
+            heapq.heappush(self.suspects, number)
+            return
+        self.leases.release(path)
+        if report.damaged and self.progress is not None:
+            self.progress.damaged([Path(each) for each in report.damaged])
+        self._tell(job, report.seconds, report.error is None)
+        if report.error is not None:
+            self.failed.append(Failure(job.label, job.key, report.message, report.error, report.is_input_error))
+            self._skip_after(job)
+            return
+        elsewhere = report.found and self.tries[path] == 1  # on a second try it is this run's own
+        self.n_executed += not elsewhere
+        self.n_reused += elsewhere
+        for dependent in self.dependents[path]:
+            self.missing[dependent].discard(path)
+            if not self.missing[dependent] and dependent in self.waiting:
+                self.waiting.remove(dependent)
+                heapq.heappush(self.ready, self.rank[dependent])
+
+    def _skip_after(self, job: Job) -> None:
+        """What needs a job that failed, directly or not, is not started."""
+        lost = list(self.dependents[job.path])
+        while lost:
+            dependent = lost.pop()
+            if dependent in self.waiting:
+                self.waiting.remove(dependent)
+                lost += self.dependents[dependent]
+                skip = self.to_run[self.rank[dependent]]
+                self.skipped.append(Skipped(skip.label, skip.key, job.label))
+                self._tell(skip, 0.0, False)
+
+    def _tell(self, job: Job, seconds: float, ok: bool) -> None:
+        if self.progress is not None:
+            self.progress.done(job.label, seconds, ok)
 
 
 def _cpu_count() -> int:

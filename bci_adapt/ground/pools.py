@@ -56,7 +56,7 @@ class Serial:
     def submit(self, path: Path, task: dict[str, Any], priority: int) -> None:
         self._done.append((path, perform(**task)))
 
-    def collect(self) -> list[tuple[Path, Report]]:
+    def collect(self, patience_s: float | None = None) -> list[tuple[Path, Report]]:
         done, self._done = self._done, []
         return done
 
@@ -178,15 +178,19 @@ class Cluster:
         self._futures[future] = path
         future.add_done_callback(self._done.put)
 
-    def collect(self) -> list[tuple[Path, Report]]:
-        """Wait for at least one job; a worker that died too often is an error like any other."""
+    def collect(self, patience_s: float | None = None) -> list[tuple[Path, Report]]:
+        """Wait for at least one job, for `patience_s` where that is given; a worker that died too often is an error
+        like any other.
+        """
         done = []
         while not done or not self._done.empty():
             try:
-                future = self._done.get(timeout=_WATCH_S)
+                future = self._done.get(timeout=_WATCH_S if patience_s is None else patience_s)
             except queue.Empty:
                 self._require_somebody()
-                continue
+                if patience_s is None:
+                    continue
+                break
             done.append((self._futures.pop(future), self._report(future)))
         return done
 
