@@ -134,3 +134,12 @@ def test_without_jax_its_figures_are_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with rivals_at_hand() as rivals:
         assert rivals.jax is None
+
+
+def test_the_sweep_says_what_a_job_costs_and_that_a_second_run_executes_nothing(call):
+    code, told, _ = call("bench", "sweep", "--jobs", "40", "--workers", "1", "--json", "-")
+    found = json.loads(told)
+    assert code == 0
+    assert 0 < found["overhead"] < 40 * 1000
+    assert 20 < found["peak"] < 300
+    assert 0 < found["again"] < 40 * found["overhead"] / 1000

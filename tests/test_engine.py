@@ -454,3 +454,19 @@ def test_what_is_damaged_while_a_run_works_is_not_read(toy):
     assert report.is_input_error
     assert "was damaged, or removed, while this run worked" in report.message
     assert not end.path.exists()
+
+
+def test_sources_are_looked_at_again_unless_one_look_is_asked_for(toy):
+    first = jobs.sources("toy.work:run")
+    assert jobs.sources("toy.work:run") is first, "nothing has changed"
+    with jobs.looking_once():
+        assert jobs.sources("toy.work:run") == first
+        (toy / "table.toml").write_text("severity = 2\n")
+        assert jobs.sources("toy.work:run") == first, "a moment's look"
+    edited = jobs.sources("toy.work:run")
+    assert {name for name in edited if edited[name] != first[name]} == {"toy.helper/table.toml"}
+    before = jobs.sources("toy.work:run", ["toy.variants"])
+    (toy / "variants" / "three.py").write_text("")
+    assert "toy.variants.three" in jobs.sources("toy.work:run", ["toy.variants"]).keys() - before.keys()
+    any_job = job(a={"b": [1, 2.5, None, "é"]}, inputs={"of": job("source")}, modules=("toy.variants",))
+    assert any_job.key == jobs.digest(any_job.recipe), "however its text is put together"

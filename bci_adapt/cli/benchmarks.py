@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bci_adapt.cli.common import JsonFile, app, out, print_line, progress, teller, write_json
+from bci_adapt.cli.common import Data, JsonFile, Settings, app, out, print_line, progress, teller, write_json
 
 bench = typer.Typer(
     help="Benchmarks: figures beside their floor and a rival, measured in the same run.", no_args_is_help=True
@@ -106,3 +107,32 @@ def bench_stream(
                 f"to bin {row['bins']:>9}: {row['us_per_bin']:.2f} us a bin, {row['resident_mb']:.0f} MB resident, "
                 f"checkpoint {row['store_ms']:.1f} ms, {row['file_bytes']:.0f} bytes"
             )
+
+
+@bench.command("sweep")
+def bench_sweep(
+    n_jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many tiny jobs.")] = 20_000,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="CONFIG.toml", help="Also run this experiment with one and with two workers."),
+    ] = None,
+    data: Data = None,
+    settings: Settings = None,
+    json_file: JsonFile = None,
+) -> None:
+    """What running a job costs beside its work, and what a second run costs that finds everything done.
+
+    Example: [cyan]bci-adapt bench sweep --config configs/wrist.toml --data recordings/ --set targets=2[/]
+    """
+    from bci_adapt.cli.bench.sweep import speed_up, sweep, table_of
+
+    with progress(json_file == "-") as bar:
+        say = teller(bar, "measuring")
+        found = sweep(n_jobs, workers, say)
+        if config is not None:
+            found["experiment"] = speed_up(config, list(settings or ()), say, data)
+    if json_file is not None:
+        write_json(json_file, found)
+    if json_file != "-":
+        out.print(table_of(found))

@@ -20,7 +20,7 @@ from bci_adapt.experiment.preparing import Prepared, prepare_sessions, refuse_fa
 from bci_adapt.experiment.run_folder import Plan, Ran, manifest_of, manifest_of_shard, write_run
 from bci_adapt.experiment.tuned import read_tuned
 from bci_adapt.ground.engine import Outcome, Progress, Workplace, execute
-from bci_adapt.ground.jobs import Job
+from bci_adapt.ground.jobs import Job, looking_once
 from bci_adapt.ground.storage import cache_root
 from bci_adapt.results.manifest import Manifest
 
@@ -74,7 +74,8 @@ def run_experiment(
     for name in dict.fromkeys(name for pair in pairs if not reasons[pair] for name in pair.sources):
         require_source(prepared.sessions[name], config)
     builders = prepared.builders(config, {}, values)
-    plan = _plan(config, prepared, builders, reasons, foreign, shard)
+    with looking_once():
+        plan = _plan(config, prepared, builders, reasons, foreign, shard)
     scores, outcomes = _executed(plan, options)
     asked = config, command, values, foreign
     ran = Ran(*asked, prepared, pairs, reasons, builders, plan, [prepared.outcome, *outcomes], scores)

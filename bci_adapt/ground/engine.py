@@ -16,7 +16,7 @@ from typing import Protocol, TypeAlias
 
 from bci_adapt.errors import InputError
 from bci_adapt.ground import seals
-from bci_adapt.ground.jobs import Job
+from bci_adapt.ground.jobs import Job, looking_once
 from bci_adapt.ground.leases import Leases
 from bci_adapt.ground.locks import mark_in_use
 from bci_adapt.ground.performing import ONE_THREAD, Report, environment, sweep, task
@@ -50,8 +50,9 @@ def plan(jobs: Iterable[Job]) -> tuple[list[Job], list[Job]]:
                 visit(value)
         order[job.path] = job
 
-    for job in jobs:
-        visit(job)
+    with looking_once():
+        for job in jobs:
+            visit(job)
     urgency = _urgency(list(order.values()))
     return sorted(order.values(), key=lambda job: -urgency[job.path]), list(reused.values())
 

@@ -12,9 +12,10 @@ import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -72,7 +73,7 @@ class Job:
         return {
             "function": self.function,
             "sources": sources(self.function, self.modules),
-            "versions": library_versions() | dict(self.versions),
+            "versions": library_versions() | dict(self.versions) if self.versions else library_versions(),
             "parameters": json.loads(_canonical(self.parameters)),
             "inputs": {
                 name: value.key if isinstance(value, Job) else f"sha256:{_content(Path(value).absolute(), self.label)}"
@@ -83,7 +84,11 @@ class Job:
     @cached_property
     def key(self) -> str:
         """SHA-256 of the recipe, in hexadecimal."""
-        return digest(self.recipe)
+        # Thousands of jobs share their sources: their part of the text is made once.
+        texts = {name: _shared_text(value) if name == "sources" else _canonical(value)
+                 for name, value in self.recipe.items()}  # fmt: skip
+        text = ",".join(f"{json.dumps(name)}:{texts[name]}" for name in sorted(texts))
+        return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
 
     @cached_property
     def key_of_any_release(self) -> str:
@@ -94,8 +99,12 @@ class Job:
     @property
     def path(self) -> Path:
         """Where the result is, or will be."""
+        root = cache_root()
+        if (known := self.__dict__.get("_path")) is not None and known[0] == root:
+            return known[1]
         stem = re.sub(r"[^\w.-]+", "_", self.stem, flags=re.ASCII).strip("._-")[:80] or self.kind
-        return cache_root() / self.folder / f"{stem}-{self.key[:16]}{self.suffix}"
+        self.__dict__["_path"] = root, root / self.folder / f"{stem}-{self.key[:16]}{self.suffix}"
+        return self.__dict__["_path"][1]
 
     @property
     def is_done(self) -> bool:
@@ -115,6 +124,25 @@ def _plain(value: Any) -> Any:
             raise TypeError(f"the keys of a job's parameters are text, got {odd[0]!r}")
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _shared_text(found: dict[str, str]) -> str:
+    """`_canonical` of what `sources` has returned."""
+    look = next((each for each in _LOOKS.values() if each.found is found), None)
+    if look is None:
+        return _canonical(found)
+    look.text = look.text or _canonical(found)
+    return look.text
+
+
+def code_digest_of(found: dict[str, str]) -> str:
+    """SHA-256 of `sources` and the installed versions."""
+    return hashlib.sha256(f"[{_shared_text(found)},{_versions_text()}]".encode()).hexdigest()
+
+
+@cache
+def _versions_text() -> str:
+    return _canonical(library_versions())
 
 
 def digest(value: Any) -> str:
@@ -161,20 +189,82 @@ def sources(function: str, modules: Iterable[str] = ()) -> dict[str, str]:
     lies in: they count, with what they import while they are run. What the functions of an ``__init__`` import counts
     only where a name is taken from it, and the outermost ``__init__``, which offers names from everywhere, counts only
     then at all. A data file that a module names and that lies beside it counts like a source.
+
+    The same dict is returned, not to be written to, for as long as no file that was looked at has changed.
     """
-    entry = function.partition(":")[0]
+    modules = tuple(modules)
+    known = _LOOKS.get((function, modules))
+    if known is not None and ((_LOOKING_ONCE and known.number == _LOOKING_ONCE[-1]) or known.still_holds(function)):
+        known.number = _LOOKING_ONCE[-1] if _LOOKING_ONCE else 0
+        return known.found
+    look = _look(function, modules)
+    look.number = _LOOKING_ONCE[-1] if _LOOKING_ONCE else 0
+    _LOOKS[function, modules] = look
+    return look.found
+
+
+@dataclass
+class _Look:
+    """What `sources` found, and the state (size, time of change; None: not there) of every file that decided it."""
+
+    found: dict[str, str]
+    roots: dict[str, str]
+    states: dict[Path, tuple[int, int] | None]
+    text: str = ""
+    number: int = 0
+
+    def still_holds(self, function: str) -> bool:
+        same_roots = self.roots == _roots(function, self.roots)
+        return same_roots and all(_file_state(path) == state for path, state in self.states.items())
+
+
+_LOOKS: dict[tuple[str, tuple[str, ...]], _Look] = {}
+_LOOKING_ONCE: list[int] = []
+_NUMBERS = itertools.count(1)
+
+
+@contextlib.contextmanager
+def looking_once() -> Iterator[None]:
+    """Take sources to stay as they are for a moment: thousands of jobs are planned by one look at them."""
+    _LOOKING_ONCE.append(_LOOKING_ONCE[-1] if _LOOKING_ONCE else next(_NUMBERS))
+    try:
+        yield
+    finally:
+        _LOOKING_ONCE.pop()
+
+
+def _file_state(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _roots(function: str, packages: Iterable[str]) -> dict[str, str]:
+    """Where packages lie."""
     roots: dict[str, str] = {}
-    for name in {__name__.partition(".")[0], *(module.partition(".")[0] for module in (entry, *modules))}:
+    for name in packages:
         if (spec := importlib.util.find_spec(name)) is None:
             raise ImportError(f"no module named {name!r}, wanted by job function {function!r}")
         roots[name] = next(iter(spec.submodule_search_locations or [spec.origin or ""]))
-    pending = [(entry, True)]
+    return roots
+
+
+def _look(function: str, modules: tuple[str, ...]) -> _Look:
+    entry = function.partition(":")[0]
+    names = {__name__.partition(".")[0], *(module.partition(".")[0] for module in (entry, *modules))}
+    roots = _roots(function, sorted(names))
+    pending, states = [(entry, True)], {}
     for module in (entry, *modules):
         path = _module_file(module, roots[module.partition(".")[0]])
         if path is None:
             raise ImportError(f"no module named {module!r}, wanted by job function {function!r}")
         if module in modules:
             pending += [(each, True) for each in _with_all_inside(module, path)]
+            # a module that comes to a package changes the folder it comes to
+            folders = [path.parent, *path.parent.rglob("*")] if path.name == "__init__.py" else [path, *path.rglob("*")]
+            states |= {each: _file_state(each) for each in folders if each.is_dir()}
     found: dict[str, str] = {}
     seen: set[tuple[str, bool]] = set()
     while pending:
@@ -191,12 +281,14 @@ def sources(function: str, modules: Iterable[str] = ()) -> dict[str, str]:
         if path is None or path.suffix != ".py":
             continue
         status = path.stat()
+        states[path] = status.st_size, status.st_mtime_ns
         source = _source_at(path, status.st_size, status.st_mtime_ns, name)
         found[name] = source.digest
         pending += [(each, True) for each in (source.imported if used else source.imported_at_once)]
         beside = {file: path.with_name(file) for file in source.named}
+        states |= {there: _file_state(there) for there in beside.values()}
         found |= {f"{name}/{file}": _content(there, name) for file, there in beside.items() if there.is_file()}
-    return dict(sorted(found.items()))
+    return _Look(dict(sorted(found.items())), roots, states)
 
 
 def _with_all_inside(module: str, path: Path) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from bci_adapt.errors import InputError
 from bci_adapt.ground import seals
-from bci_adapt.ground.jobs import Job, digest, library_versions, sources
+from bci_adapt.ground.jobs import Job, code_digest_of, sources
 from bci_adapt.ground.storage import atomic_path, cache_root, refusal
 from bci_adapt.ground.threads import one_thread
 
@@ -48,7 +48,7 @@ def task(job: Job) -> dict[str, Any]:
     return {
         "function": job.function,
         "modules": tuple(job.modules),
-        "code": digest([job.recipe["sources"], library_versions()]),
+        "code": code_digest_of(job.recipe["sources"]),
         "parameters": job.recipe["parameters"],
         "inputs": {
             name: str(value.path if isinstance(value, Job) else Path(value).absolute())
@@ -70,14 +70,14 @@ def perform(
     out: str,
     cache: str,
 ) -> Report:
-    """Run one job where this is called, with one thread, writing its result atomically."""
+    """Run one job where this is called, with one thread, writing its result atomically; its seal tells a torn one."""
     started = time.perf_counter()
     target = Path(out)
     try:
         if seals.is_whole(target):  # another run of the same experiment has been faster
             return Report(time.perf_counter() - started, found=True)
         with environment(BCI_ADAPT_CACHE=cache, **ONE_THREAD):
-            if code != digest([sources(function, modules), library_versions()]):
+            if code != code_digest_of(sources(function, modules)):
                 raise InputError(
                     f"the code or library versions behind {function} are not those this run was planned with: "
                     "a source was edited meanwhile, or a remote worker has another installation; start the run again"
@@ -90,7 +90,7 @@ def perform(
                     )
             module, _, name = function.partition(":")
             call = getattr(importlib.import_module(module), name)
-            with _damage_told_by_engine(), one_thread(), atomic_path(target) as temporary:
+            with _damage_told_by_engine(), one_thread(), atomic_path(target, synced=False) as temporary:
                 (temporary.parent / _OWNER).write_text(json.dumps([socket.gethostname(), os.getpid()]))
                 call(parameters, {key: Path(value) for key, value in inputs.items()}, temporary)
                 if temporary.exists():  # else `atomic_path` says that nothing was written

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 import time
 import warnings
 from pathlib import Path
@@ -97,8 +98,8 @@ def remove(path: Path) -> None:
 
 
 def _digests(path: Path) -> list[str]:
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        return seal_of(path).read_text(encoding="ascii").split()
+    with contextlib.suppress(OSError, UnicodeDecodeError), open(f"{path}{SEAL}", encoding="ascii") as handle:
+        return handle.read().split()
     return []
 
 
@@ -108,5 +109,8 @@ def _files(path: Path) -> list[Path]:
 
 
 def _state(path: Path) -> list[tuple[str, int, int]]:
+    status = path.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        return [(str(path), status.st_size, status.st_mtime_ns)]
     found = ((str(each), each.stat()) for each in _files(path))
     return [(name, status.st_size, status.st_mtime_ns) for name, status in found]
