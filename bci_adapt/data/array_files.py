@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bci_adapt.data.nwb import MATLAB, MATLAB_VARIABLES, MAX_BYTES, NwbFile, open_nwb
 from bci_adapt.data.nwb_describing import Description, Neural, Series, id_of
 from bci_adapt.errors import InputError
+from bci_adapt.ground.arrays import read_npz
 from bci_adapt.ground.catalog import unknown
 from bci_adapt.ground.text import clean
 
@@ -63,18 +64,13 @@ def is_hdf5(path: Path) -> bool:
 
 def _stored(path: Path) -> Mapping[str, Any]:
     """What numpy or scipy reads of a file."""
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as stored:
-                if sum(each.file_size for each in stored.zip.infolist()) > MAX_BYTES:
-                    raise InputError(f"{path}: unpacks to more than {MAX_BYTES >> 30} GiB: not read")
-                return {key: stored[key] for key in stored.files}
-        from scipy.io import loadmat
+    if path.suffix == ".npz":
+        return read_npz(path, "arrays (npz)", MAX_BYTES)
+    from scipy.io import loadmat
 
+    try:
         return {key: value for key, value in loadmat(path, squeeze_me=True).items() if not key.startswith("__")}
-    except InputError:
-        raise
-    except Exception as error:  # numpy and scipy let through whatever a damaged byte leads to
+    except Exception as error:  # scipy lets through whatever a damaged byte leads to
         raise InputError(f"{path}: cannot be read as arrays ({clean(error, 200)})") from error
 
 

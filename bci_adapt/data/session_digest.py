@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from bci_adapt.ground.arrays import digest_of
+
 DIGEST = "content_sha256"
 """The attribute of a session's file that holds its digest. It is none of the session: whoever reads it takes it off."""
 
@@ -34,19 +36,9 @@ def _parts(session: xr.Dataset) -> dict[str, Any]:
     parts = {f"attribute {name}": _attribute(value) for name, value in session.attrs.items() if name != DIGEST}
     for name, variable in session.variables.items():
         attrs = sorted([str(key), _attribute(value)] for key, value in variable.attrs.items())
-        about = [list(map(str, variable.dims)), name in session.coords, attrs, _values(variable.values)]
+        about = [list(map(str, variable.dims)), name in session.coords, attrs, digest_of(variable.values)]
         parts[f"variable {name}"] = about
     return parts
-
-
-def _values(values: np.ndarray) -> list[Any]:
-    """Type, shape and digest of the bytes of an array; texts are one type, however long they are."""
-    if values.dtype.kind in "OTU":
-        kind, content = "text", json.dumps(values.tolist(), default=str).encode()
-    else:
-        values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
-        kind, content = values.dtype.name, values.reshape(-1).view(np.uint8).data
-    return [kind, list(np.shape(values)), hashlib.sha256(content).hexdigest()]
 
 
 def _attribute(value: Any) -> Any:

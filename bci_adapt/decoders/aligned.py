@@ -10,6 +10,7 @@ import numpy as np
 
 from bci_adapt.decoders.inputs import Bins
 from bci_adapt.decoders.lags import LaggedDecoder, NormalEquations
+from bci_adapt.decoders.stored import Form
 from bci_adapt.errors import InputError
 from bci_adapt.learning.normaliser import FLOOR
 
@@ -82,9 +83,15 @@ class AlignedDecoder(LaggedDecoder):
 
     name: ClassVar[str] = "aligned"
     description: ClassVar[str] = "factor analysis + Procrustes on stable channels, without labels; ridge on latents"
-    stored: ClassVar[tuple[str, ...]] = (
-        *LaggedDecoder.stored, "loadings_", "encoder_", "latent_coef_", "moments_", "session_bins_", "stable_",
-    )  # fmt: skip
+    stored: ClassVar[Mapping[str, Form]] = {
+        **LaggedDecoder.stored,
+        "loadings_": Form("channels latents"),
+        "encoder_": Form("channels latents"),
+        "latent_coef_": Form("lagged_latents outputs"),
+        "moments_": Form("sums sums"),
+        "session_bins_": Form(kind="int64", least=0),
+        "stable_": Form("stable", "int64", 0, "last_channel"),
+    }
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "": {"n_latents": 2, "n_stable": 3, "n_lags": 3, "align_every_s": 4.0}
     }
@@ -132,6 +139,11 @@ class AlignedDecoder(LaggedDecoder):
         self.stable_ = np.arange(m)
         self._compose()
         self._start_session()
+
+    def _lengths(self) -> dict[str, int | None]:
+        m, latents = self.n_features_in_, min(self.n_latents, self.n_features_in_ // 2)
+        own = {"latents": latents, "lagged_latents": self.n_lags * latents + 1, "sums": m + 1, "last_channel": m - 1}
+        return {**super()._lengths(), **own}
 
     def _compose(self) -> None:
         """The weights of lagged counts: what each lag's latents weigh, behind the encoder."""

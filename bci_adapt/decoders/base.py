@@ -15,9 +15,8 @@ first bin of a segment: nothing – lags, hidden state, waiting labels – cross
 
 from __future__ import annotations
 
-import json
+import inspect
 import warnings
-import zipfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,15 +32,16 @@ from sklearn.exceptions import NotFittedError
 from bci_adapt.data.binning import bin_ticks
 from bci_adapt.data.labelled import Arrays
 from bci_adapt.data.sessions import session_id_of
-from bci_adapt.decoders import inputs
+from bci_adapt.decoders import inputs, stored
 from bci_adapt.decoders.held import Held, unpacking
 from bci_adapt.decoders.inputs import Bins
-from bci_adapt.decoders.settings import as_plain, from_plain, require_numbers
+from bci_adapt.decoders.settings import from_plain, require_numbers
+from bci_adapt.decoders.stored import Form
 from bci_adapt.decoders.timing import arrival_bins
 from bci_adapt.errors import InputError
 from bci_adapt.ground.catalog import pick, variants
 from bci_adapt.ground.one_by_one import OneByOne
-from bci_adapt.ground.storage import atomic_path
+from bci_adapt.ground.text import clean
 from bci_adapt.metrics import r2
 
 USUAL_BIN_S = 0.05  # of plain arrays, where nobody says how wide their bins are
@@ -75,7 +75,7 @@ class Decoder(RegressorMixin, BaseEstimator):
     name: ClassVar[str]
     description: ClassVar[str]
     # What `save` stores beside the parameters: fitted arrays (underscored as in scikit-learn).
-    stored: ClassVar[tuple[str, ...]] = ()
+    stored: ClassVar[Mapping[str, Form]] = MappingProxyType({})
     # Constants of small decoders that tests lead through every property, by name; "" is the plain one.
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({"": MappingProxyType({})})
     # Checks of scikit-learn that cannot hold of it, each with the reason.
@@ -413,7 +413,8 @@ class Decoder(RegressorMixin, BaseEstimator):
         return self
 
     def save(self, path: str | Path) -> None:
-        """Write the fitted decoder to one npz file: parameters as JSON, everything else as arrays; no pickle.
+        """Write the fitted decoder to one npz file: parameters as JSON, everything else as arrays; no pickle. A digest
+        over all of it is checked by `load`.
 
         `InputError` for a path that cannot be written, and a parameter that is neither a number nor text nor made of
         such.
@@ -428,42 +429,47 @@ class Decoder(RegressorMixin, BaseEstimator):
             "flat_": self.flat_,
             "metadata": dict(self.metadata_),
         }
-        arrays = {"header": np.array(json.dumps(header, default=as_plain)), **self._fitted_arrays()}
-        if Path(path).is_dir():
-            raise InputError(f"{path}: expected the file that the decoder goes to, got a folder")
-        try:
-            with atomic_path(Path(path)) as temporary, open(temporary, "wb") as handle:
-                np.savez(handle, **arrays)  # type: ignore[arg-type]
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error}") from error
+        stored.write(Path(path), header, self._fitted_arrays())
 
     @staticmethod
     def load(path: str | Path) -> Decoder:
-        """Read what `save` wrote, as the decoder it was; `InputError` where the file is something else."""
-        if Path(path).is_file() and not zipfile.is_zipfile(path):
-            raise InputError(
-                f"{path}: expected a decoder saved by bci_adapt (npz), this is none; commands take the decoder first, "
-                "then the session"
-            )
+        """Read what `save` wrote, as the decoder it was.
+
+        `InputError`, naming the file, where it is something else, is not as it was written, or holds parameters that
+        the constructor would refuse, or arrays that no decoder of these parameters has.
+        """
+        header, arrays = stored.read(Path(path))
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                header = json.loads(str(stored["header"]))
-                arrays = {key: stored[key] for key in stored.files if key != "header"}
-            decoder = decoder_class(header["decoder"])(**{k: from_plain(v) for k, v in header["parameters"].items()})
+            stored.require_sizes(header)
+            parameters = {key: from_plain(value) for key, value in header["parameters"].items()}
+            decoder = decoder_class(header["decoder"])(**parameters)
             decoder.n_features_in_, decoder.n_outputs_ = header["n_features_in_"], header["n_outputs_"]
-            decoder.flat_ = bool(header.get("flat_", False))
+            decoder.flat_ = header.get("flat_", False)
             # Files of the first version say `about`, and have the width of a bin among their parameters.
-            decoder.metadata_ = dict(header["metadata"] if "metadata" in header else header.get("about", {}))
-            decoder.bin_s_ = float(header["bin_s_"] if "bin_s_" in header else header["parameters"]["bin_s"])
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: expected a decoder saved by bci_adapt (npz): {error}") from error
-        missing = set(decoder.stored) - set(arrays)
-        if missing:
-            raise InputError(
-                f"{path}: arrays missing from a stored {header['decoder']} decoder: {', '.join(sorted(missing))}"
-            )
-        decoder._restore(arrays)
+            decoder.metadata_ = header["metadata"] if "metadata" in header else header.get("about", {})
+            stored.require_metadata(decoder.metadata_, decoder.n_features_in_, decoder.n_outputs_)
+            decoder.bin_s_ = header["bin_s_"] if "bin_s_" in header else header["parameters"]["bin_s"]
+            require_numbers({"stream_s": decoder.bin_s_})
+            decoder._check_parameters()
+            stored.require_arrays(decoder.stored, decoder._lengths(), arrays, decoder.name)
+            decoder._restore(arrays)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        except Exception as error:  # whatever the parameters of a damaged or foreign file lead to
+            raise InputError(f"{path}: {stored.WHAT} was expected: {clean(repr(error), 200)}") from error
         return decoder
+
+    def _check_parameters(self) -> None:
+        """`InputError` for parameters with which the decoder cannot work."""
+        parameters = self.get_params(deep=False)
+        defaults = {name: each.default for name, each in inspect.signature(type(self)).parameters.items()}
+        stored.require_kinds(parameters, {name: defaults[name] for name in parameters if name in defaults})
+        inputs.check_settings(self.missing)
+        require_numbers(parameters)
+
+    def _lengths(self) -> dict[str, int | None]:
+        """How long the dimensions are that the forms in `stored` name."""
+        return {"channels": self.n_features_in_, "outputs": self.n_outputs_}
 
     def _fitted_arrays(self) -> dict[str, np.ndarray]:
         return {key: np.asarray(getattr(self, key)) for key in self.stored}

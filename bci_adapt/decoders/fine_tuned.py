@@ -10,6 +10,7 @@ import numpy as np
 
 from bci_adapt.decoders.inputs import Bins
 from bci_adapt.decoders.pretrained import PretrainedDecoder
+from bci_adapt.decoders.stored import Form
 from bci_adapt.decoders.timing import arrival_bins, delay_bins
 from bci_adapt.learning.online import run, start
 
@@ -30,10 +31,14 @@ class FineTunedDecoder(PretrainedDecoder):
 
     name: ClassVar[str] = "fine_tuned"
     description: ClassVar[str] = "recurrent network, fine-tuned by BPTT on the labels of the session at its end"
-    stored: ClassVar[tuple[str, ...]] = (
-        *PretrainedDecoder.stored,
-        "stream_X_", "stream_Y_", "stream_weight_", "stream_observed_", "stream_reset_", "stream_arrives_",
-    )  # fmt: skip
+    stored: ClassVar[Mapping[str, Form]] = {
+        **PretrainedDecoder.stored,
+        "stream_X_": Form("stream channels"),
+        "stream_Y_": Form("stream outputs", nan=True),
+        "stream_weight_": Form("stream outputs"),
+        **dict.fromkeys(("stream_observed_", "stream_reset_"), Form("stream", "bool")),
+        "stream_arrives_": Form("stream", "int64"),
+    }
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "": {"n_hidden": 6, "n_updates": 30, "label_delay_s": 0.2, "tune_updates": 5}
     }

@@ -12,6 +12,7 @@ from scipy.linalg import get_lapack_funcs
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.blocks import label_blocks
 from bci_adapt.decoders.inputs import Bins
+from bci_adapt.decoders.stored import Form
 from bci_adapt.decoders.timing import arrival_bins, delay_bins, forgetting
 from bci_adapt.errors import InputError
 from bci_adapt.learning.normaliser import Normaliser
@@ -65,11 +66,20 @@ class KalmanDecoder(Decoder):
 
     name: ClassVar[str] = "kalman"
     description: ClassVar[str] = "Kalman filter, velocity or position–velocity state; adaptive observation model"
-    stored: ClassVar[tuple[str, ...]] = (
-        "A_", "W_", "start_", "label_mean_", "label_scale_", "mean_", "variance_", "running_mean_", "running_variance_",
-        "moments_", "projection_", "information_", "x_", "P_", "past_", "carried_",
-        "waiting_X_", "waiting_states_", "waiting_arrives_",
-    )  # fmt: skip
+    stored: ClassVar[Mapping[str, Form]] = {
+        **dict.fromkeys(("A_", "W_", "start_", "P_", "information_"), Form("states states")),
+        **dict.fromkeys(("label_mean_", "x_"), Form("states")),
+        "label_scale_": Form("states", least=0.0),
+        **dict.fromkeys(("mean_", "running_mean_"), Form("channels")),
+        **dict.fromkeys(("variance_", "running_variance_"), Form("channels", least=0.0)),
+        "moments_": Form("sums sums"),
+        "projection_": Form("projected states"),
+        "past_": Form("lags channels", nan=True),
+        "carried_": Form("formed", nan=True),
+        "waiting_X_": Form("waiting channels", nan=True),
+        "waiting_states_": Form("waiting states", nan=True),
+        "waiting_arrives_": Form("waiting", "int64"),
+    }
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "": {},
         "adaptive": {
@@ -103,6 +113,11 @@ class KalmanDecoder(Decoder):
         self.update_every_s = update_every_s
         self.bin_s = bin_s
         self.missing = missing
+
+    def _lengths(self) -> dict[str, int | None]:
+        d, m = len(self._layout().kinds), self.n_features_in_
+        own = {"states": d, "sums": d + 1 + m, "projected": m + 1, "lags": self.lag_bins, "formed": self._n_formed()}
+        return {**super()._lengths(), **own}
 
     # -- the state -----------------------------------------------------------------------------------------------
 

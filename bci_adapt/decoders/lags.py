@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, Self
 
 import numpy as np
 
 from bci_adapt.decoders.base import Bins, Decoder
+from bci_adapt.decoders.stored import Form
 from bci_adapt.errors import InputError
 from bci_adapt.learning.normaliser import Normaliser
 
@@ -75,7 +76,15 @@ class LaggedDecoder(Decoder):
     coef_: np.ndarray
     n_lags: int
     normaliser_s: float | None
-    stored: ClassVar[tuple[str, ...]] = ("coef_", "mean_", "variance_", "running_mean_", "running_variance_", "past_")
+    stored: ClassVar[Mapping[str, Form]] = {
+        "coef_": Form("features outputs"),
+        **dict.fromkeys(("mean_", "running_mean_"), Form("channels")),
+        **dict.fromkeys(("variance_", "running_variance_"), Form("channels", least=0.0)),
+        "past_": Form("lags channels"),
+    }
+
+    def _lengths(self) -> dict[str, int | None]:
+        return {**super()._lengths(), "features": self.n_lags * self.n_features_in_ + 1, "lags": self.n_lags - 1}
 
     def _start_statistics(self, statistics: Normaliser) -> None:
         self.mean_, self.variance_ = statistics.mean, statistics.variance

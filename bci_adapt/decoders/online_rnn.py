@@ -10,6 +10,7 @@ import numpy as np
 
 from bci_adapt.decoders.inputs import Bins, is_labelled, numbers
 from bci_adapt.decoders.pretrained import PretrainedDecoder
+from bci_adapt.decoders.stored import Form
 from bci_adapt.decoders.timing import arrival_bins, delay_bins
 from bci_adapt.errors import InputError
 from bci_adapt.learning.backends import loop as kernel
@@ -60,9 +61,12 @@ class OnlineDecoder(PretrainedDecoder):
 
     name: ClassVar[str] = "online_rnn"
     description: ClassVar[str] = "recurrent network, BPTT on earlier sessions, then online credit bin by bin"
-    stored: ClassVar[tuple[str, ...]] = (
-        *PretrainedDecoder.stored, "warm_X_", "warm_Y_", "warm_observed_", "warm_reset_",
-    )  # fmt: skip
+    stored: ClassVar[Mapping[str, Form]] = {
+        **PretrainedDecoder.stored,
+        "warm_X_": Form("warm channels"),
+        "warm_Y_": Form("warm outputs", nan=True),
+        **dict.fromkeys(("warm_observed_", "warm_reset_"), Form("warm", "bool")),
+    }
     of_dicts: ClassVar[tuple[str, ...]] = ("rule_constants", "optimizer_constants", "group_rates")
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "": {"cell": "tanh", **SMALL},

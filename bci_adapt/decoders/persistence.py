@@ -9,6 +9,7 @@ import numpy as np
 
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.inputs import Bins
+from bci_adapt.decoders.stored import Form
 from bci_adapt.decoders.timing import arrival_bins, delay_bins
 
 
@@ -24,7 +25,11 @@ class PersistenceDecoder(Decoder):
 
     name: ClassVar[str] = "persistence"
     description: ClassVar[str] = "control: the newest known label, no neurons"
-    stored: ClassVar[tuple[str, ...]] = ("last_", "waiting_", "waiting_arrives_")
+    stored: ClassVar[Mapping[str, Form]] = {
+        "last_": Form("outputs", nan=True),
+        "waiting_": Form("waiting outputs", nan=True),
+        "waiting_arrives_": Form("waiting", "int64"),
+    }
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {"label_delay_s": 0.2}}
     unmet_checks: ClassVar[Mapping[str, str]] = {
         check: why

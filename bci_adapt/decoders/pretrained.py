@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.inputs import Bins
+from bci_adapt.decoders.stored import Form, require_arrays
 from bci_adapt.errors import InputError
 from bci_adapt.ground.one_by_one import OneByOne
 from bci_adapt.learning.cells.base import Network, cell
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 _STATE = "state_"
 BLOCK = 20_000
 """Bins that are normalised and predicted at once, of any number: they are held several times over in between."""
+_RUNNING = {
+    "running_mean": Form("channels"),
+    "running_variance": Form("channels", least=0.0),
+    "fresh_session": Form(kind="bool"),
+}
 
 
 class PretrainedDecoder(Decoder):
@@ -58,7 +64,14 @@ class PretrainedDecoder(Decoder):
     pretrained: bool = True
     state_: State
     running_: Normaliser
-    stored: ClassVar[tuple[str, ...]] = ("W_", "C_", "mean_", "variance_", "label_mean_", "label_scale_")
+    stored: ClassVar[Mapping[str, Form]] = {
+        "W_": Form("members rows row_width"),
+        "C_": Form("members outputs readout_width"),
+        "mean_": Form("channels"),
+        "variance_": Form("channels", least=0.0),
+        "label_mean_": Form("outputs"),
+        "label_scale_": Form("outputs", least=np.finfo(float).tiny),
+    }
 
     @property
     def network_(self) -> Network:
@@ -254,10 +267,23 @@ class PretrainedDecoder(Decoder):
             arrays["fresh_session"] = np.array(self._fresh_session)
         return arrays
 
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        self._learner()
+
+    def _lengths(self) -> dict[str, int | None]:
+        network, members = self.network_, self.n_members if self.n_members > 1 else None
+        own = {"rows": network.n_rows, "row_width": network.row_width, "readout_width": network.readout_width}
+        return {**super()._lengths(), "members": members, **own}
+
     def _restore(self, arrays):
         super()._restore(arrays)
-        if "running_mean" in arrays:
+        if any(key in _RUNNING or key.startswith(_STATE) for key in arrays):
+            require_arrays(_RUNNING, self._lengths(), arrays, self.name)
             online = {key.removeprefix(_STATE): value for key, value in arrays.items() if key.startswith(_STATE)}
+            for name, each in online.items():
+                if each.dtype.kind == "f" and not np.isfinite(each).all():
+                    raise InputError(f"{name}: expected finite numbers, got others: its weights have diverged")
             self.state_ = adopt(self._learner(), online, "the stored decoder")
             self.running_ = replace(
                 self._normaliser(), mean=arrays["running_mean"], variance=arrays["running_variance"]

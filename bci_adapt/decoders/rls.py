@@ -11,6 +11,7 @@ from scipy.linalg import get_blas_funcs
 from bci_adapt.decoders.blocks import label_blocks
 from bci_adapt.decoders.inputs import Bins
 from bci_adapt.decoders.lags import LaggedDecoder, NormalEquations
+from bci_adapt.decoders.stored import Form
 from bci_adapt.decoders.timing import arrival_bins, delay_bins, forgetting
 
 
@@ -35,9 +36,13 @@ class RLSDecoder(LaggedDecoder):
 
     name: ClassVar[str] = "rls"
     description: ClassVar[str] = "recursive least squares with forgetting on lagged square-root counts"
-    stored: ClassVar[tuple[str, ...]] = (
-        *LaggedDecoder.stored, "P_", "waiting_features_", "waiting_labels_", "waiting_arrives_",
-    )  # fmt: skip
+    stored: ClassVar[Mapping[str, Form]] = {
+        **LaggedDecoder.stored,
+        "P_": Form("features features"),
+        "waiting_features_": Form("waiting features", nan=True),
+        "waiting_labels_": Form("waiting outputs", nan=True),
+        "waiting_arrives_": Form("waiting", "int64"),
+    }
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "": {"n_lags": 3, "memory_s": 20.0, "label_delay_s": 0.2, "update_every_s": 0.25}
     }

@@ -11,6 +11,7 @@ from bci_adapt.decoders.blocks import label_blocks
 from bci_adapt.decoders.inputs import Bins
 from bci_adapt.decoders.online_rnn import SMALL, OnlineDecoder
 from bci_adapt.decoders.rls import RLSDecoder
+from bci_adapt.decoders.stored import Form, require_arrays
 from bci_adapt.decoders.timing import arrival_bins, delay_bins, forgetting
 from bci_adapt.errors import InputError
 
@@ -41,9 +42,15 @@ class StackedDecoder(OnlineDecoder):
 
     name: ClassVar[str] = "stacked"
     description: ClassVar[str] = "recurrent network and RLS, weighed online by recursive least squares on both"
-    stored: ClassVar[tuple[str, ...]] = (
-        *OnlineDecoder.stored, "weights_", "evidence_", "products_", "waiting_pairs_", "waiting_y_", "waiting_arrives_",
-    )  # fmt: skip
+    stored: ClassVar[Mapping[str, Form]] = {
+        **OnlineDecoder.stored,
+        "weights_": Form("outputs 2"),
+        "evidence_": Form("outputs 2 2"),
+        "products_": Form("outputs 2"),
+        "waiting_pairs_": Form("waiting 2 outputs", nan=True),
+        "waiting_y_": Form("waiting outputs", nan=True),
+        "waiting_arrives_": Form("waiting", "int64"),
+    }
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "": {"n_lags": 3, "memory_s": 20.0, "update_every_s": 0.25, "prior_s": 5.0, **SMALL}
     }
@@ -189,10 +196,14 @@ class StackedDecoder(OnlineDecoder):
         linear = {f"linear_{key}": value for key, value in self.linear_._fitted_arrays().items()}
         return super()._fitted_arrays() | linear
 
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        if self.prior not in PRIORS:
+            raise InputError(f"prior must be one of {', '.join(PRIORS)}, got {self.prior!r}")
+
     def _restore(self, arrays):
         super()._restore(arrays)
         self.linear_ = self._new_linear()
-        lacking = [f"linear_{key}" for key in RLSDecoder.stored if f"linear_{key}" not in arrays]
-        if lacking:
-            raise InputError(f"a stored {self.name} decoder lacks its arrays {', '.join(lacking)}")
+        forms = {f"linear_{key}": form for key, form in RLSDecoder.stored.items()}
+        require_arrays(forms, self.linear_._lengths(), arrays, self.name)
         self.linear_._restore({key: arrays[f"linear_{key}"] for key in RLSDecoder.stored})

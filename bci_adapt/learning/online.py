@@ -10,7 +10,6 @@ is in a state, so a run can be stopped, stored, and resumed bit for bit.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from bci_adapt.errors import InputError
+from bci_adapt.ground.arrays import read_npz
 from bci_adapt.ground.storage import atomic_path
 from bci_adapt.learning.backends import loop as kernel
 from bci_adapt.learning.backends.compiled import bound_loop
@@ -296,12 +296,7 @@ def save_state(state: State, path: Path) -> None:
 
 def load_state(learner: Learner, path: Path) -> State:
     """Read back what `save_state` wrote, for the same learner; `InputError` where the arrays are not its own."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: expected a stored learner state (npz): {error}") from error
-    return adopt(learner, arrays, str(path))
+    return adopt(learner, read_npz(path, "a stored learner state (npz)"), str(path))
 
 
 def handed_over(state: State, learner: Learner, origin: str) -> State:

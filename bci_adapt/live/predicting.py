@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ def predict(
 def opened(decoder_file: Path, session_file: Path, by: str | None = None) -> tuple[Decoder, xr.Dataset]:
     """A saved decoder, and a session read in its bins, matched `by` where that is said. Raises as `predict`."""
     decoder = Decoder.load(decoder_file)
-    session = _read(Path(session_file), decoder, _known(decoder, decoder_file))
+    session = _read(Path(session_file), decoder)
     return decoder, session if by is None else channels.match([session], by=by)[0]
 
 
@@ -96,32 +95,11 @@ def write_prediction(prediction: xr.Dataset, path: Path) -> None:
         temporary.write_bytes(prediction.to_netcdf(engine="h5netcdf", encoding=encoding))
 
 
-def _known(decoder: Decoder, file: Path) -> Mapping[str, Any]:
-    """What the file says of the decoder's inputs and outputs, checked: `InputError` where it contradicts itself."""
-    about = decoder.metadata_
-    names = about.get("channels")
-    outputs = about.get("outputs")
-    whole = names is None or (
-        isinstance(names, list)
-        and len(set(map(str, names))) == decoder.n_features_in_ == len(names)
-        and all(isinstance(name, str) for name in names)
-    )
-    try:
-        whole = whole and (outputs is None or sum(len(each["axes"]) for each in outputs) == decoder.n_outputs_)
-        words = [word for each in outputs or () for word in (each["variable"], each["units"], *each["axes"])]
-        whole = whole and all(isinstance(word, str) for word in words)
-        whole = whole and len({each["variable"] for each in outputs or ()}) == len(outputs or ())
-    except (KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise InputError(f"{file}: what it says of its channels and outputs does not fit its weights; save it again")
-    return about
-
-
-def _read(path: Path, decoder: Decoder, about: Mapping[str, Any]) -> xr.Dataset:
+def _read(path: Path, decoder: Decoder) -> xr.Dataset:
     """The session of a file, binned and sorted into units or electrodes as the decoder's were."""
     if is_prepared(path):
         return read(path)
+    about = decoder.metadata_
     told = ("per", "spikes") if is_recording(path) else ()
     return read(path, decoder.bin_s_, **{name: about[name] for name in told if about.get(name)})
 
