@@ -11,10 +11,11 @@ import xarray as xr
 from bci_adapt.data.session_digest import DIGEST, differing, session_digest
 from bci_adapt.data.sessions import check, signed, with_masks
 from bci_adapt.errors import InputError
+from bci_adapt.ground.netcdf import require_plain
 from bci_adapt.ground.storage import atomic_path
 from bci_adapt.ground.text import clean
 
-_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError)
+_UNREADABLE = Exception  # h5py, h5netcdf and xarray let through whatever a damaged byte leads to
 
 
 def write_session(session: xr.Dataset, path: Path | str) -> None:
@@ -55,7 +56,7 @@ def read_session(path: Path | str) -> xr.Dataset:
         except InputError as error:
             raise InputError(f"{path}: not a session: {error}") from error
         except _UNREADABLE as error:
-            raise InputError(f"{path}: not a readable session file ({error}); prepare it again") from error
+            raise InputError(f"{path}: not a readable session file ({clean(error, 200)}); prepare it again") from error
     if digest is not None and digest != session_digest(session):
         raise InputError(
             f"{path}: is not as it was written: damaged, prepare it again from the recording (whoever changed it on "
@@ -81,16 +82,19 @@ def _opened(path: Path | str) -> tuple[xr.Dataset, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such session file")
     try:
+        require_plain(path)
         session = xr.open_dataset(path, engine="h5netcdf", decode_times=False)
+        digest = session.attrs.pop(DIGEST, None)
+        if missing := [name for name in ("counts", "time", "channel") if name not in session.variables]:
+            session.close()
+            raise InputError(f"{path}: not a session: variable {missing[0]} is missing")
+        # Text comes back from netCDF as Python objects; labels are small, so they get numpy's own type at once.
+        text = {str(name): _text(value) for name, value in session.variables.items() if value.dtype.kind in "OTU"}
+        made = signed(with_masks(session.assign(text)))
+    except InputError as error:
+        raise InputError(f"{error}; prepare it again") from error
     except _UNREADABLE as error:
-        raise InputError(f"{path}: not a readable session file ({error}); prepare it again") from error
-    digest = session.attrs.pop(DIGEST, None)
-    if missing := [name for name in ("counts", "time", "channel") if name not in session.variables]:
-        session.close()
-        raise InputError(f"{path}: not a session: variable {missing[0]} is missing")
-    # Text comes back from netCDF as Python objects; labels are small, so they get numpy's own type at once.
-    text = {str(name): _text(value) for name, value in session.variables.items() if value.dtype.kind in "OTU"}
-    made = signed(with_masks(session.assign(text)))
+        raise InputError(f"{path}: not a readable session file ({clean(error, 200)}); prepare it again") from error
     made.set_close(session.close)
     return made, digest
 

@@ -14,6 +14,7 @@ Summaries, verdicts and recovery are made of standing rows.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,11 @@ import numpy as np
 import pandas as pd
 
 from bci_adapt.errors import InputError
+from bci_adapt.ground.arrays import digest_of_arrays
+from bci_adapt.ground.guarded import call
+from bci_adapt.ground.netcdf import require_plain
 from bci_adapt.ground.storage import atomic_path
+from bci_adapt.ground.text import clean
 
 Frame = Any  # a pandas.DataFrame, whose own annotations are unions that no type checker can resolve
 ROWS: dict[str, type] = {
@@ -136,6 +141,8 @@ STUDIES = {  # why a row that is not of a standing arm is there; a sweep's value
     "cold": "optimiser and traces not warmed",
 }
 STATUSES = ("ok", "failed", "unscorable")
+DIGEST = "content_sha256"
+"""The attribute of a results file that holds the digest of its tables and other attributes."""
 
 
 class Results(NamedTuple):
@@ -210,7 +217,7 @@ def write_results(path: Path, tables: Mapping[str, Frame], attrs: Mapping[str, A
 
     checked = {kind: long_table(tables[kind], kind) for kind in SCHEMAS}
     root: dict[str, Any] = {}
-    for name, value in attrs.items():
+    for name, value in {**attrs, DIGEST: _digest(checked, attrs)}.items():
         # numbers and text as they are, everything else as JSON under a name that says so
         plain = isinstance(value, (str, float, int)) and not isinstance(value, bool) and value != ""
         plain = plain and not name.endswith(".json")
@@ -233,39 +240,92 @@ def write_results(path: Path, tables: Mapping[str, Frame], attrs: Mapping[str, A
 
 
 def read_results(path: Path) -> Results:
-    """Read a file of `write_results`, columns, types, empty text and NaN as they were written."""
-    import h5netcdf
-    import xarray as xr
+    """Read a file of `write_results`, columns, types, empty text and NaN as they were written.
 
+    libhdf5 reads it in a child process (`bci_adapt.ground.guarded`). `InputError` names a file that is missing, no file
+    of results, or no longer as it was written; files of earlier versions have no digest by which that is known.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected the results.nc of a run")
+    with tempfile.TemporaryDirectory(prefix="bci-adapt-") as folder:
+        attrs = call(f"{__name__}:_unpacked", path, folder=folder)
+        with np.load(Path(folder) / "arrays.npz", allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    digest = attrs.pop(DIGEST, None)
     try:
+        tables = {kind: _table(kind, arrays) for kind in SCHEMAS}
+    except InputError as error:
+        raise InputError(f"{path}: {error}; run the experiment again") from error
+    if digest is not None and digest != _digest(tables, attrs):
+        raise InputError(f"{path}: is not as it was written: damaged; run the experiment again")
+    return Results(**tables, attrs=attrs)
+
+
+def _table(kind: str, arrays: Mapping[str, Any]) -> Frame:
+    """The table of one kind, of arrays by ``kind/column``."""
+    columns = {name.partition("/")[2]: values for name, values in arrays.items() if name.partition("/")[0] == kind}
+    if others := [name for name, values in columns.items() if values.ndim not in (1, 2)]:
+        raise InputError(f"{kind}: column {others[0]!r} has {columns[others[0]].ndim} dimensions")
+    if len({len(values) for values in columns.values()}) > 1:
+        raise InputError(f"{kind}: its columns are not equally long")
+    # rows padded with NaN to one length
+    plain = {
+        name: values if values.ndim == 1 else [row[np.isfinite(row)] for row in values]
+        for name, values in columns.items()
+    }
+    table = pd.DataFrame({name: each.astype(object) if _is_text(each) else each for name, each in plain.items()})
+    schema = SCHEMAS[kind]
+    return long_table(table if len(table) else table.reindex(columns=list(table) or list(schema)), kind)
+
+
+def _is_text(values: Any) -> bool:
+    return isinstance(values, np.ndarray) and values.dtype.kind == "U"
+
+
+def _digest(tables: Mapping[str, Frame], attrs: Mapping[str, Any]) -> str:
+    """SHA-256 of every value of checked tables and of attributes."""
+    arrays = {}
+    for kind, table in tables.items():
+        for name in table:
+            values = table[name].to_numpy()
+            arrays[f"{kind}/{name}"] = padded(values) if SCHEMAS[kind].get(str(name)) is list else values
+    return digest_of_arrays(json.loads(json.dumps(dict(attrs))), arrays)
+
+
+def _unpacked(path: Path, folder: str) -> dict[str, Any]:
+    """In the child: the attributes of a file of results; its columns go to ``arrays.npz`` in `folder`."""
+    import h5netcdf
+    import xarray as xr
+
+    try:
+        require_plain(path)
         with h5netcdf.File(path, "r") as file:
             stored = {name: value.item() if hasattr(value, "item") else value for name, value in file.attrs.items()}
             if absent := [kind for kind in SCHEMAS if kind not in file.groups]:
-                raise InputError(f"expected the table {absent[0]!r}, which it lacks; run the experiment again")
-        tables = {}
-        for kind, schema in SCHEMAS.items():
-            dataset = xr.load_dataset(path, group=kind, engine="h5netcdf")
-            arrays = {name: dataset[name].to_numpy() for name in map(str, dataset.data_vars)}
-            # rows padded with NaN to one length
-            plain = {
-                name: values if values.ndim == 1 else [row[np.isfinite(row)] for row in values]
-                for name, values in arrays.items()
-            }
-            table = pd.DataFrame(plain)
-            tables[kind] = long_table(table if len(table) else table.reindex(columns=list(table) or list(schema)), kind)
-    except (OSError, KeyError, ValueError) as error:
-        if isinstance(error, InputError):
-            words = f"{path}: {error}"
-            raise InputError(words if "again" in words else f"{words}; run the experiment again") from error
-        raise InputError(f"{path}: not a readable results file ({error}); run the experiment again") from error
-    attrs = {
-        name.removesuffix(".json"): json.loads(value) if name.endswith(".json") else value
-        for name, value in stored.items()
-    }
-    return Results(**tables, attrs=attrs)
+                raise InputError(f"expected the table {absent[0]!r}, which it lacks")
+        arrays = {}
+        for kind in SCHEMAS:
+            dataset = xr.load_dataset(path, group=kind, engine="h5netcdf", decode_times=False)
+            for name in map(str, dataset.data_vars):
+                values = dataset[name].to_numpy()
+                if values.dtype.kind == "O" and not all(isinstance(each, str) for each in values.ravel()):
+                    raise InputError(f"{kind}: column {name!r} takes one type, it holds several")
+                arrays[f"{kind}/{name}"] = values.astype(np.str_) if values.dtype.kind in "OT" else values
+        attrs = {
+            name.removesuffix(".json"): json.loads(value) if name.endswith(".json") else value
+            for name, value in stored.items()
+        }
+        json.dumps(attrs)
+    except InputError as error:
+        said = str(error)
+        raise InputError(f"{said if str(path) in said else f'{path}: {said}'}; run the experiment again") from error
+    except Exception as error:  # libraries let through whatever a damaged byte leads to
+        raise InputError(
+            f"{path}: not a readable results file ({clean(error, 200)}); run the experiment again"
+        ) from error
+    np.savez(Path(folder) / "arrays.npz", **arrays)
+    return attrs
 
 
 def number(value: float, digits: int = 2) -> str:
