@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from bci_adapt.errors import InputError
+from bci_adapt.ground.text import clean, escaped, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from bci_adapt.ground.engine import Workplace
 
 Item = TypeVar("Item")
+_LABEL = 200  # characters of what is being done that a progress bar shows
 
 app = typer.Typer(
     help="""Decode movement from primate spike recordings as electrodes drift.
@@ -32,8 +35,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+class Terminal(Console):
+    """A console that shows any text as text: names and notes come from files, and a terminal obeys what is in them."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
 # A file or pipe has no width of its own; tables are then as wide as a page.
-out, err = Console(width=None if sys.stdout.isatty() else 120), Console(stderr=True)
+out = Terminal(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
+err = Terminal(stderr=True, markup=False, emoji=False)
 
 MatchedBy = Annotated[
     str | None,
@@ -110,7 +124,7 @@ class Jobs:
 
     def done(self, label: str, seconds: float, ok: bool) -> None:
         if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, advance=1, description=label if ok else f"[red]failed:[/] {label}")
+            self.bar.update(self.task, advance=1, description=clean(label if ok else f"failed: {label}", _LABEL))
 
     def damaged(self, paths: Sequence[Path]) -> None:
         for path in paths:
@@ -125,7 +139,12 @@ def progress(quiet: bool) -> Iterator[Bar | None]:
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
     with Progress(*columns, console=err, transient=True) as bar:
         yield bar
 
@@ -136,7 +155,7 @@ def teller(bar: Bar | None, first: str) -> Callable[[str], None]:
 
     def say(text: str) -> None:
         if bar is not None and task is not None:
-            bar.update(task, description=text)
+            bar.update(task, description=clean(text, _LABEL))
 
     return say
 
@@ -151,7 +170,7 @@ def one_by_one(bar: Bar | None, what: str, items: Sequence[Item], name: Callable
     task = None if bar is None else bar.add_task(what, total=len(items))
     for item in items:
         if bar is not None and task is not None:
-            bar.update(task, description=name(item))
+            bar.update(task, description=clean(name(item), _LABEL))
         yield item
         if bar is not None and task is not None:
             bar.advance(task)
@@ -165,7 +184,7 @@ def print_line(text: str, style: str = "", to: Console = out) -> None:
 def write_json(where: str, payload: Any) -> None:
     text = json.dumps(payload, ensure_ascii=False, allow_nan=False, indent=1)
     if where == "-":
-        print(text)
+        print(escaped(text))
     elif not where.endswith(".json"):
         raise InputError(f"--json {where}: must end in .json, so that nothing else is ever overwritten")
     else:

@@ -34,6 +34,7 @@ from bci_adapt.cli.common import (
     write_json,
 )
 from bci_adapt.errors import InputError
+from bci_adapt.ground.text import clean
 
 RECOMMENDED = Path("configs/recommended.toml")
 
@@ -232,7 +233,7 @@ def tune(
 
         def say(text: str) -> None:
             if bar is not None and task is not None:
-                bar.update(task, description=text)
+                bar.update(task, description=clean(text, 200))
 
         lock = config.parent / "sessions.lock.toml"
         about, surface = run_tuning(

@@ -23,6 +23,7 @@ from bci_adapt.cli.common import (
     write_json,
 )
 from bci_adapt.errors import InputError
+from bci_adapt.ground.text import clean
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -57,7 +58,7 @@ class _Bytes:
         self.done[path], self.sizes[path] = done, size
         if self.bar is not None and self.task is not None:
             mb, of = (sum([*each.values()]) // 10**6 for each in (self.done, self.sizes))
-            self.bar.update(self.task, completed=mb, total=of, description=f"MB  {path.rpartition('/')[2]}")
+            self.bar.update(self.task, completed=mb, total=of, description=f"MB  {clean(path.rpartition('/')[2], 200)}")
 
 
 Exclude = Annotated[
@@ -295,8 +296,6 @@ def _show_kinds(made: list[Item]) -> None:
 def _table(columns: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
-
-    from bci_adapt.ground.text import clean
 
     table = Table(box=None, pad_edge=False)
     for column in columns:

@@ -65,7 +65,7 @@ def is_hdf5(path: Path) -> bool:
 def _stored(path: Path) -> Mapping[str, Any]:
     """What numpy or scipy reads of a file."""
     if path.suffix == ".npz":
-        return read_npz(path, "arrays (npz)", MAX_BYTES)
+        return read_npz(path, "a file of arrays (npz)", MAX_BYTES)
     from scipy.io import loadmat
 
     try:
