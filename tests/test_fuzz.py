@@ -1,6 +1,6 @@
 """Files with flipped bytes: described, refused with one clear error, or read; never a crash, a hang, another exception.
 
-``BCI_ADAPT_FUZZ=2000 pytest -n 0 tests/test_fuzz.py`` tries that many seeds. About one file in 200 hangs or crashes
+``make fuzz`` tries 2,000 seeds; formats of our own are in `test_fuzz_formats`. About one file in 200 hangs or crashes
 libhdf5 itself, inside its heap of texts: it is read in a child process, and the error names it.
 """
 

@@ -162,7 +162,10 @@ def read(
         raise InputError(f"{path}: holds arrays, which say what they are by name and take no {', '.join(wrong)}")
     about = {"source_file": path.name, "source_sha256": file_digest(path)}
     given: dict[str, Any] = {"session_id": path.stem} | arrays | options
-    made = session(**given, bin_s=width_s, about=about)
+    try:
+        made = session(**given, bin_s=width_s, about=about)
+    except InputError as error:
+        raise error if path.name in str(error) else InputError(f"{path}: {error}") from error
     if binned and bin_s is None and own_s is None and "target_time_s" not in arrays:
         guess = (
             f"its counts are taken for bins of {width_s:g} s: neither bin_s nor target_time_s says how wide they are"
