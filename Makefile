@@ -32,6 +32,7 @@ test: venv
 test-slurm: venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[slurm]'
 	BCI_ADAPT_TEST_SLURM=1 tests/slurm/with_slurm.sh $(BIN)/python -m pytest -n 0 tests/test_slurm.py || test $$? = 77
+
 fuzz: venv
 	BCI_ADAPT_FUZZ=2000 BCI_ADAPT_FUZZ_FORMATS=2000 $(BIN)/python -m pytest -n 2 -s tests/test_fuzz.py tests/test_fuzz_formats.py
 

@@ -16,7 +16,6 @@ import pytest
 from scipy.io import savemat
 
 import bci_adapt as ba
-from bci_adapt.data.from_arrays import read as read_arrays
 from bci_adapt.data.guarded_reading import read
 from bci_adapt.data.session_files import write_session
 from bci_adapt.decoders.base import Decoder
@@ -87,7 +86,7 @@ def of_decoder(path):
 
 
 def of_arrays(path):
-    return read_arrays(path).to_dict()["data_vars"]
+    return read(path, 0.05).to_dict()["data_vars"]
 
 
 SESSION_ATTRS = ("session_id", "subject", "bin_s", "bin_edge", "warnings", "thresholds", "parameters", "description")

@@ -17,7 +17,6 @@ import numpy as np
 import xarray as xr
 
 from bci_adapt.data import from_arrays
-from bci_adapt.data.array_files import is_hdf5
 from bci_adapt.data.faults import Thresholds
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.nwb_describing import Description, Neural, Series
@@ -114,9 +113,9 @@ def warmed_up() -> None:
 
 
 def _guarded(path: Path | str) -> bool:
-    """Whether a file is one that libhdf5 reads, not of old formats of arrays."""
+    """Whether a file is one that libhdf5 or scipy reads: a damaged one can crash either."""
     path = Path(path)
-    return path.is_file() and path.suffix != ".npz" and (path.suffix != ".mat" or is_hdf5(path))
+    return path.is_file() and path.suffix != ".npz"
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -212,7 +212,7 @@ def _ended(status: int | None, memory: int, seconds: float) -> str:
     if status == -getattr(signal, "SIGKILL", 0):
         return f"the process that read it was killed: {_greedy(memory)}"
     how = f"by {signal.Signals(-status).name}" if status is not None and status < 0 else f"with exit code {status}"
-    return f"reading it ended the process that did ({how}), inside the HDF5 library: damaged; fetch or copy it again"
+    return f"reading it ended the process that did ({how}), inside its library: damaged; fetch or copy it again"
 
 
 def _greedy(memory: int) -> str:
