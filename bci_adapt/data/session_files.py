@@ -12,7 +12,7 @@ from bci_adapt.data.session_digest import DIGEST, differing, session_digest
 from bci_adapt.data.sessions import check, signed, with_masks
 from bci_adapt.errors import InputError
 from bci_adapt.ground.netcdf import require_plain
-from bci_adapt.ground.storage import atomic_path
+from bci_adapt.ground.storage import atomic_path, write_netcdf
 from bci_adapt.ground.text import clean
 
 _UNREADABLE = Exception  # h5py, h5netcdf and xarray let through whatever a damaged byte leads to
@@ -32,8 +32,7 @@ def write_session(session: xr.Dataset, path: Path | str) -> None:
     encoding["counts"] = {**encoding.get("counts", {}), "zlib": True, "complevel": 1, "shuffle": True}
     with atomic_path(Path(path)) as temporary:
         stamped = session.assign_attrs({DIGEST: session_digest(session)})
-        # Made in memory: on a full disk HDF5 ends the process when it closes its file.
-        temporary.write_bytes(stamped.to_netcdf(engine="h5netcdf", encoding=encoding))
+        write_netcdf(stamped, temporary, encoding)
         with open_session(temporary) as lazy:
             if lost := differing(session, lazy.load()):
                 raise InputError(

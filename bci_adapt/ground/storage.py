@@ -116,6 +116,17 @@ def told_what_to_do(where: Path | str = "") -> Iterator[None]:
         raise InputError(said) from error
 
 
+def write_netcdf(data: Any, path: Path, encoding: Mapping[Any, Any]) -> None:
+    """Write an xarray Dataset or DataTree to `path`. The file is made in memory: on a full disk HDF5 ends the process
+    when it closes its file. In a worker of dask xarray would look for a lock by the file's name, which has none here.
+    """
+    import dask
+
+    with dask.config.set(scheduler="synchronous"):
+        content = data.to_netcdf(engine="h5netcdf", encoding=encoding)
+    path.write_bytes(content)
+
+
 def write_text(target: Path, text: str) -> None:
     """Write `text` (UTF-8) to `target` atomically."""
     with atomic_path(target) as temporary:

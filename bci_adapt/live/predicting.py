@@ -15,7 +15,7 @@ from bci_adapt.data.guarded_reading import is_recording, read
 from bci_adapt.data.labelled import Arrays
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.errors import InputError
-from bci_adapt.ground.storage import atomic_path, file_digest
+from bci_adapt.ground.storage import atomic_path, file_digest, write_netcdf
 from bci_adapt.ground.text import clean
 from bci_adapt.ground.version import __version__
 
@@ -92,7 +92,7 @@ def write_prediction(prediction: xr.Dataset, path: Path) -> None:
     """Write what `predict` returned as netCDF; the file is whole or, on any failure, untouched."""
     encoding = {name: {"_FillValue": None} for name, value in prediction.variables.items() if value.dtype.kind == "f"}
     with atomic_path(Path(path)) as temporary:
-        temporary.write_bytes(prediction.to_netcdf(engine="h5netcdf", encoding=encoding))
+        write_netcdf(prediction, temporary, encoding)
 
 
 def _read(path: Path, decoder: Decoder) -> xr.Dataset:

@@ -26,7 +26,7 @@ from bci_adapt.errors import InputError
 from bci_adapt.ground.arrays import digest_of_arrays
 from bci_adapt.ground.guarded import call
 from bci_adapt.ground.netcdf import require_plain
-from bci_adapt.ground.storage import atomic_path
+from bci_adapt.ground.storage import atomic_path, write_netcdf
 from bci_adapt.ground.text import clean
 
 Frame = Any  # a pandas.DataFrame, whose own annotations are unions that no type checker can resolve
@@ -235,8 +235,7 @@ def write_results(path: Path, tables: Mapping[str, Frame], attrs: Mapping[str, A
                 columns[name] = ("row", values if len(table) else np.zeros(0, float if type_ is str else type_))
         groups[f"/{kind}"], encoding[f"/{kind}"] = xr.Dataset(columns), own
     with atomic_path(Path(path)) as temporary:
-        # Made in memory: on a full disk HDF5 ends the process when it closes its file.
-        temporary.write_bytes(xr.DataTree.from_dict(groups).to_netcdf(engine="h5netcdf", encoding=encoding))
+        write_netcdf(xr.DataTree.from_dict(groups), temporary, encoding)
 
 
 def read_results(path: Path) -> Results:

@@ -1,0 +1,410 @@
+"""What a month on a shared server does to stored work: processes killed, disks full, files damaged, four at once.
+
+Every scene runs a command to its end in a cache of its own, does harm, runs the same command again, and compares what
+comes out with what came out unharmed. `python tests/faults/campaign.py` runs all of it and prints the table of
+`docs/reliability.md`; `--short` is what the tests run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+COMMAND = (sys.executable, "-m", "bci_adapt.cli")
+CONFIG = """name = "tiny"
+bin_s = 0.1
+stream_s = 80.0
+min_held_out_s = 40.0
+seeds = [0]
+[source]
+kind = "simulated"
+days = [0, 30, 60]
+duration_s = 240.0
+n_units = 12
+[[pairs]]
+source = 1
+targets = [3]
+[tuning]
+max_points = 3
+[[tuning.pairs]]
+source = 1
+targets = [2]
+[network]
+cells = ["tanh"]
+n_hidden = 8
+n_updates = 15
+oracle_updates = 15
+joint_updates = 15
+tune_updates = 15
+[linear]
+n_lags = 5
+[sweeps]
+delay_s = [0.5]
+label_fraction = [1.0]
+budget_s = [30.0]
+budget_trials = [4]
+[controls]
+no_drift = false
+continuing = false
+back = false
+cold = false
+costs = false
+drift = false
+[[arms]]
+rule = "immediate"
+optimizer = "rmsprop"
+learning_rate = 1e-4
+"""
+
+
+@dataclass
+class Campaign:
+    """Where the scenes play, what they found, and how often."""
+
+    folder: Path
+    kernels: Path
+    seed: int = 0
+    tried: Counter[str] = field(default_factory=Counter)
+    survived: Counter[str] = field(default_factory=Counter)
+    lost: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        (self.folder / "tiny.toml").write_text(CONFIG)
+
+    def note(self, scene: str, faults: str, why: str = "") -> None:
+        """Count one fault of a scene; `why` says what was lost, empty where nothing was."""
+        self.tried[scene] += 1
+        self.survived[scene] += not why
+        if why:
+            self.lost.append(f"{scene}: {faults}: {why}")
+
+    def cache(self, name: str) -> Path:
+        """An empty cache with the compiled loops of this checkout."""
+        cache = self.folder / name
+        shutil.rmtree(cache, ignore_errors=True)
+        cache.mkdir()
+        (cache / "kernels").symlink_to(self.kernels)
+        return cache
+
+    def start(self, cache: Path, *arguments: str, **environment: str) -> subprocess.Popen:
+        """A command at work, in a group of processes of its own."""
+        return subprocess.Popen(
+            [*COMMAND, *arguments], cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=os.environ | {"BCI_ADAPT_CACHE": str(cache)} | environment, start_new_session=True,
+        )  # fmt: skip
+
+    def done(self, cache: Path, *arguments: str, **environment: str) -> tuple[int, str]:
+        """Exit code and words of a command that is let come to its end."""
+        with self.start(cache, *arguments, **environment) as process:
+            said, _ = process.communicate(timeout=600)
+            return process.returncode, said
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A command, and what it leaves behind as something that can be compared."""
+
+    name: str
+    arguments: Callable[[Campaign, Path], tuple[str, ...]]
+    outcome: Callable[[Campaign, Path], object]
+    before: tuple[tuple[str, ...], ...] = ()  # commands that come to their end first
+    archive: bool = False
+
+
+def _bytes_below(folder: Path, pattern: str) -> dict[str, bytes]:
+    return {each.name: each.read_bytes() for each in sorted(folder.rglob(pattern)) if "kernels" not in each.parts}
+
+
+def _rows(campaign: Campaign, cache: Path) -> object:
+    return json.loads((cache / "out.json").read_text())["rows"]
+
+
+def _surface(campaign: Campaign, cache: Path) -> object:
+    return json.loads((cache / "tuned.json").read_text())["surface"]
+
+
+def _arrays(name: str) -> Callable[[Campaign, Path], object]:
+    def read(campaign: Campaign, cache: Path) -> object:
+        with np.load(cache / name, allow_pickle=False) as stored:
+            return {key: stored[key].tobytes() for key in stored.files if key != "header"}
+
+    return read
+
+
+def _days(cache: Path) -> list[str]:
+    return [str(path) for path in sorted(cache.glob("raw/simulated/*.nwb"))]
+
+
+_RUN = ("run", "tiny.toml", "--workers", "2", "-q", "--json")
+_LISTED = (
+    Scene("run", lambda c, cache: (*_RUN, str(cache / "out.json")), _rows),
+    Scene(
+        "prepare",
+        lambda c, cache: ("prepare", *_days(cache), "--bin-s", "0.1", "-q", "-o", str(cache / "made")),
+        lambda c, cache: _bytes_below(cache / "made", "*.nc"),
+        before=(("run",),),
+    ),
+    Scene(
+        "tune",
+        lambda c, cache: ("tune", "tiny.toml", "--workers", "2", "-q", "-o", str(cache / "tuned.json")),
+        _surface,
+    ),
+    Scene(
+        "pretrain",
+        lambda c, cache: ("pretrain", _days(cache)[0], "-q", "--bin-s", "0.1", "-o", str(cache / "decoder.npz")),
+        _arrays("decoder.npz"),
+        before=(("run",),),
+    ),
+    Scene(
+        "adapt",
+        lambda c, cache: (
+            *("adapt", str(cache / "decoder.npz"), _days(cache)[-1], "-q", "-o", str(cache / "adapted.npz")),
+            *("--checkpoint", str(cache / "here.ckpt"), "--every", "0.2"),
+        ),
+        _arrays("adapted.npz"),
+        before=(("run",), ("pretrain",)),
+    ),
+    Scene(
+        "fetch",
+        lambda c, cache: ("fetch", "000688", "-q"),
+        lambda c, cache: _bytes_below(cache / "raw", "sub-*.nwb"),
+        archive=True,
+    ),
+    Scene(
+        "reproduce",
+        lambda c, cache: ("reproduce", "F2b", "--quick", "--workers", "2", "--out", str(cache / "paper")),
+        lambda c, cache: json.loads((cache / "paper" / "claims.json").read_text())["claims"],
+    ),
+)
+SCENES = {scene.name: scene for scene in _LISTED}
+
+
+@contextmanager
+def _archive(scene: Scene) -> Iterator[dict[str, str]]:
+    """The environment of a scene: with an archive of its own where it fetches."""
+    if not scene.archive:
+        yield {}
+        return
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from archive_server import nwb_bytes, serving
+
+    with serving() as archive:
+        for day in range(4):
+            archive.add(f"sub-C/sub-C_ses-CO-2013100{day + 1}.nwb", nwb_bytes(f"day{day}", "C", padding=3_000_000))
+        yield {"DANDI_INSTANCE": archive.url, "NO_PROXY": "127.0.0.1"}
+
+
+def _prepared(campaign: Campaign, scene: Scene, name: str, environment: dict[str, str]) -> Path:
+    """A cache in which everything before the scene's own command has been done."""
+    cache = campaign.cache(name)
+    for (earlier,) in scene.before:
+        code, said = campaign.done(cache, *SCENES[earlier].arguments(campaign, cache), **environment)
+        assert code == 0, said
+    return cache
+
+
+def kills(campaign: Campaign, name: str, times: int) -> None:
+    """Kill a command with all its processes at random points, then let it end: the outcome is that of no kill."""
+    scene = SCENES[name]
+    with _archive(scene) as environment:
+        cache = _prepared(campaign, scene, "whole", environment)
+        started = time.perf_counter()
+        code, said = campaign.done(cache, *scene.arguments(campaign, cache), **environment)
+        took = time.perf_counter() - started
+        assert code == 0, said
+        expected = scene.outcome(campaign, cache)
+        for _ in range(times):
+            cache = _prepared(campaign, scene, "harmed", environment)
+            at = campaign.random.uniform(0.05, 0.95) * took
+            process = campaign.start(cache, *scene.arguments(campaign, cache), **environment)
+            time.sleep(at)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            code, said = campaign.done(cache, *scene.arguments(campaign, cache), **environment)
+            why = f"exit code {code}: {said[-300:]}" if code else ""
+            if not why and scene.outcome(campaign, cache) != expected:
+                why = "another outcome"
+            campaign.note(f"kill -9 of {name}", f"after {at:.2f} of {took:.2f} s", why)
+
+
+def killed_workers(campaign: Campaign, times: int) -> None:
+    """Kill one process of a run that is not its first: the run goes on by itself, or the same command ends it."""
+    scene, cache = SCENES["run"], campaign.cache("whole")
+    code, said = campaign.done(cache, *scene.arguments(campaign, cache))
+    assert code == 0, said
+    expected = scene.outcome(campaign, cache)
+    for _ in range(times):
+        cache = campaign.cache("harmed")
+        process = campaign.start(cache, *scene.arguments(campaign, cache))
+        time.sleep(campaign.random.uniform(3.0, 9.0))
+        try:
+            children = psutil.Process(process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            children = []
+        if children:
+            victim = campaign.random.choice(children)
+            victim.kill()
+        process.communicate()
+        code, said = campaign.done(cache, *scene.arguments(campaign, cache))
+        why = f"exit code {code}: {said[-300:]}" if code else ""
+        if not why and scene.outcome(campaign, cache) != expected:
+            why = "another outcome"
+        campaign.note("kill -9 of one process of a run", "a worker", why)
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) * 2 // 3] ^= 4
+    path.write_bytes(content)
+
+
+def _halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGED = {
+    "a session": ("sessions/*.nc", ("results", "runs")),
+    "a simulated recording": ("raw/simulated/*.nwb", ("sessions", "results", "decoders", "runs")),
+    "a score": ("results/scores*.json", ("runs",)),
+    "a prediction": ("results/immediate*.npz", ("results/scores*", "runs")),
+    "a decoder": ("decoders/*.npz", ("results", "runs")),
+    "a run's results": ("runs/*/results.nc", ()),
+    "a run's manifest": ("runs/*/manifest.json", ()),
+    "a run's analysis": ("runs/*/analysis.json", ()),
+}
+
+
+def damage(campaign: Campaign, kinds: tuple[str, ...] = tuple(DAMAGED)) -> None:
+    """Flip a bit of a stored file, or cut it in half: the next run names it, mends it, and comes to the same scores."""
+    scene, cache = SCENES["run"], campaign.cache("whole")
+    code, said = campaign.done(cache, *scene.arguments(campaign, cache))
+    assert code == 0, said
+    expected = scene.outcome(campaign, cache)
+    shutil.copytree(cache, campaign.folder / "kept", symlinks=True, dirs_exist_ok=True)
+    for kind in kinds:
+        pattern, also = DAMAGED[kind]
+        for harm in (_flip, _halve):
+            shutil.rmtree(cache)
+            shutil.copytree(campaign.folder / "kept", cache, symlinks=True)
+            harm(campaign.random.choice(sorted(cache.glob(pattern))))
+            for each in (path for gone in also for path in cache.glob(gone)):
+                shutil.rmtree(each) if each.is_dir() else each.unlink()
+            code, said = campaign.done(cache, *scene.arguments(campaign, cache))
+            why = f"exit code {code}: {said[-300:]}" if code else ""
+            if not why and scene.outcome(campaign, cache) != expected:
+                why = "another outcome"
+            campaign.note(f"damage of {kind}", harm.__name__, why)
+
+
+@contextmanager
+def _small_disk(folder: Path, megabytes: int) -> Iterator[None]:
+    """A disk of so many MB at `folder`; needs root."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def disks(campaign: Campaign, sizes: tuple[int, ...]) -> None:
+    """Full and read-only disks: one sentence, exit code 2, no traceback; with room again the same command ends."""
+    if not hasattr(os, "geteuid") or os.geteuid():
+        return
+    scene = SCENES["run"]
+    expected_at = campaign.cache("whole")
+    code, said = campaign.done(expected_at, *scene.arguments(campaign, expected_at))
+    assert code == 0, said
+    expected = scene.outcome(campaign, expected_at)
+    for size in sizes:
+        cache = campaign.cache("harmed")
+        (cache / "kernels").unlink()
+        with _small_disk(cache, size) if size else nullcontext():
+            if not size:
+                subprocess.run(["mount", "--bind", "-o", "ro", str(cache), str(cache)], check=True)
+            code, said = campaign.done(cache, *scene.arguments(campaign, cache), XDG_CACHE_HOME=str(campaign.folder))
+            if not size:
+                subprocess.run(["umount", "-l", str(cache)], check=True)
+        why = "" if code == 2 and "Traceback" not in said else f"exit code {code}: {said[-300:]}"
+        if not why:
+            cache = campaign.cache("harmed")
+            code, said = campaign.done(cache, *scene.arguments(campaign, cache))
+            why = "" if not code and scene.outcome(campaign, cache) == expected else "another outcome with room again"
+        campaign.note("a full disk" if size else "a read-only disk", f"{size} MB", why)
+
+
+def four_at_once(campaign: Campaign) -> None:
+    """Four processes run the same experiment in one cache at once: each comes to the same scores."""
+    scene, cache = SCENES["run"], campaign.cache("whole")
+    code, said = campaign.done(cache, *scene.arguments(campaign, cache))
+    assert code == 0, said
+    expected = scene.outcome(campaign, cache)
+    cache = campaign.cache("harmed")
+    runs = [
+        campaign.start(cache, "run", "tiny.toml", "--workers", "1", "-q", "--json", str(cache / f"out{number}.json"))
+        for number in range(4)
+    ]
+    said = [run.communicate()[0] for run in runs]
+    for number, run in enumerate(runs):
+        why = f"exit code {run.returncode}: {said[number][-300:]}" if run.returncode else ""
+        if not why:
+            shutil.copy(cache / f"out{number}.json", cache / "out.json")
+            why = "" if scene.outcome(campaign, cache) == expected else "another outcome"
+        campaign.note("four runs in one cache", f"number {number}", why)
+
+
+def table(campaign: Campaign) -> str:
+    """What was tried and survived, as Markdown."""
+    lines = ["| fault | tried | survived |", "|---|---|---|"]
+    lines += [f"| {name} | {campaign.tried[name]} | {campaign.survived[name]} |" for name in campaign.tried]
+    total, survived = sum(campaign.tried.values()), sum(campaign.survived.values())
+    return "\n".join([*lines, f"| **all** | **{total}** | **{survived}** |"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the campaign; exit code 1 where something was lost."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true", help="what the tests run, in a minute or so")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        from bci_adapt.ground.storage import cache_root
+
+        kernels = cache_root() / "kernels"
+        kernels.mkdir(parents=True, exist_ok=True)
+        campaign = Campaign(Path(folder), kernels, chosen.seed)
+        if chosen.short:
+            kills(campaign, "run", 1)
+            damage(campaign, ("a session", "a score"))
+        else:
+            for name in SCENES:
+                kills(campaign, name, 8)
+                print(table(campaign).splitlines()[-2], flush=True)
+            killed_workers(campaign, 6)
+            damage(campaign)
+            disks(campaign, (1, 3, 6, 0))
+            four_at_once(campaign)
+    print(table(campaign))
+    for line in campaign.lost:
+        print(line)
+    return 1 if campaign.lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
