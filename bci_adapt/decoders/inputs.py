@@ -59,8 +59,11 @@ def is_labelled(X: Any) -> TypeGuard[xr.Dataset | xr.DataArray | Arrays]:
 
 def several(X: Any) -> bool:
     """Whether X is a list of sessions, not one."""
+    if isinstance(X, OneByOne):
+        return True
+    items: Any = X
     listed = isinstance(X, list | tuple) and not isinstance(X, Arrays)
-    return isinstance(X, OneByOne) or (listed and all(is_labelled(each) or np.ndim(each) > 1 for each in X))
+    return listed and all(is_labelled(each) or np.ndim(each) > 1 for each in items)
 
 
 def require_one(X: Any) -> None:

@@ -181,7 +181,7 @@ def _ask(module: str, request: str, wait_s: float) -> int | None:
                 return None
             if status:
                 return status
-        return status
+        return 0
 
 
 def _end(reader: subprocess.Popen[str]) -> None:

@@ -87,9 +87,9 @@ def _dataset(found: Any, key: str, refuse: Refuse) -> int:
     for place in range(properties.get_nfilters()):
         if (number := properties.get_filter(place)[0]) not in _FILTERS:
             refuse(key, f"is packed with filter {number}, expected {', '.join(_FILTERS.values())}")
-    if found.shape is None:
+    if (shape := found.shape) is None:
         refuse(key, "is empty")
-    size, stored = math.prod(found.shape) * kind.itemsize, found.id.get_storage_size()
+    size, stored = math.prod(shape or ()) * kind.itemsize, found.id.get_storage_size()
     bare = clean(found.attrs.get("NAME", ""), 100).startswith(NO_VARIABLE)
     if not bare and size > PACKED * stored:
         refuse(key, f"claims shape {found.shape}, {size:,} bytes, of which {stored:,} are stored: not read")

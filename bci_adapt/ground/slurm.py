@@ -63,7 +63,10 @@ class Slurm:
             raise InputError(f"{path}: expected {' and '.join(sorted(lacking))}, such as workers = 20, memory = '4GB'")
         if found["workers"] < 1:
             raise InputError(f"{path}: workers: expected 1 or more, got {found['workers']}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
+        }
+        return cls(**values)
 
     def options(self, folder: Path) -> Mapping[str, Any]:
         """What `dask_jobqueue.SLURMCluster` is called with; `folder` is seen by workers and by this process."""

@@ -120,9 +120,9 @@ def write_netcdf(data: Any, path: Path, encoding: Mapping[Any, Any]) -> None:
     """Write an xarray Dataset or DataTree to `path`. The file is made in memory: on a full disk HDF5 ends the process
     when it closes its file. In a worker of dask xarray would look for a lock by the file's name, which has none here.
     """
-    import dask
+    from dask import config
 
-    with dask.config.set(scheduler="synchronous"):
+    with config.set(scheduler="synchronous"):
         content = data.to_netcdf(engine="h5netcdf", encoding=encoding)
     path.write_bytes(content)
 

@@ -166,7 +166,7 @@ def variables(rows: pd.DataFrame) -> list[str]:
 
 def unscorable_outputs(rows: pd.DataFrame) -> list[dict[str, str]]:
     """Outputs that are in no score of a pair: ``{source, target, output, reason}``, once each, controls aside."""
-    marked = rows[(rows["status"] == "unscorable") & (rows["metric"] != "r2") & (rows["study"] == "")]
+    marked: Frame = rows[(rows["status"] == "unscorable") & (rows["metric"] != "r2") & (rows["study"] == "")]
     marked = marked[["source", "target", "variable", "metric", "reason"]].drop_duplicates()
     return [
         {"source": source, "target": target, "output": f"{variable} {metric.removeprefix('r2:')}", "reason": reason}
@@ -269,7 +269,7 @@ def _table(kind: str, arrays: Mapping[str, Any]) -> Frame:
     if len({len(values) for values in columns.values()}) > 1:
         raise InputError(f"{kind}: its columns are not equally long")
     # rows padded with NaN to one length
-    plain = {
+    plain: dict[str, Any] = {
         name: values if values.ndim == 1 else [row[np.isfinite(row)] for row in values]
         for name, values in columns.items()
     }

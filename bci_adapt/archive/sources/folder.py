@@ -55,7 +55,7 @@ class Folder(Source):
     def list(self) -> pd.DataFrame:
         """See `Source.list`; `InputError` for a folder that is missing or has no recording, and for a bad file."""
         table = sessions_of(self.paths(), str(self.path))
-        if len(table) > 1 and (table["session_start"] == datetime.fromisoformat(UNDATED)).all():
+        if len(table) > 1 and {*table["session_start"]} == {datetime.fromisoformat(UNDATED)}:
             named = ", ".join(path.name for path in table["path"][:3]) + (" …" if len(table) > 3 else "")
             self._notes.append(f"{named} do not say when they were recorded: taken in the order {self.order}")
         self._listed = table.copy()

@@ -53,7 +53,7 @@ class FalconH1(Layout):
         start_s = file.number(f"{POSITION}/data", "offset", 0.0)
 
         def as_the_benchmark(times_s: NDArray[np.float64], groups: NDArray[np.int64], width_s: float) -> Cut | None:
-            return cut(start_s + np.arange(times_s.size) * row_s, groups, width_s)
+            return cut(start_s + np.arange(times_s.size, dtype=np.float64) * row_s, groups, width_s)
 
         session = read_rows(
             self,

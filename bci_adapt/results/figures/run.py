@@ -116,7 +116,7 @@ def gap_figure(scores: Sequence[Mapping[str, Any]], arms: Arms, variable: str = 
     if pairs.empty:
         return None
     cells = cells_in_order(pairs["cell"])
-    gaps = pairs["day_gap"]
+    gaps = np.asarray(pairs["day_gap"], float)
     with house_style():
         figure, axes = panels(cells, 2.9)
         for axis, cell in zip(axes, cells, strict=True):

@@ -13,7 +13,7 @@ from bci_adapt.results.figures.drift import short_names
 from bci_adapt.results.manifest import Manifest
 from bci_adapt.results.report.blocks import Cell, Column, Fold, Points, Section, Table, Text, blocks_of, numbers, words
 from bci_adapt.results.report.run import StoredRun, figure_text, plural, probability, signed
-from bci_adapt.results.table import cell_label, number
+from bci_adapt.results.table import Frame, cell_label, number
 
 RECOVERY = {  # what the named definitions are
     "recovery_oracle": "100 (adapted − frozen) / (retrained − frozen): the ceiling is the same architecture "
@@ -215,7 +215,7 @@ def _published(manifest: Manifest) -> list[Any]:
 
 def _drift(run: StoredRun) -> list[Any]:
     """Measures of drift of each pair, what the frozen decoder lost there and what adaptation regained."""
-    points = pd.DataFrame(run.analysis.drift)
+    points: Frame = pd.DataFrame(run.analysis.drift)
     if points.empty:
         return [Text("Drift between the sessions was not measured in this run.", kind="none")]
     variable, arm, cell = points.iloc[0][["variable", "arm", "cell"]]

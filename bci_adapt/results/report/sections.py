@@ -28,7 +28,7 @@ from bci_adapt.results.report.blocks import (
 )
 from bci_adapt.results.report.run import StoredRun, figure_text, flat, plural, seconds
 from bci_adapt.results.summary import score_text
-from bci_adapt.results.table import CANARY, MORE_PHASES, PHASES, cell_label, metric_label, number
+from bci_adapt.results.table import CANARY, MORE_PHASES, PHASES, Frame, cell_label, metric_label, number
 
 PHASE_ORDER = ("online", "online_late", "held_out", "continuing")
 SUPERVISION_WORDS = {
@@ -381,7 +381,7 @@ def pairs(run: StoredRun) -> Section:
     for variable in run.variables:
         tables = _pair_tables(run, variable)
         blocks.append(Fold(f"Every pair: {variable}, held out", tables))
-    scored = pd.DataFrame(run.analysis.pairs)
+    scored: Frame = pd.DataFrame(run.analysis.pairs)
     if not scored.empty:
         ordered = scored.sort_values(["day_gap", "source", "target"])
         for (source, target), rows in ordered.groupby(["source", "target"], sort=False):
@@ -393,7 +393,7 @@ def pairs(run: StoredRun) -> Section:
 
 def _pair_tables(run: StoredRun, variable: str) -> list[Table]:
     """Held-out R² of every pair (mean over seeds): one table per cell, pairs down, arms across."""
-    scored = pd.DataFrame(
+    scored: Frame = pd.DataFrame(
         each
         for each in run.analysis.pairs
         if (each["variable"], each["phase"], each["metric"]) == (variable, "held_out", "r2")
