@@ -952,6 +952,53 @@ def test_two_states_of_a_draft_are_not_mixed(archive, make, draft, tmp_path):
     assert len(make("000999", "draft", update=True, **elsewhere).obtain()) == 2
 
 
+def test_an_update_of_some_files_moves_all_that_a_lock_pins_of_a_draft(archive, make, draft, tmp_path):
+    for path in C:
+        draft(path)
+    before = [path.read_bytes() for path in make("000999", "draft").obtain()]
+    now = [draft(C[0], 15), draft(C[1], 16)]
+    same = draft(C[2])  # a new id, the same bytes
+    source = make("000999", "draft", paths=[C[0]], update=True)
+    assert [path.name for path in source.obtain()] == [C[0].rpartition("/")[2]]
+    assert [note for note in source.notes() if "moves too" in note] == [
+        f"{lock_of(tmp_path)} pins more of 000999/draft, which moves too: {C[1]}"
+    ]
+    ids = {asset.path: asset.asset_id for asset in read_lock(lock_of(tmp_path)).assets.values()}
+    assert ids == {row["path"]: row["asset_id"] for row in (*now, same)}
+    with pytest.raises(InputError, match=rf"missing in the cache: {re.escape(C[1])} "):
+        make("000999", "draft", offline=True).obtain()
+    after = [path.read_bytes() for path in make("000999", "draft").obtain()]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [False, False, True]
+    assert make("000999", "draft", offline=True).obtain()
+
+    archive.dandisets["000999"]["draft"].remove(now[1])
+    source = make("000999", "draft", paths=[C[0]], update=True)
+    source.obtain()
+    assert any(note.endswith(f"which has gone from the draft and leaves the lock: {C[1]}") for note in source.notes())
+    assert sorted(asset.path for asset in read_lock(lock_of(tmp_path)).assets.values()) == [C[0], C[2]]
+
+
+def test_a_lock_that_moves_meanwhile_takes_no_file_of_the_state_before(archive, make, draft, tmp_path):
+    draft(C[0])
+    draft(C[1])
+    make("000999", "draft", paths=[C[0]]).obtain()
+    late = make("000999", "draft", paths=[C[1]])
+    late.select()
+    draft(C[0], 15)
+    draft(C[1], 15)
+    make("000999", "draft", paths=[C[0]], update=True).obtain()
+    pinned = lock_of(tmp_path).read_text()
+    with pytest.raises(InputError, match="another process moved what it pins of 000999/draft; start again"):
+        late.obtain()
+    assert lock_of(tmp_path).read_text() == pinned
+
+
+def test_an_update_of_some_files_leaves_what_is_pinned_of_a_published_version(archive, make, tmp_path):
+    make(subject="C").obtain()
+    make(subject="M", update=True).obtain()
+    assert sorted(asset.path for asset in read_lock(lock_of(tmp_path)).assets.values()) == sorted(FILES)
+
+
 # Which archive
 
 

@@ -34,6 +34,8 @@ class Selection:
     """Files of the cache that hold the bytes of an asset which is not there under its own path and version."""
     listing: Listing | None = None
     """What is kept of the archive's answer; None when there is nothing to keep."""
+    beside: list[Asset] = field(default_factory=list)
+    """What the lock pins of this version; in an update what it will pin besides the files."""
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per file, by path: path, size and missing (bytes), state, drift, asset_id, digest, file.

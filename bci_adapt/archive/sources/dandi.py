@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -22,6 +21,7 @@ from bci_adapt.archive.listing import About, Listing, Row, read_listing, write_l
 from bci_adapt.archive.lock import DRAFT, NAME, Asset, Lock, check_version, read_lock, update_lock
 from bci_adapt.archive.selection import Selection
 from bci_adapt.archive.sources.base import Source, sessions_of
+from bci_adapt.archive.threads import in_threads
 from bci_adapt.errors import InputError
 from bci_adapt.ground import catalog
 from bci_adapt.ground.jobs import content_is
@@ -47,8 +47,8 @@ class Dandi(Source):
     that what is meant is known without the archive: with everything pinned and cached, an archive that cannot answer
     gets one short try and costs a note. Where it is not known, that is an error, and `offline` is the way to go on with
     what the lock and the cache hold. A draft is used as it was pinned, and what became of it since is told asset by
-    asset, until `update`. `notes` says what a user should know. `anew` computes all digests again, however lately they
-    were computed. `progress` is called from several threads.
+    asset, until `update`, which moves all that the lock pins of it. `notes` says what a user should know. `anew`
+    computes all digests again, however lately they were computed. `progress` is called from several threads.
     """
 
     name = "dandi"
@@ -199,7 +199,7 @@ class Dandi(Source):
             elif drift:
                 self._refuse_mixture(listing, pinned, drift)
                 return version, None, notes, drift
-        return version, self._with_digests(listing, pinned, drift), notes, drift
+        return version, self._with_digests(listing, pinned, drift, lock), notes, drift
 
     def _pinned(self, lock: Lock, version: str, kept: Listing | None) -> dict[str, Asset | Row]:
         """What is pinned of a version by path: the rows of the listing that belongs to the lock, and what it holds."""
@@ -236,15 +236,19 @@ class Dandi(Source):
                 "pinned: one run does not mix two states of a draft; --update moves to what it is now"
             )
 
-    def _with_digests(self, listing: Listing, pinned: dict[str, Asset | Row], drift: Collection[str]) -> Listing:
-        """`listing` with the digests of the files that are meant; those of a draft have to be asked for one by one."""
+    def _with_digests(
+        self, listing: Listing, pinned: dict[str, Asset | Row], drift: Collection[str], lock: Lock
+    ) -> Listing:
+        """`listing` with the digests of what is meant or moves; those of a draft have to be asked for one by one."""
+        moving = {asset.path for asset in lock.of(self.dandiset, listing.version)} if self.update else set()
 
         def is_lacking(row: Row) -> bool:
             if row.digests is not None or not row.is_nwb or isinstance(pinned.get(row.path), Asset):
                 return False
             if row.path in drift:  # its page has gone with it
                 return False
-            return self.wanted.takes(row.path) and not _refusal(lambda: row.check(self.dandiset, listing.version))
+            is_used = self.wanted.takes(row.path) or row.path in moving
+            return is_used and not _refusal(lambda: row.check(self.dandiset, listing.version))
 
         lacking = [row for row in listing.rows if is_lacking(row)]
         told = self._threads(lambda row: self._archive.with_digests(self.dandiset, listing.version, row), lacking)
@@ -299,6 +303,8 @@ class Dandi(Source):
                 if drift and path in drift and path not in locked:
                     refused[path] = f"{path} was {drift[path]} in the draft before it was fetched; --update moves on"
         beside = [asset for asset in lock.of(self.dandiset, version) if not (self.update and asset.path in meant)]
+        if self.update and version == DRAFT:
+            beside = self._moved(beside, rows, notes)
         for asset, why in entries.clashes([*beside, *assets]).items():
             if assets.pop(asset, None) is not None:
                 refused[asset.path] = why
@@ -310,8 +316,23 @@ class Dandi(Source):
         absent = [asset for asset, file in assets.items() if not file.is_file()]
         twins = entries.twins(self.raw, absent) if absent else {}
         return Selection(
-            self.dandiset, version, about, assets, notes, offline, unsure, refused, drift or {}, twins, listing
+            self.dandiset, version, about, assets, notes, offline, unsure, refused, drift or {}, twins, listing, beside
         )
+
+    def _moved(self, pinned: list[Asset], rows: dict[str, Row], notes: list[str]) -> list[Asset]:
+        """What a lock pins of a draft besides the files that are meant, as the draft is now: a lock has one state."""
+        now = []
+        for old in pinned:
+            with suppress(KeyError, InputError):  # gone from the draft, or not to be used any more
+                now.append(rows[old.path].asset(self.dandiset, DRAFT))
+        were = {asset.path: asset for asset in pinned}
+        moved = [asset.path for asset in now if not asset.same_bytes(were[asset.path])]
+        lost = sorted(were.keys() - {asset.path for asset in now})
+        for paths, what in ((moved, "which moves too"), (lost, "which has gone from the draft and leaves the lock")):
+            if paths:
+                named = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+                notes.append(f"{self.lock} pins more of {self.dandiset}/{DRAFT}, {what}: {named}")
+        return now
 
     def _recorded(self, assets: dict[Asset, Path]) -> About:
         """What the records of fetched files say of their version."""
@@ -378,10 +399,15 @@ class Dandi(Source):
         lock, chosen = self._own(lock), self.select()
         pin = chosen.version != DRAFT and (self.update or self.dandiset not in lock.pinned)
         pinned = lock.pinned | ({self.dandiset: chosen.version} if pin else {})
-        old = lock.of(self.dandiset, chosen.version) if self.update else []
-        return replace(lock, pinned=pinned).with_assets(
-            chosen.files, drop=[asset for asset in old if self.wanted.takes(asset.path)]
-        )
+        old, drop = lock.of(self.dandiset, chosen.version), list[Asset]()
+        if chosen.version != DRAFT and self.update:
+            drop = [asset for asset in old if self.wanted.takes(asset.path)]
+        elif chosen.version == DRAFT and self.update:  # as a whole, so that no lock holds two states of it
+            drop = old
+        elif chosen.version == DRAFT and old != chosen.beside and not (chosen.listing and chosen.listing.agrees(lock)):
+            raise InputError(f"{self.lock}: another process moved what it pins of {self.dandiset}/{DRAFT}; start again")
+        moved = chosen.beside if chosen.version == DRAFT and self.update else []
+        return replace(lock, pinned=pinned).with_assets([*moved, *chosen.files], drop=drop)
 
     def _record(self, asset: Asset, checked: entries.Checked | None = None) -> entries.Record:
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -462,28 +488,3 @@ def _refusal(check: Callable[[], object]) -> str:
     except InputError as error:
         return str(error)
     return ""
-
-
-def in_threads(work: Callable[[_T], _R], items: Iterable[_T], jobs: int, stop: threading.Event) -> list[_R]:
-    """Results of `work` on every item, in their order; all are tried, then the first `InputError` is raised.
-
-    Ctrl-C, and whatever else is raised, sets `stop`, which downloads heed; what has arrived is kept.
-    """
-    stop.clear()
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(work, item) for item in items]
-        try:
-            for future in as_completed(futures):
-                error = future.exception()
-                if error is not None and not isinstance(error, InputError):
-                    raise error
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-    failed = [error for future in futures if (error := future.exception()) is not None]
-    if len(failed) > 1:
-        raise type(failed[0])(f"{failed[0]} (and {len(failed) - 1} more of {len(futures)} files)") from failed[0]
-    if failed:
-        raise failed[0]
-    return [future.result() for future in futures]
