@@ -170,6 +170,40 @@ def test_what_a_dry_run_prints_is_what_the_fetch_does(call, archive, tmp_path):
     assert len([each for each in archive.log if "/blobs/" not in each.path and "/download/" not in each.path]) == asked
 
 
+def test_damage_that_keeps_the_size_is_planned_fetched_and_told(call, archive, raw):
+    assert call("fetch", DANDISET, "--quiet")[0] == 0
+    file = raw / DANDISET / NEW / PATHS[1]
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    file.write_bytes(damaged)
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in raw.rglob("*") if path.is_file()}
+    _, out, _ = call("fetch", DANDISET, "--dry-run", "--json", "-")
+    size = len(CONTENT[PATHS[1]])
+    planned = [(row["state"], row["missing"]) for row in json.loads(out)["files"]]
+    assert planned == [("cached", 0), ("damaged", size), ("cached", 0)]
+    _, out, _ = call("fetch", DANDISET, "--dry-run")
+    assert f"to fetch: {size / 1e6:,.1f} MB (nothing was written)" in out
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in raw.rglob("*") if path.is_file()} == before
+    sent = archive.sent()
+    _, out, _ = call("fetch", DANDISET, "--json", "-")
+    done = [(row["state"], row["missing"]) for row in json.loads(out)["files"]]
+    assert done == [("cached", 0), ("fetched", 0), ("cached", 0)]
+    assert archive.sent() - sent == size
+    assert file.read_bytes() == CONTENT[PATHS[1]]
+    os.utime(file)  # changed in time alone: the digest is computed, and the bytes are right
+    _, out, _ = call("fetch", DANDISET, "--dry-run", "--json", "-")
+    assert [row["state"] for row in json.loads(out)["files"]] == ["cached"] * 3
+
+
+def test_a_damaged_twin_is_planned_and_told_as_fetched(call, archive, raw):
+    assert call("fetch", f"{DANDISET}/{OLD}", "--quiet")[0] == 0
+    twin = raw / DANDISET / OLD / PATHS[0]
+    twin.write_bytes(twin.read_bytes()[:-1] + b"?")
+    for options, states in (["--dry-run"], ["missing"]), ([], ["fetched"]):
+        _, out, _ = call("fetch", f"{DANDISET}/{NEW}", "--path", PATHS[0], *options, "--json", "-")
+        assert [row["state"] for row in json.loads(out)["files"]] == states
+
+
 def test_dry_run_writes_nothing(call, archive, raw):
     call("fetch", DANDISET, "--subject", "M", "--quiet")
     before = sorted(raw.rglob("*"))

@@ -948,7 +948,7 @@ def test_two_states_of_a_draft_are_not_mixed(archive, make, draft, tmp_path):
     assert len(make("000999", "draft", paths=[C[0]], **elsewhere).obtain()) == 1  # the pinned one can still be had
     source = make("000999", "draft", lock=lock)  # where the listing that was pinned is kept, the rest of it is meant
     source.obtain()
-    assert [row["state"] for row in source.select().rows()] == ["cached", "cached"]
+    assert [row["state"] for row in source.select().rows()] == ["cached", "fetched"]
     assert len(make("000999", "draft", update=True, **elsewhere).obtain()) == 2
 
 

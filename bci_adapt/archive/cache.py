@@ -190,6 +190,16 @@ def is_trusted(file: Path, asset: Asset) -> bool:
     return record is not None and file.is_file() and _is_trusted(file, record, asset)
 
 
+def is_damaged(file: Path, asset: Asset, progress: Progress | None = None) -> bool:
+    """Whether a file with the record and the size of `asset` has other bytes. Its digests are computed where its time
+    of change is not the one that they were computed of; nothing is written.
+    """
+    record = read_record(file)
+    if record is not None and record.checked is not None and record.checked.mtime_ns == file.stat().st_mtime_ns:
+        return asset.sha256 not in ("", record.checked.sha256)
+    return compared(file, asset, progress)[0] is not None
+
+
 def _is_trusted(file: Path, record: Record, asset: Asset) -> bool:
     status, checked = file.stat(), record.checked
     return (

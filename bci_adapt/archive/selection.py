@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bci_adapt.archive import cache as entries
-from bci_adapt.archive.download import bytes_kept
+from bci_adapt.archive.download import Progress, bytes_kept
 from bci_adapt.archive.listing import About, Listing
 from bci_adapt.archive.lock import Asset
 from bci_adapt.errors import InputError
@@ -36,27 +36,36 @@ class Selection:
     """What is kept of the archive's answer; None when there is nothing to keep."""
     beside: list[Asset] = field(default_factory=list)
     """What the lock pins of this version; in an update what it will pin besides the files."""
+    obtained: dict[Asset, str] = field(default_factory=dict)
+    """How each file came, once they were obtained."""
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self, progress: Progress | None = None) -> list[dict[str, Any]]:
         """One row per file, by path: path, size and missing (bytes), state, drift, asset_id, digest, file.
 
         The state is ``cached``, ``partial``, ``missing``, ``reused`` for bytes that lie in the cache under another path
-        or version, or ``other`` for a file with another record or size; digests are not computed here.
+        or version, ``damaged`` for other bytes, or ``other`` for a file with another record or size. Once the files
+        have been obtained it is what was done: ``cached``, ``reused`` or ``fetched``. Digests are computed of what has
+        changed since they were computed last.
         """
         rows = []
         for asset, file in self.files.items():
-            kept, state = bytes_kept(file, asset), "missing"
-            if file.exists():
-                record = entries.read_record(file)
-                here = record is not None and record.asset.same_bytes(asset) and file.stat().st_size == asset.size
-                state = "cached" if here else "other"
-            if state != "cached":
-                state = "reused" if asset in self.twins else "partial" if kept else state
-            missing = 0 if state in ("cached", "reused") else asset.size - kept
+            kept = bytes_kept(file, asset)
+            state = self.obtained.get(asset) or self._state(asset, file, kept, progress)
+            missing = 0 if state in ("cached", "reused", "fetched") else asset.size - kept
             about = {"path": asset.path, "size": asset.size, "missing": missing, "state": state}
             about |= {"drift": self.drift.get(asset.path, ""), "asset_id": asset.asset_id}
             rows.append({**about, "digest": digest_text(asset), "file": str(file)})
         return rows
+
+    def _state(self, asset: Asset, file: Path, kept: int, progress: Progress | None) -> str:
+        state, twin = "missing", self.twins.get(asset)
+        if file.exists():
+            record = entries.read_record(file)
+            here = record is not None and record.asset.same_bytes(asset) and file.stat().st_size == asset.size
+            state = "other" if not here else "damaged" if entries.is_damaged(file, asset, progress) else "cached"
+        if state in ("missing", "other") and twin is not None and not entries.is_damaged(twin, asset, progress):
+            return "reused"
+        return "partial" if kept and state != "cached" else state
 
     def refuse(self) -> None:
         """`InputError` when an asset that is meant cannot be had: each is named, the others are not touched by it."""

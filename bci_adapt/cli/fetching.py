@@ -133,21 +133,17 @@ def _obtained(source: Dandi, dry_run: bool, quiet: bool) -> list[dict[str, Any]]
     chosen, note = source.select(), noting(quiet)
     if quiet and chosen.unsure:
         raise InputError(f"{chosen.offline}; {chosen.unsure}; without --quiet these are used, with a note")
-    rows, n_notes = chosen.rows(), len(chosen.notes)
+    n_notes = len(chosen.notes)
     for text in chosen.notes:
         note(text)
     if dry_run:
-        return rows
+        return chosen.rows(source.progress)
     try:
         source.obtain()
     finally:
         for text in chosen.notes[n_notes:]:
             note(text)
-    return [{**row, "missing": 0, "state": _now(row["state"])} for row in rows]
-
-
-def _now(state: str) -> str:
-    return state if state in ("cached", "reused") else "fetched"
+    return chosen.rows()
 
 
 @cache.command("list")

@@ -372,6 +372,8 @@ class Dandi(Source):
                 "one file two names (hard links)"
             )
         self._threads(self._fetch_one, wanting.items())
+        chosen.obtained = dict.fromkeys(chosen.files, "cached") | dict.fromkeys(twins, "reused")
+        chosen.obtained |= dict.fromkeys(wanting, "fetched")
         for asset, file in chosen.files.items():
             record = entries.read_record(file)
             if record is None or record.asset != asset or record.archive != self.api:
