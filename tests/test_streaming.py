@@ -129,6 +129,32 @@ def test_a_run_through_a_file_costs_few_requests(archive, tmp_path):
     assert archive.sent() == 20_000_000
 
 
+def test_a_signature_is_neither_printed_nor_recorded(archive, call, tmp_path):
+    """All of an address that is signed, with a password, in whatever is said of it: read, refused or not found."""
+    path = tmp_path / "small.nwb"
+    spikes_file(path)
+    archive.files["x"] = path
+    host = archive.blob_url.partition("://")[2]
+    signed = f"http://me:pass@{host}/blobs/x?signature=secret"
+    code, out, err = call("inspect", "--stream", signed)
+    assert (code, "secret" in out + err, "pass@" in out + err) == (0, False, False)
+    assert f"http://{host}/blobs/x" in out + err
+    assert call("inspect", "--stream", signed, "--json", tmp_path / "about.json")[0] == 0
+    assert call("prepare", "--stream", signed, "--out", tmp_path / "prepared", "--bin-s", "0.05")[0] == 0
+    session = ba.read(signed, 0.05, stream=True)
+    for text in ((tmp_path / "about.json").read_text(), str(session.attrs)):
+        assert f"http://{host}/blobs/x" in text
+        assert "secret" not in text
+    (prepared,) = (tmp_path / "prepared").glob("*.nc")
+    assert b"secret" not in prepared.read_bytes()
+    assert all("secret" in str(each.query) for each in archive.asked("/blobs/"))  # the server got it
+    for arguments in (["--stream", signed.replace("/x", "/gone")], [signed]):
+        code, out, err = call("inspect", *arguments)
+        assert (code, "secret" in out + err, "pass@" in out + err) == (2, False, False)
+    with pytest.raises(InputError, match=r"blobs/x: bin_s, the width"):
+        ba.read(signed, stream=True)
+
+
 def test_a_server_without_ranges_is_refused(archive):
     archive.answers["/plain.nwb"] = (200, {}, b"whole")
     with pytest.raises(InputError, match="sends whole files only, no ranges"):

@@ -23,6 +23,18 @@ def is_address(text: str) -> bool:
     return bool(re.match("https?://", text, re.IGNORECASE))
 
 
+def shown(text: str) -> str:
+    """An address as it is printed and recorded: without its query, which may hold a signature, and without a password.
+    What is no address stays as it is.
+
+    >>> shown("https://me:secret@a.org/b.nwb?signature=s"), shown("C:/a.nwb?")
+    ('https://a.org/b.nwb', 'C:/a.nwb?')
+    """
+    if not is_address(text):
+        return text
+    return re.sub("^([^/]*//)[^/]*@", r"\1", text.partition("?")[0])  # `urlsplit` refuses some of what people paste
+
+
 def parse_dandiset(text: str) -> tuple[str, str | None]:
     """Split ``000688``, ``000688/0.250122.1735``, ``000688/draft`` or any of them after ``DANDI:``.
 
@@ -51,7 +63,9 @@ def parse_page(text: str) -> tuple[str, str | None, list[str]]:
         address = urlsplit(f"{address.scheme}://{address.netloc}{address.fragment}")
     page = _PAGE.fullmatch(address.path)
     if page is None:
-        raise InputError(f"{text}: is not the page of a dandiset, such as https://dandiarchive.org/dandiset/000688")
+        raise InputError(
+            f"{shown(text)}: is not the page of a dandiset, such as https://dandiarchive.org/dandiset/000688"
+        )
     _check_host(text, address.netloc)
     where = parse_qs(address.query).get("location", [""])[0].strip("/")
     paths = [where if where.lower().endswith(".nwb") else f"{escape(where)}/*"] if where else []
@@ -79,4 +93,4 @@ def _check_host(text: str, host: str) -> None:
         return
     other = next((name for name, each in known_instances.items() if any(host in url for url in each.urls())), None)
     help = f"set DANDI_INSTANCE={other}" if other else "set DANDI_INSTANCE to the address of its API"
-    raise InputError(f"{text}: is not of the archive in use, {used.api}; {help}")
+    raise InputError(f"{shown(text)}: is not of the archive in use, {used.api}; {help}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bci_adapt.archive.addresses import is_address, is_page
+from bci_adapt.archive.addresses import is_address, is_page, shown
 from bci_adapt.data.remote import Remote
 from bci_adapt.errors import InputError
 from bci_adapt.ground.guarded import warm_up
@@ -28,7 +28,7 @@ def located(place: Path | str, stream: bool) -> tuple[Path | Remote, dict[str, s
         return remote(str(place))
     if isinstance(place, str) and is_address(place):
         how = "`bci-adapt fetch` brings it here" if is_page(place) else "download it"
-        raise InputError(f"{place}: is an address; {how}, or read it over the network (--stream, stream=True)")
+        raise InputError(f"{shown(place)}: is an address; {how}, or read it over the network (--stream, stream=True)")
     return Path(place), {}
 
 
@@ -46,7 +46,7 @@ def read(path: Path | str, bin_s: float | None = None, *, stream: bool = False, 
 
         return guarded_reading.read(place, bin_s, **options)
     if bin_s is None:
-        raise InputError(f"{path}: bin_s, the width of a bin in seconds, is needed to read a recording")
+        raise InputError(f"{shown(str(path))}: bin_s, the width of a bin in seconds, is needed to read a recording")
     from bci_adapt.data.prepare import prepare
 
     return prepare(place, bin_s, provenance=provenance, **options)

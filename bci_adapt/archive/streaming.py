@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import requests
 
 from bci_adapt.archive import http
-from bci_adapt.archive.addresses import asset_id_of, is_address, is_page, parse_page
+from bci_adapt.archive.addresses import asset_id_of, is_address, is_page, parse_page, shown
 from bci_adapt.archive.api import Archive
 from bci_adapt.archive.http import AGAIN, MAX_REDIRECTS, Again, Patience, Transport, Tries, chunks, request
 from bci_adapt.archive.selection import digest_text
@@ -36,7 +36,7 @@ class RangeFile(io.RawIOBase):
 
     def __init__(self, address: str, token: str = "", patience: Patience | None = None) -> None:
         super().__init__()
-        self.address, self._where, self.name = address, address, urlsplit(address)._replace(query="").geturl()
+        self.address, self._where, self.name = address, address, shown(address)
         self._patience, self._stop = patience or http.PATIENCE, threading.Event()
         self._session = requests.Session()
         self._session.max_redirects = MAX_REDIRECTS
@@ -147,8 +147,8 @@ def remote(address: str, patience: Patience | None = None) -> tuple[Remote, dict
         return _of_dandiset(address, patience)
     name = unquote(urlsplit(address).path.rpartition("/")[2]) or "recording.nwb"
     if not (asset_id := asset_id_of(address)):
-        said = f"read over the network from {address}: not verified, no digest of it is known"
-        return Remote(name, address, said, lambda: RangeFile(address, patience=patience)), {}
+        said = f"read over the network from {shown(address)}: not verified, no digest of it is known"
+        return Remote(name, said, lambda: RangeFile(address, patience=patience)), {}
     archive = Archive(patience, threading.Event())
     row = archive.asset(asset_id)
     told = ", ".join(f"{key.removeprefix('dandi:')} {value}" for key, value in (row.digests or {}).items())
@@ -164,7 +164,9 @@ def _of_dandiset(text: str, patience: Patience | None) -> tuple[Remote, dict[str
     chosen.refuse()
     if len(chosen.files) != 1:
         some = ", ".join(asset.path for asset in [*chosen.files][:3])
-        raise InputError(f"{text}: means {len(chosen.files)} files ({some}, …) where one is read; name one of them")
+        raise InputError(
+            f"{shown(text)}: means {len(chosen.files)} files ({some}, …) where one is read; name one of them"
+        )
     [asset] = chosen.files
     about = {"dandiset": number, "dandiset_version": chosen.version, "asset_path": asset.path}
     about["licence"] = chosen.about.licence
@@ -176,4 +178,4 @@ def _asset(archive: Archive, path: str, asset_id: str, told: str, patience: Pati
     address = archive.download_address(asset_id)
     said = f"read over the network: asset {asset_id}, {told or 'no digest'} as published, not verified"
     name = path.rpartition("/")[2]
-    return Remote(name, address, said, lambda: RangeFile(address, archive.token, patience))
+    return Remote(name, said, lambda: RangeFile(address, archive.token, patience))

@@ -15,7 +15,6 @@ class Remote:
     """
 
     name: str
-    address: str
     said: str
     open: Callable[[], io.RawIOBase]
 
