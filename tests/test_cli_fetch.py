@@ -109,6 +109,21 @@ def test_a_run_does_not_take_what_the_lock_happens_to_have(call, archive, tmp_pa
     assert lock.read_text().count("[[assets]]") == 2
 
 
+def test_a_run_takes_over_what_a_fetch_pinned(call, archive, raw, tmp_path):
+    config = tmp_path / "two_days.toml"
+    config.write_text(CONFIG)
+    assert call("fetch", DANDISET, "--quiet")[0] == 0
+    archive.close()
+    _, _, err = call("run", config, "--workers", 0)  # these files hold nothing to run with
+    lock = tmp_path / "sessions.lock.toml"
+    note = (
+        f"note: {lock} pins nothing of {DANDISET}: used is what a fetch pinned in {raw / 'sessions.lock.toml'} ({NEW})"
+    )
+    assert note in err
+    assert "missing in the cache" not in err
+    assert read_lock(lock) == read_lock(raw / "sessions.lock.toml")
+
+
 @pytest.mark.parametrize("command", ["run", "tune"])
 def test_verify_looks_at_bytes_that_were_looked_at_today(call, archive, raw, tmp_path, command):
     """A byte that fell over, while size and time of change stayed: trusted for a day, unless --verify is said."""

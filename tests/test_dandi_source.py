@@ -813,6 +813,50 @@ def test_a_silent_archive_costs_one_short_wait(archive, make, monkeypatch):
 # Verification
 
 
+@pytest.mark.parametrize("version", [None, "draft"])
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_lock_that_pins_nothing_takes_over_what_a_fetch_pinned(
+    archive, make, tmp_path, monkeypatch, version, offline
+):
+    """`fetch` writes the lock of the cache, a run reads the one beside its config."""
+    for path in C:
+        archive.add(path, content(path), version="draft")
+    fetched = make(version=version, subject="C").obtain()
+    waits = []
+    patience = Patience(wait=waits.append, read_s=1.0, tries=3)
+    of_version = f"/api/dandisets/{DANDISET}/versions/{version or NEW}/"
+    archive.answers |= dict.fromkeys([LATEST, of_version, f"{of_version}assets/"], (500, {}, b"no"))
+    archive.log.clear()
+    mine = tmp_path / "configs" / "sessions.lock.toml"
+    source = make(version=version, subject="C", lock=mine, offline=offline, patience=patience)
+    assert source.obtain() == fetched
+    assert (waits, len(archive.log)) == ([], 0 if offline else 1)
+    assert any(f"{mine} pins nothing" in note and str(lock_of(tmp_path)) in note for note in source.notes())
+    assert read_lock(mine) == read_lock(lock_of(tmp_path))
+    again = make(version=version, subject="C", lock=mine, offline=True)
+    assert again.obtain() == fetched
+    assert not any("pins nothing" in note for note in again.notes())
+
+
+def test_a_lock_of_the_cache_that_tells_less_than_is_meant_is_not_taken_over(archive, make, tmp_path):
+    make(paths=[C[0]]).obtain()
+    entries.listing_of(raw(tmp_path), DANDISET, NEW).unlink()
+    mine = tmp_path / "sessions.lock.toml"
+    with pytest.raises(InputError, match="no version of 000688 is pinned in"):
+        make(subject="C", lock=mine, offline=True).select()
+    assert make(paths=[C[0]], lock=mine, offline=True).obtain()
+    lock_of(tmp_path).write_text("no lock")
+    assert make(paths=[C[0]], lock=mine, offline=True).obtain()  # a broken one that is not in use costs nothing
+
+
+def test_an_exclude_that_leaves_out_nothing_is_told(archive, make):
+    source = make(subject="C", exclude=["*nosuch*", "*RT*"])
+    assert len(source.select().files) == 2
+    assert [note for note in source.notes() if "leaves out nothing" in note] == [
+        f"exclude '*nosuch*' leaves out nothing of {DANDISET}/{NEW}"
+    ]
+
+
 @pytest.fixture
 def hashed(monkeypatch):
     """Names of the files whose digests are computed."""

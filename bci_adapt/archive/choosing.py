@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
@@ -79,6 +79,10 @@ class Wanted:
     def is_exact(self, known: Iterable[str]) -> bool:
         """Whether every path that is asked for is the path of one asset, and is known."""
         return bool(self.paths) and set(self.paths) <= set(known)
+
+    def idle(self, known: Collection[str]) -> list[str]:
+        """What is excluded and is or matches none of the paths there are; none where no path is `known`."""
+        return [glob for glob in self.exclude if known and not any(_is(path, glob) for path in known)]
 
     def unmet(self, known: Sequence[str], taken: Iterable[str], where: str) -> str:
         """Why this is not what there is `where`, "" when it is: nothing is meant at all, or one of `paths` is or

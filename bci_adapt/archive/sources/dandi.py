@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,6 +16,7 @@ from bci_adapt.archive import cache as entries
 from bci_adapt.archive.api import Archive, address_of_archive, no_version
 from bci_adapt.archive.choosing import Wanted
 from bci_adapt.archive.download import Progress, bytes_kept, download, part_of
+from bci_adapt.archive.drafts import Mixture, moved, refuse_mixture
 from bci_adapt.archive.http import Patience, Unreachable
 from bci_adapt.archive.listing import About, Listing, Row, read_listing, write_listing
 from bci_adapt.archive.lock import DRAFT, NAME, Asset, Lock, check_version, read_lock, update_lock
@@ -46,9 +47,10 @@ class Dandi(Source):
     ``<cache>/raw/sessions.lock.toml`` unless `lock` names another. How a version was listed is kept in the cache, so
     that what is meant is known without the archive: with everything pinned and cached, an archive that cannot answer
     gets one short try and costs a note. Where it is not known, that is an error, and `offline` is the way to go on with
-    what the lock and the cache hold. A draft is used as it was pinned, and what became of it since is told asset by
-    asset, until `update`, which moves all that the lock pins of it. `notes` says what a user should know. `anew`
-    computes all digests again, however lately they were computed. `progress` is called from several threads.
+    what the lock and the cache hold; where `lock` pins nothing yet, that is what a fetch pinned in the cache's own. A
+    draft is used as it was pinned, and what became of it since is told asset by asset, until `update`, which moves all
+    that the lock pins of it. `notes` says what a user should know. `anew` computes all digests again, however lately
+    they were computed. `progress` is called from several threads.
     """
 
     name = "dandi"
@@ -81,7 +83,8 @@ class Dandi(Source):
         self.wanted = Wanted(globs[0], subject, session, globs[1])
         self.api = address_of_archive()
         self.raw = entries.folder_of(entries.raw_folder(cache), self.api)
-        self.lock = Path(lock) if lock is not None else self.raw / NAME
+        self._cached = self.raw / NAME
+        self.lock = Path(lock) if lock is not None else self._cached
         self.offline, self.update, self.progress, self.jobs, self.anew = offline, update, progress, jobs, anew
         self.patience, self.stop = patience, threading.Event()
         self._selection: Selection | None = None
@@ -108,23 +111,52 @@ class Dandi(Source):
             )
         return replace(lock, archive=self.api)
 
+    def _pinned_by_fetch(self, lock: Lock, is_kept: bool) -> Callable[[str], Selection] | None:
+        """What goes on without the archive, by the lock that `fetch` keeps in the cache, where another one is in use
+        that pins nothing; None where that lock does not tell all that is meant either.
+        """
+        own = self.dandiset in lock.pinned if self.version is None else lock.of(self.dandiset, self.version)
+        if self.update or own or is_kept or self._cached == self.lock:
+            return None
+        try:
+            other = read_lock(self._cached)
+        except InputError:  # it is not the one in use
+            return None
+        version = self.version or other.pinned.get(self.dandiset)
+        if version is None or other.archive != self.api or not other.of(self.dandiset, version):
+            return None
+        kept = self._kept(version, other)
+        if kept is None and not self.wanted.is_exact(asset.path for asset in other.of(self.dandiset, version)):
+            return None
+
+        def chosen(why: str) -> Selection:
+            found = self._without_archive(other, version, kept, why)
+            where = f"{self.dandiset}/{version}" if self.version is not None else self.dandiset
+            note = f"{self.lock} pins nothing of {where}: used is what a fetch pinned in {self._cached} ({version})"
+            return replace(found, notes=[note, *found.notes], beside=[])
+
+        return chosen
+
     def _resolve(self, lock: Lock) -> Selection:
         version = self.version or (None if self.update else lock.pinned.get(self.dandiset))
         locked = [] if self.update or version is None else lock.of(self.dandiset, version)
         kept = self._kept(version, lock) if version is not None and not self.update else None
+        by_fetch = self._pinned_by_fetch(lock, kept is not None)
         if self.offline:
-            return self._without_archive(lock, version, kept, "offline")
+            return by_fetch("offline") if by_fetch else self._without_archive(lock, version, kept, "offline")
         is_known = kept is not None or self.wanted.is_exact(asset.path for asset in locked)
         meant = [asset for asset in locked if self.wanted.takes(asset.path)]
         is_there = bool(meant) and all(entries.file_of(self.raw, asset).is_file() for asset in meant)
         try:
-            with self._archive.in_haste() if is_known or is_there else nullcontext():
+            with self._archive.in_haste() if is_known or is_there or by_fetch else nullcontext():
                 version, listing, notes, drift = self._ask(lock, version, kept)
-        except _Mixture:
+        except Mixture:
             raise
         except InputError as error:
             if is_known:
                 return self._without_archive(lock, version, kept, str(error))
+            if by_fetch:
+                return by_fetch(str(error))
             raise self._advised(error, lock, version, is_there) from error
         return self._chosen(version, listing, lock, notes, drift=drift)
 
@@ -197,7 +229,8 @@ class Dandi(Source):
                 notes += [f"{path} came into the draft since it was pinned; not used until --update" for path in new]
                 listing = replace(kept, about=listing.about)
             elif drift:
-                self._refuse_mixture(listing, pinned, drift)
+                meant = [row.path for row in listing.rows if row.is_nwb and self.wanted.takes(row.path)]
+                refuse_mixture(self.dandiset, self.lock, meant, pinned, drift)
                 return version, None, notes, drift
         return version, self._with_digests(listing, pinned, drift, lock), notes, drift
 
@@ -226,15 +259,6 @@ class Dandi(Source):
             return told.asset(self.dandiset, DRAFT).same_bytes(old)
         except InputError:  # it cannot be used, so it is not the same
             return False
-
-    def _refuse_mixture(self, listing: Listing, pinned: dict[str, Asset | Row], drift: dict[str, str]) -> None:
-        meant = [row.path for row in listing.rows if row.is_nwb and self.wanted.takes(row.path)]
-        if new := [path for path in meant if path not in pinned]:
-            moved = ", ".join(f"{path} was {what}" for path, what in [*drift.items()][:3])
-            raise _Mixture(
-                f"{self.dandiset}/{DRAFT} has moved since {self.lock} pinned it ({moved}), and {new[0]!r} is not "
-                "pinned: one run does not mix two states of a draft; --update moves to what it is now"
-            )
 
     def _with_digests(
         self, listing: Listing, pinned: dict[str, Asset | Row], drift: Collection[str], lock: Lock
@@ -304,7 +328,8 @@ class Dandi(Source):
                     refused[path] = f"{path} was {drift[path]} in the draft before it was fetched; --update moves on"
         beside = [asset for asset in lock.of(self.dandiset, version) if not (self.update and asset.path in meant)]
         if self.update and version == DRAFT:
-            beside = self._moved(beside, rows, notes)
+            beside, told = moved(beside, rows, self.lock)
+            notes += told
         for asset, why in entries.clashes([*beside, *assets]).items():
             if assets.pop(asset, None) is not None:
                 refused[asset.path] = why
@@ -312,27 +337,13 @@ class Dandi(Source):
             raise InputError(next(iter(refused.values())))
         notes += [f"left out: {why}" for why in refused.values()]
         about = listing.about if listing is not None else self._recorded(assets)
+        notes += [f"exclude {glob!r} leaves out nothing of {where}" for glob in self.wanted.idle(rows)]
         notes.append(f"licence of {where}: {about.licence}")
         absent = [asset for asset, file in assets.items() if not file.is_file()]
         twins = entries.twins(self.raw, absent) if absent else {}
         return Selection(
             self.dandiset, version, about, assets, notes, offline, unsure, refused, drift or {}, twins, listing, beside
         )
-
-    def _moved(self, pinned: list[Asset], rows: dict[str, Row], notes: list[str]) -> list[Asset]:
-        """What a lock pins of a draft besides the files that are meant, as the draft is now: a lock has one state."""
-        now = []
-        for old in pinned:
-            with suppress(KeyError, InputError):  # gone from the draft, or not to be used any more
-                now.append(rows[old.path].asset(self.dandiset, DRAFT))
-        were = {asset.path: asset for asset in pinned}
-        moved = [asset.path for asset in now if not asset.same_bytes(were[asset.path])]
-        lost = sorted(were.keys() - {asset.path for asset in now})
-        for paths, what in ((moved, "which moves too"), (lost, "which has gone from the draft and leaves the lock")):
-            if paths:
-                named = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
-                notes.append(f"{self.lock} pins more of {self.dandiset}/{DRAFT}, {what}: {named}")
-        return now
 
     def _recorded(self, assets: dict[Asset, Path]) -> About:
         """What the records of fetched files say of their version."""
@@ -408,8 +419,8 @@ class Dandi(Source):
             drop = old
         elif chosen.version == DRAFT and old != chosen.beside and not (chosen.listing and chosen.listing.agrees(lock)):
             raise InputError(f"{self.lock}: another process moved what it pins of {self.dandiset}/{DRAFT}; start again")
-        moved = chosen.beside if chosen.version == DRAFT and self.update else []
-        return replace(lock, pinned=pinned).with_assets([*moved, *chosen.files], drop=drop)
+        rest = chosen.beside if chosen.version == DRAFT and self.update else []
+        return replace(lock, pinned=pinned).with_assets([*rest, *chosen.files], drop=drop)
 
     def _record(self, asset: Asset, checked: entries.Checked | None = None) -> entries.Record:
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -473,10 +484,6 @@ class Dandi(Source):
     @cached_property
     def _archive(self) -> Archive:
         return Archive(self.patience, self.stop)
-
-
-class _Mixture(InputError):
-    """What is meant would take files of two states of a draft."""
 
 
 def _number(version: str) -> tuple[int, ...]:
