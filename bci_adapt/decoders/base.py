@@ -449,7 +449,7 @@ class Decoder(RegressorMixin, BaseEstimator):
             decoder.metadata_ = header["metadata"] if "metadata" in header else header.get("about", {})
             stored.require_metadata(decoder.metadata_, decoder.n_features_in_, decoder.n_outputs_)
             decoder.bin_s_ = header["bin_s_"] if "bin_s_" in header else header["parameters"]["bin_s"]
-            require_numbers({"stream_s": decoder.bin_s_})
+            stored.require_width(decoder.bin_s_)
             decoder._check_parameters()
             stored.require_arrays(decoder.stored, decoder._lengths(), arrays, decoder.name)
             decoder._restore(arrays)

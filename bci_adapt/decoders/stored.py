@@ -7,6 +7,7 @@ digest is right or, in files of earlier versions, absent: compiled loops do not 
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +56,8 @@ def write(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Header and arrays of a file; `InputError` where it is something else, or no longer what `write` wrote."""
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise InputError(f"{path}: expected {WHAT}, this is none; commands take the decoder first, then the session")
     arrays = read_npz(path, WHAT)
     held = arrays.pop(HEADER, None)
     try:
@@ -101,6 +104,12 @@ def require_sizes(header: Mapping[str, Any]) -> None:
             raise InputError(f"{name}: expected a whole number, 1 or more, got {clean(value, 40)}")
     if not isinstance(header.get("flat_", False), bool):
         raise InputError(f"flat_: expected true or false, got {clean(header['flat_'], 40)}")
+
+
+def require_width(bin_s: Any) -> None:
+    """`InputError` for a width of bins that is none."""
+    if bin_s is None or not may_be("bin_s", bin_s):
+        raise InputError(f"bin_s_: expected seconds, more than 0, got {clean(bin_s, 40)}")
 
 
 def require_kinds(parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
