@@ -88,7 +88,7 @@ def test_files_of_arrays_are_read_by_their_names(tmp_path):
     with pytest.raises(InputError, match="did you mean 'spikes'"):
         ba.read(tmp_path / "odd.npz", bin_s=0.05)
     np.savez(tmp_path / "object.npz", spikes=np.array([[1.0], [1.0, 2.0]], dtype=object))
-    with pytest.raises(InputError, match="cannot be read as arrays"):  # would need pickle
+    with pytest.raises(InputError, match="holds Python objects, which are not read"):  # would need pickle
         ba.read(tmp_path / "object.npz", bin_s=0.05)
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(InputError, match="cannot be read as arrays"):

@@ -154,8 +154,13 @@ def read(
     width_s = bin_s if bin_s is not None else own_s if own_s is not None else fallback_s
     if width_s is None:
         raise InputError(f"{path}: bin_s, the width of a bin in seconds, is needed to read a recording")
-    if binned and own_s is not None and binning.bin_ticks(own_s) != binning.bin_ticks(width_s):
-        raise InputError(f"{path}: holds counts in bins of {own_s:g} s (its bin_s), not of {width_s:g} s")
+    if own_s is not None:
+        try:
+            other = binning.bin_ticks(own_s) != binning.bin_ticks(width_s)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        if binned and other:
+            raise InputError(f"{path}: holds counts in bins of {own_s:g} s (its bin_s), not of {width_s:g} s")
     if isinstance(path, Remote) or not arrays:
         return prepare(path, width_s, **options)
     if wrong := [name for name in options if name not in (*KEYS, "thresholds")]:
