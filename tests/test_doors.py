@@ -243,7 +243,7 @@ def spoiled(folder):
         file["channels"].attrs["MATLAB_class"] = np.bytes_("string")
     return {
         text: "not an HDF5 file",
-        damaged: "cannot be read as arrays",
+        damaged: "a file of arrays (npz) was expected",
         hdf5: "not NWB",
         empty: "holds no arrays",
         folder / "spkes.npz": "did you mean 'spikes'",
