@@ -115,3 +115,21 @@ def test_ends_of_another_width_than_was_said_are_refused():
     ends_s = np.arange(1, 101) * 0.06
     with pytest.raises(InputError, match=r"rises by 0\.06 s from bin to bin, 0\.05 s were said"):
         ba.session(counts=np.ones((100, 3)), target=np.ones(100), target_time_s=ends_s, bin_s=0.05)
+
+
+def test_bins_that_are_lost_to_dropped_samples_are_reported_by_every_route(tmp_path):
+    times_s = clock("exact")
+    kept = np.ones(times_s.size, bool)
+    kept[100::10] = False
+    spikes = [train + 10.0 for train in trains(120.0)]
+    flat = {"spike_times": np.concatenate(spikes), "spike_times_index": np.cumsum([400] * 4)}
+    file = spikes_file(tmp_path / "a.nwb", timestamps=times_s[kept], position=path_of(times_s[kept]), **flat)
+    given = ba.session(spikes, path_of(times_s[kept]), times_s[kept], bin_s=0.05)
+    n_pauses = int(np.count_nonzero(~kept[:-1]))
+    for session in (given, prepare(file, 0.05)):
+        said = [each for each in json.loads(session.attrs["warnings"]) if " pauses " in each]
+        assert len(said) == 1
+        assert f"pauses {n_pauses} times" in said[0]
+        assert f"{session.sizes['time']} bins are left" in said[0]
+    whole = ba.session(spikes, path_of(times_s), times_s, bin_s=0.05)
+    assert "pauses" not in whole.attrs["warnings"]

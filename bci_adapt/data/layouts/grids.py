@@ -230,6 +230,12 @@ def grid_of_samples(
     starts = np.repeat(ticks[first][kept], n_bins[kept]) + width * within
     segment = np.repeat(np.arange(np.count_nonzero(kept), dtype=np.int32), n_bins[kept])
     grid = _require_bins(file, series, Grid(starts, segment, bin_s))
+    if pauses := np.count_nonzero(steps > longest):
+        lost_s = (steps[steps > longest] - usual).sum() / binning.TICKS_PER_S
+        warnings.append(
+            f"{series} pauses {pauses} times for more than {longest / binning.TICKS_PER_S:g} s ({lost_s:.3g} s without "
+            f"samples in all): each starts a new segment, whose first bin has no velocity; {starts.size} bins are left"
+        )
     if not sparse:
         return grid, Samples(rows, starts.size)
     # Stretches are laid behind one another, further apart than anything is interpolated: their times may overlap.
