@@ -2,12 +2,13 @@
 # make test  set up, then linters, types, import directions and every test
 # make test-slurm  a run on a real Slurm cluster of this machine (root; apt install slurm-wlm munge), else skipped
 # make fuzz  2,000 damaged files of every format that is read
+# make faults  kills, full disks, damaged files, four runs at once: what was stored survives (an hour)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv run test test-slurm fuzz clean
+.PHONY: venv run test test-slurm fuzz faults clean
 
 venv: $(VENV)/.installed
 
@@ -32,6 +33,9 @@ test: venv
 test-slurm: venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[slurm]'
 	BCI_ADAPT_TEST_SLURM=1 tests/slurm/with_slurm.sh $(BIN)/python -m pytest -n 0 tests/test_slurm.py || test $$? = 77
+
+faults: venv
+	$(BIN)/python tests/faults/campaign.py
 
 fuzz: venv
 	BCI_ADAPT_FUZZ=2000 BCI_ADAPT_FUZZ_FORMATS=2000 $(BIN)/python -m pytest -n 2 -s tests/test_fuzz.py tests/test_fuzz_formats.py
