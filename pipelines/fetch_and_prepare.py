@@ -43,10 +43,9 @@ def main(dandiset: str, globs: list[str], bin_s: float = 0.05, out: Path | None 
             sessions.append(session)
         for session in match(sessions, missing="drop"):
             left_out = json.loads(session.attrs["channels_left_out"])
-            target = (out or cache_root() / "sessions") / session_file_name(session)
-            write_session(session, target)
-            print(f"{target}: {session.sizes['channel']} channels common to {subject}, {len(left_out)} left out")
-            written.append(target)
+            written.append((out or cache_root() / "sessions") / session_file_name(session))
+            write_session(session, written[-1])
+            print(f"{written[-1]}: {session.sizes['channel']} channels common to {subject}, {len(left_out)} left out")
     return written
 
 

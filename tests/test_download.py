@@ -471,7 +471,7 @@ def test_a_full_disk_is_one_sentence(archive, get, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(module.os, "fsync", full)
-    with pytest.raises(InputError, match="No space left"):
+    with pytest.raises(InputError, match="the disk is full"):
         get()
     assert absent(get.target)
 

@@ -159,7 +159,7 @@ def test_another_recording_than_the_run_had_is_refused(run, call, tmp_path):
     manifest = json.loads((run[0] / "manifest.json").read_text())
     for each in manifest["sessions"]:
         each["source_sha256"] = "0" * 64
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"content": ""}))
     code, _, said = call("explain", tmp_path, "mon:late", "--workers", 0)
     assert code == 2
     assert "not the recording of this run" in said

@@ -184,7 +184,10 @@ def test_sorted_units_meet_where_somebody_says_how(sorted_units):
     assert ba.concat([a, b]).sizes["channel"] == 3
     assert drift.drift(drift.day(a), drift.day(b), drift.Settings()).to_json()["channels"]["common"]
     decoder = ba.WienerDecoder(n_lags=3, missing="zero").fit(a, "velocity")
-    assert decoder.predict(second).equals(decoder.predict(b))
+    with pytest.raises(InputError, match=r"bci_adapt\.match\(\[session\], by='unit'\)"):
+        decoder.predict(second)
+    alone = ba.match([second], by="unit")[0]
+    assert decoder.predict(alone).equals(decoder.predict(b))
     # parts of one recording meet as they are, and electrodes are matched as ever
     stream, later = ba.split(first, 100.0)
     assert ba.match([stream, later])[1]["counts"].equals(later["counts"])
@@ -218,5 +221,7 @@ def test_training_over_days_takes_the_same_word(call, tmp_path):
     quick = {"n_hidden": 4, "n_updates": 3}
     trained = adapting.pretrain(files, by="position", **quick)
     assert trained.metadata_["channel_policy"] == "position"
-    # the day after is matched as the decoder was
-    assert trained.predict(day(2)).shape == (2000, 2)
+    # the day after must be said to be matched, too
+    with pytest.raises(InputError, match=r"bci_adapt\.match\(\[session\], by='position'\)"):
+        trained.predict(day(2))
+    assert trained.predict(ba.match([day(2)], by="position")[0]).shape == (2000, 2)

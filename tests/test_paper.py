@@ -27,6 +27,7 @@ from bci_adapt.paper.pages import markdown, marked, read_claims
 from bci_adapt.paper.reproduce import digests
 from bci_adapt.paper.streams.base import installed
 from bci_adapt.results import table as results
+from bci_adapt.results.manifest import Manifest
 from bci_adapt.results.recovery import recovery_oracle
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "paper"
@@ -273,6 +274,7 @@ def test_stored_runs_are_read_newest_first_and_judged(tmp_path, monkeypatch):
     for age, folder in enumerate(folders):
         folder.mkdir(parents=True)
         results.write_results(folder / "results.nc", long_tables.stored(rows)._asdict(), {})
+        (folder / "manifest.json").write_text(Manifest(name=folder.name).text())
         os.utime(folder / "results.nc", (1000 + age, 1000 + age))
     assert stored.newest(["demo", "wrist"]) == [folders[1]]
     table = stored.read([folders[1]])

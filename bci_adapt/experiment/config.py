@@ -320,9 +320,6 @@ class Config(Section):
             return arms
         own = configured(info.data)
         arms = tuple(arm.beside(own) if isinstance(arm, DecoderSection) else arm for arm in arms)
-        if info.data["network"].n_members == 1:  # one member has every turn
-            alone = {"take_turns": False}
-            arms = tuple(arm.model_copy(update=alone) if isinstance(arm, ArmSection) else arm for arm in arms)
         usual = info.data["learning_rate"], info.data["network"].cells, info.data["seeds"]
         first: list[tuple[tuple[Any, ...], Any]] = []
         for arm in arms:

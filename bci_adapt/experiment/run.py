@@ -83,7 +83,7 @@ def run_experiment(
     manifest = manifest_of(ran, folder) if shard is None else manifest_of_shard(ran)
     if shard is None:
         beside = [path for path in (tuned if config.tuned else None, lock) if path is not None and path.is_file()]
-        write_run(folder, ran, manifest, beside)
+        manifest = write_run(folder, ran, manifest, beside)
     return FinishedRun(folder, manifest, ran.executed, ran.reused)
 
 

@@ -173,8 +173,10 @@ def _records(files: Sequence[Job], kind: str) -> Iterator[dict[str, Any]]:
             yield {name: math.nan if value is None else value for name, value in record.items()}
 
 
-def write_run(folder: Path, ran: Ran, manifest: Manifest, beside: Sequence[Path]) -> None:
-    """Write a run's folder; `beside` are the files that its config needs beside itself to be run again from there."""
+def write_run(folder: Path, ran: Ran, manifest: Manifest, beside: Sequence[Path]) -> Manifest:
+    """Write a run's folder; returns the manifest with the digests of its files. `beside` are the files that its config
+    needs beside itself to be run again from there.
+    """
     from bci_adapt.results.report import render_report
     from bci_adapt.results.table import long_table, write_results
 
@@ -193,8 +195,10 @@ def write_run(folder: Path, ran: Ran, manifest: Manifest, beside: Sequence[Path]
     for path in beside:
         if path.resolve().parent != folder.resolve():
             write_text(folder / path.name, path.read_text(encoding="utf-8"))
-    write_text(folder / MANIFEST, manifest.of_files(folder, names).text())
+    manifest = manifest.of_files(folder, names)
+    write_text(folder / MANIFEST, manifest.text())
     render_report(folder)
+    return manifest
 
 
 def _described(ran: Ran) -> list[dict[str, Any]]:
