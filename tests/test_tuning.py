@@ -12,7 +12,7 @@ from bci_adapt.experiment.arm import Arm
 from bci_adapt.experiment.config import load_config, parse_config
 from bci_adapt.experiment.preparing import open_source
 from bci_adapt.experiment.run import run_experiment
-from bci_adapt.experiment.tuned import choose, read_tuned
+from bci_adapt.experiment.tuned import choose, read_tuned, tuned_text
 from bci_adapt.experiment.tuning import Search, tune, write_tuned
 from bci_adapt.results import report
 from bci_adapt.results.table import read_results
@@ -224,7 +224,7 @@ def test_from_recordings_to_a_run_with_tuned_values(tmp_path, monkeypatch, call)
     for point in stored["surface"]:
         if point["method"] == "immediate_rmsprop":
             point["score"] = point["parameters"]["learning_rate"]
-    values.write_text(json.dumps(stored))
+    values.write_text(tuned_text(stored["about"], stored["surface"]), encoding="utf-8")
     other = run_experiment(config, workers=0, tuned=values)
     assert other.folder != done.folder
     assert other.executed > 0
