@@ -27,7 +27,7 @@ from bci_adapt.ground import guarded
 from bci_adapt.results.manifest import read_manifest
 from bci_adapt.results.table import SCHEMAS, read_results, write_results
 
-SEEDS = int(os.environ.get("BCI_ADAPT_FUZZ_FORMATS", "25"))
+SEEDS = int(os.environ.get("BCI_ADAPT_FUZZ_FORMATS", "10"))
 COUNTS = np.random.default_rng(0).poisson(1.0, (60, 4))
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="limits are set in a forked child")
