@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bci_adapt.ground import seals
 from bci_adapt.learning.backends import compiled, kept
 from bci_adapt.learning.cells.base import Network, cell, cells
 from bci_adapt.learning.credit.base import rule
@@ -150,3 +151,35 @@ def test_without_a_place_to_write_loops_are_compiled_in_memory(tmp_path, request
     found, told = in_a_process(blocked / "cache", request, XDG_CACHE_HOME=str(blocked))
     assert found == pytest.approx(figures("tanh", backend="plain"), rel=1e-9)
     assert len([each for each in told if "compiled in memory" in each]) == 1
+
+
+def _half(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _flipped(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def _foreign(file):
+    file.write_bytes(pickle.dumps({"another": "object"}))
+
+
+def _unsealed(file):
+    seals.seal_of(file).unlink()
+
+
+@pytest.mark.parametrize("damage", [_half, _flipped, _foreign, _unsealed])
+def test_a_file_that_is_not_as_it_was_written_is_never_unpickled(tmp_path, damage):
+    file = tmp_path / "loop.1.nbc"
+    file.write_bytes(pickle.dumps(list(range(1000))))
+    seals.seal(file, file)
+    assert kept._is_usable(file)
+    damage(file)
+    seals._WHOLE.clear()
+    with pytest.warns(seals.DamagedWarning, match=r"loop\.1\.nbc: damaged since it was written; it is compiled again"):
+        assert not kept._is_usable(file)
+    assert not file.exists()
+    assert not seals.seal_of(file).exists()
