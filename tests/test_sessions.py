@@ -239,3 +239,14 @@ def test_what_netcdf_would_change_is_not_written(session, tmp_path):
         with pytest.raises(InputError, match=rf"s\.nc: netCDF gives back as another what the session holds: {name}"):
             write_session(broken, tmp_path / "s.nc")
         assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_system_refuses_is_no_fault_of_the_file(session, tmp_path, monkeypatch):
+    write_session(session, tmp_path / "s.nc")
+
+    def refused(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("xarray.open_dataset", refused)
+    with pytest.raises(InputError, match=r"s\.nc: too many files are open: raise the limit"):
+        read_session(tmp_path / "s.nc")

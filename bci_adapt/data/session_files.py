@@ -12,7 +12,7 @@ from bci_adapt.data.session_digest import DIGEST, differing, session_digest
 from bci_adapt.data.sessions import check, signed, with_masks
 from bci_adapt.errors import InputError
 from bci_adapt.ground.netcdf import require_plain
-from bci_adapt.ground.storage import atomic_path, write_netcdf
+from bci_adapt.ground.storage import atomic_path, refusal, write_netcdf
 from bci_adapt.ground.text import clean
 
 _UNREADABLE = Exception  # h5py, h5netcdf and xarray let through whatever a damaged byte leads to
@@ -55,7 +55,7 @@ def read_session(path: Path | str) -> xr.Dataset:
         except InputError as error:
             raise InputError(f"{path}: not a session: {error}") from error
         except _UNREADABLE as error:
-            raise InputError(f"{path}: not a readable session file ({clean(error, 200)}); prepare it again") from error
+            raise _unreadable(path, error) from error
     if digest is not None and digest != session_digest(session):
         raise InputError(
             f"{path}: is not as it was written: damaged, prepare it again from the recording (whoever changed it on "
@@ -65,6 +65,12 @@ def read_session(path: Path | str) -> xr.Dataset:
         value.encoding = {}
     session.encoding = {}
     return session
+
+
+def _unreadable(path: Path | str, error: Exception) -> InputError:
+    """What to say of a file that cannot be read: what the system refuses is no fault of the file."""
+    damaged = f"{path}: not a readable session file ({clean(error, 200)}); prepare it again"
+    return InputError(refusal(error, path) or damaged)
 
 
 def open_session(path: Path | str) -> xr.Dataset:
@@ -93,7 +99,7 @@ def _opened(path: Path | str) -> tuple[xr.Dataset, Any]:
     except InputError as error:
         raise InputError(f"{error}; prepare it again") from error
     except _UNREADABLE as error:
-        raise InputError(f"{path}: not a readable session file ({clean(error, 200)}); prepare it again") from error
+        raise _unreadable(path, error) from error
     made.set_close(session.close)
     return made, digest
 
