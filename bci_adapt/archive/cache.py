@@ -1,13 +1,18 @@
 """Files of the archive that lie in the cache, each with a record of what its bytes must be.
 
 A file lies at ``<cache>/raw/<dandiset>/<version>/<asset path>``, where ``<cache>`` is
-`bci_adapt.ground.storage.cache_root`; files of another archive than DANDI, whose dandisets may have the same numbers,
-lie below ``<cache>/raw/at/<archive>`` in the same way. Beside a file, ``<name>.asset.json`` is its record: the asset's
-id, size and digests, the licence of the version, the archive and when it came. The record is written after the bytes
-are verified and before they get their name, so a file that was fetched always has one. An entry counts only as long as
-its bytes have the recorded size and digests. The record says when they were last computed, and of which time of change:
-within a day they are not computed again unless size or time have moved. ``<name>.part`` and ``<name>.part.json`` are a
-download that has not ended; ``<dandiset>/<version>.listing.json`` is how the archive listed a version (`listing`).
+`bci_adapt.ground.storage.cache_root`; one of a draft at ``<dandiset>/draft/<asset id>/<asset path>``, because another
+lock may pin another asset of the same path. Files of another archive than DANDI, whose dandisets may have the same
+numbers, lie below ``<cache>/raw/at/<archive>`` in the same way. Beside a file, ``<name>.asset.json`` is its record: the
+asset's id, size and digests, the licence of the version, the archive and when it came. The record is written after the
+bytes are verified and before they get their name, so a file that was fetched always has one. An entry counts only as
+long as its bytes have the recorded size and digests. The record says when they were last computed, and of which time of
+change: within a day they are not computed again unless size or time have moved. ``<name>.part`` and
+``<name>.part.json`` are a download that has not ended; ``<dandiset>/<version>.listing.json`` is how the archive listed
+a version (`listing`), and ``<dandiset>/draft.<digest>.listing.json`` how it listed a state of a draft.
+
+What lies at a draft's path without an id was fetched before files of drafts had one: its bytes are used by their
+digest, and nothing is written there any more.
 
 Nothing here follows a symbolic link below ``raw``, touches a file without a record, or any other folder of ``raw``.
 """
@@ -25,7 +30,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from bci_adapt.archive.download import Progress, compared, part_of
-from bci_adapt.archive.lock import DANDI_API, DRAFT, PART, PART_RECORD, RECORD, Asset, asset_from
+from bci_adapt.archive.listing import Listing
+from bci_adapt.archive.lock import DANDI_API, DRAFT, PART, PART_RECORD, RECORD, UUID, Asset, asset_from
 from bci_adapt.errors import InputError
 from bci_adapt.ground.locks import taken
 from bci_adapt.ground.storage import NOT_THROUGH_LINKS, atomic_path, cache_root, write_text
@@ -96,15 +102,23 @@ def folder_of(raw: Path, api: str) -> Path:
     return raw / AT / re.sub("[^A-Za-z0-9.-]", "_", api.partition("://")[2].removesuffix("/api"))
 
 
-def listing_of(folder: Path, dandiset: str, version: str) -> Path:
-    """Where the listing of a version is kept, below the `folder_of` an archive."""
-    return folder / dandiset / f"{version}{LISTING}"
+def listing_of(folder: Path, listing: Listing) -> Path:
+    """Where a listing is kept, below the `folder_of` an archive: one of each version, and of each state of a draft."""
+    state = f".{listing.state}" if listing.version == DRAFT else ""
+    return folder / listing.dandiset / f"{listing.version}{state}{LISTING}"
+
+
+def listings_of(folder: Path, dandiset: str, version: str) -> list[Path]:
+    """Where listings of a version are kept below the `folder_of` an archive: of a draft several, the newest first."""
+    states = "*" if version == DRAFT else ""
+    found = (folder / dandiset).glob(f"{version}{states}{LISTING}")
+    return sorted(found, key=lambda each: (each.stat().st_mtime_ns, each.name), reverse=True)
 
 
 def file_of(raw: Path, asset: Asset) -> Path:
     """Where `asset` lies below `raw`, whether or not it is there; `InputError` when a symbolic link is on the way."""
     file = raw
-    for component in (asset.dandiset, asset.version, *PurePosixPath(asset.path).parts):
+    for component in _place(asset):
         file = file / component
         if file.is_symlink():
             raise InputError(
@@ -112,6 +126,12 @@ def file_of(raw: Path, asset: Asset) -> Path:
                 "(to keep the cache elsewhere, set BCI_ADAPT_CACHE)"
             )
     return file
+
+
+def _place(asset: Asset) -> tuple[str, ...]:
+    """The components of where an asset lies; two states of a draft have different assets at one path."""
+    state = (asset.asset_id,) if asset.version == DRAFT else ()
+    return (asset.dandiset, asset.version, *state, *PurePosixPath(asset.path).parts)
 
 
 def clashes(assets: Iterable[Asset]) -> dict[Asset, str]:
@@ -122,7 +142,7 @@ def clashes(assets: Iterable[Asset]) -> dict[Asset, str]:
     seen: dict[tuple[str, ...], Asset] = {}
     folders: dict[tuple[str, ...], Asset] = {}
     for asset in assets:
-        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", "/".join(asset.key)).casefold())
+        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", "/".join(_place(asset))).casefold())
         parts = tuple(folded.split("/"))
         above = [parts[:count] for count in range(1, len(parts))]
         other = seen.get(parts) or folders.get(parts) or next((seen[each] for each in above if each in seen), None)
@@ -285,14 +305,16 @@ def _entries_below(raw: Path, dandiset: str | None, version: str | None) -> list
 
 def _entry(raw: Path, file: Path, ending: str) -> Entry:
     dandiset, version, *components = file.relative_to(raw).parts
-    entry = Entry(dandiset, version, "/".join(components), file, 0, BAD)
+    by_id = version == DRAFT and len(components) > 1 and re.fullmatch(UUID, components[0], re.ASCII) is not None
+    entry = Entry(dandiset, version, "/".join(components[1:] if by_id else components), file, 0, BAD)
     if ending == PART_RECORD and not _record_of(file).is_file():
         part = part_of(file)
         return replace(entry, state=PARTIAL, size=part.lstat().st_size if part.exists() else 0)
     record = read_record(file)
-    if record is None or record.asset.key != (entry.dandiset, entry.version, entry.path):
+    places = () if record is None else (_place(record.asset), tuple("/".join(record.asset.key).split("/")))
+    if record is None or (dandiset, version, *components) not in places:
         return replace(entry, reason="its record cannot be read or is of another file; fetch it again")
-    entry = replace(entry, record=record, size=record.asset.size)
+    entry = replace(entry, path=record.asset.path, record=record, size=record.asset.size)
     if file.is_symlink() or not file.is_file():
         return replace(entry, reason="it has a record but is not there; fetch it again, or `cache clean`")
     if (size := file.stat().st_size) != entry.size:
@@ -332,7 +354,8 @@ def clean(
         for folder, names in _folders(archive, dandiset, version):
             left += _clean_folder(folder, names, everything, remove)
         for top in _subfolders(archive, dandiset, _DANDISET) if everything else ():
-            for listing in sorted(top.glob(f"{version or '*'}{LISTING}")):
+            kept = listings_of(archive, top.name, version) if version else top.glob(f"*{LISTING}")
+            for listing in sorted(kept):
                 remove(listing)
     if not dry_run:
         for folder in sorted({each.parent for each in removed}, reverse=True):

@@ -1,12 +1,13 @@
 """How an archive lists a version: its assets with their digests, its licence and its authors, kept beside the cache.
 
 A kept listing answers what an experiment means without asking again: which assets of a version there are, and so
-whether a glob has all that it should. A published version never changes, so its listing holds for ever; that of a draft
-is the state that was pinned. What stands in it is as untrusted as the archive's answer: `Row.asset` checks it.
+whether a glob has all that it should. A published version never changes, so its listing holds for ever; of a draft each
+state that was pinned has one. What stands in it is as untrusted as the archive's answer: `Row.asset` checks it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -67,6 +68,12 @@ class Listing:
     version: str
     about: About
     rows: tuple[Row, ...]
+
+    @property
+    def state(self) -> str:
+        """What tells one state of a draft from another: a digest of which asset is at which path."""
+        told = json.dumps(sorted((row.path, row.asset_id) for row in self.rows))
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def agrees(self, lock: Lock) -> bool:
         """Whether all that a lock pins of this version is listed here, under the same ids."""

@@ -31,7 +31,7 @@ PART_RECORD = ".part.json"
 SHA256, ETAG = "sha2-256", "dandi-etag"
 _FORMAT = 1
 _MAX_COMPONENT_BYTES, _MAX_PATH_BYTES = 200, 1000
-_UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _HEADER = "# Written by `bci-adapt fetch`; keep it beside the config. --update moves to the latest published version.\n"
 
 
@@ -75,7 +75,7 @@ class Asset:
         name = f"asset {self.path!r} of {self.dandiset}/{self.version}"
         if fault := path_fault(self.path):
             raise InputError(f"{name} {fault}; it is refused")
-        _matching(name, "asset_id", self.asset_id, _UUID)
+        _matching(name, "asset_id", self.asset_id, UUID)
         if type(self.size) is not int or self.size < 0:
             raise InputError(f"{name}: size must be a whole number of bytes, found {self.size!r}")
         _matching(name, SHA256, self.sha256, "([0-9a-f]{64})?")

@@ -91,11 +91,21 @@ class Resolver:
         return self._chosen(version, listing, lock, notes, drift=drift)
 
     def _kept(self, version: str, lock: Lock) -> Listing | None:
-        """The listing of an earlier fetch where it is what the lock pins; of a draft the lock has to pin something."""
-        if version == DRAFT and not lock.of(self.dandiset, version):
+        """The listing of an earlier fetch where it is what the lock pins; of a draft the lock has to pin something.
+
+        Of several states of a draft that agree with the lock, the one of which most of what is meant is pinned.
+        """
+        pinned = {asset.path for asset in lock.of(self.dandiset, version)}
+        if version == DRAFT and not pinned:
             return None
-        kept = read_listing(entries.listing_of(self.raw, self.dandiset, version), self.dandiset, version)
-        return kept if kept is not None and kept.agrees(lock) else None
+        places = entries.listings_of(self.raw, self.dandiset, version)
+        kept = [read_listing(path, self.dandiset, version) for path in places]
+        agreed = [each for each in kept if each is not None and each.agrees(lock)]
+
+        def new(listing: Listing) -> int:
+            return sum(row.path not in pinned for row in listing.rows if row.is_nwb and self.wanted.takes(row.path))
+
+        return min(agreed, key=new, default=None)
 
     def _advised(self, error: InputError, lock: Lock, version: str | None, is_there: bool) -> InputError:
         """An archive that does not answer, with what can be done without it."""

@@ -104,7 +104,8 @@ def fetch(
     The latest published version is taken and pinned, so that the same files are used until --update; a draft only when
     asked for, and then as it was pinned. What is there already is verified and not fetched again, and an interrupted
     fetch goes on where it was. Every --path must match something.
-    Files lie in data_cache/raw/DANDISET/VERSION/. $DANDI_INSTANCE names another archive (raw/at/ARCHIVE/DANDISET/…).
+    Files lie in data_cache/raw/DANDISET/VERSION/ (those of a draft below the id of their asset).
+    $DANDI_INSTANCE names another archive (raw/at/ARCHIVE/DANDISET/…).
 
     Example: [cyan]bci-adapt fetch 000688 --subject C --session 'CO-2013*' --dry-run[/]
     """

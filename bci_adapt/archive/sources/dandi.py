@@ -42,7 +42,8 @@ class Dandi(Source):
     what is published now (or `version`). `paths`, `subject`, `session` and `exclude` are those of
     `bci_adapt.archive.choosing.Wanted`; each of `paths` must match something.
 
-    Files lie at ``<cache>/raw/<dandiset>/<version>/<asset path>`` (see `bci_adapt.archive.cache`); the lock file is
+    Files lie at ``<cache>/raw/<dandiset>/<version>/<asset path>``, those of a draft below the id of their asset (see
+    `bci_adapt.archive.cache`), so that what another lock pins of it stays; the lock file is
     ``<cache>/raw/sessions.lock.toml`` unless `lock` names another. How a version was listed is kept in the cache, so
     that what is meant is known without the archive: with everything pinned and cached, an archive that cannot answer
     gets one short try and costs a note. Where it is not known, that is an error, and `offline` is the way to go on with
@@ -134,7 +135,7 @@ class Dandi(Source):
         entries.check_room(self.raw, sum(asset.size - bytes_kept(file, asset) for asset, file in wanting.items()))
         update_lock(self.lock, self._into_lock)
         if chosen.listing is not None:
-            write_listing(entries.listing_of(self.raw, self.dandiset, chosen.version), chosen.listing)
+            write_listing(entries.listing_of(self.raw, chosen.listing), chosen.listing)
         chosen.notes += [f"{asset.path} is fetched again: {wrong}" for asset, wrong in faults.items() if wrong]
         if twins:
             chosen.notes.append(f"{len(twins)} files lie in the cache under another version or path: not fetched again")
