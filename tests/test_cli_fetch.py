@@ -158,6 +158,39 @@ def test_a_quiet_fetch_says_by_its_exit_code_what_it_could_not_do(call, archive,
     assert "note: offline; used are 2 of the 2 files" in err
 
 
+@pytest.mark.parametrize("command", ["run", "tune"])
+def test_a_quiet_run_does_not_go_on_with_what_may_be_less_than_is_meant(call, archive, raw, tmp_path, command):
+    config = tmp_path / "two_days.toml"
+    config.write_text(CONFIG + "[tuning]\n[[tuning.pairs]]\nsource = 1\ntargets = [2]\n")
+    assert call("fetch", DANDISET, "--lock", tmp_path / "sessions.lock.toml", "--quiet")[0] == 0
+    for path in raw.rglob("*.listing.json"):
+        path.unlink()
+    code, _, err = call(command, config, "--workers", 0, "--offline", "--quiet")
+    assert (code, "may have more that are meant; without --quiet these are used, with a note" in err) == (2, True)
+    _, _, err = call(command, config, "--workers", 0, "--offline")  # goes on, to find no spikes in these files
+    assert "note: offline; used are 3 of the 3 files" in err
+    assert "without --quiet" not in err
+
+
+def test_prepare_verifies_what_was_fetched(call, archive, raw, tmp_path):
+    assert call("fetch", DANDISET, "--quiet")[0] == 0
+    file = raw / DANDISET / NEW / PATHS[0]
+    prepare = ["prepare", file, "-o", tmp_path / "out", "--verify"]
+    assert "no units with spike times" in call(*prepare)[2]  # verified, and read
+    status, whole = file.stat(), file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    code, _, err = call(*prepare)
+    assert (code, "is recorded; fetch it again" in err) == (2, True)
+    assert "fetch it again" not in call(*prepare[:-1])[2]
+    mine = tmp_path / "mine.nwb"
+    mine.write_bytes(whole)
+    code, _, err = call("prepare", mine, "--verify")
+    assert (code, "no record of a fetch" in err) == (2, True)
+    code, _, err = call("prepare", archive.url, "--stream", "--verify")
+    assert (code, "is not verified" in err) == (2, True)
+
+
 def test_one_odd_name_costs_one_asset(call, archive, raw):
     archive.add("sub-C/a:b.nwb", b"odd")
     for options in (["--dry-run"], []):

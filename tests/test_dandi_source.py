@@ -839,13 +839,29 @@ def test_a_lock_that_pins_nothing_takes_over_what_a_fetch_pinned(
     assert not any("pins nothing" in note for note in again.notes())
 
 
-def test_a_lock_of_the_cache_that_tells_less_than_is_meant_is_not_taken_over(archive, make, tmp_path):
+def test_a_lock_of_the_cache_that_tells_less_than_is_meant_is_named_and_not_taken_over(
+    archive, make, tmp_path, monkeypatch
+):
     make(paths=[C[0]]).obtain()
     (kept,) = entries.listings_of(raw(tmp_path), DANDISET, NEW)
     kept.unlink()
     mine = tmp_path / "sessions.lock.toml"
-    with pytest.raises(InputError, match="no version of 000688 is pinned in"):
+    named = (
+        rf"{re.escape(str(lock_of(tmp_path)))}, where a fetch pinned 1 such files of {DANDISET}/{NEW}, does not tell"
+    )
+    with pytest.raises(InputError, match=rf"no version of 000688 is pinned in .*; {named}.*named one by one"):
         make(subject="C", lock=mine, offline=True).select()
+    with pytest.raises(InputError, match=r"no version of 000688 is pinned in [^;]*; fetch it online first$"):
+        make(subject="M", lock=mine, offline=True).select()  # of these it has none
+    waits = []
+    monkeypatch.setattr(http, "PATIENCE", Patience(wait=waits.append, read_s=1.0, tries=3))
+    archive.answers |= dict.fromkeys([LATEST, VERSION, ASSETS], (500, {}, b"no"))
+    archive.log.clear()
+    with pytest.raises(InputError, match=rf"status 500; given up after 1 try.*; {named}"):
+        make(subject="C", lock=mine).select()
+    assert (waits, len(archive.log)) == ([], 1)
+    with pytest.raises(InputError, match="given up after 3 tries"):
+        make(subject="M", lock=mine).select()
     assert make(paths=[C[0]], lock=mine, offline=True).obtain()
     lock_of(tmp_path).write_text("no lock")
     assert make(paths=[C[0]], lock=mine, offline=True).obtain()  # a broken one that is not in use costs nothing

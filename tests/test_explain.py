@@ -9,6 +9,7 @@ from test_cli_comparing import KINDS, write_day
 
 from bci_adapt.data.drift import Settings, day, drift
 from bci_adapt.data.prepare import prepare
+from bci_adapt.errors import InputError
 from bci_adapt.experiment import comparing
 from bci_adapt.experiment import explain as explaining
 from bci_adapt.experiment.config import load_config
@@ -118,6 +119,19 @@ def test_explain_on_the_command_line(run, call, tmp_path):
     payload = json.loads((tmp_path / "why.json").read_text())
     assert [each["cause"] for each in payload["decoders"]] == ["lag", "lag"]
     assert payload["jobs"]["executed"] == 0  # all of it was there
+
+
+def test_explain_reads_the_cache_as_a_run_does(run, call, monkeypatch):
+    given = {}
+
+    def prepare(*arguments, **options):
+        given.update(options)
+        raise InputError("no further")
+
+    monkeypatch.setattr("bci_adapt.experiment.explain.prepare_sessions", prepare)
+    for options, wanted in ((["--offline", "--verify", "-q"], True), ([], False)):
+        assert call("explain", run[0], "mon:late", *options)[0] == 2
+        assert [given[name] for name in ("offline", "verify", "sure")] == [wanted] * 3
 
 
 def test_what_the_source_notes_is_said(run, call, tmp_path):

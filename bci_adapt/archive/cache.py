@@ -232,6 +232,17 @@ def _is_trusted(file: Path, record: Record, asset: Asset) -> bool:
     )
 
 
+def require_whole(file: Path) -> None:
+    """`InputError` unless a fetched file has the digests of its record, which are computed anew."""
+    record = read_record(file)
+    if record is None:
+        raise InputError(
+            f"{file}: has no record of a fetch beside it: no digest is known to verify it by; leave out --verify"
+        )
+    if (wrong := fault(file, record.asset, anew=True)) is not None:
+        raise InputError(f"{file}: {wrong or 'is not there'}; fetch it again")
+
+
 def twins(folder: Path, assets: Iterable[Asset]) -> dict[Asset, Path]:
     """Files of the same dandiset, below the `folder_of` an archive, that hold the bytes of `assets` under another path
     or version by what their records say.

@@ -20,6 +20,17 @@ from bci_adapt.errors import InputError
 
 
 @dataclass(frozen=True)
+class _ByFetch:
+    """What the lock in the cache pins of what is asked for: which of its files are meant, and whether these are all."""
+
+    lock: Lock
+    version: str
+    kept: Listing | None
+    is_known: bool
+    meant: list[Asset]
+
+
+@dataclass(frozen=True)
 class Resolver:
     """What was asked for, and where it can be looked up: `raw` is the folder of an archive in the cache, `lock` the
     lock file in use, and `in_threads` does a piece of work for each of some items, several at a time.
@@ -40,10 +51,8 @@ class Resolver:
         """The lock file that `fetch` keeps in the cache."""
         return self.raw / NAME
 
-    def _pinned_by_fetch(self, lock: Lock, is_kept: bool) -> Callable[[str], Selection] | None:
-        """What goes on without the archive, by the lock that `fetch` keeps in the cache, where another one is in use
-        that pins nothing; None where that lock does not tell all that is meant either.
-        """
+    def _by_fetch(self, lock: Lock, is_kept: bool) -> _ByFetch | None:
+        """What the lock that `fetch` keeps in the cache pins, where another one is in use that pins nothing."""
         own = self.dandiset in lock.pinned if self.version is None else lock.of(self.dandiset, self.version)
         if self.update or own or is_kept or self._cached == self.lock:
             return None
@@ -52,42 +61,59 @@ class Resolver:
         except InputError:  # it is not the one in use
             return None
         version = self.version or other.pinned.get(self.dandiset)
-        if version is None or other.archive != lock.archive or not other.of(self.dandiset, version):
+        if version is None or other.archive != lock.archive or not (pinned := other.of(self.dandiset, version)):
             return None
         kept = self._kept(version, other)
-        if kept is None and not self.wanted.is_exact(asset.path for asset in other.of(self.dandiset, version)):
-            return None
+        is_known = kept is not None or self.wanted.is_exact(asset.path for asset in pinned)
+        return _ByFetch(other, version, kept, is_known, [each for each in pinned if self.wanted.takes(each.path)])
 
-        def chosen(why: str) -> Selection:
-            found = self._without_archive(other, version, kept, why)
-            where = f"{self.dandiset}/{version}" if self.version is not None else self.dandiset
-            note = f"{self.lock} pins nothing of {where}: used is what a fetch pinned in {self._cached} ({version})"
-            return replace(found, notes=[note, *found.notes], beside=[])
+    def _taken_over(self, fetched: _ByFetch, why: str) -> Selection:
+        """What a fetch pinned, used without the archive."""
+        found = self._without_archive(fetched.lock, fetched.version, fetched.kept, why)
+        where = f"{self.dandiset}/{fetched.version}" if self.version is not None else self.dandiset
+        note = f"{self.lock} pins nothing of {where}: used is what a fetch pinned in {self._cached} ({fetched.version})"
+        return replace(found, notes=[note, *found.notes], beside=[])
 
-        return chosen
+    def _not_taken_over(self, error: InputError, fetched: _ByFetch | None) -> InputError:
+        """An error, with what a fetch pinned, where that may not be all that is meant."""
+        if fetched is None or not fetched.meant:
+            return error
+        return type(error)(
+            f"{error}; {self._cached}, where a fetch pinned {len(fetched.meant)} such files of "
+            f"{self.dandiset}/{fetched.version}, does not tell whether the archive has more that are meant: named one "
+            "by one (paths of the config) they are used"
+        )
+
+    def _are_there(self, assets: Collection[Asset]) -> bool:
+        return bool(assets) and all(entries.file_of(self.raw, asset).is_file() for asset in assets)
 
     def resolve(self, lock: Lock) -> Selection:
         """The selection by a lock of the archive in use; see `bci_adapt.archive.sources.dandi.Dandi.select`."""
         version = self.version or (None if self.update else lock.pinned.get(self.dandiset))
         locked = [] if self.update or version is None else lock.of(self.dandiset, version)
         kept = self._kept(version, lock) if version is not None and not self.update else None
-        by_fetch = self._pinned_by_fetch(lock, kept is not None)
+        fetched = self._by_fetch(lock, kept is not None)
+        if self.offline and fetched is not None and fetched.is_known:
+            return self._taken_over(fetched, "offline")
         if self.offline:
-            return by_fetch("offline") if by_fetch else self._without_archive(lock, version, kept, "offline")
+            try:
+                return self._without_archive(lock, version, kept, "offline")
+            except InputError as error:
+                raise self._not_taken_over(error, fetched) from error
         is_known = kept is not None or self.wanted.is_exact(asset.path for asset in locked)
-        meant = [asset for asset in locked if self.wanted.takes(asset.path)]
-        is_there = bool(meant) and all(entries.file_of(self.raw, asset).is_file() for asset in meant)
+        is_there = self._are_there([asset for asset in locked if self.wanted.takes(asset.path)])
+        is_fetched = fetched is not None and (fetched.is_known or self._are_there(fetched.meant))
         try:
-            with self.archive.in_haste() if is_known or is_there or by_fetch else nullcontext():
+            with self.archive.in_haste() if is_known or is_there or is_fetched else nullcontext():
                 version, listing, notes, drift = self._ask(lock, version, kept)
         except Mixture:
             raise
         except InputError as error:
             if is_known:
                 return self._without_archive(lock, version, kept, str(error))
-            if by_fetch:
-                return by_fetch(str(error))
-            raise self._advised(error, lock, version, is_there) from error
+            if fetched is not None and fetched.is_known:
+                return self._taken_over(fetched, str(error))
+            raise self._not_taken_over(self._advised(error, lock, version, is_there), fetched) from error
         return self._chosen(version, listing, lock, notes, drift=drift)
 
     def _kept(self, version: str, lock: Lock) -> Listing | None:

@@ -15,9 +15,11 @@ from bci_adapt.cli.common import (
     Jobs,
     JsonFile,
     MatchedBy,
+    Offline,
     OwnDecoders,
     Quiet,
     Unobserved,
+    Verify,
     Workers,
     app,
     noting,
@@ -169,6 +171,8 @@ def explain(
         Path | None, typer.Option(help="Folder of the recordings, where the run was given it by --data.")
     ] = None,
     workers: Workers = None,
+    offline: Offline = False,
+    verify: Verify = False,
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
@@ -184,14 +188,18 @@ def explain(
     from bci_adapt.experiment.explain import explain as run_explain
     from bci_adapt.ground.storage import json_safe
 
-    notes: list[str] = []
+    notes, show = list[str](), noting(quiet)
+
+    def note(text: str) -> None:
+        notes.append(text)
+        show(text)
+
     with progress(quiet) as bar:
         say = teller(bar, "reading the run")
         found, jobs = run_explain(
-            run, pair, variable=variable, data=data, workers=workers, progress=Jobs(bar), say=say, note=notes.append
-        )
-    for text in notes:
-        noting(quiet)(text)
+            run, pair, variable=variable, data=data, workers=workers, progress=Jobs(bar), say=say, note=note,
+            offline=offline, verify=verify, sure=quiet,
+        )  # fmt: skip
     if json_file is not None:
         written = {"decoders": [each.to_json() for each in found], "jobs": jobs, "notes": notes}
         write_json(json_file, json_safe(written))

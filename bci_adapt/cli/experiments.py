@@ -94,6 +94,7 @@ def run(
             lock=config.parent / "sessions.lock.toml",
             offline=offline,
             verify=verify,
+            sure=quiet,
             command=shlex.join(["bci-adapt", *sys.argv[1:]]),
             tuned=config.parent / loaded.tuned if loaded.tuned else None,
             foreign=own,
@@ -246,6 +247,7 @@ def tune(
             lock=lock,
             offline=offline,
             verify=verify,
+            sure=quiet,
         )
     write_tuned(target, about, surface)
     if not quiet:

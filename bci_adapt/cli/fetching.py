@@ -118,6 +118,7 @@ def fetch(
         source = Dandi(
             number, version, [*paths, *(path or ())], subject, session, lock,
             offline=offline, update=update, progress=showing, jobs=jobs, exclude=exclude or (), anew=verify,
+            sure=quiet,
         )  # fmt: skip
         rows = _obtained(source, dry_run, quiet)
     chosen = source.select()
@@ -132,8 +133,6 @@ def fetch(
 def _obtained(source: Dandi, dry_run: bool, quiet: bool) -> list[dict[str, Any]]:
     """The rows of what a source stands for, fetched unless this is a dry run; its notes are shown as they come."""
     chosen, note = source.select(), noting(quiet)
-    if quiet and chosen.unsure:
-        raise InputError(f"{chosen.offline}; {chosen.unsure}; without --quiet these are used, with a note")
     n_notes = len(chosen.notes)
     for text in chosen.notes:
         note(text)

@@ -13,6 +13,7 @@ from bci_adapt.cli.common import (
     JsonFile,
     Quiet,
     Unobserved,
+    Verify,
     app,
     err,
     one_by_one,
@@ -127,6 +128,7 @@ def prepare(
     ] = None,
     unobserved: Unobserved = None,
     stream: Stream = False,
+    verify: Verify = False,
     quiet: Quiet = False,
 ) -> None:
     """Bin NWB files into labelled sessions (netCDF), with faulty stretches masked by rule.
@@ -149,15 +151,23 @@ def prepare(
         files += [(path, {}) for path in Folder(place).paths()] if folded else [located(place, stream)]
     folder = into or cache_root() / "sessions"
     options = {"layout": layout, "per": per, "spikes": spikes, "targets": target or (), "unobserved": unobserved}
-    if failed := _prepare_each(files, folder, bin_s, options, quiet):
+    if stream and verify:
+        raise InputError("--stream, --verify: what is read over the network is not verified; fetch it first")
+    if failed := _prepare_each(files, folder, bin_s, options, quiet, verify):
         err.print(f"{failed} of {len(files)} recordings could not be prepared", style="red", highlight=False)
         raise typer.Exit(1)
 
 
 def _prepare_each(
-    files: Sequence[tuple[Path | Remote, dict[str, str]]], folder: Path, bin_s: float | None, options: Any, quiet: bool
+    files: Sequence[tuple[Path | Remote, dict[str, str]]],
+    folder: Path,
+    bin_s: float | None,
+    options: Any,
+    quiet: bool,
+    verify: bool,
 ) -> int:
     """Prepare files into a folder, one after another; returns how many cannot be. A single one raises its error."""
+    from bci_adapt.archive.cache import require_whole
     from bci_adapt.data.from_arrays import is_prepared
     from bci_adapt.data.guarded_reading import opened
     from bci_adapt.data.session_files import write_session
@@ -170,6 +180,8 @@ def _prepare_each(
             try:
                 if is_prepared(file):
                     raise InputError(_already(file, bin_s))
+                if verify and isinstance(file, Path):
+                    require_whole(file)
                 session = opened(file, bin_s, **options, provenance=about)
                 written = folder / session_file_name(session)
                 if written in seen:

@@ -87,6 +87,9 @@ def explain(
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
     note: Callable[[str], None] = lambda text: None,
+    offline: bool = False,
+    verify: bool = False,
+    sure: bool = False,
 ) -> tuple[list[Explanation], dict[str, int]]:
     """Explain the pair of a finished run that `pair` names by parts of its sessions' ids, ``source:target``.
 
@@ -117,6 +120,9 @@ def explain(
         say=say,
         note=note,
         lock=lock if lock.is_file() else None,
+        offline=offline,
+        verify=verify,
+        sure=sure,
     )
     found = _find(pair, prepared.pairs(config.pairs))
     recorded = {each["session_id"]: each.get("source_sha256", "") for each in manifest.sessions}

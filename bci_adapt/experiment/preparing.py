@@ -26,11 +26,13 @@ def open_source(
     offline: bool = False,
     say: Callable[[str], None] = lambda text: None,
     verify: bool = False,
+    sure: bool = False,
 ) -> Source:
     """The source of recordings that a config names; nothing is read or written yet.
 
-    Of a dandiset, `lock` is the file that pins what is read, `offline` keeps to what is in the cache, and with `verify`
-    the digests of what lies there are computed anew. Files that lie elsewhere are always digested.
+    Of a dandiset, `lock` is the file that pins what is read, `offline` keeps to what is in the cache (with `sure` only
+    where that is known to be all that is meant), and with `verify` the digests of what lies there are computed anew.
+    Files that lie elsewhere are always digested.
     """
     section = config.source
     if isinstance(section, DandiSource):
@@ -40,7 +42,7 @@ def open_source(
             say(f"{path}: {done / 1e6:.0f} of {size / 1e6:.0f} MB")
 
         chosen = section.model_dump(exclude={"kind"})
-        return Dandi(**chosen, lock=lock, offline=offline, progress=fetched, anew=verify)
+        return Dandi(**chosen, lock=lock, offline=offline, progress=fetched, anew=verify, sure=sure)
     if isinstance(section, SimulatedSource):
         from bci_adapt.archive.sources.simulated import Simulated
 
@@ -105,6 +107,7 @@ def prepare_sessions(
     lock: Path | None = None,
     offline: bool = False,
     verify: bool = False,
+    sure: bool = False,
 ) -> tuple[Prepared, list[Pair]]:
     """Fetch and prepare the sessions of the pairs that `sections` name, and bring them together on their channels.
 
@@ -116,7 +119,7 @@ def prepare_sessions(
     from bci_adapt.data.session_files import read_session
 
     say("finding sessions")
-    source = open_source(config, lock, offline, say, verify)
+    source = open_source(config, lock, offline, say, verify, sure)
     try:
         session_ids = [str(name) for name in source.list().index]
     finally:

@@ -47,6 +47,7 @@ def run_experiment(
     lock: Path | None = None,
     offline: bool = False,
     verify: bool = False,
+    sure: bool = False,
     tuned: Path | None = None,
     foreign: Sequence[Foreign] = (),
     shard: tuple[int, int] | None = None,
@@ -67,7 +68,7 @@ def run_experiment(
     sections = [*config.pairs, *config.continual]
     options: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "progress": progress}
     prepared, pairs = prepare_sessions(
-        config, sections, **options, say=say, note=note, lock=lock, offline=offline, verify=verify
+        config, sections, **options, say=say, note=note, lock=lock, offline=offline, verify=verify, sure=sure
     )
     _refuse_names(config, foreign)
     reasons = {pair: unscorable(prepared.sessions[pair.target], config, prepared.in_trial) for pair in pairs}

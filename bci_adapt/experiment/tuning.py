@@ -102,6 +102,7 @@ def tune(
     lock: Path | None = None,
     offline: bool = False,
     verify: bool = False,
+    sure: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Run what is not there yet; returns what the file of tuned values holds: about it, and the surface.
 
@@ -117,7 +118,7 @@ def tune(
         raise InputError("tuning: this config has no [tuning] section, which names the pairs that rates are chosen on")
     options: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "progress": progress}
     prepared, pairs = prepare_sessions(
-        config, section.pairs, **options, say=say, note=note, lock=lock, offline=offline, verify=verify
+        config, section.pairs, **options, say=say, note=note, lock=lock, offline=offline, verify=verify, sure=sure
     )
     reasons = {pair: unscorable(prepared.sessions[pair.target], config, prepared.in_trial) for pair in pairs}
     usable = [pair for pair in pairs if not reasons[pair]]

@@ -47,10 +47,10 @@ class Dandi(Source):
     ``<cache>/raw/sessions.lock.toml`` unless `lock` names another. How a version was listed is kept in the cache, so
     that what is meant is known without the archive: with everything pinned and cached, an archive that cannot answer
     gets one short try and costs a note. Where it is not known, that is an error, and `offline` is the way to go on with
-    what the lock and the cache hold; where `lock` pins nothing yet, that is what a fetch pinned in the cache's own. A
-    draft is used as it was pinned, and what became of it since is told asset by asset, until `update`, which moves all
-    that the lock pins of it. `notes` says what a user should know. `anew` computes all digests again, however lately
-    they were computed. `progress` is called from several threads.
+    what the lock and the cache hold, unless it has to be `sure` that this is all; where `lock` pins nothing yet, that
+    is what a fetch pinned in the cache's own. A draft is used as it was pinned, and what became of it since is told
+    asset by asset, until `update`, which moves all that the lock pins of it. `notes` says what a user should know.
+    `anew` computes all digests again, however lately they were computed. `progress` is called from several threads.
     """
 
     name = "dandi"
@@ -71,6 +71,7 @@ class Dandi(Source):
         patience: Patience | None = None,
         exclude: Sequence[str] = (),
         anew: bool = False,
+        sure: bool = False,
     ) -> None:
         """Raise `InputError` for what cannot be a dandiset or version; the archive is not asked yet."""
         check_version(dandiset, *([] if version is None else [version]))
@@ -85,6 +86,7 @@ class Dandi(Source):
         self.raw = entries.folder_of(entries.raw_folder(cache), self.api)
         self.lock = Path(lock) if lock is not None else self.raw / NAME
         self.offline, self.update, self.progress, self.jobs, self.anew = offline, update, progress, jobs, anew
+        self.sure = sure
         self.patience, self.stop = patience, threading.Event()
         self._selection: Selection | None = None
         self._listed: pd.DataFrame | None = None
@@ -103,7 +105,10 @@ class Dandi(Source):
                 self.dandiset, self.version, self.wanted, self._archive, self.raw, self.lock, self.offline, self.update,
                 self._threads,
             )  # fmt: skip
-            self._selection = resolver.resolve(self._own(read_lock(self.lock)))
+            chosen = resolver.resolve(self._own(read_lock(self.lock)))
+            if self.sure and chosen.unsure:
+                raise InputError(f"{chosen.offline}; {chosen.unsure}; without --quiet these are used, with a note")
+            self._selection = chosen
         return self._selection
 
     def _own(self, lock: Lock) -> Lock:
