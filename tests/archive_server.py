@@ -78,8 +78,8 @@ class Archive:
     def add(self, path, content=b"", version=NEW, dandiset=DANDISET, published=True, digests=None, **row):
         """Put an asset into a version; returns it as the project sees it."""
         asset_id = row.pop("asset_id", None) or str(uuid.uuid4())
-        row = {"asset_id": asset_id, "blob": asset_id, "zarr": None, "path": path, "size": len(content)} | row
-        row |= {"created": WHEN, "modified": WHEN}
+        usual = {"zarr": None, "path": path, "size": len(content), "created": WHEN, "modified": WHEN}
+        row = {"asset_id": asset_id, "blob": asset_id} | usual | row
         self.dandisets.setdefault(dandiset, {}).setdefault(version, []).append(row)
         if published and version != "draft":
             self.published[dandiset] = max(version, self.published.get(dandiset, ""))

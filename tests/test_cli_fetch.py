@@ -243,6 +243,36 @@ def test_damage_that_keeps_the_size_is_planned_fetched_and_told(call, archive, r
     assert [row["state"] for row in json.loads(out)["files"]] == ["cached"] * 3
 
 
+def test_damage_beside_a_sound_twin_costs_no_fetch_and_is_planned_so(call, archive, raw):
+    assert call("fetch", f"{DANDISET}/{OLD}", "--quiet")[0] == 0
+    assert call("fetch", DANDISET, "--update", "--quiet")[0] == 0
+    sent, file = archive.sent(), raw / DANDISET / NEW / PATHS[0]
+    for damaged in (CONTENT[PATHS[0]][:-1] + b"?", b"short"):
+        file.unlink()  # a hard link: its twin stays as it is
+        file.write_bytes(damaged)
+        _, out, _ = call("fetch", DANDISET, "--dry-run", "--json", "-")
+        planned = [(row["state"], row["missing"]) for row in json.loads(out)["files"]]
+        assert planned == [("reused", 0), ("cached", 0), ("cached", 0)]
+        _, out, _ = call("fetch", DANDISET, "--json", "-")
+        assert [(row["state"], row["missing"]) for row in json.loads(out)["files"]] == planned
+        assert file.read_bytes() == CONTENT[PATHS[0]]
+    assert archive.sent() == sent
+
+
+def test_a_lost_record_is_planned_as_what_the_fetch_does(call, archive, raw):
+    """Right bytes are taken, others are in the way."""
+    assert call("fetch", DANDISET, "--quiet")[0] == 0
+    file = raw / DANDISET / NEW / PATHS[1]
+    for data in (CONTENT[PATHS[1]], b"mine"):
+        file.write_bytes(data)
+        file.with_name(f"{file.name}.asset.json").unlink()
+        ends = [call("fetch", DANDISET, *options, "--json", "-") for options in (["--dry-run"], [])]
+        if data == b"mine":
+            assert all(code == 2 and "is in the way of" in err for code, _, err in ends)
+        else:
+            assert [[row["state"] for row in json.loads(out)["files"]] for _, out, _ in ends] == [["cached"] * 3] * 2
+
+
 def test_a_damaged_twin_is_planned_and_told_as_fetched(call, archive, raw):
     assert call("fetch", f"{DANDISET}/{OLD}", "--quiet")[0] == 0
     twin = raw / DANDISET / OLD / PATHS[0]

@@ -21,7 +21,7 @@ from bci_adapt.archive.addresses import parse_dandiset
 from bci_adapt.archive.cache import folder_of
 from bci_adapt.archive.choosing import Wanted, session_of, subject_of
 from bci_adapt.archive.http import Patience, PatientAdapter
-from bci_adapt.archive.lock import read_lock
+from bci_adapt.archive.lock import read_lock, write_lock
 from bci_adapt.archive.sources.dandi import Dandi
 from bci_adapt.errors import InputError
 
@@ -1098,6 +1098,32 @@ def test_two_states_of_a_draft_are_not_mixed(archive, make, draft, tmp_path):
     source.obtain()
     assert [row["state"] for row in source.select().rows()] == ["cached", "fetched"]
     assert len(make("000999", "draft", update=True, **elsewhere).obtain()) == 2
+
+
+def test_a_lock_of_two_states_of_a_draft_is_refused(archive, make, draft, tmp_path):
+    """As versions before wrote them: an update of some files left what was pinned of the others."""
+    a, b = draft(C[0]), draft(C[1])
+    make("000999", "draft").obtain()
+    draft(C[1], 15, created="2025-02-01T00:00:00.5Z")
+    later = draft(C[0], 15, created="2025-03-01T00:00:00Z")
+    lock, elsewhere = tmp_path / "mixed.toml", {"cache": tmp_path / "elsewhere", "lock": tmp_path / "mixed.toml"}
+    make("000999", "draft", paths=[C[0]], lock=lock, cache=tmp_path / "apart").obtain()
+    mixed = read_lock(lock).with_assets([read_lock(lock_of(tmp_path)).assets["000999", "draft", C[1]]])
+    write_lock(lock, mixed)
+    told = rf"mixed.toml: pins two states of 000999/draft: {re.escape(C[0])} came 2025-03-01 .*{re.escape(C[1])} as it"
+    for arguments in ({}, {"paths": C[:2]}):
+        with pytest.raises(InputError, match=rf"{told} .*2025-02-01 .*--update"):
+            make("000999", "draft", **elsewhere, **arguments).select()
+    assert make("000999", "draft", paths=[C[1]], **elsewhere).obtain()[0].read_bytes() == content(C[1])  # one of them
+
+    later["created"] = "2025-01-31T00:00:00Z"  # before the other was replaced: one state, which the draft has left
+    assert len(make("000999", "draft", **elsewhere, paths=C[:2]).obtain()) == 2
+    later["created"] = "when?"  # not known
+    assert len(make("000999", "draft", **elsewhere, paths=C[:2]).obtain()) == 2
+    later["created"] = "2025-03-01T00:00:00Z"
+    make("000999", "draft", update=True, **elsewhere).obtain()
+    assert len(make("000999", "draft", **elsewhere).obtain()) == 2
+    assert {asset.asset_id for asset in read_lock(lock).assets.values()}.isdisjoint({a["asset_id"], b["asset_id"]})
 
 
 def test_an_update_of_some_files_moves_all_that_a_lock_pins_of_a_draft(archive, make, draft, tmp_path):

@@ -229,7 +229,9 @@ def _row(item: Any) -> Row:
     if not isinstance(item["path"], str) or not isinstance(item["asset_id"], str):
         raise TypeError(f"an asset with path {item['path']!r} and asset_id {item['asset_id']!r}")
     digests = (item.get("metadata") or {}).get("digest")
-    return Row(item["path"], item["asset_id"], item["size"], item.get("zarr") is not None, digests or None)
+    created = item.get("created")
+    told = created if isinstance(created, str) else ""
+    return Row(item["path"], item["asset_id"], item["size"], item.get("zarr") is not None, digests or None, told)
 
 
 def _kept_token(client: DandiAPIClient) -> str:

@@ -199,9 +199,15 @@ def fault(file: Path, asset: Asset, progress: Progress | None = None, anew: bool
         wrong, sha256 = compared(file, asset, progress)
     if wrong is None and record is not None and record.asset.same_bytes(asset):
         write_record(file, replace(record, checked=Checked(time.time(), before.st_mtime_ns, sha256)))
-    if wrong is not None and not _record_of(file).is_file():
-        raise InputError(f"{file}: is in the way of {asset.path} and was not fetched ({wrong}); move it away")
+    if wrong is not None:
+        require_record(file, asset, wrong)
     return wrong
+
+
+def require_record(file: Path, asset: Asset, wrong: str = "other bytes") -> None:
+    """`InputError` for a file in the place of `asset` that was not fetched: it is never overwritten."""
+    if not _record_of(file).is_file():
+        raise InputError(f"{file}: is in the way of {asset.path} and was not fetched ({wrong}); move it away")
 
 
 def is_trusted(file: Path, asset: Asset) -> bool:
@@ -210,14 +216,16 @@ def is_trusted(file: Path, asset: Asset) -> bool:
     return record is not None and file.is_file() and _is_trusted(file, record, asset)
 
 
-def is_damaged(file: Path, asset: Asset, progress: Progress | None = None) -> bool:
-    """Whether a file with the record and the size of `asset` has other bytes. Its digests are computed where its time
-    of change is not the one that they were computed of; nothing is written.
+def is_damaged(file: Path, asset: Asset, progress: Progress | None = None, anew: bool = False) -> bool:
+    """Whether a file has other bytes than `asset`. Its digests are computed where size or time of change are not those
+    that they were computed of, and with `anew`; nothing is written.
     """
     record = read_record(file)
-    if record is not None and record.checked is not None and record.checked.mtime_ns == file.stat().st_mtime_ns:
-        return asset.sha256 not in ("", record.checked.sha256)
-    return compared(file, asset, progress)[0] is not None
+    if not anew and record is not None and record.asset.same_bytes(asset) and record.checked is not None:
+        status = file.stat()
+        if (status.st_size, status.st_mtime_ns) == (asset.size, record.checked.mtime_ns):
+            return asset.sha256 not in ("", record.checked.sha256)
+    return not file.is_file() or compared(file, asset, progress)[0] is not None
 
 
 def _is_trusted(file: Path, record: Record, asset: Asset) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 from bci_adapt.archive.listing import Row
@@ -25,6 +26,37 @@ def refuse_mixture(
             f"{dandiset}/{DRAFT} has moved since {lock} pinned it ({moved}), and {new[0]!r} is not pinned: one run "
             "does not mix two states of a draft; --update moves to what it is now"
         )
+
+
+def refuse_two_states(lock: Path, used: Iterable[Asset], rows: Iterable[Row], drift: Mapping[str, str]) -> None:
+    """`Mixture` when the draft never had all assets of a lock that are `used` at one time: one that it still has came
+    after another had been replaced by what stands in its place in `rows`.
+    """
+    now = {row.path: row for row in rows}
+    there, gone = [], []
+    for asset in used:
+        row = now.get(asset.path)
+        if row is None or (moment := _moment(row)) is None:
+            continue
+        if row.asset_id == asset.asset_id:
+            there.append((moment, asset))
+        elif drift.get(asset.path) == "replaced":
+            gone.append((moment, asset))  # at the latest: what replaced it may have been replaced, too
+    if there and gone and (new := max(there))[0] > (old := min(gone))[0]:
+        raise Mixture(
+            f"{lock}: pins two states of {new[1].dandiset}/{DRAFT}: {new[1].path} came {new[0]:%Y-%m-%d %H:%M}, after "
+            f"{old[1].path} as it is pinned had been replaced ({old[0]:%Y-%m-%d %H:%M}); one run does not mix them: "
+            "fetch with --update moves all that the lock pins to what the draft is now"
+        )
+
+
+def _moment(row: Row) -> datetime | None:
+    """When an asset was made, which the archive tells; None where it does not."""
+    try:
+        moment = datetime.fromisoformat(row.created)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo is not None else None
 
 
 def moved(pinned: Iterable[Asset], rows: Mapping[str, Row], lock: Path) -> tuple[list[Asset], list[str]]:

@@ -26,7 +26,8 @@ _FORMAT = 1
 class Row:
     """An asset as it is listed, nothing of it checked but that path and asset_id are text.
 
-    `digests` are as the archive names them (``dandi:sha2-256``), None where the listing does not tell them.
+    `digests` are as the archive names them (``dandi:sha2-256``), None where the listing does not tell them; `created`
+    is when the asset came into the archive, "" where that is not told.
     """
 
     path: str
@@ -34,6 +35,7 @@ class Row:
     size: Any
     is_zarr: bool = False
     digests: Any = None
+    created: str = ""
 
     @property
     def is_nwb(self) -> bool:
@@ -106,7 +108,7 @@ def read_listing(path: Path, dandiset: str, version: str) -> Listing | None:
         if (fields["format"], fields["dandiset"], fields["version"]) != (_FORMAT, dandiset, version):
             return None
         about, rows = fields["about"], [Row(**each) for each in fields["rows"]]
-        if not all(isinstance(each, str) for row in rows for each in (row.path, row.asset_id)):
+        if not all(isinstance(each, str) for row in rows for each in (row.path, row.asset_id, row.created)):
             return None
         licence, authors, citation = about["licence"], about["authors"], about["citation"]
         if not all(isinstance(each, str) for each in (licence, *authors, citation)):

@@ -11,7 +11,7 @@ from typing import Any
 from bci_adapt.archive import cache as entries
 from bci_adapt.archive.api import Archive, no_version
 from bci_adapt.archive.choosing import Wanted
-from bci_adapt.archive.drafts import Mixture, moved, refuse_mixture
+from bci_adapt.archive.drafts import Mixture, moved, refuse_mixture, refuse_two_states
 from bci_adapt.archive.http import Unreachable
 from bci_adapt.archive.listing import About, Listing, Row, read_listing
 from bci_adapt.archive.lock import DRAFT, NAME, Asset, Lock, read_lock
@@ -184,6 +184,9 @@ class Resolver:
         drift = {}
         if version == DRAFT and pinned:
             drift = self._drift(listing, pinned)
+            if kept is None:
+                used = [asset for asset in lock.of(self.dandiset, version) if self.wanted.takes(asset.path)]
+                refuse_two_states(self.lock, used, listing.rows, drift)
             notes += [
                 f"{path} was {what} in the draft since it was pinned; used is the pinned one until --update"
                 for path, what in drift.items()
@@ -305,10 +308,19 @@ class Resolver:
         about = listing.about if listing is not None else self._recorded(assets)
         notes += [f"exclude {glob!r} leaves out nothing of {where}" for glob in self.wanted.idle(rows)]
         notes.append(f"licence of {where}: {about.licence}")
-        absent = [asset for asset, file in assets.items() if not file.is_file()]
-        twins = entries.twins(self.raw, absent) if absent else {}
         return Selection(
-            self.dandiset, version, about, assets, notes, offline, unsure, refused, drift or {}, twins, listing, beside
+            self.dandiset,
+            version,
+            about,
+            assets,
+            self.raw,
+            notes,
+            offline,
+            unsure,
+            refused,
+            drift or {},
+            listing,
+            beside,
         )
 
     def _recorded(self, assets: dict[Asset, Path]) -> About:

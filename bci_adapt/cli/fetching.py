@@ -137,7 +137,7 @@ def _obtained(source: Dandi, dry_run: bool, quiet: bool) -> list[dict[str, Any]]
     for text in chosen.notes:
         note(text)
     if dry_run:
-        return chosen.rows(source.progress)
+        return chosen.rows(source.progress, source.anew)
     try:
         source.obtain()
     finally:
