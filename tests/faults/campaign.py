@@ -2,7 +2,7 @@
 
 Every scene runs a command to its end in a cache of its own, does harm, runs the same command again, and compares what
 comes out with what came out unharmed. `python tests/faults/campaign.py` runs all of it and prints the table of
-`docs/reliability.md`; `--short` is what the tests run.
+`docs/reliability.md`; named parts run alone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,13 @@ class Campaign:
         (cache / "kernels").symlink_to(self.kernels)
         return cache
 
+    def copy(self, name: str, to: str) -> Path:
+        """The cache `name` once more, as it is, with the same compiled loops."""
+        cache = self.folder / to
+        shutil.rmtree(cache, ignore_errors=True)
+        shutil.copytree(self.folder / name, cache, symlinks=True)
+        return cache
+
     def start(self, cache: Path, *arguments: str, **environment: str) -> subprocess.Popen:
         """A command at work, in a group of processes of its own."""
         return subprocess.Popen(
@@ -115,6 +123,22 @@ class Campaign:
         with self.start(cache, *arguments, **environment) as process:
             said, _ = process.communicate(timeout=600)
             return process.returncode, said
+
+    def unharmed(self) -> tuple[Path, object]:
+        """A cache in which the experiment has been run, and its scores."""
+        cache = self.cache("whole")
+        code, said = self.done(cache, *_RUN, str(cache / "out.json"))
+        assert code == 0, said
+        return cache, _rows(self, cache)
+
+    def loss(self, scene: Scene, cache: Path, expected: object, says: str = "", **environment: str) -> str:
+        """Run a scene's command again: what is lost, in words; nothing where it ends well, and has said `says`."""
+        code, said = self.done(cache, *scene.arguments(self, cache), **environment)
+        if code or "Traceback" in said:
+            return f"exit code {code}: {said[-300:]}"
+        if says not in said:
+            return f"nothing said of {says}: {said[-300:]}"
+        return "" if scene.outcome(self, cache) == expected else "another outcome"
 
 
 @dataclass(frozen=True)
@@ -168,7 +192,7 @@ _LISTED = (
     ),
     Scene(
         "pretrain",
-        lambda c, cache: ("pretrain", _days(cache)[0], "-q", "--bin-s", "0.1", "-o", str(cache / "decoder.npz")),
+        lambda c, cache: ("pretrain", _days(cache)[0], "-q", "--bin", "0.1", "-o", str(cache / "decoder.npz")),
         _arrays("decoder.npz"),
         before=(("run",),),
     ),
@@ -224,49 +248,93 @@ def kills(campaign: Campaign, name: str, times: int) -> None:
     """Kill a command with all its processes at random points, then let it end: the outcome is that of no kill."""
     scene = SCENES[name]
     with _archive(scene) as environment:
-        cache = _prepared(campaign, scene, "whole", environment)
+        _prepared(campaign, scene, "before", environment)
+        cache = campaign.copy("before", "whole")
         started = time.perf_counter()
         code, said = campaign.done(cache, *scene.arguments(campaign, cache), **environment)
         took = time.perf_counter() - started
         assert code == 0, said
         expected = scene.outcome(campaign, cache)
         for _ in range(times):
-            cache = _prepared(campaign, scene, "harmed", environment)
-            at = campaign.random.uniform(0.05, 0.95) * took
-            process = campaign.start(cache, *scene.arguments(campaign, cache), **environment)
-            time.sleep(at)
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            code, said = campaign.done(cache, *scene.arguments(campaign, cache), **environment)
-            why = f"exit code {code}: {said[-300:]}" if code else ""
-            if not why and scene.outcome(campaign, cache) != expected:
-                why = "another outcome"
+            cache, at = _killed(campaign, scene, took, environment)
+            why = campaign.loss(scene, cache, expected, **environment)
             campaign.note(f"kill -9 of {name}", f"after {at:.2f} of {took:.2f} s", why)
+
+
+def _killed(campaign: Campaign, scene: Scene, took: float, environment: dict[str, str]) -> tuple[Path, float]:
+    """A cache in which a scene's command was killed, and after how many seconds; not one that had ended before."""
+    while True:
+        cache, at = campaign.copy("before", "harmed"), campaign.random.uniform(0.05, 0.95) * took
+        process = campaign.start(cache, *scene.arguments(campaign, cache), **environment)
+        time.sleep(at)
+        if ended := process.poll() is not None:
+            took *= 0.9
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if not ended:
+            return cache, at
 
 
 def killed_workers(campaign: Campaign, times: int) -> None:
     """Kill one process of a run that is not its first: the run goes on by itself, or the same command ends it."""
-    scene, cache = SCENES["run"], campaign.cache("whole")
-    code, said = campaign.done(cache, *scene.arguments(campaign, cache))
-    assert code == 0, said
-    expected = scene.outcome(campaign, cache)
-    for _ in range(times):
+    scene = SCENES["run"]
+    _, expected = campaign.unharmed()
+    tried = 0
+    while tried < times:
         cache = campaign.cache("harmed")
         process = campaign.start(cache, *scene.arguments(campaign, cache))
-        time.sleep(campaign.random.uniform(3.0, 9.0))
-        try:
-            children = psutil.Process(process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            children = []
-        if children:
-            victim = campaign.random.choice(children)
+        time.sleep(campaign.random.uniform(1.0, 9.0))
+        victims = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        victim = campaign.random.choice(victims) if victims else None
+        if victim is not None:
+            words = " ".join(victim.cmdline())[-60:]
             victim.kill()
-        process.communicate()
-        code, said = campaign.done(cache, *scene.arguments(campaign, cache))
-        why = f"exit code {code}: {said[-300:]}" if code else ""
-        if not why and scene.outcome(campaign, cache) != expected:
-            why = "another outcome"
-        campaign.note("kill -9 of one process of a run", "a worker", why)
+        said = process.communicate()[0]
+        if victim is None:
+            continue
+        tried += 1
+        if process.returncode not in (0, 1) or "Traceback" in said:
+            why = f"exit code {process.returncode}: {said[-300:]}"
+        else:
+            why = campaign.loss(scene, cache, expected)
+        campaign.note("kill -9 of one process of a run", words, why)
+
+
+SCHEDULER = """
+import signal
+from distributed import LocalCluster
+if __name__ == "__main__":
+    cluster = LocalCluster(n_workers=2, threads_per_worker=1, protocol="tcp", silence_logs=50, dashboard_address=None)
+    print(cluster.scheduler_address, flush=True)
+    signal.pause()
+"""
+
+
+def lost_schedulers(campaign: Campaign, times: int) -> None:
+    """Kill the dask scheduler of a run: one sentence, exit code 1, and the same run ends without it."""
+    scene = SCENES["run"]
+    _, expected = campaign.unharmed()
+    script = campaign.folder / "scheduler.py"
+    script.write_text(SCHEDULER)
+    for _ in range(times):
+        cache = campaign.cache("harmed")
+        other = subprocess.Popen(
+            [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert other.stdout is not None
+        process = campaign.start(cache, "run", "tiny.toml", "--scheduler", other.stdout.readline().strip(), "-q")
+        made = campaign.random.randrange(1, 6)
+        while process.poll() is None and len(list(cache.glob("*/*.sha256"))) < made:
+            time.sleep(0.05)
+        os.killpg(other.pid, signal.SIGKILL)
+        other.communicate()
+        said = process.communicate()[0]
+        if process.returncode == 1 and "Traceback" not in said and "the same command goes on" in said:
+            why = campaign.loss(scene, cache, expected)
+        else:
+            why = f"exit code {process.returncode}: {said[-300:]}"
+        campaign.note("kill -9 of the scheduler of a run", f"after {made} results", why)
 
 
 def _flip(path: Path) -> None:
@@ -293,23 +361,18 @@ DAMAGED = {
 
 def damage(campaign: Campaign, kinds: tuple[str, ...] = tuple(DAMAGED)) -> None:
     """Flip a bit of a stored file, or cut it in half: the next run names it, mends it, and comes to the same scores."""
-    scene, cache = SCENES["run"], campaign.cache("whole")
-    code, said = campaign.done(cache, *scene.arguments(campaign, cache))
-    assert code == 0, said
-    expected = scene.outcome(campaign, cache)
-    shutil.copytree(cache, campaign.folder / "kept", symlinks=True, dirs_exist_ok=True)
+    scene = SCENES["run"]
+    _, expected = campaign.unharmed()
+    campaign.copy("whole", "kept")
     for kind in kinds:
         pattern, also = DAMAGED[kind]
         for harm in (_flip, _halve):
-            shutil.rmtree(cache)
-            shutil.copytree(campaign.folder / "kept", cache, symlinks=True)
-            harm(campaign.random.choice(sorted(cache.glob(pattern))))
+            cache = campaign.copy("kept", "whole")
+            victim = campaign.random.choice(sorted(cache.glob(pattern)))
+            harm(victim)
             for each in (path for gone in also for path in cache.glob(gone)):
                 shutil.rmtree(each) if each.is_dir() else each.unlink()
-            code, said = campaign.done(cache, *scene.arguments(campaign, cache))
-            why = f"exit code {code}: {said[-300:]}" if code else ""
-            if not why and scene.outcome(campaign, cache) != expected:
-                why = "another outcome"
+            why = campaign.loss(scene, cache, expected, says=victim.name)
             campaign.note(f"damage of {kind}", harm.__name__, why)
 
 
@@ -324,37 +387,31 @@ def _small_disk(folder: Path, megabytes: int) -> Iterator[None]:
 
 
 def disks(campaign: Campaign, sizes: tuple[int, ...]) -> None:
-    """Full and read-only disks: one sentence, exit code 2, no traceback; with room again the same command ends."""
+    """Full and read-only disks: one sentence, exit code 2, no traceback; with room again the same command goes on."""
     if not hasattr(os, "geteuid") or os.geteuid():
         return
     scene = SCENES["run"]
-    expected_at = campaign.cache("whole")
-    code, said = campaign.done(expected_at, *scene.arguments(campaign, expected_at))
-    assert code == 0, said
-    expected = scene.outcome(campaign, expected_at)
+    _, expected = campaign.unharmed()
+    elsewhere = {"XDG_CACHE_HOME": str(campaign.folder)}  # compiled loops
     for size in sizes:
         cache = campaign.cache("harmed")
         (cache / "kernels").unlink()
-        with _small_disk(cache, size) if size else nullcontext():
+        with _small_disk(cache, size or 500):
             if not size:
-                subprocess.run(["mount", "--bind", "-o", "ro", str(cache), str(cache)], check=True)
-            code, said = campaign.done(cache, *scene.arguments(campaign, cache), XDG_CACHE_HOME=str(campaign.folder))
-            if not size:
-                subprocess.run(["umount", "-l", str(cache)], check=True)
-        why = "" if code == 2 and "Traceback" not in said else f"exit code {code}: {said[-300:]}"
-        if not why:
-            cache = campaign.cache("harmed")
-            code, said = campaign.done(cache, *scene.arguments(campaign, cache))
-            why = "" if not code and scene.outcome(campaign, cache) == expected else "another outcome with room again"
+                subprocess.run(["mount", "-o", "remount,ro", str(cache)], check=True)
+            code, said = campaign.done(cache, "run", "tiny.toml", "--workers", "2", "-q", **elsewhere)
+            sentence = "the disk is full" if size else "the file system is read-only"
+            if code == 2 and "Traceback" not in said and sentence in said and len(said.splitlines()) == 1:
+                subprocess.run(["mount", "-o", "remount,rw,size=500m", str(cache)], check=True)
+                why = campaign.loss(scene, cache, expected, **elsewhere)
+            else:
+                why = f"exit code {code}: {said[-300:]}"
         campaign.note("a full disk" if size else "a read-only disk", f"{size} MB", why)
 
 
 def four_at_once(campaign: Campaign) -> None:
     """Four processes run the same experiment in one cache at once: each comes to the same scores."""
-    scene, cache = SCENES["run"], campaign.cache("whole")
-    code, said = campaign.done(cache, *scene.arguments(campaign, cache))
-    assert code == 0, said
-    expected = scene.outcome(campaign, cache)
+    _, expected = campaign.unharmed()
     cache = campaign.cache("harmed")
     runs = [
         campaign.start(cache, "run", "tiny.toml", "--workers", "1", "-q", "--json", str(cache / f"out{number}.json"))
@@ -365,7 +422,7 @@ def four_at_once(campaign: Campaign) -> None:
         why = f"exit code {run.returncode}: {said[number][-300:]}" if run.returncode else ""
         if not why:
             shutil.copy(cache / f"out{number}.json", cache / "out.json")
-            why = "" if scene.outcome(campaign, cache) == expected else "another outcome"
+            why = "" if _rows(campaign, cache) == expected else "another outcome"
         campaign.note("four runs in one cache", f"number {number}", why)
 
 
@@ -377,29 +434,35 @@ def table(campaign: Campaign) -> str:
     return "\n".join([*lines, f"| **all** | **{total}** | **{survived}** |"])
 
 
+PARTS: dict[str, Callable[[Campaign], None]] = {
+    **{name: partial(kills, name=name, times=8) for name in SCENES},
+    "workers": partial(killed_workers, times=6),
+    "scheduler": partial(lost_schedulers, times=4),
+    "damage": damage,
+    "disks": partial(disks, sizes=(1, 3, 6, 0)),
+    "four": four_at_once,
+}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the campaign; exit code 1 where something was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--short", action="store_true", help="what the tests run, in a minute or so")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all when none is given")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        from bci_adapt.ground.storage import cache_root
+    if unknown := set(chosen.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    from bci_adapt.ground.storage import cache_root
 
+    with tempfile.TemporaryDirectory() as folder:
         kernels = cache_root() / "kernels"
         kernels.mkdir(parents=True, exist_ok=True)
         campaign = Campaign(Path(folder), kernels, chosen.seed)
-        if chosen.short:
-            kills(campaign, "run", 1)
-            damage(campaign, ("a session", "a score"))
-        else:
-            for name in SCENES:
-                kills(campaign, name, 8)
-                print(table(campaign).splitlines()[-2], flush=True)
-            killed_workers(campaign, 6)
-            damage(campaign)
-            disks(campaign, (1, 3, 6, 0))
-            four_at_once(campaign)
+        for part in chosen.parts or PARTS:
+            started, before = time.perf_counter(), sum(campaign.tried.values())
+            PARTS[part](campaign)
+            tried = sum(campaign.tried.values()) - before
+            print(f"{part}: {tried} in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     print(table(campaign))
     for line in campaign.lost:
         print(line)
