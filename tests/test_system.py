@@ -64,3 +64,26 @@ def test_a_file_where_a_folder_should_be_is_one_sentence_of_a_command(tmp_path, 
     assert said.returncode == 2, said.stderr
     assert "Traceback" not in said.stderr
     assert "a file is where a folder should be: move it away" in said.stderr
+
+
+def test_too_few_open_files_for_worker_processes_is_one_sentence(monkeypatch):
+    resource = pytest.importorskip("resource")
+    from bci_adapt.ground import pools
+
+    limits, raised = [20, 20], []
+    monkeypatch.setattr(resource, "getrlimit", lambda what: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", lambda what, to: raised.append(to))
+    with pytest.raises(InputError, match=r"2 worker processes need about 56 open files, .* more than 20 .*ulimit -n"):
+        pools.Cluster(2).__enter__()
+    assert raised == []
+    limits[1] = 4096  # the soft limit is this process's own to raise, as far as it needs
+    pools._require_files(2)
+    assert raised == [(56, 4096)]
+    limits[0] = 56
+    pools._require_files(2)
+    assert len(raised) == 1
+    assert pools._refused(RuntimeError("failed to start")) is None
+    inner = OSError(errno.EMFILE, "Too many open files")
+    outer = RuntimeError("Nanny failed to start.")
+    outer.__cause__ = inner
+    assert "too many files are open" in pools._refused(outer)

@@ -20,6 +20,7 @@ from typing import Any
 from bci_adapt.errors import InputError, WorkersLost
 from bci_adapt.ground.performing import ONE_THREAD, Report, environment, perform
 from bci_adapt.ground.slurm import Slurm
+from bci_adapt.ground.storage import refusal
 
 # Dask sets a low trim threshold, which makes the allocator give every large array back to the system and fault it in
 # again: BPTT takes half as long again. These limits keep freed memory; a worker's jobs need the same arrays again.
@@ -37,6 +38,15 @@ _WATCH_S = 2.0  # how often an idle wait looks whether there is anybody to wait 
 _NOBODY_S = 30.0  # without any worker process for so long, which a restart never takes
 _RESUME = "what was finished is kept: the same command goes on from there"
 MAX_TRIES = 3  # of a job whose worker process dies
+_FILES, _FILES_OF_A_WORKER = (
+    32,
+    12,
+)  # that this process has open while it starts workers; measured: 33, 41, 62 with 1, 2, 4
+_LOUD = (
+    "asyncio",
+    "tornado.application",
+    "tornado.general",
+)  # they print a traceback and go on: what matters is raised
 
 
 class Serial:
@@ -130,6 +140,7 @@ class Cluster:
         with self._stack as stack:
             stack.enter_context(dask.config.set(_DASK_CONFIG))
             stack.enter_context(silence_logging_cmgr(logging.CRITICAL))
+            stack.enter_context(_silent(_LOUD))
             if isinstance(self._target, int):
                 stack.enter_context(dask.config.set(_NO_PAGES))
                 self._client = self._own_processes(self._target, stack)
@@ -143,6 +154,7 @@ class Cluster:
         from distributed import Client, LocalCluster
         from distributed.security import Security
 
+        _require_files(number)
         stack.enter_context(_hidden_main())
         stack.enter_context(environment(DASK_LOGGING__DISTRIBUTED="critical"))  # of the workers
         security = Security.temporary()
@@ -161,6 +173,8 @@ class Cluster:
             stack.callback(self._cluster.close)
             return Client(self._cluster, set_as_default=False)
         except (OSError, RuntimeError, TimeoutError) as error:
+            if (said := _refused(error)) is not None:
+                raise InputError(f"worker processes did not start: {said}; --workers 0 does without") from error
             raise WorkersLost(
                 f"worker processes did not start ({str(error) or type(error).__name__}): were they killed, or is there "
                 f"no memory or process left? --workers 0 does without; {_RESUME}"
@@ -217,6 +231,46 @@ class Cluster:
             raise WorkersLost(
                 f"every worker process is gone and none could be started again for {_NOBODY_S:g} s: {_RESUME}"
             )
+
+
+@contextlib.contextmanager
+def _silent(loggers: Sequence[str]) -> Iterator[None]:
+    """Keep these from saying anything for a while."""
+    before = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _require_files(number: int) -> None:
+    """`InputError` where this process may not open as many files as `number` worker processes need."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    needed = _FILES + _FILES_OF_A_WORKER * number
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise InputError(
+            f"{number} worker processes need about {needed} open files, and no more than {hard} are allowed: raise the "
+            "limit (ulimit -n 4096), or use fewer (--workers 0 needs none)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _refused(error: BaseException | None) -> str | None:
+    """What the operating system refused, of an error or of what it came from (`refusal`)."""
+    while error is not None:
+        if (said := refusal(error)) is not None:
+            return said
+        error = error.__cause__ or error.__context__
+    return None
 
 
 async def _close_all(nannies: Sequence[Any]) -> None:
