@@ -136,3 +136,31 @@ def bench_sweep(
         write_json(json_file, found)
     if json_file != "-":
         out.print(table_of(found))
+
+
+@bench.command("identity")
+def bench_identity(
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", metavar="FOLDER", help="Recordings of one animal; several may be given."),
+    ] = None,
+    n_seeds: Annotated[int, typer.Option("--seeds", min=0, help="Simulated animals beside them.")] = 2,
+    json_file: JsonFile = None,
+) -> None:
+    """How often the check of columns is wrong: on all pairs of days, on simulated months, with columns mixed up, by
+    minutes of data (docs/identity.md; some minutes an animal).
+
+    Example: [cyan]bci-adapt bench identity --data monkey_s/ --data monkey_i/ --json identity.json[/]
+    """
+    from bci_adapt.cli.bench.identity import MINUTES, identity, months, read, text
+    from bci_adapt.ground.storage import json_safe
+
+    with progress(json_file == "-") as bar:
+        say = teller(bar, "measuring")
+        animals = {folder.name: read(folder, say) for folder in data or ()}
+        animals |= {f"simulated {seed}": months(seed, MINUTES[-1]) for seed in range(n_seeds)}
+        found = identity(animals, say)
+    if json_file is not None:
+        write_json(json_file, json_safe(found))
+    if json_file != "-":
+        print(text(found))
