@@ -19,7 +19,7 @@ _PUBLIC = {
     "write_session": "bci_adapt.data.session_files",
     "open_session": "bci_adapt.data.session_files",
     "split": "bci_adapt.data.sessions",
-    "concat": "bci_adapt.data.sessions",
+    "concat": "bci_adapt.data.joining",
     "match": "bci_adapt.data.channels",
     "compare": "bci_adapt.experiment.comparing",
     "evaluate": "bci_adapt.protocol.evaluation",
@@ -48,9 +48,9 @@ if TYPE_CHECKING:  # the same names for a type checker, which then knows what is
     from bci_adapt.archive.reading import read as read
     from bci_adapt.data.channels import match as match
     from bci_adapt.data.from_arrays import session as session
+    from bci_adapt.data.joining import concat as concat
     from bci_adapt.data.session_files import open_session as open_session
     from bci_adapt.data.session_files import write_session as write_session
-    from bci_adapt.data.sessions import concat as concat
     from bci_adapt.data.sessions import split as split
     from bci_adapt.decoders.aligned import AlignedDecoder as AlignedDecoder
     from bci_adapt.decoders.base import Decoder as Decoder

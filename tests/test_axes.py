@@ -2,11 +2,13 @@
 mark on what several outputs are scored by.
 """
 
+import json
 import tomllib
 
 import numpy as np
 import pytest
 from caches import new_cache
+from test_cli_comparing import write_day
 from test_experiment import TINY
 from test_many_outputs import MUSCLES, with_muscles
 from typer.testing import CliRunner
@@ -14,11 +16,14 @@ from typer.testing import CliRunner
 import bci_adapt as ba
 from bci_adapt.cli import app
 from bci_adapt.data.axes import named_axes, parsed, with_axes
+from bci_adapt.data.prepare import prepare
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.errors import InputError
 from bci_adapt.experiment import run as running
 from bci_adapt.experiment.comparing import compare_config
 from bci_adapt.experiment.config import parse_config
+from bci_adapt.experiment.explain import explain
+from bci_adapt.experiment.jobs import counterfactual
 from bci_adapt.experiment.preparing import prepare_sessions
 from bci_adapt.experiment.run import run_experiment
 from bci_adapt.live import adapting
@@ -129,6 +134,14 @@ def test_a_run_of_days_with_other_muscles_leaves_a_dead_one_out(days, monkeypatc
     ]
     assert not done.manifest.unscorable
     assert any(text.startswith("axes of emg: FCR, ECU") for text in done.manifest.notes)
+    network, wiener = explain(done.folder, "day0:day2", workers=0)[0]
+    for found, cell in ((network, "tanh"), (wiener, "")):
+        own = rows[(rows["phase"] == "held_out") & (rows["target"] == "day2") & (rows["metric"] == "r2")]
+        frozen = own[(own["arm"] == "frozen") & (own["cell"] == cell)]["value"].item()
+        (explained,) = (row.r2 for row in found.rows if row.part == "frozen")
+        assert explained == pytest.approx(frozen, abs=1e-9)
+        assert found.notes[0] == "in no score: ECU: it does not move in the held-out part"
+        assert max(abs(row.r2) for row in found.rows) < 10  # none is a division by nothing
 
 
 def test_a_source_whose_muscle_never_moves_is_refused_with_the_way_out(days, tmp_path):
@@ -152,6 +165,43 @@ def test_compare_takes_axes_and_what_is_done_with_bins_that_a_unit_misses(days):
     assert compare_config(days, "emg", **given, workers=0).axes is None
     with pytest.raises(InputError, match="unknown variable 'force'"):
         compare_config(days, "emg", **given, axes={"force": ("common",)}, workers=0)
+
+
+def test_explain_makes_no_choice_by_an_output_that_is_in_no_score(tmp_path):
+    """Counts come 100 ms late; the second axis would have them earlier, and is larger by far."""
+    monday, late = (prepare(write_day(tmp_path, number, kind), 0.05) for number, kind in ((0, "mon"), (1, "late")))
+    ba.WienerDecoder(n_lags=3).fit(monday, "velocity").save(tmp_path / "decoder.npz")
+    parameters = {"variables": ["velocity"], "target_lag_bins": 0, "variable": "velocity", "stream_s": 75.0}
+    parameters |= {"statistics": "source", "lags": [0, -1, 1, -2, 2, -3, 3]}
+
+    def lag(name, **more):
+        ba.write_session(late, tmp_path / name)
+        files = {"decoder": tmp_path / "decoder.npz", "target": tmp_path / name}
+        counterfactual.run(parameters | more, files, tmp_path / "made.npz")
+        with np.load(tmp_path / "made.npz") as made:
+            return json.loads(str(made["chosen"]))["lag"]
+
+    right = lag("a.nc", still=[1])
+    assert right > 0
+    late["velocity"].values[:, 1] = 1000 * np.nan_to_num(
+        np.roll(late["velocity"].values[:, 1], 5)
+    )  # large, and of counts before it
+    assert lag("b.nc", still=[1]) == right
+    assert lag("b.nc") == -3
+
+
+def test_compare_of_sessions_takes_axes(days, monkeypatch):
+    found = []
+
+    def run(config, **_):
+        found.append(config.axes)
+        raise InputError("no further")
+
+    monkeypatch.setattr("bci_adapt.experiment.run.run_experiment", run)
+    for axes in ({"emg": ["FCR", "ECU"]}, {"emg": "common"}, None):
+        with pytest.raises(InputError, match="no further"):
+            ba.compare(days[:2], "emg", axes=axes, quick=True, workers=0)
+    assert found == [{"emg": ("FCR", "ECU")}, {"emg": ("common",)}, None]
 
 
 def test_pretrain_and_adapt_know_axes_by_name(days, tmp_path):

@@ -141,6 +141,19 @@ def test_days_are_put_behind_one_another(tmp_path):
             concat([days[1], second])
 
 
+def test_days_with_and_without_a_date_are_not_put_in_an_order():
+    def day(number, start=""):
+        counts = np.full((9, 2), 1 + number)
+        return ba.session(counts=counts, bin_s=0.1, channels=["a", "b"], session_start=start, session_id=f"day{number}")
+
+    undated, dated = day(0), day(1, "2026-01-31")
+    for days in ([undated, dated], [dated, undated, day(2)]):
+        with pytest.raises(InputError, match=r"day0: does not say when it was recorded.*day1 does.*session_start"):
+            ba.concat(days)
+    assert ba.concat([day(3), undated])["session"].values.tolist() == ["day3"] * 9 + ["day0"] * 9  # as they were given
+    assert ba.concat([dated, day(4, "2026-01-30")])["session"].values[0] == "day4"
+
+
 def test_a_name_of_the_schema_is_no_name_of_a_kinematic():
     for name in ("axis", "channel", "trial_result", "n_spikes", "evaluated", "hand_axis"):
         with pytest.raises(InputError, match=r"reserved|cannot be"):

@@ -116,6 +116,7 @@ def compare(
     quick: bool = False,
     by: str | None = None,
     missing: str = "refuse",
+    axes: Mapping[str, Sequence[str]] | None = None,
     workers: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
@@ -140,6 +141,8 @@ def compare(
     quick : a first look: one small network, no sweeps of the labels.
     by, missing : what makes two channels the same one, and what happens to one that not every session has, as in
         `bci_adapt.match`.
+    axes : which axes of a variable are decoded, by name: ``{"emg": ["FCR", "ECU"]}``, or ``{"emg": ["common"]}`` for
+        those that all sessions have.
     workers : processes; None for as many as there are processors, 0 for this one.
 
     Raises
@@ -170,7 +173,7 @@ def compare(
     config = compare_config(
         [_file_of(session) for session in sessions], target, bin_s=width_s, stream_s=stream_s,
         label_delay_s=label_delay_s, cells=",".join(cells) if cells else None, seeds=seeds, quick=quick,
-        by=by, missing=missing, workers=workers,
+        by=by, missing=missing, axes=axes or {}, workers=workers,
     )  # fmt: skip
     done = run_experiment(config, workers=workers, say=say, command="bci_adapt.compare", foreign=own)
     rows = read_results(done.folder / "results.nc").rows

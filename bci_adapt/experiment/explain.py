@@ -7,14 +7,15 @@ run counts. Causes overlap – a channel that fell silent has other statistics, 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bci_adapt.data.labelled import load_arrays
+from bci_adapt.data.labelled import load_arrays, session_arrays
+from bci_adapt.data.scorable import still_outputs
 from bci_adapt.errors import InputError
 from bci_adapt.experiment.arm import LINEAR, NETWORK, Arm
 from bci_adapt.experiment.building import Builder
@@ -130,7 +131,8 @@ def explain(
         if recorded.get(name, "") != (now := prepared.about[name]["source_sha256"]):
             raise InputError(f"{name}: not the recording of this run (sha256 {now[:12]}…): run the experiment again")
     builder = prepared.builders(config, {}, values)[found.sources]
-    plans = [_plan(builder, found, cell, variable) for cell in (config.network.cells[0], "")]
+    still = _still(prepared.sessions[found.target], config, prepared.in_trial, variable)
+    plans = [_plan(builder, found, cell, variable, [*still]) for cell in (config.network.cells[0], "")]
     outcome = execute([job for plan in plans for _, _, job, _ in plan], workers=workers, progress=progress)
     for failure in outcome.failed:
         raise (
@@ -139,7 +141,7 @@ def explain(
             else RuntimeError(f"{failure.label} failed:\n{failure.error}")
         )
     names = [f"{config.network.cells[0]} network, seed {config.seeds[0]}", "Wiener filter"]
-    made = [_explain(found, variable, builder, name, plan) for name, plan in zip(names, plans, strict=True)]
+    made = [_explain(found, variable, builder, name, plan, still) for name, plan in zip(names, plans, strict=True)]
     counts = {what: getattr(prepared.outcome, what) + getattr(outcome, what) for what in ("executed", "reused")}
     return made, counts
 
@@ -157,11 +159,21 @@ def _find(text: str, pairs: list[Pair]) -> Pair:
     return found[0]
 
 
+def _still(session: Any, config: Config, in_trial: bool, variable: str) -> dict[int, str]:
+    """Outputs of `variable` that are in no score of the run, by their number in it, with a name and the reason."""
+    arrays = session_arrays(session, config.variables, config.target_lag_bins)
+    if not in_trial:
+        arrays = arrays._replace(in_trial=None)
+    outputs = arrays.columns[variable]
+    found = still_outputs(arrays, outputs, arrays.n_stream(config.stream_s))
+    return {i: f"{arrays.axes[outputs][i]}: {reason}" for i, reason in found.items()}
+
+
 Step = tuple[str, str, Job, str]  # part, words, job, which of its predictions
 
 
-def _plan(builder: Builder, pair: Pair, cell: str, variable: str) -> list[Step]:
-    """What is run for one decoder; the frozen one comes second."""
+def _plan(builder: Builder, pair: Pair, cell: str, variable: str, still: Sequence[int]) -> list[Step]:
+    """What is run for one decoder; the frozen one comes second. No choice is made by outputs that are `still`."""
     arms = {arm.name: arm for arm in builder.arms(pair) if arm.cell == cell}
     kind = NETWORK if cell else LINEAR
     frozen = builder.adapt(arms[kind.frozen], pair, arms[kind.frozen].seeds[0])
@@ -186,6 +198,7 @@ def _plan(builder: Builder, pair: Pair, cell: str, variable: str) -> list[Step]:
         parameters = {
             "variables": builder.config.variables, "target_lag_bins": builder.config.target_lag_bins,
             "variable": variable, "stream_s": builder.config.stream_s, "statistics": "source", "lags": [0], **changed,
+            **({"still": [*still]} if still else {}),
         }  # fmt: skip
         return replace(
             frozen,
@@ -245,12 +258,16 @@ class _Sums(NamedTuple):
         return 1.0 - (weights @ self.error) / (weights @ self.spread)
 
 
-def _sums(job: Job, key: str, builder: Builder, variable: str) -> _Sums:
-    """Squared errors and deviations by block; of the whole later half for the own day, else of the held-out part."""
+def _sums(job: Job, key: str, builder: Builder, variable: str, still: Collection[int]) -> _Sums:
+    """Squared errors and deviations by block, of the outputs that are not `still`; of the whole later half for the own
+    day, else of the held-out part.
+    """
     target = job.inputs["target"]
     assert isinstance(target, Job)
     arrays = load_arrays(target.path, builder.config.variables, builder.config.target_lag_bins)
-    held_out, outputs = slice(arrays.n_stream(builder.config.stream_s), None), arrays.columns[variable]
+    held_out, all_outputs = slice(arrays.n_stream(builder.config.stream_s), None), arrays.columns[variable]
+    kept = [i for i in range(all_outputs.start, all_outputs.stop) if i - all_outputs.start not in still]
+    outputs = kept if still else all_outputs
     with np.load(job.path, allow_pickle=False) as stored:
         chosen = json.loads(str(stored["chosen"])) if "chosen" in stored.files else {}
         if not key:
@@ -265,9 +282,12 @@ def _sums(job: Job, key: str, builder: Builder, variable: str) -> _Sums:
     return _Sums(*block_sums(np.where(counted, y, 0.0), predicted[:, outputs], counted, n_bins), chosen)
 
 
-def _explain(pair: Pair, variable: str, builder: Builder, name: str, plan: list[Step]) -> Explanation:
-    sums = {part: _sums(job, key, builder, variable) for part, _, job, key in plan}
-    frozen, rows, notes = sums["frozen"], [], []
+def _explain(
+    pair: Pair, variable: str, builder: Builder, name: str, plan: list[Step], still: Mapping[int, str]
+) -> Explanation:
+    sums = {part: _sums(job, key, builder, variable, still) for part, _, job, key in plan}
+    frozen, rows = sums["frozen"], list[Row]()
+    notes = [f"in no score: {each}" for each in still.values()]
     for part, what, _, _ in plan:
         own = sums[part]
         n_blocks = len(own.error)

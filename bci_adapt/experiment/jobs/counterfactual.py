@@ -28,7 +28,8 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     Parameters: `variables`, and the one, `variable`, that choices are made by; `stream_s`; `statistics`, whether the
     decoder's ``source`` ones are used or those of the whole ``target``; `lags`, by how many bins later counts stand for
     a bin (0: as recorded). With the input `ranking` (of `rank`) the channels that changed most are put to the decoder's
-    own mean. Of lags, then of numbers of silent channels, the one is taken that scores best on the adaptation stream.
+    own mean. Of lags, then of numbers of silent channels, the one is taken that scores best on the adaptation stream,
+    without the outputs of `variable` (their numbers in it) that are `still` in the held-out part, where there are any.
 
     Writes an npz: ``predicted`` (n_bins, n_outputs) and ``chosen``, JSON of {lag, silent, note}.
     """
@@ -36,7 +37,9 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     decoder = Decoder.load(inputs["decoder"]).set_params(normaliser_s=None)
     if parameters["statistics"] == "target":
         decoder = _with_statistics_of(decoder, arrays.X)
-    stream, outputs = slice(arrays.n_stream(parameters["stream_s"])), arrays.columns[parameters["variable"]]
+    stream, every = slice(arrays.n_stream(parameters["stream_s"])), arrays.columns[parameters["variable"]]
+    still = {every.start + i for i in parameters.get("still", ())}
+    outputs = [i for i in range(every.start, every.stop) if i not in still] if still else every
     ranking = json.loads(inputs["ranking"].read_text(encoding="utf-8")) if "ranking" in inputs else {"channels": []}
     ranked = ranking["channels"]
     silent = [round(share * len(ranked)) for share in SHARES]
@@ -72,7 +75,7 @@ def _changed(arrays: Arrays, decoder: Any, lag: int, silent: list[int]) -> np.nd
     return X
 
 
-def _score(arrays: Arrays, predicted: np.ndarray, bins: slice, outputs: slice) -> float:
+def _score(arrays: Arrays, predicted: np.ndarray, bins: slice, outputs: slice | list[int]) -> float:
     y = arrays.y[bins, outputs]
     counted = np.isfinite(y) if arrays.in_trial is None else np.isfinite(y) & arrays.in_trial[bins, None]
     return r2(np.where(counted, y, 0.0), predicted[bins, outputs], counted)
