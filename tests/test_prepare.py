@@ -8,7 +8,9 @@ import pytest
 from nwb_files import counts_file, spikes_file
 
 from bci_adapt.archive.sources.folder import Folder
+from bci_adapt.data import nwb
 from bci_adapt.data.faults import Thresholds
+from bci_adapt.data.from_arrays import identity
 from bci_adapt.data.prepare import inspect, prepare
 from bci_adapt.data.session_files import read_session
 from bci_adapt.errors import InputError
@@ -36,6 +38,24 @@ def test_what_is_stored_with_a_session(tmp_path):
     assert prepare(path, 0.05)["velocity_valid"].values[1:].all()
     prepare(path, 0.05, again, thresholds=Thresholds(max_speed_cm_s=1.0))
     assert file_digest(again) == file_digest(written)  # the same bytes, so digests can be keys
+
+
+def test_a_file_is_identified_by_a_few_of_its_objects(tmp_path, monkeypatch):
+    """Hundreds are listed at once; what else is in a file is looked at when it is read."""
+    path, looked, require = counts_file(tmp_path / "a.nwb"), [], nwb._require_inside
+    whole = identity(path)
+    with h5py.File(path, "a") as file:
+        file["acquisition/elsewhere"] = h5py.ExternalLink("/etc/hostname", "/data")
+    monkeypatch.setattr(nwb, "_require_inside", lambda file, key, got: (looked.append(key), require(file, key, got)))
+    assert identity(path) == whole
+    assert set(looked) == {"general/session_id", "general/subject/subject_id", "identifier", "session_start_time"}
+    with pytest.raises(InputError, match="acquisition/elsewhere is a link to another file"):
+        nwb.open_nwb(path)
+    with h5py.File(path, "a") as file:
+        del file["session_start_time"]
+        file["session_start_time"] = h5py.ExternalLink("/etc/hostname", "/data")
+    with pytest.raises(InputError, match="session_start_time is a link to another file"):
+        identity(path)
 
 
 def test_the_choice_is_explained_and_is_plain_json(tmp_path):

@@ -23,7 +23,7 @@ from bci_adapt.data.layouts.grids import Grid, Samples, grid_of_ends, grid_of_sa
 from bci_adapt.data.layouts.reading import Kinematics, Neurons, on_grid
 from bci_adapt.data.layouts.tables import Channels
 from bci_adapt.data.nwb import MAX_ROWS, open_nwb
-from bci_adapt.data.nwb_describing import Description
+from bci_adapt.data.nwb_describing import IDENTIFYING, Description
 from bci_adapt.data.nwb_describing import identity as identity_of_recording
 from bci_adapt.data.prepare import finish, prepare
 from bci_adapt.data.prepare import inspect as describe
@@ -242,7 +242,7 @@ def identity(path: Path, dated: bool = False) -> dict[str, str]:
         return found | ({"session_start": ""} if found["session_start"] == UNDATED else {})
     arrays = _known_arrays(path)
     if arrays is None:
-        with open_nwb(path) as file:
+        with open_nwb(path, only=IDENTIFYING) as file:
             return identity_of_recording(file, dated)
     found = {"session_id": path.stem} | {key: str(arrays[key]) for key in IDENTITY if key in arrays}
     start = str(arrays.get("session_start", ""))

@@ -235,6 +235,10 @@ def _describe_matlab(file: NwbFile, found: Description) -> None:
             found.series.append(Series(key, "MATLAB", shape, "", None, True, *span))
 
 
+IDENTIFYING = ("general/subject/subject_id", "general/session_id", "identifier", "session_start_time")
+"""What `identity` reads of an NWB file."""
+
+
 def identity(file: NwbFile, dated: bool = False) -> dict[str, str]:
     """Return session_id, subject and session_start (ISO 8601, UTC when the file names no zone) of a file.
 
