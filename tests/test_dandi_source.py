@@ -846,9 +846,8 @@ def test_a_lock_of_the_cache_that_tells_less_than_is_meant_is_named_and_not_take
     (kept,) = entries.listings_of(raw(tmp_path), DANDISET, NEW)
     kept.unlink()
     mine = tmp_path / "sessions.lock.toml"
-    named = (
-        rf"{re.escape(str(lock_of(tmp_path)))}, where a fetch pinned 1 such files of {DANDISET}/{NEW}, does not tell"
-    )
+    told = f"{lock_of(tmp_path)}, where a fetch pinned what is meant (1 files of {DANDISET}/{NEW}), does not tell"
+    named = re.escape(told)
     with pytest.raises(InputError, match=rf"no version of 000688 is pinned in .*; {named}.*named one by one"):
         make(subject="C", lock=mine, offline=True).select()
     with pytest.raises(InputError, match=r"no version of 000688 is pinned in [^;]*; fetch it online first$"):
@@ -1070,8 +1069,14 @@ def test_what_an_old_cache_overwrote_is_fetched_again(archive, make, draft, tmp_
     shutil.rmtree(gone)
     as_before_ids(tmp_path)
     assert [row["state"] for row in make("000999", "draft").select().rows()] == ["missing"]
-    assert make("000999", "draft").obtain()[0].read_bytes() == content(C[0])
-    assert make("000999", "draft", **newer).obtain()[0].read_bytes() == now
+    source = make("000999", "draft")
+    assert source.obtain()[0].read_bytes() == content(C[0])
+    assert [note for note in source.notes() if "is fetched again" in note] == [
+        f"{C[0]} is fetched again: the cache kept one state of a draft at a time, and has another one of it"
+    ]
+    source = make("000999", "draft", **newer)
+    assert source.obtain()[0].read_bytes() == now
+    assert not any("is fetched again" in note for note in source.notes())
 
 
 def test_a_new_id_with_the_same_bytes_is_no_drift(archive, make, draft):

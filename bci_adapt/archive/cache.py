@@ -134,6 +134,11 @@ def _place(asset: Asset) -> tuple[str, ...]:
     return (asset.dandiset, asset.version, *state, *PurePosixPath(asset.path).parts)
 
 
+def is_overwritten(raw: Path, asset: Asset) -> bool:
+    """Whether a file of the same path lies where files of a draft lay before they had the id of their asset."""
+    return asset.version == DRAFT and raw.joinpath(*asset.key).is_file()
+
+
 def clashes(assets: Iterable[Asset]) -> dict[Asset, str]:
     """Assets that would lie at the place of one before them, on any file system, with the reason: the same letters, or
     a file where the other has a folder.

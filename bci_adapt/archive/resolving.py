@@ -79,9 +79,9 @@ class Resolver:
         if fetched is None or not fetched.meant:
             return error
         return type(error)(
-            f"{error}; {self._cached}, where a fetch pinned {len(fetched.meant)} such files of "
-            f"{self.dandiset}/{fetched.version}, does not tell whether the archive has more that are meant: named one "
-            "by one (paths of the config) they are used"
+            f"{error}; {self._cached}, where a fetch pinned what is meant ({len(fetched.meant)} files of "
+            f"{self.dandiset}/{fetched.version}), does not tell whether the archive has more of it: named one by one "
+            "(paths of the config) they are used"
         )
 
     def _are_there(self, assets: Collection[Asset]) -> bool:

@@ -142,6 +142,11 @@ class Dandi(Source):
         if chosen.listing is not None:
             write_listing(entries.listing_of(self.raw, chosen.listing), chosen.listing)
         chosen.notes += [f"{asset.path} is fetched again: {wrong}" for asset, wrong in faults.items() if wrong]
+        chosen.notes += [
+            f"{asset.path} is fetched again: the cache kept one state of a draft at a time, and has another one of it"
+            for asset in wanting
+            if not self.update and asset in chosen.beside and entries.is_overwritten(self.raw, asset)
+        ]
         if twins:
             chosen.notes.append(f"{len(twins)} files lie in the cache under another version or path: not fetched again")
         copied = [asset for asset, twin in twins.items() if not self._share(twin, missing[asset], asset)]
