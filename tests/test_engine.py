@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from textwrap import dedent
 
@@ -454,6 +455,19 @@ def test_what_is_damaged_while_a_run_works_is_not_read(toy):
     assert report.is_input_error
     assert "was damaged, or removed, while this run worked" in report.message
     assert not end.path.exists()
+
+
+def test_a_worker_looks_at_sources_once_in_a_moment(toy, monkeypatch):
+    monkeypatch.setattr(jobs, "_LOOKS", {})
+    first = jobs.sources("toy.work:run", (), 60.0)
+    (toy / "helper.py").write_text("changed = True\n")
+    assert jobs.sources("toy.work:run", (), 60.0) is first, "a moment ago"
+    edited = jobs.sources("toy.work:run")
+    assert edited != first, "whoever plans has no patience"
+    (toy / "helper.py").write_text("changed = 'again'\n")
+    now = time.monotonic()
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: now + 61.0)
+    assert jobs.sources("toy.work:run", (), 60.0) not in (first, edited), "a moment has passed"
 
 
 def test_sources_are_looked_at_again_unless_one_look_is_asked_for(toy):

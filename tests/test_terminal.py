@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from rich.text import Text
 import bci_adapt as ba
 from bci_adapt import cli
 from bci_adapt.cli.common import Jobs, Terminal, print_line, write_json
+from bci_adapt.ground import performing
 from bci_adapt.ground.text import clean, escaped, printable
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[2Jb\x9b31mc\u202edlrow\u2066\u200b\x7f\x00\x85e\u2028f[/red][bold]g\ud800"
@@ -65,6 +67,16 @@ def test_labels_of_jobs_are_shown_as_they_are(capsys):
     said = capsys.readouterr().out
     assert "failed: a" in said
     assert not leaks(said)
+
+
+def test_warnings_of_jobs_are_shown_as_text():
+    usual = warnings.formatwarning
+    with performing._warnings_for_readers():
+        said = warnings.formatwarning(HOSTILE * 2, UserWarning, "job.py", 1)
+    assert "UserWarning: a" in said
+    assert not leaks(said)
+    assert warnings.formatwarning is usual
+    assert leaks(usual(HOSTILE, UserWarning, "job.py", 1))
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 
 # in the order of --help
 from bci_adapt.cli import (  # noqa: F401
@@ -22,10 +21,9 @@ from bci_adapt.cli import (  # noqa: F401
 )
 from bci_adapt.cli.common import app, err
 from bci_adapt.errors import InputError, WorkersLost
+from bci_adapt.ground.said import MOST, printable_warnings
 from bci_adapt.ground.storage import refusal
 from bci_adapt.ground.text import printable
-
-_MOST = 20_000  # characters of an error or a warning: a file can hold a text of any length
 
 
 def _optional_json_value(arguments: list[str]) -> list[str]:
@@ -41,15 +39,14 @@ def _optional_json_value(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """Entry point: 0 done, 1 something broke, 2 the input cannot be used (one line says why), 130 interrupted."""
-    usual = warnings.formatwarning
-    warnings.formatwarning = lambda *told, **more: printable(usual(*told, **more), _MOST)
     try:
-        app(args=_optional_json_value(sys.argv[1:]))
+        with printable_warnings():
+            app(args=_optional_json_value(sys.argv[1:]))
     except InputError as error:
-        err.print(printable(f"error: {error}", _MOST), style="red", markup=False, highlight=False, soft_wrap=True)
+        err.print(printable(f"error: {error}", MOST), style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except WorkersLost as error:
-        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        err.print(printable(f"error: {error}", MOST), style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     except (OSError, RuntimeError, MemoryError) as error:
         if isinstance(error, BrokenPipeError) or (said := refusal(error)) is None:

@@ -20,6 +20,7 @@ from bci_adapt.experiment.building import Builder
 from bci_adapt.experiment.comparisons import compared
 from bci_adapt.experiment.config import Config, to_toml
 from bci_adapt.experiment.foreign import Foreign
+from bci_adapt.experiment.job_results import Costs, Drift, Scores, read_json
 from bci_adapt.experiment.pairs import Pair, matched_entry, unusable_halves
 from bci_adapt.experiment.preparing import Prepared
 from bci_adapt.experiment.tuned import Tuned
@@ -92,12 +93,12 @@ def manifest_of(ran: Ran, folder: Path) -> Manifest:
         ],
         "primary_bins": "in trial" if prepared.in_trial else "all",
         "drift": [
-            {"source": pair.source, "target": pair.target, **json.loads(job.path.read_text(encoding="utf-8"))}
+            {"source": pair.source, "target": pair.target, **read_json(job, Drift)}
             for pair, job in ran.plan.drift.items()
             if job.is_done
         ],
         "costs": [
-            {"arm": arm, "cell": cell, **json.loads(job.path.read_text(encoding="utf-8"))}
+            {"arm": arm, "cell": cell, **read_json(job, Costs)}
             for (arm, cell), job in ran.plan.costs.items()
             if job.is_done
         ],
@@ -166,7 +167,7 @@ def _records(files: Sequence[Job], kind: str) -> Iterator[dict[str, Any]]:
     trials for all of them.
     """
     for job in files:
-        for record in json.loads(job.path.read_text(encoding="utf-8"))[kind]:
+        for record in read_json(job, Scores)[kind]:
             for name in ("delay_s", "budget_trials"):
                 if name in record and record[name] is None:
                     record[name] = math.inf

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from bci_adapt.errors import InputError
 from bci_adapt.experiment.arm import Arm, described
 from bci_adapt.experiment.building import Builder
 from bci_adapt.experiment.config import Config
+from bci_adapt.experiment.job_results import ScoreRows, read_json
 from bci_adapt.experiment.pairs import Pair, require_source, unscorable
 from bci_adapt.experiment.preparing import prepare_sessions
 from bci_adapt.experiment.tuned import choose, tuned_text
@@ -203,7 +203,7 @@ def _scored(builder: Builder, arm: Arm, setting: Mapping[str, Any], pair: Pair, 
 
 def _held_out(job: Job) -> float | None:
     """Mean over variables of the held-out R² that a score job found; None where the run failed."""
-    rows = json.loads(job.path.read_text(encoding="utf-8"))["rows"]
+    rows = read_json(job, ScoreRows)["rows"]
     scores = [row["value"] for row in rows if row["metric"] == "r2" and row["phase"] == "held_out"]
     return None if not scores or None in scores else sum(scores) / len(scores)
 

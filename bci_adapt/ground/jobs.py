@@ -14,10 +14,13 @@ import importlib.metadata
 import importlib.util
 import itertools
 import json
+import math
+import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,7 +102,7 @@ class Job:
     @property
     def path(self) -> Path:
         """Where the result is, or will be."""
-        root = cache_root()
+        root = _root()
         if (known := self.__dict__.get("_path")) is not None and known[0] == root:
             return known[1]
         stem = re.sub(r"[^\w.-]+", "_", self.stem, flags=re.ASCII).strip("._-")[:80] or self.kind
@@ -110,6 +113,17 @@ class Job:
     def is_done(self) -> bool:
         """Whether the result is there, as it was written."""
         return is_whole(self.path)
+
+
+def _root() -> Path:
+    """`cache_root`, which thousands of jobs ask for many times each: one given in full is made a path once."""
+    given = os.environ.get("BCI_ADAPT_CACHE", "")
+    return _given_root(given) if given.startswith(os.sep) else cache_root()
+
+
+@lru_cache(maxsize=8)
+def _given_root(given: str) -> Path:
+    return cache_root()
 
 
 def _canonical(value: Any) -> str:
@@ -182,7 +196,7 @@ def content_is(path: Path, sha256: str) -> None:
     _CONTENTS[_state(path)] = sha256
 
 
-def sources(function: str, modules: Iterable[str] = ()) -> dict[str, str]:
+def sources(function: str, modules: Iterable[str] = (), patience_s: float = 0.0) -> dict[str, str]:
     """SHA-256 of each source that `function` and `modules` import, directly or not, also inside functions.
 
     Followed: the function's own package and this one. Importing a module also runs the ``__init__`` of the packages it
@@ -190,15 +204,18 @@ def sources(function: str, modules: Iterable[str] = ()) -> dict[str, str]:
     only where a name is taken from it, and the outermost ``__init__``, which offers names from everywhere, counts only
     then at all. A data file that a module names and that lies beside it counts like a source.
 
-    The same dict is returned, not to be written to, for as long as no file that was looked at has changed.
+    The same dict is returned, not to be written to, for as long as no file that was looked at has changed; for
+    `patience_s` after a look with patience it is taken that none has.
     """
-    modules = tuple(modules)
+    modules, now = tuple(modules), time.monotonic()
     known = _LOOKS.get((function, modules))
+    if known is not None and now - known.at < patience_s:
+        return known.found
     if known is not None and ((_LOOKING_ONCE and known.number == _LOOKING_ONCE[-1]) or known.still_holds(function)):
-        known.number = _LOOKING_ONCE[-1] if _LOOKING_ONCE else 0
+        known.number, known.at = _LOOKING_ONCE[-1] if _LOOKING_ONCE else 0, now if patience_s else known.at
         return known.found
     look = _look(function, modules)
-    look.number = _LOOKING_ONCE[-1] if _LOOKING_ONCE else 0
+    look.number, look.at = _LOOKING_ONCE[-1] if _LOOKING_ONCE else 0, now if patience_s else look.at
     _LOOKS[function, modules] = look
     return look.found
 
@@ -212,6 +229,7 @@ class _Look:
     states: dict[Path, tuple[int, int] | None]
     text: str = ""
     number: int = 0
+    at: float = -math.inf
 
     def still_holds(self, function: str) -> bool:
         same_roots = self.roots == _roots(function, self.roots)

@@ -20,6 +20,7 @@ from typing import Any
 from bci_adapt.errors import InputError
 from bci_adapt.ground import seals
 from bci_adapt.ground.jobs import Job, code_digest_of, sources
+from bci_adapt.ground.said import printable_warnings
 from bci_adapt.ground.storage import atomic_path, cache_root, refusal
 from bci_adapt.ground.threads import one_thread
 
@@ -28,6 +29,7 @@ ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS"), "1"
 )
 _OWNER = ".owner"
+_LOOK_S = 0.5  # how old a look at the sources of a job may be: 300 files, which cost more than the smallest jobs
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def perform(
         if seals.is_whole(target):  # another run of the same experiment has been faster
             return Report(time.perf_counter() - started, found=True)
         with environment(BCI_ADAPT_CACHE=cache, **ONE_THREAD):
-            if code != code_digest_of(sources(function, modules)):
+            looks = (sources(function, modules, patience_s) for patience_s in (_LOOK_S, 0.0))
+            if all(code != code_digest_of(found) for found in looks):
                 raise InputError(
                     f"the code or library versions behind {function} are not those this run was planned with: "
                     "a source was edited meanwhile, or a remote worker has another installation; start the run again"
@@ -90,7 +93,7 @@ def perform(
                     )
             module, _, name = function.partition(":")
             call = getattr(importlib.import_module(module), name)
-            with _damage_told_by_engine(), one_thread(), atomic_path(target, synced=False) as temporary:
+            with _warnings_for_readers(), one_thread(), atomic_path(target, synced=False) as temporary:
                 (temporary.parent / _OWNER).write_text(json.dumps([socket.gethostname(), os.getpid()]))
                 call(parameters, {key: Path(value) for key, value in inputs.items()}, temporary)
                 if temporary.exists():  # else `atomic_path` says that nothing was written
@@ -106,10 +109,10 @@ def perform(
 
 
 @contextlib.contextmanager
-def _damage_told_by_engine() -> Iterator[None]:
-    """Leave it to `Progress.damaged` to say what a job has found damaged."""
+def _warnings_for_readers() -> Iterator[None]:
+    """Warnings of a job without what a terminal obeys; what it finds damaged is left to `Progress.damaged` to say."""
     seals.found_damaged()
-    with warnings.catch_warnings():
+    with printable_warnings(), warnings.catch_warnings():
         warnings.simplefilter("ignore", seals.DamagedWarning)
         yield
 
