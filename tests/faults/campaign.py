@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+PAPER = Path(__file__).resolve().parents[2] / "configs" / "paper"
 COMMAND = (sys.executable, "-m", "bci_adapt.cli")
 CONFIG = """name = "tiny"
 bin_s = 0.1
@@ -45,7 +46,7 @@ targets = [3]
 max_points = 3
 [[tuning.pairs]]
 source = 1
-targets = [2]
+targets = [2, 3]
 [network]
 cells = ["tanh"]
 n_hidden = 8
@@ -164,6 +165,11 @@ def _surface(campaign: Campaign, cache: Path) -> object:
     return json.loads((cache / "tuned.json").read_text())["surface"]
 
 
+def _claims(campaign: Campaign, cache: Path) -> object:
+    rows = json.loads((cache / "paper" / "claims.json").read_text())["claims"]
+    return [{name: row[name] for name in ("id", "ours", "verdict", "cases")} for row in rows]
+
+
 def _arrays(name: str) -> Callable[[Campaign, Path], object]:
     def read(campaign: Campaign, cache: Path) -> object:
         with np.load(cache / name, allow_pickle=False) as stored:
@@ -213,8 +219,11 @@ _LISTED = (
     ),
     Scene(
         "reproduce",
-        lambda c, cache: ("reproduce", "F2b", "--quick", "--workers", "2", "--out", str(cache / "paper")),
-        lambda c, cache: json.loads((cache / "paper" / "claims.json").read_text())["claims"],
+        lambda c, cache: (
+            *("reproduce", "F2b", "--quick", "--workers", "2", "--out", str(cache / "paper")),
+            *("--configs", str(PAPER), "-q"),
+        ),
+        _claims,
     ),
 )
 SCENES = {scene.name: scene for scene in _LISTED}
