@@ -4,7 +4,6 @@
 wrote; in a text or an array that a user wrote nothing can tell, but nothing else than `InputError` may come out.
 """
 
-import json
 import os
 import traceback
 from collections import Counter
@@ -24,7 +23,8 @@ from bci_adapt.errors import InputError
 from bci_adapt.experiment.config import load_config
 from bci_adapt.experiment.tuned import read_tuned, tuned_text
 from bci_adapt.ground import guarded
-from bci_adapt.results.manifest import read_manifest
+from bci_adapt.results import analysis
+from bci_adapt.results.manifest import MANIFEST, RESULTS, Manifest, read_manifest
 from bci_adapt.results.table import SCHEMAS, read_results, write_results
 
 SEEDS = int(os.environ.get("BCI_ADAPT_FUZZ_FORMATS", "10"))
@@ -53,7 +53,13 @@ def tuned_file(path):
 
 
 def manifest_file(path):
-    path.write_text(json.dumps(long_tables.manifest(), indent=2), encoding="utf-8")
+    path.write_text(Manifest.model_validate(long_tables.manifest()).text(), encoding="utf-8")
+
+
+def analysis_file(path):
+    results_file(path.parent / RESULTS)
+    manifest_file(path.parent / MANIFEST)
+    analysis.analysis_of(path.parent, read_results(path.parent / RESULTS), read_manifest(path.parent / MANIFEST))
 
 
 def arrays_file(path):
@@ -85,6 +91,17 @@ def of_decoder(path):
     return arrays | decoder.get_params() | {"metadata": decoder.metadata_, "bin_s_": decoder.bin_s_}
 
 
+def of_analysis(path):
+    """What is taken of an analysis; one that is not as it was written is made again, which is refused here."""
+
+    def again(*_):
+        raise InputError(f"{path.name}: is made again")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysis, "analyse", again)
+        return analysis.analysis_of(path.parent, None, None).model_dump_json()
+
+
 def of_arrays(path):
     return read(path, 0.05).to_dict()["data_vars"]
 
@@ -95,7 +112,8 @@ FORMATS = {  # name: what makes a sound file, what is read of it, whether we wro
     "results.nc": (results_file, of_results, True),
     "decoder.npz": (decoder_file, of_decoder, True),
     "x.tuned.json": (tuned_file, lambda path: read_tuned(path).surface, True),
-    "manifest.json": (manifest_file, lambda path: read_manifest(path).text(), False),
+    "manifest.json": (manifest_file, lambda path: read_manifest(path).text(), True),
+    "analysis.json": (analysis_file, of_analysis, True),
     "arrays.npz": (arrays_file, of_arrays, False),
     "arrays.mat": (matlab_file, of_arrays, False),
     "config.toml": (config_file, lambda path: load_config(path).model_dump(), False),
