@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from bci_adapt.errors import InputError
+from bci_adapt.ground.said import refused
 from bci_adapt.ground.storage import atomic_path, refusal, write_text
 
 
@@ -46,6 +47,14 @@ def test_what_hdf5_says_in_its_own_way_is_understood_and_other_errors_stay():
         raise RuntimeError("diverged")
 
 
+def test_a_library_that_finds_no_memory_is_told_as_memory():
+    no_room = ImportError("libtorch_cpu.so: failed to map segment from shared object")
+    assert "not enough memory: use fewer workers" in refused(no_room)
+    assert "too many files" in refused(OSError(errno.EMFILE, "Too many open files"))
+    assert refused(ImportError("No module named 'torch'")) is None
+    assert refused(ValueError("failed to map segment")) is None
+
+
 @pytest.mark.parametrize("blocked", ["", "sessions"])
 def test_a_file_where_a_folder_should_be_is_one_sentence_of_a_command(tmp_path, blocked):
     cache = tmp_path / "cache"
@@ -82,8 +91,8 @@ def test_too_few_open_files_for_worker_processes_is_one_sentence(monkeypatch):
     limits[0] = 56
     pools._require_files(2)
     assert len(raised) == 1
-    assert pools._refused(RuntimeError("failed to start")) is None
+    assert pools._cause(RuntimeError("failed to start")) is None
     inner = OSError(errno.EMFILE, "Too many open files")
     outer = RuntimeError("Nanny failed to start.")
     outer.__cause__ = inner
-    assert "too many files are open" in pools._refused(outer)
+    assert "too many files are open" in pools._cause(outer)

@@ -21,8 +21,7 @@ from bci_adapt.cli import (  # noqa: F401
 )
 from bci_adapt.cli.common import app, err
 from bci_adapt.errors import InputError, WorkersLost
-from bci_adapt.ground.said import MOST, printable_warnings
-from bci_adapt.ground.storage import refusal
+from bci_adapt.ground.said import MOST, printable_warnings, refused
 from bci_adapt.ground.text import printable
 
 
@@ -48,8 +47,8 @@ def main() -> None:
     except WorkersLost as error:
         err.print(printable(f"error: {error}", MOST), style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
-    except (OSError, RuntimeError, MemoryError) as error:
-        if isinstance(error, BrokenPipeError) or (said := refusal(error)) is None:
+    except (OSError, RuntimeError, MemoryError, ImportError) as error:
+        if isinstance(error, BrokenPipeError) or (said := refused(error)) is None:
             raise
         err.print(f"error: {said}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -20,8 +20,8 @@ from typing import Any
 from bci_adapt.errors import InputError
 from bci_adapt.ground import seals
 from bci_adapt.ground.jobs import Job, code_digest_of, sources
-from bci_adapt.ground.said import printable_warnings
-from bci_adapt.ground.storage import atomic_path, cache_root, refusal
+from bci_adapt.ground.said import printable_warnings, refused
+from bci_adapt.ground.storage import atomic_path, cache_root
 from bci_adapt.ground.threads import one_thread
 
 # One thread per worker: the jobs are the parallelism. Read by the libraries when they are first imported.
@@ -102,7 +102,7 @@ def perform(
     except InputError as error:
         return Report(time.perf_counter() - started, False, str(error), traceback.format_exc(), True)
     except (Exception, SystemExit) as error:
-        if (said := refusal(error)) is not None:
+        if (said := refused(error)) is not None:
             return Report(time.perf_counter() - started, False, said, traceback.format_exc(), True)
         message = f"{type(error).__name__}: {error}".removesuffix(": ")
         return Report(time.perf_counter() - started, False, message, traceback.format_exc())

@@ -19,8 +19,8 @@ from typing import Any
 
 from bci_adapt.errors import InputError, WorkersLost
 from bci_adapt.ground.performing import ONE_THREAD, Report, environment, perform
+from bci_adapt.ground.said import refused
 from bci_adapt.ground.slurm import Slurm
-from bci_adapt.ground.storage import refusal
 
 # Dask sets a low trim threshold, which makes the allocator give every large array back to the system and fault it in
 # again: BPTT takes half as long again. These limits keep freed memory; a worker's jobs need the same arrays again.
@@ -155,6 +155,7 @@ class Cluster:
         from distributed.security import Security
 
         _require_files(number)
+        logging.getLogger("distributed.process").setLevel(logging.ERROR)  # it tells of what it ends at the very end
         stack.enter_context(_hidden_main())
         stack.enter_context(environment(DASK_LOGGING__DISTRIBUTED="critical"))  # of the workers
         security = Security.temporary()
@@ -173,7 +174,7 @@ class Cluster:
             stack.callback(self._cluster.close)
             return Client(self._cluster, set_as_default=False)
         except (OSError, RuntimeError, TimeoutError) as error:
-            if (said := _refused(error)) is not None:
+            if (said := _cause(error)) is not None:
                 raise InputError(f"worker processes did not start: {said}; --workers 0 does without") from error
             raise WorkersLost(
                 f"worker processes did not start ({str(error) or type(error).__name__}): were they killed, or is there "
@@ -264,10 +265,10 @@ def _require_files(number: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def _refused(error: BaseException | None) -> str | None:
-    """What the operating system refused, of an error or of what it came from (`refusal`)."""
+def _cause(error: BaseException | None) -> str | None:
+    """What the operating system refused, of an error or of what it came from (`refused`)."""
     while error is not None:
-        if (said := refusal(error)) is not None:
+        if (said := refused(error)) is not None:
             return said
         error = error.__cause__ or error.__context__
     return None
