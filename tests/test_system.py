@@ -83,7 +83,7 @@ def test_too_few_open_files_for_worker_processes_is_one_sentence(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda what: tuple(limits))
     monkeypatch.setattr(resource, "setrlimit", lambda what, to: raised.append(to))
     with pytest.raises(InputError, match=r"2 worker processes need about 56 open files, .* more than 20 .*ulimit -n"):
-        pools.Cluster(2).__enter__()
+        pools._require_files(2)
     assert raised == []
     limits[1] = 4096  # the soft limit is this process's own to raise, as far as it needs
     pools._require_files(2)

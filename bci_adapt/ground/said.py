@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from bci_adapt.ground.storage import refusal
 from bci_adapt.ground.text import printable
@@ -14,15 +15,25 @@ MOST = 20_000
 """Characters of an error or a warning that are shown: a file can hold a text of any length."""
 
 
+_LOCK = threading.Lock()
+_BODIES: list[Callable[..., str]] = []
+"""For each body at work, in whatever thread, how warnings were formatted before the first of them."""
+
+
 @contextlib.contextmanager
 def printable_warnings() -> Iterator[None]:
     """Show every warning of the body without control characters: names and notes in them come from files."""
-    usual = warnings.formatwarning
-    warnings.formatwarning = lambda *told, **more: printable(usual(*told, **more), MOST)
+    with _LOCK:
+        usual = _BODIES[0] if _BODIES else warnings.formatwarning
+        _BODIES.append(usual)
+        warnings.formatwarning = lambda *told, **more: printable(usual(*told, **more), MOST)
     try:
         yield
     finally:
-        warnings.formatwarning = usual
+        with _LOCK:
+            _BODIES.pop()
+            if not _BODIES:
+                warnings.formatwarning = usual
 
 
 def refused(error: BaseException) -> str | None:
