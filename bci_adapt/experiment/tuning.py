@@ -205,7 +205,8 @@ def _held_out(job: Job) -> float | None:
     """Mean over variables of the held-out R² that a score job found; None where the run failed."""
     rows = read_json(job, ScoreRows)["rows"]
     scores = [row["value"] for row in rows if row["metric"] == "r2" and row["phase"] == "held_out"]
-    return None if not scores or None in scores else sum(scores) / len(scores)
+    known = [each for each in scores if each is not None]
+    return sum(known) / len(known) if known and len(known) == len(scores) else None
 
 
 def write_tuned(path: Path, about: Mapping[str, Any], surface: list[dict[str, Any]]) -> None:
