@@ -96,6 +96,9 @@ def test_own_decoders_of_a_notebook_are_arms_with_canaries(days):
         canary = scores[f"canary:{name}", "held_out", "r2"]
         assert canary < 0.1 < scores[name, "held_out", "r2"]
     assert set(rows.loc[rows["arm"] == "mine", "delay_s"]) == {DELAY_S}
+    alone = ba.evaluate(WienerDecoder().fit(days[0], "velocity"), days[1], stream_s=STREAM_S, label_delay_s=DELAY_S)
+    for column, stated in {"delay_s": alone.label_delay_s, "n_labels": alone.n_labels}.items():
+        assert set(rows.loc[rows["arm"] == "still", column]) == {stated}, "of one that learns from no label, too"
     at_once = RLSDecoder(label_delay_s=0.0, n_lags=4).fit(days[0], "velocity")
     alone = ba.evaluate(at_once, days[1], stream_s=STREAM_S)
     assert set(rows.loc[rows["arm"] == "unaware", "delay_s"]) == {alone.label_delay_s} == {0.0}

@@ -11,8 +11,8 @@ import bci_adapt as ba
 from bci_adapt.data.labelled import session_arrays
 from bci_adapt.decoders.kalman import KalmanDecoder
 from bci_adapt.decoders.online_rnn import OnlineDecoder
-from bci_adapt.decoders.own import LABEL_DELAY_S
 from bci_adapt.decoders.rls import RLSDecoder
+from bci_adapt.decoders.timing import LABEL_DELAY_S
 from bci_adapt.decoders.wiener import WienerDecoder
 from bci_adapt.errors import InputError
 from bci_adapt.protocol.supervision import Teaching, shown, stream_of
@@ -418,6 +418,19 @@ def test_a_delay_that_a_decoder_cannot_know_of_is_not_stated(days):
     for decoder in (AtOnce(), Told()):
         with pytest.raises(InputError, match="'trial_end' would not be applied, its adapt does not take `arrives`"):
             ba.evaluate(decoder, target, "velocity", label_delay_s="trial_end")
+
+
+def test_a_decoder_that_learns_from_no_label_is_shown_them_as_late_as_others(days):
+    source, target = days
+    still, learning = fitted(WienerDecoder(), source), fitted(network(label_delay_s=LABEL_DELAY_S), source)
+    usual, late, at_once = (ba.evaluate(still, target, label_delay_s=asked) for asked in (None, LATE_S, 0.0))
+    assert [each.label_delay_s for each in (usual, late, at_once)] == [LABEL_DELAY_S, LATE_S, 0.0]
+    expected = [ba.evaluate(learning, target, label_delay_s=asked).n_labels for asked in (None, LATE_S, 0.0)]
+    assert [each.n_labels for each in (usual, late, at_once)] == expected
+    assert expected == sorted({*expected}), "a delay leaves fewer"
+    assert np.array_equal(predicted(usual), predicted(at_once))
+    with_trials = ba.evaluate(still, target, stream_s=6.0, label_delay_s="trial_end")
+    assert with_trials.n_labels == np.isfinite(session_arrays(target, "velocity").y[:100]).any(axis=1).sum()
 
 
 def test_labels_that_come_with_trials_need_trials(days):

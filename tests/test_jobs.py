@@ -740,3 +740,18 @@ def test_started_gives_the_decoder_an_arm_asks_for(bench):
     assert (decoder.name, plain.name) == ("fine_tuned", "online_rnn")
     assert (decoder.tune_updates, decoder.label_delay_s) == (2, DELAY * BIN_S)
     assert np.array_equal(decoder.W_, plain.W_)
+
+
+def test_a_decoder_that_learns_from_no_label_is_shown_them_as_late_as_others(bench):
+    """It has no delay to set, in a sweep as little as elsewhere; its rows tell one, and count its labels by it."""
+    config = parse_config(CONFIG | {"arms": [{"decoder": "wiener", "penalty": 1.0}]}, "test")
+    arm = next(each for each in bench.arms(config) if each.decoder == "wiener" and each.learns)
+    y = bench.arrays().y[:N_STREAM]
+    for delay in (0, DELAY, 20):
+        late = replace(LATE, delay_s=delay * BIN_S)
+        found = np.load(bench.run(bench.job(arm, config, labels=late)))
+        assert found["n_labels"] == np.isfinite(y[: N_STREAM - delay]).any(axis=1).sum()
+        learning = bench.predict(bench.arm("rls"), labels=late)
+        assert found["n_labels"] == learning.n_labels
+    at_end = np.load(bench.run(bench.job(arm, config, labels=AT_TRIAL_END)))
+    assert at_end["n_labels"] == bench.predict(bench.arm("rls"), labels=AT_TRIAL_END).n_labels

@@ -15,11 +15,10 @@ import numpy as np
 
 from bci_adapt.data.labelled import Arrays
 from bci_adapt.decoders.base import Decoder
-from bci_adapt.decoders.timing import delay_bins
+from bci_adapt.decoders.timing import LABEL_DELAY_S, delay_bins
 from bci_adapt.errors import InputError
 
 METHODS = ("fit", "predict", "adapt")
-LABEL_DELAY_S = 0.5  # of a user's decoder that does not say how late its labels are
 TO_KNOW = (
     "let its adapt take `arrives` (n_bins,), the bin at whose end each label becomes known, or `label_delay_s`, or "
     "give it an attribute label_delay_s, and wait for each label"

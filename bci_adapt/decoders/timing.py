@@ -8,6 +8,8 @@ import numpy as np
 
 from bci_adapt.errors import InputError
 
+LABEL_DELAY_S = 0.5  # of a decoder that does not say how late its labels are
+
 
 def delay_bins(delay_s: float, bin_s: float) -> int:
     """A label delay in whole bins, rounded up (a float's last digit aside).

@@ -182,14 +182,18 @@ class Builder:
         control: Mapping[str, Any] | None = None,
         parts: Sequence[str] = (),
     ) -> dict[str, Any]:
+        from bci_adapt.decoders.base import decoder_class
+
         at_trial_end = isinstance(labels.delay_s, str)
-        delay = {} if at_trial_end or labels.delay_s == self.config.label_delay_s else {"label_delay_s": labels.delay_s}
+        waits = "label_delay_s" in decoder_class(arm.decoder)().get_params()
+        usual = labels.delay_s == self.config.label_delay_s if waits else not arm.learns
+        delay = {} if at_trial_end or usual else {"label_delay_s": labels.delay_s}
         return {
             "variables": self.config.variables,
             "target_lag_bins": self.config.target_lag_bins,
             "stream_s": self.config.stream_s,
             "become": arm.decoder if arm.trained_as else None,
-            "constants": {**arm.adapt, **delay},
+            "constants": {**arm.adapt, **(delay if waits else {})},
             "supervision": arm.supervision,
             "at_trial_end": at_trial_end,
             "label_fraction": labels.fraction,
@@ -200,6 +204,7 @@ class Builder:
             "control": control,
             "continuing": "continuing" in parts,
             "back": "back" in parts,
+            **({} if waits else delay),
         }
 
     def adapt(

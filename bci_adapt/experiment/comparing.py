@@ -99,7 +99,8 @@ class Present(Foreign):
         stream = stream_of(target, Teaching())
         if permutation is not None:
             stream = stream.with_counts(permuted_in_time(target.X, permutation))
-        found = prequential(decoder, stream, target.n_stream(config.stream_s))
+        n_stream = target.n_stream(config.stream_s)
+        found = prequential(decoder, stream, n_stream, label_delay_s=config.label_delay_s)
         return _kept(f"{self.name}_{pair.target}", ".npz", found.save)
 
 

@@ -16,6 +16,7 @@ from bci_adapt.data.sessions import kinematic_names
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.own import Own, led, require_known_delay
 from bci_adapt.decoders.settings import may_be, require_numbers
+from bci_adapt.decoders.timing import LABEL_DELAY_S
 from bci_adapt.errors import InputError
 from bci_adapt.metrics import score
 from bci_adapt.protocol.prequential import Predictions, prequential
@@ -117,7 +118,8 @@ def evaluate(
     target : kinematic variable, or several, that it decodes; None: what it was fitted on.
     label_delay_s : how late labels become known, in seconds, or ``"trial_end"``; None: what the decoder is set to.
         A decoder of your own waits itself: one that cannot know of a delay (`bci_adapt.decoders.own.knows_delay`) has
-        none, which is said, and is not led with one.
+        none, which is said, and is not led with one. One of ours that has no such setting, since it learns from no
+        label, sees them as late as is asked for, or else as late as others do unless they are told (0.5 s).
     supervision : ``true`` labels, ``intention`` (towards the cued target), ``pseudo`` (its own predictions), ``none``.
     label_fraction, budget_s, budget_trials : labels there are: a share of the bins, drawn by `seed`, until so many
         seconds or trials of the stream are over.
@@ -129,14 +131,16 @@ def evaluate(
     require_numbers(numbers | {"budget_trials": budget_trials})
     teaching = Teaching(supervision, label_delay_s == "trial_end", label_fraction, budget_s, budget_trials, seed)
     arrays = _arrays(decoder, session, target)
-    ours = led(decoder, bin_s=arrays.bin_s, label_delay_s=_delay_s(label_delay_s), seed=seed)
+    asked_s = _delay_s(label_delay_s)
+    ours = led(decoder, bin_s=arrays.bin_s, label_delay_s=asked_s, seed=seed)
     if isinstance(ours, Own):
         require_known_delay(ours, label_delay_s)
-    return _led_through(ours, session, arrays, teaching, _stream_bins(arrays, stream_s), continuing)
+    delay_s = float(getattr(ours, "label_delay_s", LABEL_DELAY_S if asked_s is None else asked_s))
+    return _led_through(ours, session, arrays, teaching, delay_s, _stream_bins(arrays, stream_s), continuing)
 
 
 def _led_through(
-    ours: Any, session: xr.Dataset, arrays: Arrays, teaching: Teaching, n_stream: int, continuing: bool
+    ours: Any, session: xr.Dataset, arrays: Arrays, teaching: Teaching, delay_s: float, n_stream: int, continuing: bool
 ) -> Evaluation:
     """What the loop finds with a decoder that is ours, or a user's own in an `Own`, and may be changed."""
     import pandas as pd
@@ -154,6 +158,7 @@ def _led_through(
         n_stream,
         continuing=stream_of(arrays, teaching.without_budget(), session) if continuing else None,
         teaches_itself=itself,
+        label_delay_s=delay_s,
     )
     return Evaluation(
         decoder=ours.decoder if isinstance(ours, Own) else ours,
@@ -161,7 +166,7 @@ def _led_through(
         scores=pd.DataFrame(scores_of(arrays, found, n_stream)),
         session_id=arrays.session_id,
         stream_s=n_stream * arrays.bin_s,
-        label_delay_s="trial_end" if teaching.at_trial_end else float(getattr(ours, "label_delay_s", 0.0)),
+        label_delay_s="trial_end" if teaching.at_trial_end else delay_s,
         n_labels=found.n_labels,
         weight_change=found.weight_change,
         diverged=found.diverged or not all(np.isfinite(part).all() for part in (found.online, found.held_out)),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bci_adapt.decoders.timing import delay_bins
+from bci_adapt.decoders.timing import LABEL_DELAY_S, delay_bins
 from bci_adapt.ground.storage import atomic_path
 from bci_adapt.protocol.supervision import SMOOTHING_S, Stream, smoothed
 
@@ -48,13 +48,18 @@ def prequential(
     *,
     continuing: Stream | None = None,
     teaches_itself: bool = False,
+    label_delay_s: float = LABEL_DELAY_S,
 ) -> Predictions:
     """Lead a fitted decoder through a session: its first `n_stream` bins are the stream, the rest is held out.
 
     `decoder`, a `Decoder` or a user's own in an `Own`, is changed: it is afterwards as the stream left it. `continuing`
     is the session once more with what is shown to a decoder that goes on learning beyond the stream; a copy of the
-    decoder does that. For `teaches_itself` see `adapted`.
+    decoder does that. For `teaches_itself` see `adapted`. `label_delay_s` is how late labels become known to a decoder
+    that has no such setting.
     """
+    if not hasattr(decoder, "label_delay_s"):
+        session = session.late(label_delay_s)
+        continuing = None if continuing is None else continuing.late(label_delay_s)
     nothing = np.zeros((0, session.arrays.y.shape[1]))
     with np.errstate(over="ignore", invalid="ignore"):  # divergence is told, not warned about
         online = adapted(decoder, session.until(n_stream), teaches_itself)

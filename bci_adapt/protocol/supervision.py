@@ -10,6 +10,7 @@ import xarray as xr
 from bci_adapt.data.binning import whole_bins
 from bci_adapt.data.labelled import Arrays
 from bci_adapt.data.sessions import labels_of
+from bci_adapt.decoders.timing import delay_bins
 from bci_adapt.errors import InputError
 
 SUPERVISIONS = ("true", "intention", "pseudo", "none")
@@ -33,6 +34,13 @@ class Stream(NamedTuple):
         """The bins from bin `first` on, from which the arrival of labels is then counted."""
         arrives = None if self.arrives is None else self.arrives[first:] - first
         return Stream(self.arrays.part(slice(first, None)), arrives)
+
+    def late(self, delay_s: float) -> Stream:
+        """The same with labels that are known so many seconds after their bins; those that come with trials stay."""
+        if self.arrives is not None:
+            return self
+        n_bins = len(self.arrays.X)
+        return self._replace(arrives=np.arange(n_bins) + delay_bins(delay_s, self.arrays.bin_s))
 
     def with_counts(self, X: np.ndarray) -> Stream:
         """The same with other counts (n_bins, n_channels)."""

@@ -50,7 +50,7 @@ ROWS: dict[str, type] = {
     "label_fraction": float,
     "budget_s": float,
     "budget_trials": float,  # labels of so many trials, from the first on; inf for all
-    "n_labels": int,  # labels that the arm learned from
+    "n_labels": int,  # bins of the stream of which a label that the arm was shown became known in it
     "rate": float,
     "seed": int,
     "phase": str,

@@ -10,6 +10,7 @@ import numpy as np
 from bci_adapt.data.labelled import Arrays, job_arrays, permuted_channels, permuted_in_time, shifted_in_time
 from bci_adapt.data.session_files import read_session
 from bci_adapt.decoders.base import Decoder, decoder_class
+from bci_adapt.decoders.timing import LABEL_DELAY_S
 from bci_adapt.errors import InputError
 from bci_adapt.protocol.prequential import adapted, prequential
 from bci_adapt.protocol.supervision import Stream, Teaching, stream_of
@@ -23,8 +24,9 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     Parameters: `variables`, `stream_s`; `become`, the class that a fitted decoder is turned into, or null; `constants`
     that replace the decoder's own; the fields of `bci_adapt.protocol.supervision.Teaching`; `control`, null or
     ``{kind: time | shift | channels, seed}``; `continuing` and `back`, whether those parts are wanted;
-    `labels_in_fit`, whether the decoder was fitted on the stream's labels, which then count. Inputs `before0`,
-    `before1` … are sessions that the decoder adapts to first, in order; `source` is what `back` predicts.
+    `labels_in_fit`, whether the decoder was fitted on the stream's labels, which then count; `label_delay_s`,
+    given only where a decoder is shown labels and has no such constant. Inputs `before0`, `before1` … are sessions that
+    the decoder adapts to first, in order; `source` is what `back` predicts.
 
     Writes `bci_adapt.protocol.prequential.Predictions`.
     """
@@ -42,7 +44,10 @@ def run(parameters: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
             earlier = shown_of(before, inputs[name], parameters["control"], teaching)
             with np.errstate(over="ignore", invalid="ignore"):  # divergence stays to be seen on the target
                 adapted(decoder, earlier.until(before.n_stream(parameters["stream_s"])), teaches_itself)
-        found = prequential(decoder, whole, n_stream, continuing=on, teaches_itself=teaches_itself)
+        late_s = parameters.get("label_delay_s", LABEL_DELAY_S)
+        found = prequential(
+            decoder, whole, n_stream, continuing=on, teaches_itself=teaches_itself, label_delay_s=late_s
+        )
         if parameters["labels_in_fit"]:
             found = found._replace(n_labels=int(np.isfinite(arrays.y[:n_stream]).any(axis=1).sum()))
         if parameters["back"]:
