@@ -19,7 +19,7 @@ from nwb_layouts_a import h1_file, link_file, m1_file
 from nwb_layouts_b import MAZE_TRIALS, maze_000070, spike_trains
 
 import bci_adapt
-from bci_adapt.data import from_arrays
+from bci_adapt.data import any_file
 from bci_adapt.data.prepare import inspect, prepare
 from bci_adapt.data.session_files import read_session
 from bci_adapt.errors import InputError
@@ -745,7 +745,7 @@ def test_arrays_in_a_file_are_judged_alike(tmp_path, name):
     make, message = ARRAYS[name]
     make(tmp_path / "session.npz")
     with pytest.raises(InputError, match=rf"session.*{message}"):
-        from_arrays.read(tmp_path / "session.npz", 0.05)
+        any_file.read(tmp_path / "session.npz", 0.05)
 
 
 def test_an_unknown_layout_names_the_nearest(tmp_path):

@@ -14,7 +14,7 @@ from scipy.io import savemat
 
 import bci_adapt as ba
 from bci_adapt.archive.sources.folder import Folder
-from bci_adapt.data.from_arrays import inspect, read
+from bci_adapt.data.any_file import inspect, read
 from bci_adapt.data.guarded_reading import opened
 from bci_adapt.data.session_files import read_session, write_session
 from bci_adapt.data.sessions import session_file_name

@@ -13,7 +13,7 @@ import pytest
 from nwb_files import spikes_file
 
 import bci_adapt as ba
-from bci_adapt.data import from_arrays, guarded_reading
+from bci_adapt.data import any_file, guarded_reading
 from bci_adapt.data.prepare import prepare
 from bci_adapt.errors import InputError
 from bci_adapt.experiment.jobs import prepare as prepare_job
@@ -159,7 +159,7 @@ def test_sessions_and_descriptions_are_those_of_this_process(tmp_path):
     assert list(apart.variables) == list(here.variables)
     assert list(apart.attrs) == list(here.attrs)
     assert not apart.equals(prepare(path, 0.1))
-    assert guarded_reading.inspect(path) == from_arrays.inspect(path)
+    assert guarded_reading.inspect(path) == any_file.inspect(path)
     ba.write_session(here, tmp_path / "monday.nc")
     assert ba.read(tmp_path / "monday.nc").identical(here)
     for key in ("session_id", "subject", "session_start"):
@@ -230,7 +230,7 @@ def test_many_files_are_identified_at_once_and_the_one_that_ends_it_is_named(tmp
     monkeypatch.setattr(guarded_reading, "MANY", 3)
     found = guarded_reading.identify(paths, True)
     assert asked == ["0.nwb", "3.nwb"]
-    assert found == [from_arrays.identity(path, True) for path in paths]
+    assert found == [any_file.identity(path, True) for path in paths]
 
     def ends(function, path, *, paths, **arguments):
         if any(each.endswith("4.nwb") for each in paths):

@@ -19,7 +19,7 @@ from nwb_layouts_b import (
 )
 
 from bci_adapt.archive.sources.folder import Folder
-from bci_adapt.data.from_arrays import read
+from bci_adapt.data.any_file import read
 from bci_adapt.data.nwb import open_nwb
 from bci_adapt.data.prepare import inspect, prepare
 from bci_adapt.data.session_files import read_session, write_session

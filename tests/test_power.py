@@ -9,7 +9,7 @@ import bci_adapt as ba
 from bci_adapt.data import drift
 from bci_adapt.data.labelled import session_arrays
 from bci_adapt.decoders.base import decoders
-from bci_adapt.decoders.inputs import features_of, raw_of
+from bci_adapt.decoders.features import features_of, raw_of
 from bci_adapt.errors import InputError
 from bci_adapt.experiment import comparing
 from bci_adapt.experiment.jobs import counterfactual

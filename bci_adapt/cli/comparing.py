@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 LabelDelay = Annotated[float, typer.Option("--label-delay", metavar="SECONDS", help="How late labels become known.")]
 
 
+_Files = Annotated[
+    list[Path],
+    typer.Argument(metavar="SOURCE TARGET...", help=f"Files of one subject, the earliest first. {ANY_FILE}"),
+]
 _Target = Annotated[
     str | None,
     typer.Option(
@@ -54,10 +58,7 @@ _Missing = Annotated[str, typer.Option(metavar="refuse|drop|zero", help="Channel
 
 @app.command()
 def compare(
-    files: Annotated[
-        list[Path],
-        typer.Argument(metavar="SOURCE TARGET...", help=f"Files of one subject, the earliest first. {ANY_FILE}"),
-    ],
+    files: _Files,
     target: _Target = None,
     bin_s: Annotated[
         float | None,

@@ -39,6 +39,12 @@ from bci_adapt.ground.text import clean
 RECOMMENDED = Path("configs/recommended.toml")
 
 
+_Shard = Annotated[
+    str | None,
+    typer.Option(metavar="K/N", help="Run every N-th pair from the K-th only, without a report: for job arrays."),
+]
+
+
 @app.command()
 def run(
     config: Annotated[
@@ -60,10 +66,7 @@ def run(
     offline: Offline = False,
     verify: Verify = False,
     decoders: OwnDecoders = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(metavar="K/N", help="Run every N-th pair from the K-th only, without a report: for job arrays."),
-    ] = None,
+    shard: _Shard = None,
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:

@@ -168,7 +168,7 @@ def _prepare_each(
 ) -> int:
     """Prepare files into a folder, one after another; returns how many cannot be. A single one raises its error."""
     from bci_adapt.archive.cache import require_whole
-    from bci_adapt.data.from_arrays import is_prepared
+    from bci_adapt.data.any_file import is_prepared
     from bci_adapt.data.guarded_reading import opened
     from bci_adapt.data.session_files import write_session
     from bci_adapt.data.sessions import session_file_name

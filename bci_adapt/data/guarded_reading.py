@@ -1,7 +1,7 @@
 """Recordings and sessions read in a child process (`ground.guarded`): what commands, jobs and notebooks read with.
 
 A file that crashes or hangs the HDF5 library, or claims more than there is memory for, is one `InputError` that names
-it. Arrays come back as they are, in numpy's own format; `from_arrays` and `prepare` do the same in the process itself.
+it. Arrays come back as they are, in numpy's own format; `any_file` and `prepare` do the same in the process itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from bci_adapt.data import from_arrays
+from bci_adapt.data import any_file, from_arrays
 from bci_adapt.data.faults import Thresholds
 from bci_adapt.data.layouts.base import Layout
 from bci_adapt.data.nwb_describing import Description, Neural, Series
@@ -35,9 +35,9 @@ WARM_UP = f"{__name__}:warmed_up"
 def read(
     path: Path | str | Remote, bin_s: float | None = None, fallback_s: float | None = None, **options: Any
 ) -> xr.Dataset:
-    """As `from_arrays.read`, with files of HDF5 read in a child process."""
+    """As `any_file.read`, with files of HDF5 read in a child process."""
     if isinstance(path, Remote) or not _guarded(path):
-        return from_arrays.read(path, bin_s, fallback_s, **options)
+        return any_file.read(path, bin_s, fallback_s, **options)
     warm_up(WARM_UP)
     widths = {"bin_s": bin_s, "fallback_s": fallback_s}
     with tempfile.TemporaryDirectory(prefix="bci-adapt-") as folder:
@@ -46,25 +46,25 @@ def read(
 
 
 def opened(path: Path | str | Remote, bin_s: float | None = None, **options: Any) -> xr.Dataset:
-    """The session of a file that a command was given: `read`, in bins of `from_arrays.BIN_S` where neither `bin_s` nor
+    """The session of a file that a command was given: `read`, in bins of `any_file.BIN_S` where neither `bin_s` nor
     the file says how wide they are.
     """
-    return read(path, bin_s, from_arrays.BIN_S, **options)
+    return read(path, bin_s, any_file.BIN_S, **options)
 
 
 def write(path: Path | str, bin_s: float | None, out: Path, **options: Any) -> None:
     """Write the session that `read` gives to `out`; in a child process, from which nothing comes back but the file."""
     if not _guarded(path):
-        write_session(from_arrays.read(path, bin_s, **options), out)
+        write_session(any_file.read(path, bin_s, **options), out)
         return
     warm_up(WARM_UP)
     call(f"{__name__}:_write", Path(path), bin_s=bin_s, out=str(out), options=_plain(options))
 
 
 def inspect(path: Path | str | Remote) -> Description:
-    """As `from_arrays.inspect`, with files of HDF5 read in a child process."""
+    """As `any_file.inspect`, with files of HDF5 read in a child process."""
     if isinstance(path, Remote) or not _guarded(path):
-        return from_arrays.inspect(path)
+        return any_file.inspect(path)
     found = call(f"{__name__}:_inspect", Path(path))
     for name, kind in (("neural", Neural), ("series", Series)):
         found[name] = [kind(**each | {"shape": tuple(each["shape"])}) for each in found[name]]
@@ -72,7 +72,7 @@ def inspect(path: Path | str | Remote) -> Description:
 
 
 def identify(paths: Sequence[Path], dated: bool) -> list[dict[str, str]]:
-    """What `from_arrays.identity` says of each of `paths`, with files of HDF5 read in a child process.
+    """What `any_file.identity` says of each of `paths`, with files of HDF5 read in a child process.
 
     Many are read by one child, which a file of them may end: then each is read by its own, and the error names it.
     """
@@ -84,7 +84,7 @@ def identify(paths: Sequence[Path], dated: bool) -> list[dict[str, str]]:
         except Ended:
             for path in some:
                 found |= _identified([path], dated)
-    return [found[path] if path in found else from_arrays.identity(path, dated) for path in paths]
+    return [found[path] if path in found else any_file.identity(path, dated) for path in paths]
 
 
 def _identified(paths: Sequence[Path], dated: bool) -> dict[Path, dict[str, str]]:
@@ -93,14 +93,14 @@ def _identified(paths: Sequence[Path], dated: bool) -> dict[Path, dict[str, str]
 
 
 def bins_of(path: Path) -> tuple[bool, float | None]:
-    """As `from_arrays.bins_of`, with files of HDF5 read in a child process."""
-    binned, bin_s = call(f"{__name__}:_bins_of", path) if _guarded(path) else from_arrays.bins_of(path)
+    """As `any_file.bins_of`, with files of HDF5 read in a child process."""
+    binned, bin_s = call(f"{__name__}:_bins_of", path) if _guarded(path) else any_file.bins_of(path)
     return binned, bin_s
 
 
 def is_recording(path: Path) -> bool:
-    """As `from_arrays.is_recording`, with files of HDF5 read in a child process."""
-    return call(f"{__name__}:_is_recording", path) if _guarded(path) else from_arrays.is_recording(path)
+    """As `any_file.is_recording`, with files of HDF5 read in a child process."""
+    return call(f"{__name__}:_is_recording", path) if _guarded(path) else any_file.is_recording(path)
 
 
 def warmed_up() -> None:
@@ -109,7 +109,7 @@ def warmed_up() -> None:
     session = from_arrays.session(counts=np.eye(4), bin_s=0.1)
     with tempfile.TemporaryDirectory(prefix="bci-adapt-") as folder:
         write_session(session, Path(folder) / "session.nc")
-        from_arrays.read(Path(folder) / "session.nc")
+        any_file.read(Path(folder) / "session.nc")
 
 
 def _guarded(path: Path | str) -> bool:
@@ -146,27 +146,27 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
 def _read(
     path: Path, bin_s: float | None, fallback_s: float | None, options: dict[str, Any], folder: str
 ) -> dict[str, Any]:
-    return _packed(from_arrays.read(path, bin_s, fallback_s, **_options(options)), Path(folder))
+    return _packed(any_file.read(path, bin_s, fallback_s, **_options(options)), Path(folder))
 
 
 def _write(path: Path, bin_s: float | None, out: str, options: dict[str, Any]) -> None:
-    write_session(from_arrays.read(path, bin_s, **_options(options)), out)
+    write_session(any_file.read(path, bin_s, **_options(options)), out)
 
 
 def _inspect(path: Path) -> dict[str, Any]:
-    return from_arrays.inspect(path).to_json()
+    return any_file.inspect(path).to_json()
 
 
 def _identify(path: Path, paths: list[str], dated: bool) -> list[dict[str, str]]:
-    return [from_arrays.identity(Path(each), dated) for each in paths]
+    return [any_file.identity(Path(each), dated) for each in paths]
 
 
 def _bins_of(path: Path) -> tuple[bool, float | None]:
-    return from_arrays.bins_of(path)
+    return any_file.bins_of(path)
 
 
 def _is_recording(path: Path) -> bool:
-    return from_arrays.is_recording(path)
+    return any_file.is_recording(path)
 
 
 # ------------------------------------------------------------------------------------------------ between the two

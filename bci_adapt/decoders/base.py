@@ -32,7 +32,7 @@ from sklearn.exceptions import NotFittedError
 from bci_adapt.data.binning import bin_ticks
 from bci_adapt.data.labelled import Arrays
 from bci_adapt.data.sessions import session_id_of
-from bci_adapt.decoders import inputs, stored
+from bci_adapt.decoders import features, inputs, stored
 from bci_adapt.decoders.held import Held, unpacking
 from bci_adapt.decoders.inputs import Bins
 from bci_adapt.decoders.settings import from_plain, require_numbers
@@ -161,11 +161,11 @@ class Decoder(RegressorMixin, BaseEstimator):
         made = unpacking(held)
         inputs.require_labels(made, self.metadata_.get("outputs", ()))
         if self.metadata_.get("counts_units", "count") != "count":
-            self.metadata_ = {**self.metadata_, "power_scale": scale or inputs.power_scale(made)}
+            self.metadata_ = {**self.metadata_, "power_scale": scale or features.power_scale(made)}
         return unpacking(held, self._featured)
 
     def _featured(self, bins: Bins) -> Bins:
-        return bins._replace(X=inputs.features_of(bins.X, self.metadata_))
+        return bins._replace(X=features.features_of(bins.X, self.metadata_))
 
     def _labelled_training(self, sessions: Sequence[Any], y: Any, reset: Any) -> Iterator[tuple[Any, Any, Any]]:
         """X, y and reset of each labelled session, all with the channels of the first (or of the fit, if it was)."""

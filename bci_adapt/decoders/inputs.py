@@ -37,7 +37,7 @@ MISSING = ("refuse", "zero")
 
 class Bins(NamedTuple):
     """One session, checked: X with unobserved bins set to 0, labels with missing ones set to 0, and flags. Decoders get
-    its X as features (`features_of`), the door itself counts or power.
+    its X as `features`, the door itself counts or power.
     """
 
     X: np.ndarray
@@ -437,21 +437,6 @@ def check_arrays(
     return Bins(counts, np.where(weight > 0, labels, 0.0), weight, observed, flags)
 
 
-def features_of(X: np.ndarray, known: Mapping[str, Any]) -> np.ndarray:
-    """What decoders compute with, of raw values (n_bins, n_channels): the square root of counts, which steadies their
-    variance; of a band's power, which has a unit and no such law, the power in each channel's own scale. `known` is the
-    decoder's ``metadata_``.
-    """
-    scale = known.get("power_scale")
-    return np.sqrt(X) if scale is None else X / np.asarray(scale)
-
-
-def raw_of(features: np.ndarray, known: Mapping[str, Any]) -> np.ndarray:
-    """The counts or power whose features (…, n_channels) these are."""
-    scale = known.get("power_scale")
-    return features**2 if scale is None else features * np.asarray(scale)
-
-
 def require_labels(sessions: Sequence[Bins], outputs: Sequence[Mapping[str, Any]]) -> None:
     """`InputError` unless every output has labels in some training session."""
     names = [f"{each['variable']} {axis}" for each in outputs for axis in each["axes"]]
@@ -462,17 +447,6 @@ def require_labels(sessions: Sequence[Bins], outputs: Sequence[Mapping[str, Any]
             f"y: expected labels of every output, got none at all of {_listed(told)}; choose the others, such as "
             "session.sel(emg_axis=['FCR', 'FDS']) of muscles"
         )
-
-
-def power_scale(sessions: Sequence[Bins]) -> list[float]:
-    """The scale of each channel's power in training sessions: its standard deviation within one, over all of them; of
-    a channel that hardly varies (below a thousandth of the others') theirs, so that its noise is not blown up.
-    """
-    spread = np.sqrt(np.mean([bins.X[bins.observed].var(axis=0) for bins in sessions], axis=0))
-    if not spread.max() > 1e-9 * max(bins.X.max() for bins in sessions):
-        raise InputError("X: expected power that varies in some channel, got a constant in all")
-    usual = np.median(spread[spread > 1e-3 * spread.max()])
-    return np.where(spread > 1e-3 * usual, spread, usual).tolist()
 
 
 # -- what comes out ----------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from bci_adapt.data.any_file import BIN_S
 from bci_adapt.data.binning import bin_ticks
-from bci_adapt.data.from_arrays import BIN_S
 from bci_adapt.data.guarded_reading import bins_of, is_recording
 from bci_adapt.decoders.settings import require_numbers
 from bci_adapt.errors import InputError
@@ -146,15 +146,28 @@ def compare(
         those that all sessions have.
     workers : processes; None for as many as there are processors, 0 for this one.
 
-    Raises
-    ------
-    InputError
-        for sessions, a target or decoders that cannot be compared.
+    Raises `InputError` for sessions, a target or decoders that cannot be compared.
     """
-    from bci_adapt.decoders.own import TO_KNOW
     from bci_adapt.experiment.run import run_experiment
     from bci_adapt.results.table import read_results
 
+    _require_lists(sessions, cells)
+    require_numbers(
+        {"bin_s": bin_s, "stream_s": stream_s, "label_delay_s": label_delay_s, "seeds": seeds, "workers": workers}
+    )
+    own = [_present(name, decoder) for name, decoder in (decoders or {}).items()]
+    _tell_unaware(own, label_delay_s)
+    config = compare_config(
+        [_file_of(session) for session in sessions], target, bin_s=width_of(sessions) if bin_s is None else bin_s,
+        stream_s=stream_s, label_delay_s=label_delay_s, cells=",".join(cells) if cells else None, seeds=seeds,
+        quick=quick, by=by, missing=missing, axes=axes or {}, workers=workers,
+    )  # fmt: skip
+    done = run_experiment(config, workers=workers, say=say, command="bci_adapt.compare", foreign=own)
+    folder, rows = done.folder, read_results(done.folder / "results.nc").rows
+    return Comparison(rows, folder / "report.html", folder, done.manifest.notes)
+
+
+def _require_lists(sessions: Any, cells: Any) -> None:
     if isinstance(sessions, xr.Dataset | str | Path):
         raise InputError(
             f"compare: expected a list of two sessions or more, got one {type(sessions).__name__}: "
@@ -162,23 +175,16 @@ def compare(
         )
     if isinstance(cells, str):
         raise InputError(f"cells: expected a list of names, got {cells!r}: cells=[{cells!r}]")
-    require_numbers(
-        {"bin_s": bin_s, "stream_s": stream_s, "label_delay_s": label_delay_s, "seeds": seeds, "workers": workers}
-    )
-    own = [_present(name, decoder) for name, decoder in (decoders or {}).items()]
+
+
+def _tell_unaware(own: Sequence[Present], label_delay_s: float) -> None:
+    """A warning, as from the caller's caller, for each decoder that has labels earlier than the others."""
+    from bci_adapt.decoders.own import TO_KNOW
+
     for each in own:
         if each.delay_s(label_delay_s) != label_delay_s:
             told = f"{each.name}: does not know how late labels are and has each with its bin, the other arms"
-            warnings.warn(f"{told} {label_delay_s:g} s later: {TO_KNOW}", UserWarning, stacklevel=2)
-    width_s = width_of(sessions) if bin_s is None else bin_s
-    config = compare_config(
-        [_file_of(session) for session in sessions], target, bin_s=width_s, stream_s=stream_s,
-        label_delay_s=label_delay_s, cells=",".join(cells) if cells else None, seeds=seeds, quick=quick,
-        by=by, missing=missing, axes=axes or {}, workers=workers,
-    )  # fmt: skip
-    done = run_experiment(config, workers=workers, say=say, command="bci_adapt.compare", foreign=own)
-    rows = read_results(done.folder / "results.nc").rows
-    return Comparison(rows, done.folder / "report.html", done.folder, done.manifest.notes)
+            warnings.warn(f"{told} {label_delay_s:g} s later: {TO_KNOW}", UserWarning, stacklevel=3)
 
 
 def _present(name: str, decoder: Any) -> Present:

@@ -68,7 +68,7 @@ def pretrain(
     ----------
     files : recordings, prepared sessions (``.nc``) or arrays (``.npz``, ``.mat``), the earliest first.
     target : kinematic that is decoded, or several, separated by commas.
-    bin_s : width of a bin; `from_arrays.BIN_S` when None, or that of the sessions that are prepared already.
+    bin_s : width of a bin; `any_file.BIN_S` when None, or that of the sessions that are prepared already.
     missing : what happens to channels that not every session has (`channels.match`).
     by : what makes two channels the same one (`channels.POLICIES`); None takes what fits the first session.
     axes : axes of a target that are decoded, by its name (`data.axes.named_axes`); all where it names none.

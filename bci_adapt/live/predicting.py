@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from bci_adapt.data import channels
-from bci_adapt.data.from_arrays import is_prepared
+from bci_adapt.data.any_file import is_prepared
 from bci_adapt.data.guarded_reading import is_recording, read
 from bci_adapt.data.labelled import Arrays
 from bci_adapt.decoders.base import Decoder

@@ -118,8 +118,7 @@ def evaluate(
     target : kinematic variable, or several, that it decodes; None: what it was fitted on.
     label_delay_s : how late labels become known, in seconds, or ``"trial_end"``; None: what the decoder is set to.
         A decoder of your own waits itself: one that cannot know of a delay (`bci_adapt.decoders.own.knows_delay`) has
-        none, which is said, and is not led with one. One of ours that has no such setting, since it learns from no
-        label, sees them as late as is asked for, or else as late as others do unless they are told (0.5 s).
+        none, which is said, and is not led with one. One of ours without such a setting learns from none: 0.5 s.
     supervision : ``true`` labels, ``intention`` (towards the cued target), ``pseudo`` (its own predictions), ``none``.
     label_fraction, budget_s, budget_trials : labels there are: a share of the bins, drawn by `seed`, until so many
         seconds or trials of the stream are over.
@@ -131,20 +130,21 @@ def evaluate(
     require_numbers(numbers | {"budget_trials": budget_trials})
     teaching = Teaching(supervision, label_delay_s == "trial_end", label_fraction, budget_s, budget_trials, seed)
     arrays = _arrays(decoder, session, target)
-    asked_s = _delay_s(label_delay_s)
-    ours = led(decoder, bin_s=arrays.bin_s, label_delay_s=asked_s, seed=seed)
+    ours = led(decoder, bin_s=arrays.bin_s, label_delay_s=_delay_s(label_delay_s), seed=seed)
     if isinstance(ours, Own):
         require_known_delay(ours, label_delay_s)
-    delay_s = float(getattr(ours, "label_delay_s", LABEL_DELAY_S if asked_s is None else asked_s))
-    return _led_through(ours, session, arrays, teaching, delay_s, _stream_bins(arrays, stream_s), continuing)
+    return _led_through(ours, session, arrays, teaching, label_delay_s, _stream_bins(arrays, stream_s), continuing)
 
 
 def _led_through(
-    ours: Any, session: xr.Dataset, arrays: Arrays, teaching: Teaching, delay_s: float, n_stream: int, continuing: bool
+    ours: Any, session: xr.Dataset, arrays: Arrays, teaching: Teaching, asked: Any, n_stream: int, continuing: bool
 ) -> Evaluation:
-    """What the loop finds with a decoder that is ours, or a user's own in an `Own`, and may be changed."""
+    """What the loop finds with a decoder that is ours, or a user's own in an `Own`, and may be changed; `asked` is the
+    label delay that was asked for.
+    """
     import pandas as pd
 
+    delay_s = _delay_of(ours, asked)
     itself = teaching.supervision == "pseudo"
     if isinstance(ours, Own) and (continuing or itself):
         raise InputError("a decoder of your own learns in adapt alone: leave out continuing and 'pseudo'")
@@ -181,6 +181,14 @@ def _delay_s(asked: float | str | None) -> float | None:
     if not may_be("label_delay_s", asked):
         raise InputError(f"label_delay_s: expected seconds, 0 or more, or 'trial_end', got {asked!r}")
     return float(asked)
+
+
+def _delay_of(ours: Any, asked: float | str | None) -> float:
+    """How late labels become known to a decoder as `led` made it, in seconds: what it is set to; to one that has no
+    such setting, as it learns from none, what is asked for.
+    """
+    own_s = _delay_s(asked)
+    return float(getattr(ours, "label_delay_s", LABEL_DELAY_S if own_s is None else own_s))
 
 
 def _arrays(decoder: Any, session: xr.Dataset, target: str | Sequence[str] | None) -> Arrays:

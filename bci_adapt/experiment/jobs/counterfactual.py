@@ -13,7 +13,7 @@ from bci_adapt.data.drift import Drift, Settings, day, drift
 from bci_adapt.data.labelled import Arrays, job_arrays
 from bci_adapt.data.session_files import read_session
 from bci_adapt.decoders.base import Decoder
-from bci_adapt.decoders.inputs import features_of, raw_of
+from bci_adapt.decoders.features import features_of, raw_of
 from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import atomic_path, write_text
 from bci_adapt.learning.normaliser import Normaliser
