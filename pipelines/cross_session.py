@@ -18,6 +18,8 @@ def main(source_file: str, target_file: str, n_updates: int = 800) -> dict[str, 
     decoders = {
         "GRU, normaliser only": ba.OnlineDecoder(cell="gru", rule="readout", average=None, **training),
         "GRU, immediate + RMSprop": ba.OnlineDecoder(cell="gru", rule="immediate", **training),
+        # immediate derivatives, too, but of the error of a late label as today's weights make it, like four steps
+        "GRU, 1 step of history": ba.OnlineDecoder(cell="gru", rule="window", rule_constants={"steps": 1}, **training),
         "GRU, 4 steps of history": ba.OnlineDecoder(cell="gru", rule="window", rule_constants={"steps": 4}, **training),
         "recursive least squares": ba.RLSDecoder(memory_s=1000.0),
     }

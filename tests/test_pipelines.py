@@ -83,8 +83,9 @@ def simulated(folder, days):
 
 def test_cross_session(tmp_path, pipelines, capsys):
     scores = imported(pipelines / "cross_session.py").main(*simulated(tmp_path, (0, 200)), n_updates=20)
-    assert len(scores) == 4
+    assert len(scores) == 5
     assert np.isfinite(list(scores.values())).all()
+    assert scores["GRU, 1 step of history"] != scores["GRU, immediate + RMSprop"], "the error of late labels differs"
     assert "recursive least squares" in capsys.readouterr().out
 
 
