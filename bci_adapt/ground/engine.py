@@ -156,7 +156,7 @@ def execute(
             else:
                 pool = Cluster(min(workers or _cpu_count(), len(to_run)))
             with pool, Leases() as leases:
-                return _Run(pool, to_run, len(reused), progress, leases).outcome()
+                return _Execution(pool, to_run, len(reused), progress, leases).outcome()
     finally:
         sweep(folders)
 
@@ -196,7 +196,7 @@ def _dependencies(to_run: Sequence[Job]) -> tuple[dict[Path, set[Path]], dict[Pa
     return missing, dependents
 
 
-class _Run:
+class _Execution:
     """A pool kept busy with the most urgent of the jobs whose inputs are there, and which no other run is at."""
 
     def __init__(
