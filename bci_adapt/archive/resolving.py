@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -285,16 +285,7 @@ class Resolver:
         if skipped:
             named = ", ".join(map(repr, skipped[:3])) + (", …" if len(skipped) > 3 else "")
             notes.append(f"{len(skipped)} assets that are not NWB files in HDF5 are left out: {named}")
-        refused: dict[str, str] = {}
-        assets = {}
-        for path in taken:
-            try:
-                asset = locked.get(path) or rows[path].asset(self.dandiset, version)
-                assets[asset] = entries.file_of(self.raw, asset)
-            except InputError as error:
-                refused[path] = str(error)
-                if drift and path in drift and path not in locked:
-                    refused[path] = f"{path} was {drift[path]} in the draft before it was fetched; --update moves on"
+        assets, refused = self._files(taken, version, rows, locked, drift or {})
         beside = [asset for asset in lock.of(self.dandiset, version) if not (self.update and asset.path in meant)]
         if self.update and version == DRAFT:
             beside, told = moved(beside, rows, self.lock)
@@ -322,6 +313,23 @@ class Resolver:
             listing,
             beside,
         )
+
+    def _files(
+        self, taken: Iterable[str], version: str, rows: Mapping[str, Any], locked: Mapping[str, Asset],
+        drift: Mapping[str, str],
+    ) -> tuple[dict[Asset, Path], dict[str, str]]:  # fmt: skip
+        """The assets at paths with their files, and why others have none."""
+        assets: dict[Asset, Path] = {}
+        refused: dict[str, str] = {}
+        for path in taken:
+            try:
+                asset = locked.get(path) or rows[path].asset(self.dandiset, version)
+                assets[asset] = entries.file_of(self.raw, asset)
+            except InputError as error:
+                refused[path] = str(error)
+                if path in drift and path not in locked:
+                    refused[path] = f"{path} was {drift[path]} in the draft before it was fetched; --update moves on"
+        return assets, refused
 
     def _recorded(self, assets: dict[Asset, Path]) -> About:
         """What the records of fetched files say of their version."""

@@ -82,8 +82,7 @@ def run(
     from bci_adapt.experiment.foreign import Foreign
     from bci_adapt.experiment.run import run_experiment
 
-    loaded = load_config(config, settings or (), data)
-    own = [Foreign.parse(text) for text in decoders or ()]
+    loaded, own = load_config(config, settings or (), data), [Foreign.parse(text) for text in decoders or ()]
     part = _shard(shard) if shard is not None else None
     with progress(quiet) as bar:
         say = teller(bar, "reading recordings")

@@ -23,7 +23,7 @@ from bci_adapt.experiment.config import Config, ControlSection, SweepSection, lo
 from bci_adapt.experiment.pairs import Pair
 from bci_adapt.experiment.preparing import prepare_sessions
 from bci_adapt.experiment.tuned import read_tuned
-from bci_adapt.ground.engine import Progress, execute
+from bci_adapt.ground.engine import Outcome, Progress, execute
 from bci_adapt.ground.jobs import Job
 from bci_adapt.metrics import block_sums
 from bci_adapt.results.manifest import MANIFEST, read_manifest
@@ -134,16 +134,17 @@ def explain(
     still = _still(prepared.sessions[found.target], config, prepared.in_trial, variable)
     plans = [_plan(builder, found, cell, variable, [*still]) for cell in (config.network.cells[0], "")]
     outcome = execute([job for plan in plans for _, _, job, _ in plan], workers=workers, progress=progress)
-    for failure in outcome.failed:
-        raise (
-            InputError(failure.message)
-            if failure.is_input_error
-            else RuntimeError(f"{failure.label} failed:\n{failure.error}")
-        )
+    _require_done(outcome)
     names = [f"{config.network.cells[0]} network, seed {config.seeds[0]}", "Wiener filter"]
     made = [_explain(found, variable, builder, name, plan, still) for name, plan in zip(names, plans, strict=True)]
     counts = {what: getattr(prepared.outcome, what) + getattr(outcome, what) for what in ("executed", "reused")}
     return made, counts
+
+
+def _require_done(outcome: Outcome) -> None:
+    for failure in outcome.failed:
+        told = f"{failure.label} failed:\n{failure.error}"
+        raise InputError(failure.message) if failure.is_input_error else RuntimeError(told)
 
 
 def _find(text: str, pairs: list[Pair]) -> Pair:

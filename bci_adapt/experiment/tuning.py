@@ -149,8 +149,7 @@ def tune(
         "settings": _settings(config),
         "arms": described(search.arm for search in searches),
     }
-    if prepared.notes:
-        about["notes"] = prepared.notes
+    about |= {"notes": prepared.notes} if prepared.notes else {}
     return about, [point for search in searches for point in search.points]
 
 
