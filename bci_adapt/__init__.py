@@ -20,7 +20,7 @@ _PUBLIC = {
     "open_session": "bci_adapt.data.session_files",
     "split": "bci_adapt.data.sessions",
     "concat": "bci_adapt.data.joining",
-    "match": "bci_adapt.data.channels",
+    "match": "bci_adapt.data.matching",
     "compare": "bci_adapt.experiment.comparing",
     "evaluate": "bci_adapt.protocol.evaluation",
     "recommended": "bci_adapt.decoders.recommendation",
@@ -46,9 +46,9 @@ _PUBLIC = {
 
 if TYPE_CHECKING:  # the same names for a type checker, which then knows what is not among them
     from bci_adapt.archive.reading import read as read
-    from bci_adapt.data.channels import match as match
     from bci_adapt.data.from_arrays import session as session
     from bci_adapt.data.joining import concat as concat
+    from bci_adapt.data.matching import match as match
     from bci_adapt.data.session_files import open_session as open_session
     from bci_adapt.data.session_files import write_session as write_session
     from bci_adapt.data.sessions import split as split

@@ -1,6 +1,8 @@
 """Whose columns these are, asked of the counts alone: verdicts on sessions whose truth is known by construction."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,11 @@ from bci_adapt.cli.bench import identity as bench
 from bci_adapt.data.prepare import prepare
 from bci_adapt.data.same_columns import FOREIGN, PARTLY, SAME, UNSURE, agreement, judge, patterns, same_columns
 from bci_adapt.data.same_columns.fingerprints import of_counts, summed
+from bci_adapt.data.same_columns.packing import packed, unpacked
+from bci_adapt.data.session_files import write_session
 from bci_adapt.errors import InputError
+from bci_adapt.experiment.jobs import columns as columns_job
+from bci_adapt.live import columns as remembered
 
 M, BIN_S, MINUTES = 48, 0.1, 3
 INDY = Path(__file__).parents[2] / "shared" / "data" / "indy64"
@@ -125,17 +131,69 @@ def test_shuffles_move_every_column_but_within_its_place_in_the_period():
     assert (np.sort(orders, axis=1) == np.arange(32)).all()
 
 
-def test_sessions_are_judged_as_they_come_with_one_too_short_told():
-    sessions = [
+@pytest.fixture(scope="module")
+def sessions():
+    return [
         ba.session(counts=day(seed, animal=7 * (seed == 2)), bin_s=BIN_S, channels=[f"e{i}" for i in range(M)])
         .isel(time=slice(0, 250 if seed == 3 else None))
-        .assign_attrs(session_id=f"s{seed}")
-        for seed in range(4)
+        .assign_attrs(session_id=f"s{seed}", subject="S")
+        for seed in range(5)
     ]
+
+
+def test_sessions_are_judged_as_they_come_with_one_too_short_told(sessions):
     told = same_columns(sessions)
-    assert [each.verdict for each in told.sessions] == [SAME, SAME, FOREIGN, UNSURE]
+    assert [each.verdict for each in told.sessions] == [SAME, SAME, FOREIGN, UNSURE, SAME]
     assert "25 s" in told.sessions[3].sentence
-    assert [row["session"] for row in told.to_json()["sessions"]] == ["s0", "s1", "s2", "s3"]
+    assert [row["session"] for row in told.to_json()["sessions"]] == ["s0", "s1", "s2", "s3", "s4"]
+    assert len(told.findings) == 1
+
+
+def test_matching_warns_of_foreign_columns_and_of_no_others(sessions, recwarn):
+    assert [each.sizes["channel"] for each in ba.match([sessions[0], sessions[1], sessions[4]])] == [M] * 3
+    assert not [each for each in recwarn if "columns" in str(each.message)]
+    with pytest.warns(UserWarning, match="s2: the columns of this session are not those of the others"):
+        matched = ba.match(sessions[:3])
+    assert [each.sizes["channel"] for each in matched] == [M] * 3, "said, and nothing else done"
+
+
+def test_the_job_of_a_run_judges_its_sessions(sessions, tmp_path):
+    inputs = {}
+    for number, each in enumerate([*sessions[:3]]):
+        inputs[f"session{number}"] = tmp_path / f"{number}.nc"
+        write_session(each, inputs[f"session{number}"])
+    columns_job.run({"policy": None}, inputs, tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [each["verdict"] for each in found["sessions"]] == [SAME, SAME, FOREIGN]
+    assert found["findings"] == [found["sessions"][2]["sentence"]]
+    columns_job.run({"policy": "unit"}, inputs, tmp_path / "found.json")
+    assert json.loads((tmp_path / "found.json").read_text()) == {"sessions": [], "findings": []}
+
+
+def test_a_fingerprint_survives_the_file_of_a_decoder(days, foreign):
+    back = unpacked(json.loads(json.dumps(packed(days[0]))))
+    assert agreement(back, days[1]).kept == pytest.approx(agreement(days[0], days[1]).kept, abs=2e-3)
+    assert agreement(back, foreign).verdict() == FOREIGN
+    for name in ("profiles", "traits", "place"):
+        damaged = packed(days[0]) | {name: packed(days[0])[name][:-8]}
+        with pytest.raises(InputError, match="not the fingerprint of a session"):
+            unpacked(damaged)
+
+
+def test_a_decoder_remembers_its_days_and_holds_the_next_to_them(sessions):
+    decoder = SimpleNamespace(metadata_={})
+    assert remembered.judged(decoder, sessions[4]).verdict == UNSURE
+    assert remembered.judged(decoder, sessions[4]).findings == []
+    known, findings = remembered.known_from(sessions[:3])
+    assert [each.session_id for each in known] == ["s0", "s1"]
+    assert len(findings) == 1
+    remembered.remember(decoder, known)
+    assert remembered.judged(decoder, sessions[2], keep=True).verdict == FOREIGN
+    assert [each["session"] for each in decoder.metadata_["columns"]] == ["s0", "s1"]
+    assert remembered.judged(decoder, sessions[4], keep=True).verdict == SAME
+    assert [each["session"] for each in decoder.metadata_["columns"]] == ["s0", "s1", "s4"]
+    decoder.metadata_["columns"][0]["profiles"] = "damaged"
+    assert "cannot say" in remembered.judged(decoder, sessions[4]).sentence
 
 
 def test_the_bench_counts_what_is_told(days):

@@ -86,7 +86,16 @@ def pretrain(
     with progress(quiet) as bar:
         say = teller(bar, "reading sessions")
         decoder = live.pretrain(
-            sessions, target, bin_s, missing, say, by, axes=parsed(axes or ()), unobserved=unobserved, seed=seed
+            sessions,
+            target,
+            bin_s,
+            missing,
+            say,
+            by,
+            axes=parsed(axes or ()),
+            unobserved=unobserved,
+            seed=seed,
+            note=noting(quiet),
         )
         decoder.save(output)
     if not quiet:
@@ -148,6 +157,7 @@ def adapt(
         written = {
             "decoder": str(output), "session_id": done.prediction.attrs["session_id"], "stream_s": done.stream_s,
             "n_labels": done.n_labels, "weight_change": change, "scores": done.scores, "notes": done.notes,
+            "columns": None if done.columns is None else done.columns.to_json(),
         }  # fmt: skip
         write_json(json_file, json_safe(written))
     if done.checkpoint is not None:  # what it was kept for is written

@@ -68,7 +68,8 @@ def drift(
 
     Channels are matched by name. Sorted units and columns without names are compared with no others by themselves,
     because their numbers say nothing about another day: say --by pool to sum units on their electrodes, unit where
-    units were matched across days, or position for columns that are the same. In parentheses stands the same measure
+    units were matched across days, or position for columns that are the same. Whether columns of one name are one
+    channel is asked of the counts, and told first. In parentheses stands the same measure
     between the first and the second half of the source session: what noise and an hour do by themselves. A change of
     behaviour changes neurons too, so that is shown as well. How much a decoder loses is another question: see
     [bold]run[/].
@@ -78,21 +79,25 @@ def drift(
     from bci_adapt.data import channels
     from bci_adapt.data import drift as measure
     from bci_adapt.data.guarded_reading import opened
+    from bci_adapt.data.same_columns import SAME, same_columns
     from bci_adapt.data.sessions import require_one_subject
     from bci_adapt.ground.storage import json_safe
 
     _check_plot(plot)
     settings = measure.Settings(lag_s=lag_s, block_s=block_s)
-    found = []
+    found, judged = [], []
     with progress(quiet or json_file == "-") as bar:
         session = opened(source, bin_s, unobserved=unobserved)
         policy = by or channels.policy_of(session)
-        first = measure.day(channels.under(session, policy), variable)
+        judged.append(channels.under(session, policy))
+        first = measure.day(judged[0], variable)
         for path in one_by_one(bar, "reading", targets, lambda path: path.name):
             other = opened(path, bin_s, unobserved=unobserved)
             require_one_subject([session, other])
-            second = measure.day(channels.under(other, policy), variable)
+            judged.append(channels.under(other, policy))
+            second = measure.day(judged[-1], variable)
             found.append(measure.drift(first, second, settings).to_json() | {"channel_policy": policy})
+        columns = same_columns(judged)
     if variable != "velocity" and all(each["across"]["tuning"] is None for each in found) and first.labels is None:
         raise InputError(f"{source}: there is no kinematic variable {variable!r}")
     if plot is not None:
@@ -101,8 +106,10 @@ def drift(
 
         save(drift_figure(found), plot)
     if json_file is not None:
-        write_json(json_file, json_safe({"source": found[0]["source"], "targets": found}))
+        write_json(json_file, json_safe({"source": found[0]["source"], "columns": columns.to_json(), "targets": found}))
     if not quiet and json_file != "-":
+        for each in columns.sessions if columns.findings else columns.sessions[1:]:
+            _line(each.sentence, "" if each.verdict == SAME else "yellow")
         _say_drift(found, settings, plot)
 
 

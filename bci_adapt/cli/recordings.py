@@ -47,7 +47,8 @@ def inspect(
 ) -> None:
     """Show what is inside a recording, what would be used as spikes and as target, and why.
 
-    Of several files, also how many electrodes (array and label, never the place in a table) they share.
+    Of several files, also how many electrodes (array and label, never the place in a table) they share, and whether the
+    counts say that a column is the same channel in all of them.
 
     Example: [cyan]bci-adapt inspect monday.nwb tuesday.nwb[/]
 
@@ -59,14 +60,29 @@ def inspect(
 
     found = [describe(located(file, stream)[0]) for file in files]
     shared = _overlap(found)
+    columns = _whose_columns(files) if len(files) > 1 and not stream else None
     if json_file is not None:
         each = [description.to_json() for description in found]
-        write_json(json_file, json_safe(each[0] if len(each) == 1 else {"files": each, "overlap": shared}))
+        write_json(
+            json_file, json_safe(each[0] if len(each) == 1 else {"files": each, "overlap": shared, "columns": columns})
+        )
     if not quiet and json_file != "-":
         for description in found:
             out.print(description.table())
         if len(found) > 1:
             _print_overlap(shared)
+        for each in columns["sessions"] if columns else ():
+            print_line(each["sentence"], "" if each["verdict"] == "same" else "yellow")
+
+
+def _whose_columns(files: list[str]) -> dict[str, Any] | None:
+    """What the counts of files say of their columns; None where they cannot be read or brought together."""
+    from bci_adapt.data.same_columns.files import of_files
+
+    try:
+        return of_files([Path(file) for file in files]).to_json()
+    except InputError:
+        return None
 
 
 def _overlap(found: list[Description]) -> list[dict[str, Any]]:

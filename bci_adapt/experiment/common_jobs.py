@@ -46,6 +46,21 @@ def prepare_job(config: Config, recording: Path, provenance: Mapping[str, str]) 
     )
 
 
+def columns_job(config: Config, sessions: Mapping[str, Job]) -> Job:
+    """The job that asks the counts of all sessions whether their columns are the same channels."""
+    return Job(
+        kind="columns",
+        function="bci_adapt.experiment.jobs.columns:run",
+        stem=f"columns_{config.name}",
+        folder="results",
+        suffix=".json",
+        parameters={"policy": config.channels.policy},
+        inputs={f"session{i}": job for i, job in enumerate(sessions.values())},
+        label="whose columns the sessions have",
+        cost=1.0 + len(sessions),
+    )
+
+
 def _layouts_of(config: Config, recording: Path) -> tuple[str, ...]:
     """The layouts that decide what a file becomes: all that may be chosen, the one that is named, or none."""
     from bci_adapt.data.layouts.base import Layout

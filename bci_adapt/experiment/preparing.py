@@ -61,7 +61,8 @@ def open_source(
 @dataclass
 class Prepared:
     """The prepared sessions of an experiment: jobs, sessions and what is said of them, by id; which meet; and which are
-    `unfit` to be one of the earlier days that a config asks for all of, with the reason.
+    `unfit` to be one of the earlier days that a config asks for all of, with the reason; `columns` says of each whether
+    its columns are those of the others, once that was asked.
     """
 
     session_ids: list[str]
@@ -74,6 +75,7 @@ class Prepared:
     unfit: dict[str, str] = field(default_factory=dict)
     matched: dict[tuple[str, ...], Channels] = field(default_factory=dict)
     targets: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
+    columns: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def in_trial(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from bci_adapt.errors import InputError
 from bci_adapt.experiment.arms import standing_names
 from bci_adapt.experiment.building import Builder
+from bci_adapt.experiment.common_jobs import columns_job
 from bci_adapt.experiment.config import Config, ContinualSection
 from bci_adapt.experiment.foreign import Foreign
 from bci_adapt.experiment.pairs import Pair, require_source, unscorable, unusable_halves
@@ -70,6 +71,7 @@ def run_experiment(
     prepared, pairs = prepare_sessions(
         config, sections, **options, say=say, note=note, lock=lock, offline=offline, verify=verify, sure=sure
     )
+    judged = _whose_columns(config, prepared, options, note)
     _refuse_names(config, foreign)
     reasons = {pair: unscorable(prepared.sessions[pair.target], config, prepared.in_trial) for pair in pairs}
     for name in dict.fromkeys(name for pair in pairs if not reasons[pair] for name in pair.sources):
@@ -79,13 +81,28 @@ def run_experiment(
         plan = _plan(config, prepared, builders, reasons, foreign, shard)
     scores, outcomes = _executed(plan, options)
     asked = config, command, values, foreign
-    ran = Ran(*asked, prepared, pairs, reasons, builders, plan, [prepared.outcome, *outcomes], scores)
+    ran = Ran(*asked, prepared, pairs, reasons, builders, plan, [prepared.outcome, judged, *outcomes], scores)
     folder = cache_root() / "runs" / f"{config.name}-{_digest(ran)}"
     manifest = manifest_of(ran, folder) if shard is None else manifest_of_shard(ran)
     if shard is None:
         beside = [path for path in (tuned if config.tuned else None, lock) if path is not None and path.is_file()]
         manifest = write_run(folder, ran, manifest, beside)
     return FinishedRun(folder, manifest, ran.executed, ran.reused)
+
+
+def _whose_columns(
+    config: Config, prepared: Prepared, options: Mapping[str, Any], note: Callable[[str], None]
+) -> Outcome:
+    """Judge the columns of the sessions, and tell before any score of those that are not the others'."""
+    job = columns_job(config, prepared.jobs)
+    outcome = execute([job], **options)
+    if job.is_done:
+        told = json.loads(job.path.read_text(encoding="utf-8"))
+        prepared.columns += told["sessions"]
+        prepared.notes += told["findings"]
+        for text in told["findings"]:
+            note(text)
+    return outcome
 
 
 def _executed(plan: Plan, options: Mapping[str, Any]) -> tuple[list[Job], list[Outcome]]:

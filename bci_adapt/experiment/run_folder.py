@@ -91,6 +91,7 @@ def manifest_of(ran: Ran, folder: Path) -> Manifest:
             matched_entry(sources, found, prepared.sessions, prepared.targets[sources])
             for sources, found in prepared.matched.items()
         ],
+        "columns": prepared.columns,
         "primary_bins": "in trial" if prepared.in_trial else "all",
         "drift": [
             {"source": pair.source, "target": pair.target, **read_json(job, Drift)}

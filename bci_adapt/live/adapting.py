@@ -14,6 +14,7 @@ from bci_adapt.data import channels
 from bci_adapt.data.axes import named_axes, told, with_axes
 from bci_adapt.data.binning import bin_ticks, whole_bins
 from bci_adapt.data.guarded_reading import opened
+from bci_adapt.data.same_columns import ColumnsOf
 from bci_adapt.data.scorable import named
 from bci_adapt.data.sessions import require_one_meaning, start_of
 from bci_adapt.decoders.base import Decoder
@@ -23,7 +24,7 @@ from bci_adapt.ground.catalog import unknown
 from bci_adapt.ground.storage import file_digest
 from bci_adapt.ground.text import clean
 from bci_adapt.ground.version import __version__
-from bci_adapt.live import predicting
+from bci_adapt.live import columns, predicting
 from bci_adapt.live.checkpoints import Checkpoint
 from bci_adapt.live.pieces import Led, Pieces
 from bci_adapt.protocol.evaluation import scores_of
@@ -39,7 +40,8 @@ class Adapted(NamedTuple):
     `prediction` is that of `predicting.predict`, with ``held_out (time)``, True where weights were held. `scores` are
     dicts of variable, part (``online``, each bin predicted before its label; ``held_out``), bins (``in trial``,
     ``all``) and metrics, of variables with labels in the session; `n_labels` counts bins of the stream of which any
-    label became known in it. `checkpoint` is where it stood on the way, if it was asked for.
+    label became known in it. `checkpoint` is where it stood on the way, if it was asked for; `columns` says whether the
+    session's columns are those that the decoder knows.
     """
 
     decoder: Decoder
@@ -49,6 +51,7 @@ class Adapted(NamedTuple):
     stream_s: float
     notes: list[str]
     checkpoint: Checkpoint | None = None
+    columns: ColumnsOf | None = None
 
 
 def pretrain(
@@ -60,6 +63,7 @@ def pretrain(
     by: str | None = None,
     axes: Mapping[str, Sequence[str]] = MappingProxyType({}),
     unobserved: str | None = None,
+    note: Say = lambda text: None,
     **constants: Any,
 ) -> Decoder:
     """The recommended decoder, trained on sessions of one subject: on the first, and extended by each further one.
@@ -73,6 +77,7 @@ def pretrain(
     by : what makes two channels the same one (`channels.POLICIES`); None takes what fits the first session.
     axes : axes of a target that are decoded, by its name (`data.axes.named_axes`); all where it names none.
     unobserved : of recordings, where units were observed at different times, as in `prepare.prepare`.
+    note : is told, before training, of sessions whose columns are not those of the others.
     constants : replace those of the decoder.
 
     Raises
@@ -99,6 +104,9 @@ def pretrain(
     sessions = [with_axes(session, chosen) for session in sessions]
     _require_one_kind(sessions, names)
     matched = channels.match(sessions, by=by, missing=missing)
+    known, findings = columns.known_from(matched)
+    for text in findings:
+        note(text)
     decoder = recommended(**constants)
     for n_days, latest in enumerate(matched, start=1):
         session_id = latest.attrs["session_id"]
@@ -108,6 +116,7 @@ def pretrain(
             train(matched[:n_days], names)
         except InputError as error:
             raise InputError(f"{session_id}: {error}") from error
+    columns.remember(decoder, known)
     return decoder
 
 
@@ -170,6 +179,9 @@ def adapt(
         asked = {"decoder": file_digest(decoder_file), "session": file_digest(session_file)}
         asked |= {"stream_s": stream_s, "missing": missing, "matched_by": by, "version": __version__}
         kept = Checkpoint(Path(checkpoint), piece_bins, asked)
+    whose = columns.judged(decoder, session, keep=True)
+    for text in whose.findings:
+        note(text)
     arrays, notes = pieces.without_counts(len(pieces) if kept is None else kept.piece_bins)
     if not (n_stream := arrays.n_stream(stream_s)):
         raise InputError(f"{session_file}: {len(pieces)} bins hold no stream of {stream_s:g} s")
@@ -179,11 +191,13 @@ def adapt(
     if found.diverged or not np.isfinite(predicted).all():
         raise InputError(f"{decoder_file}: diverged on {clean(session.attrs['session_id'])}; nothing is kept of it")
     decoder = led.decoder
-    prediction = predicting.prediction_of(session, predicted, decoder, decoder_file, notes)
+    prediction = predicting.prediction_of(session, predicted, decoder, decoder_file, [*whose.findings, *notes])
     prediction["held_out"] = "time", np.arange(len(predicted)) >= n_stream
     scores = [row for row in scores_of(arrays, found, n_stream) if row["part"] in ("online", "held_out")]
     if not found.n_labels:
         notes = [*notes, "no label became known in the stream: only what needs none was adapted"]
     for variable, axes in named(arrays, n_stream).items():
         notes = [*notes, *(f"{variable} {clean(axis)} is in no score: {why}" for axis, why in axes.items())]
-    return Adapted(decoder, prediction, scores, found.n_labels, n_stream * float(session.attrs["bin_s"]), notes, kept)
+    return Adapted(
+        decoder, prediction, scores, found.n_labels, n_stream * float(session.attrs["bin_s"]), notes, kept, whose
+    )

@@ -18,6 +18,7 @@ from bci_adapt.errors import InputError
 from bci_adapt.ground.storage import atomic_path, file_digest, write_netcdf
 from bci_adapt.ground.text import clean
 from bci_adapt.ground.version import __version__
+from bci_adapt.live import columns
 
 
 def predict(
@@ -43,6 +44,7 @@ def predict(
     """
     decoder, session = opened(decoder_file, session_file, by)
     arrays, notes = match_channels(decoder, session, missing, labels=False)
+    notes = [*columns.judged(decoder, session).findings, *notes]
     predicted = decoder.predict(arrays)
     if not np.isfinite(predicted).all():
         raise InputError(f"{decoder_file}: predictions are not finite: its weights have diverged")

@@ -101,6 +101,20 @@ class ChannelEntry(TypedDict):
     targets: dict[str, Changed]
 
 
+class ColumnsEntry(TypedDict, total=False):
+    """Whether the columns of a session are those of the others, by the counts: ``same``, ``partly``, ``foreign`` or
+    ``cannot say``, in words, the agreement with the session that it agrees with best, and columns that fit another
+    channel.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    session: Required[str]
+    verdict: Required[str]
+    sentence: Required[str]
+    best: dict[str, Any] | None
+    moved: dict[str, str]
+
+
 class DriftEntry(TypedDict, total=False):
     """Measures of drift of a pair: by name, ``{value, low, high}`` and what goes with them."""
 
@@ -167,6 +181,7 @@ class Manifest(BaseModel):
     notes: list[str] = []
     unscorable: list[PairEntry] = []
     channels: list[ChannelEntry] = []
+    columns: list[ColumnsEntry] = []
     primary_bins: str = ""
     drift: list[DriftEntry] = []
     costs: list[CostEntry] = []

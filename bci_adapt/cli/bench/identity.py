@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from bci_adapt.data.same_columns import FOREIGN, PARTLY, SAME, UNSURE, Fingerprint, agreement, judge
+from bci_adapt.data.same_columns.files import in_own_bins
 from bci_adapt.data.same_columns.fingerprints import of_counts
 from bci_adapt.data.simulate import recording
 from bci_adapt.errors import InputError
@@ -61,19 +62,13 @@ def raw(session: xr.Dataset) -> Raw:
 
 def read(folder: Path, say: Callable[[str], None]) -> list[Raw]:
     """Read the recordings of a folder, in the order of their names; `InputError` where there are fewer than three."""
-    from bci_adapt.data.guarded_reading import bins_of, inspect, opened
-
     paths = sorted(path for path in folder.iterdir() if path.suffix in (".nwb", ".nc"))
     if len(paths) < 3:
         raise InputError(f"{folder}: {len(paths)} recordings (.nwb, .nc), at least three sessions are needed")
     found = []
     for path in paths:
         say(path.name)
-        bin_s = bins_of(path)[1]
-        if bin_s is None:  # counts of a recording: its own bins, whatever they are
-            binned = [each.rate_hz for each in inspect(path).neural if each.rate_hz is not None and each.rate_hz < 1000]
-            bin_s = round(1 / binned[0], 6) if binned else None
-        found.append(raw(opened(path, bin_s)))
+        found.append(raw(in_own_bins(path)))
     return found
 
 

@@ -19,6 +19,8 @@ from bci_adapt.ground.text import clean
 PARTLY = "partly"
 N_REFERENCES = 4  # sessions, those most alike, that a session's columns are held against one by one
 N_NAMED = 8
+MAX_APART = 16
+"""Sessions that lie further apart in the list are not compared: they are linked through those between them."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,14 @@ class ColumnsOf:
     sentence: str
     best: Agreement | None = None
     moved: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def findings(self) -> list[str]:
+        """The sentence, where its columns are not those of the others, wholly or in part, or may not be; where there
+        was too little to compare nothing was found.
+        """
+        doubtful = self.verdict == UNSURE and self.best is not None and not self.best.why
+        return [self.sentence] if doubtful or self.verdict in (FOREIGN, PARTLY) else []
 
     def to_json(self) -> dict[str, Any]:
         best = None if self.best is None else {k: _finite(v) for k, v in asdict(self.best).items()}
@@ -55,14 +65,8 @@ class SameColumns:
 
     @property
     def findings(self) -> list[str]:
-        """Sentences about sessions whose columns are not those of the others, wholly or in part, or may not be; where
-        there is too little to compare nothing was found.
-        """
-        return [
-            each.sentence
-            for each in self.sessions
-            if each.verdict in (FOREIGN, PARTLY) or (each.verdict == UNSURE and each.best and not each.best.why)
-        ]
+        """The findings of all sessions."""
+        return [text for each in self.sessions for text in each.findings]
 
     def to_json(self) -> dict[str, Any]:
         usual = None if self.usual is None else list(self.usual)
@@ -99,9 +103,10 @@ def judge(sessions: Sequence[Fingerprint]) -> SameColumns:
     pairs = {
         (i, j): agreement(sessions[i], sessions[j])
         for i, j in combinations(range(n), 2)
-        if sessions[i].named and sessions[j].named
+        if j - i <= MAX_APART and sessions[i].named and sessions[j].named
     }
-    verdicts = {pair: found.verdict(max(n - 1, 1)) for pair, found in pairs.items()}
+    n_compared = max(1, min(n - 1, 2 * MAX_APART))
+    verdicts = {pair: found.verdict(n_compared) for pair, found in pairs.items()}
     group = _largest(n, [pair for pair, verdict in verdicts.items() if verdict == SAME])
     best = [_best(i, group, pairs) for i in range(n)]
     inside = [found.kept for i in group if (found := best[i]) is not None]
@@ -147,7 +152,9 @@ def _judged(
     kept = f"{best.kept:.2f} of the pattern of correlations is kept (log rates: {best.rates:.2f})"
     if inside and len(verdicts) and SAME in verdicts:
         return ColumnsOf(session.session_id, SAME, f"{name}: the columns of the other sessions: {kept}", best)
-    expected = f"where {usual[0]:.2f} to {usual[1]:.2f} is usual" if usual else f"{MARGIN:g} and more was expected"
+    expected = f"{MARGIN:g} and more was expected"
+    if usual:
+        expected = f"where {' to '.join(dict.fromkeys(f'{each:.2f}' for each in usual))} is usual"
     if not inside and FOREIGN in verdicts:
         said = f"{name}: the columns of this session are not those of the others: at most {kept}, {expected}"
         return ColumnsOf(session.session_id, FOREIGN, said, best)
@@ -169,8 +176,8 @@ def _with_moved(
     pairs: dict[tuple[int, int], Agreement],
 ) -> ColumnsOf:
     """Add the columns of session i that fit another channel than in the sessions most like it."""
-    others = [each for each in group if each != i and not pairs[min(i, each), max(i, each)].why]
-    others.sort(key=lambda each: -pairs[min(i, each), max(i, each)].kept)
+    own = {each: found for each in group if (found := pairs.get((min(i, each), max(i, each)))) and not found.why}
+    others = sorted(own, key=lambda each: -own[each].kept)
     session = sessions[i]
     references: list[Fingerprint] = []
     for each in others[:N_REFERENCES]:

@@ -197,6 +197,7 @@ def data(run: StoredRun) -> Section:
         sessions,
         *_published(run.manifest),
         Fold("How channels were matched", matched) if len(matched) > 4 else matched,
+        *_columns(run.manifest),
         *_drift(run),
     ]
     return Section("data", "Data and drift", blocks_of(blocks))
@@ -211,6 +212,27 @@ def _published(manifest: Manifest) -> list[Any]:
         parts.append(f"Cite as: {each['citation']}" if each["citation"] else "")
         found.append(Text(f"Dandiset {where}. {'. '.join(part.rstrip('.') for part in parts if part)}.", kind="fine"))
     return [*found, Points("Noted of the recordings", manifest.notes) if manifest.notes else None]
+
+
+def _columns(manifest: Manifest) -> list[Any]:
+    """Whether a column is the same channel in all sessions, as their correlations say."""
+    if len(manifest.columns) < 2:
+        return []
+    rows = []
+    for entry in manifest.columns:
+        best, verdict = entry.get("best") or {}, entry["verdict"]
+        pair = (best.get("first", ""), best.get("second", ""))
+        nearest = next((name for name in pair if name != entry["session"]), "")
+        words_ = Cell(verdict, "" if verdict == "same" else "bad")
+        cells = [figure_text(best.get(name)) for name in ("kept", "rates")]
+        rows.append([entry["session"], words_, *cells, nearest, "" if verdict == "same" else entry["sentence"]])
+    caption = (
+        "Whose columns these are: the share of the pattern of correlations between channels that is kept from the "
+        "session that a session agrees with best, beyond that of shuffled columns (1: as within a session, 0: as of "
+        "foreign columns), and the correlation of log rates with it."
+    )
+    columns = [*words("session", "columns"), *numbers("kept", "log rates"), *words("nearest"), Column("", "note")]
+    return [Text("", "Whose columns", "sub"), Table(caption, columns, rows)]
 
 
 def _drift(run: StoredRun) -> list[Any]:
