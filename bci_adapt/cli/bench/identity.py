@@ -181,23 +181,20 @@ def text(found: dict[str, Any]) -> str:
     for row in found["pairs"]:
         cells = [row["animal"], f"{row['minutes']:g}", *(str(row[key]) for key in ("n", SAME, UNSURE, FOREIGN))]
         lines.append(f"| {' | '.join(cells)} | {row['lowest']:.2f} | {row['median']:.2f} |")
-    head = [
-        "animal",
-        "minutes",
-        "mixed up",
-        "days",
-        "same",
-        "cannot say",
-        "partly",
-        "foreign",
-        "named",
-        "wrongly named",
-    ]
-    lines += ["", f"| {' | '.join(head)} |", "| --- |" + " ---: |" * 9]
-    for row in found["mixed"]:
-        cells = [row["animal"], f"{row['minutes']:g}", f"{row['share']:.0%}"]
-        cells += [str(row[key]) for key in ("n", SAME, UNSURE, PARTLY, FOREIGN)]
-        cells += ["–" if row["named"] is None else f"{row['named']:.0%}", f"{row['wrongly_named']:.2f}"]
-        lines.append(f"| {' | '.join(cells)} |")
+    lengths = sorted({row["minutes"] for row in found["mixed"]})
+    heads = [f"{length:g} min" for length in lengths]
+    lines += ["", f"| animal | mixed up | {' | '.join(heads)} |", "| --- | ---: |" + " ---: |" * len(lengths)]
+    for animal, share in dict.fromkeys((row["animal"], row["share"]) for row in found["mixed"]):
+        of = {row["minutes"]: row for row in found["mixed"] if (row["animal"], row["share"]) == (animal, share)}
+        lines.append(f"| {animal} | {share:.0%} | {' | '.join(_told(of.get(length)) for length in lengths)} |")
     seconds = ", ".join(f"{name} {value:.2f} s" for name, value in found["seconds_per_pair"].items())
     return "\n".join([*lines, "", f"A pair of whole sessions takes: {seconds}."])
+
+
+def _told(row: dict[str, Any] | None) -> str:
+    """Of how many days something was told: foreign + partly + cannot say, and the share of mixed columns named."""
+    if row is None:
+        return "–"
+    counted = "+".join(str(row[key]) for key in (FOREIGN, PARTLY, UNSURE))
+    named = "" if row["named"] is None else f", {row['named']:.0%}"
+    return f"{counted} of {row['n']}{named}"
