@@ -20,7 +20,7 @@ from bci_adapt.experiment import run as experiment
 from bci_adapt.experiment.arms import linear_arms, network_arms, standing_names
 from bci_adapt.experiment.asked import ArmSection
 from bci_adapt.experiment.building import Builder
-from bci_adapt.experiment.common_jobs import prepare_job
+from bci_adapt.experiment.common_jobs import columns_job, prepare_job
 from bci_adapt.experiment.config import load_config, parse_config, to_toml
 from bci_adapt.experiment.foreign import Foreign
 from bci_adapt.experiment.jobs import adapt, fit, score
@@ -138,7 +138,7 @@ def planned(config):
     prepared, pairs = prepare_sessions(config, [*config.pairs, *config.continual], workers=0)
     builders = prepared.builders(config, {}, None)
     plan = experiment._plan(config, prepared, builders, dict.fromkeys(pairs, ""), (), None)
-    jobs, left = {}, plan.jobs()
+    jobs, left = {}, [*plan.jobs(), columns_job(config, prepared.jobs)]
     while left:
         job = left.pop()
         jobs[job.key] = job
@@ -284,6 +284,7 @@ def test_a_tiny_experiment_from_nwb_to_report_runs_once(tiny):
     again = run_experiment(config, workers=0)
     assert (again.executed, again.folder) == (0, first.folder)
     assert again.reused > 0
+    assert [each["session"] for each in first.manifest.columns] == [e["session_id"] for e in first.manifest.sessions]
     assert {path.name for path in first.folder.iterdir()} == {"config.toml", "manifest.json", "results.nc"}
     assert load_config(first.folder / "config.toml") == config
 

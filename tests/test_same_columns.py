@@ -17,6 +17,8 @@ from bci_adapt.data.session_files import write_session
 from bci_adapt.errors import InputError
 from bci_adapt.experiment.jobs import columns as columns_job
 from bci_adapt.live import columns as remembered
+from bci_adapt.results.manifest import Manifest
+from bci_adapt.results.report import comparisons
 
 M, BIN_S, MINUTES = 48, 0.1, 3
 INDY = Path(__file__).parents[2] / "shared" / "data" / "indy64"
@@ -157,6 +159,17 @@ def test_matching_warns_of_foreign_columns_and_of_no_others(sessions, recwarn):
     assert [each.sizes["channel"] for each in matched] == [M] * 3, "said, and nothing else done"
 
 
+def test_commands_tell_of_foreign_columns_before_anything_else(sessions, tmp_path, call):
+    files = [tmp_path / f"{number}.nc" for number in range(3)]
+    for file, each in zip(files, sessions, strict=False):
+        write_session(each, file)
+    code, out, _ = call("drift", *files, "--json", tmp_path / "drift.json")
+    assert code == 0
+    assert 0 <= out.find("s2: the columns of this session are not those of the others") < out.find("drift from s0")
+    told = json.loads((tmp_path / "drift.json").read_text())["columns"]["sessions"]
+    assert [each["verdict"] for each in told] == [SAME, SAME, FOREIGN]
+
+
 def test_the_job_of_a_run_judges_its_sessions(sessions, tmp_path):
     inputs = {}
     for number, each in enumerate([*sessions[:3]]):
@@ -168,6 +181,17 @@ def test_the_job_of_a_run_judges_its_sessions(sessions, tmp_path):
     assert found["findings"] == [found["sessions"][2]["sentence"]]
     columns_job.run({"policy": "unit"}, inputs, tmp_path / "found.json")
     assert json.loads((tmp_path / "found.json").read_text()) == {"sessions": [], "findings": []}
+
+
+def test_the_page_of_a_run_shows_whose_columns(days, foreign):
+    told = judge([*days, foreign]).to_json()["sessions"]
+    heading, table = comparisons._columns(Manifest(name="x", columns=told))
+    assert heading.title == "Whose columns"
+    assert [str(row[1]) for row in table.rows] == [SAME] * 4 + [FOREIGN]
+    assert table.rows[-1][5] == told[-1]["sentence"]
+    assert table.rows[0][4].startswith("day")
+    assert table.rows[0][4] != "day0", "the other session of the two"
+    assert comparisons._columns(Manifest(name="x", columns=told[:1])) == []
 
 
 def test_a_fingerprint_survives_the_file_of_a_decoder(days, foreign):
