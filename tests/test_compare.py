@@ -13,6 +13,7 @@ from bci_adapt.errors import InputError
 from bci_adapt.experiment import comparing
 from bci_adapt.experiment.config import load_config
 from bci_adapt.ground.storage import cache_root
+from bci_adapt.results import report
 
 STREAM_S, DELAY_S = 60.0, 0.25
 
@@ -73,6 +74,12 @@ def _less(folder, monkeypatch):
     monkeypatch.setattr(comparing, "ARMS", comparing.ARMS[:1])
 
 
+@pytest.fixture
+def no_page(monkeypatch):
+    """Pages that nobody reads are not drawn."""
+    monkeypatch.setattr(report, "render_report", lambda folder: None)
+
+
 def compared(days, **options):
     return ba.compare(days, stream_s=STREAM_S, label_delay_s=DELAY_S, quick=True, workers=0, **options)
 
@@ -111,6 +118,7 @@ def test_own_decoders_of_a_notebook_are_arms_with_canaries(days):
     assert load_config(found.folder / "config.toml").label_delay_s == DELAY_S
 
 
+@pytest.mark.usefixtures("no_page")
 def test_files_of_prepared_sessions_are_compared_as_sessions_are(days, folder):
     """What has been computed once is not computed again, by whichever way it comes."""
     first = compared(days)
@@ -126,7 +134,7 @@ def test_files_of_prepared_sessions_are_compared_as_sessions_are(days, folder):
     assert said
 
 
-def test_what_is_noted_of_the_files_is_shown_and_kept(days, folder, call):
+def test_what_is_noted_of_the_files_is_shown_and_kept(days, folder, call, request):
     """Arrays that do not say when they were recorded are taken in the order given, by `ba.compare` and the command."""
     paths = [folder / f"undated{number}.npz" for number in range(2)]
     for day, path in zip(days, paths, strict=True):
@@ -138,6 +146,7 @@ def test_what_is_noted_of_the_files_is_shown_and_kept(days, folder, call):
     assert said == "undated0.npz, undated1.npz do not say when they were recorded: taken in the order given"
     assert f"note: {said}" in repr(found)
     assert said in found.report.read_text(encoding="utf-8")
+    request.getfixturevalue("no_page")
     asked = ("compare", *paths, "--stream", STREAM_S, "--label-delay", DELAY_S, "--quick", "--workers", 0)
     code, _, err = call(*asked)
     assert code == 0, err

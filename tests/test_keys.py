@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 
+import portalocker
 import pytest
 from problems import SMALL_FIGURE
 
@@ -252,9 +253,17 @@ EDITED = {  # a file, and what an edit of it moves and leaves
 
 
 @pytest.fixture(scope="module")
-def keys(tmp_path_factory) -> dict[str, dict[str, str]]:
-    """Keys and digests by what they are of, as they are and in every copy."""
-    copies = tmp_path_factory.mktemp("copies")
+def keys(tmp_path_factory, worker_id) -> dict[str, dict[str, str]]:
+    """Keys and digests by what they are of, as they are and in every copy; once, whichever processes test them."""
+    base = tmp_path_factory.getbasetemp()
+    stored = (base if worker_id == "master" else base.parent) / "keys.json"
+    with portalocker.Lock(stored.with_suffix(".lock")):
+        if not stored.exists():
+            stored.write_text(json.dumps(_computed(tmp_path_factory.mktemp("copies"))), encoding="utf-8")
+        return json.loads(stored.read_text(encoding="utf-8"))
+
+
+def _computed(copies: Path) -> dict[str, dict[str, str]]:
     changes = {"as it is": lambda folder: None} | {name: change for name, (change, _) in ADDED.items()}
     changes |= {name: append(f"bci_adapt/{name}", "\n# edited\n") for name in EDITED}
     for number, change in enumerate(changes.values()):

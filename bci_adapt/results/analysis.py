@@ -8,6 +8,7 @@ are other ones, or when it is not as it was written: their digest and its own st
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from bci_adapt.ground import statistics
 from bci_adapt.ground.storage import file_digest, write_text
 from bci_adapt.results import points, studies, summary
 from bci_adapt.results.arms import Arms
-from bci_adapt.results.manifest import MANIFEST, RESULTS, Manifest, own_digest
+from bci_adapt.results.manifest import RESULTS, Manifest, own_digest
 from bci_adapt.results.recovery import recovery_joint, recovery_oracle
 from bci_adapt.results.table import Results, variables
 from bci_adapt.results.verdict import plain_words
@@ -369,7 +370,7 @@ def analysis_of(folder: Path, stored: Results, manifest: Manifest) -> Analysis:
 
     Raises `InputError` where its file is a folder.
     """
-    path, digest = folder / ANALYSIS, _digest(folder)
+    path, digest = folder / ANALYSIS, _digest(folder, manifest)
     if path.is_dir():
         raise InputError(f"{path}: expected a file, it is a folder; remove it, the analysis is then made again")
     try:
@@ -384,8 +385,11 @@ def analysis_of(folder: Path, stored: Results, manifest: Manifest) -> Analysis:
     return made
 
 
-def _digest(folder: Path) -> str:
-    """What an analysis depends on: the run's results and manifest, and the code that analyses."""
+def _digest(folder: Path, manifest: Manifest) -> str:
+    """What an analysis depends on: the run's results, what the manifest says of drift and of the primary comparison –
+    not how often it was run –, and the code that analyses.
+    """
     here = Path(__file__).parent
-    files = [folder / RESULTS, folder / MANIFEST, Path(statistics.__file__), *sorted(here.glob("*.py"))]
-    return hashlib.sha256("\n".join(file_digest(file) for file in files).encode()).hexdigest()
+    files = [folder / RESULTS, Path(statistics.__file__), *sorted(here.glob("*.py"))]
+    said = json.dumps([manifest.drift, manifest.primary_pair], sort_keys=True, default=str)
+    return hashlib.sha256("\n".join([*(file_digest(file) for file in files), said]).encode()).hexdigest()

@@ -88,6 +88,7 @@ class Campaign:
     folder: Path
     kernels: Path
     seed: int = 0
+    workers: int = 2
     tried: Counter[str] = field(default_factory=Counter)
     survived: Counter[str] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
@@ -136,7 +137,7 @@ class Campaign:
     def unharmed(self) -> tuple[Path, object]:
         """A cache in which the experiment has been run, and its scores."""
         cache = self.cache("whole")
-        code, said = self.done(cache, *_RUN, str(cache / "out.json"))
+        code, said = self.done(cache, *_run(self, cache))
         assert code == 0, said
         return cache, _rows(self, cache)
 
@@ -190,9 +191,12 @@ def _days(cache: Path) -> list[str]:
     return [str(path) for path in sorted(cache.glob("raw/simulated/*.nwb"))]
 
 
-_RUN = ("run", "tiny.toml", "--workers", "2", "-q", "--json")
+def _run(campaign: Campaign, cache: Path) -> tuple[str, ...]:
+    return "run", "tiny.toml", "--workers", str(campaign.workers), "-q", "--json", str(cache / "out.json")
+
+
 _LISTED = (
-    Scene("run", lambda c, cache: (*_RUN, str(cache / "out.json")), _rows),
+    Scene("run", _run, _rows),
     Scene(
         "prepare",
         lambda c, cache: ("prepare", *_days(cache), "--bin-s", "0.1", "-q", "-o", str(cache / "made")),

@@ -10,7 +10,7 @@ from bci_adapt.ground.storage import cache_root
 def short(tmp_path):
     kernels = cache_root() / "kernels"
     kernels.mkdir(parents=True, exist_ok=True)
-    return campaign.Campaign(tmp_path, kernels, seed=1)
+    return campaign.Campaign(tmp_path, kernels, seed=1, workers=0)
 
 
 def test_a_killed_run_changes_no_score(short):
