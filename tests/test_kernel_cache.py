@@ -107,26 +107,19 @@ def in_a_process(cache, request, **environment):
 def test_a_kept_loop_that_is_not_as_it_was_written_is_compiled_again(tmp_path, request):
     found, told = in_a_process(tmp_path, request)
     assert not told
-    data, index = (next(tmp_path.rglob(f"*.{ending}")) for ending in ("nbc", "nbi"))
+    data = next(tmp_path.rglob("*.nbc"))
     assert not (tmp_path / "kernels").stat().st_mode & 0o077, "nobody else reads or writes there"
 
     class Mischief:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "executed",))
 
-    def half(file):
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-    def foreign(file):
-        file.write_bytes(pickle.dumps(Mischief()))
-
-    for damage, file in ((foreign, data), (half, index)):
-        damage(file)
-        again, told = in_a_process(tmp_path, request)
-        assert again == found, damage
-        assert [str(file) in each for each in told if "damaged since it was written" in each] == [True]
-        assert not (tmp_path / "executed").exists()
-        assert in_a_process(tmp_path, request) == [found, []], "kept again"
+    data.write_bytes(pickle.dumps(Mischief()))
+    again, told = in_a_process(tmp_path, request)
+    assert again == found
+    assert [str(data) in each for each in told if "damaged since it was written" in each] == [True]
+    assert not (tmp_path / "executed").exists()
+    assert in_a_process(tmp_path, request) == [found, []], "kept again"
 
 
 def test_a_cache_that_others_write_to_holds_no_compiled_code(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from bci_adapt.decoders.lags import NormalEquations, lagged
 from bci_adapt.decoders.wiener import WienerDecoder
 from bci_adapt.learning.normaliser import Normaliser
 
-N_BINS, N_CHANNELS, N_DAYS = 1500, 96, 40
+N_BINS, N_CHANNELS, N_DAYS = 1000, 96, 40
 RAW_MB = N_BINS * N_CHANNELS * 2 / 1e6  # a day as it is stored: uint16
 # Counts as they are (1), for a network the same in float32 (2), and labels and flags, which are a tenth of them.
 MOST = 4.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -83,7 +83,7 @@ def months(seed: int, minutes: float, n_units: int = 96) -> list[Raw]:
 
 
 def identity(
-    animals: dict[str, Sequence[Raw]],
+    animals: Mapping[str, Sequence[Raw]],
     say: Callable[[str], None],
     minutes: Sequence[float] = MINUTES,
     shares: Sequence[float] = SHARES,
