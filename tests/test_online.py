@@ -76,9 +76,7 @@ DOZEN = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("cell", "rule", "optimizer", "checked"), DOZEN, ids=lambda part: getattr(part, "name", part)
-)
+@pytest.mark.parametrize(("cell", "rule", "optimizer", "checked"), DOZEN, ids=lambda part: getattr(part, "name", part))
 def test_compiled_equals_plain_python(cell, rule, optimizer, checked):
     p = problem(cells()[cell], n_bins=40, n=5)
     rng = np.random.default_rng(5)
