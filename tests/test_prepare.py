@@ -9,8 +9,8 @@ from nwb_files import counts_file, spikes_file
 
 from bci_adapt.archive.sources.folder import Folder
 from bci_adapt.data import nwb
+from bci_adapt.data.any_file import identity
 from bci_adapt.data.faults import Thresholds
-from bci_adapt.data.from_arrays import identity
 from bci_adapt.data.prepare import inspect, prepare
 from bci_adapt.data.session_files import read_session
 from bci_adapt.errors import InputError

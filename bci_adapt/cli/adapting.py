@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -86,17 +86,9 @@ def pretrain(
     with progress(quiet) as bar:
         say = teller(bar, "reading sessions")
         decoder = live.pretrain(
-            sessions,
-            target,
-            bin_s,
-            missing,
-            say,
-            by,
-            axes=parsed(axes or ()),
-            unobserved=unobserved,
-            seed=seed,
+            sessions, target, bin_s, missing, say, by, axes=parsed(axes or ()), unobserved=unobserved, seed=seed,
             note=noting(quiet),
-        )
+        )  # fmt: skip
         decoder.save(output)
     if not quiet:
         _print(f"{output}  {decoder.n_features_in_} channels → {target}, trained on {len(sessions)} sessions")
@@ -153,17 +145,21 @@ def adapt(
         if predictions is not None:
             predicting.write_prediction(done.prediction, predictions)
     if json_file is not None:
-        change = getattr(done.decoder, "weight_change_", None)
-        written = {
-            "decoder": str(output), "session_id": done.prediction.attrs["session_id"], "stream_s": done.stream_s,
-            "n_labels": done.n_labels, "weight_change": change, "scores": done.scores, "notes": done.notes,
-            "columns": None if done.columns is None else done.columns.to_json(),
-        }  # fmt: skip
-        write_json(json_file, json_safe(written))
+        write_json(json_file, json_safe(_as_json(done, output)))
     if done.checkpoint is not None:  # what it was kept for is written
         done.checkpoint.remove()
     if not quiet and json_file != "-":
         _tell(done, output)
+
+
+def _as_json(done: Adapted, output: Path) -> dict[str, Any]:
+    """What ``--json`` says of an adaptation."""
+    return {
+        "decoder": str(output), "session_id": done.prediction.attrs["session_id"], "stream_s": done.stream_s,
+        "n_labels": done.n_labels, "weight_change": getattr(done.decoder, "weight_change_", None),
+        "scores": done.scores, "notes": done.notes,
+        "columns": None if done.columns is None else done.columns.to_json(),
+    }  # fmt: skip
 
 
 def _tell(done: Adapted, output: Path) -> None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from rich.table import Table
 
+    from bci_adapt.data.same_columns import SameColumns
+
 Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE.png", help="Also draw it (png, svg or pdf).")]
 Variable = Annotated[str, typer.Option("--variable", metavar="NAME", help="The kinematic that neurons are related to.")]
 
@@ -69,17 +71,15 @@ def drift(
     Channels are matched by name. Sorted units and columns without names are compared with no others by themselves,
     because their numbers say nothing about another day: say --by pool to sum units on their electrodes, unit where
     units were matched across days, or position for columns that are the same. Whether columns of one name are one
-    channel is asked of the counts, and told first. In parentheses stands the same measure
-    between the first and the second half of the source session: what noise and an hour do by themselves. A change of
-    behaviour changes neurons too, so that is shown as well. How much a decoder loses is another question: see
-    [bold]run[/].
+    channel is asked of the counts, and told first. In parentheses: the two halves of the source session, as baseline. A
+    change of behaviour changes neurons too, so that is shown as well. What a decoder loses is what [bold]run[/] shows.
 
     Example: [cyan]bci-adapt drift monday.nwb tuesday.nwb october.nwb --plot drift.png[/]
     """
     from bci_adapt.data import channels
     from bci_adapt.data import drift as measure
     from bci_adapt.data.guarded_reading import opened
-    from bci_adapt.data.same_columns import SAME, same_columns
+    from bci_adapt.data.same_columns import same_columns
     from bci_adapt.data.sessions import require_one_subject
     from bci_adapt.ground.storage import json_safe
 
@@ -101,16 +101,26 @@ def drift(
     if variable != "velocity" and all(each["across"]["tuning"] is None for each in found) and first.labels is None:
         raise InputError(f"{source}: there is no kinematic variable {variable!r}")
     if plot is not None:
-        from bci_adapt.results.figures.drift import drift_figure
-        from bci_adapt.results.figures.run import save
-
-        save(drift_figure(found), plot)
+        _draw_drift(found, plot)
     if json_file is not None:
         write_json(json_file, json_safe({"source": found[0]["source"], "columns": columns.to_json(), "targets": found}))
     if not quiet and json_file != "-":
-        for each in columns.sessions if columns.findings else columns.sessions[1:]:
-            _line(each.sentence, "" if each.verdict == SAME else "yellow")
+        _say_columns(columns)
         _say_drift(found, settings, plot)
+
+
+def _say_columns(columns: SameColumns) -> None:
+    from bci_adapt.data.same_columns import SAME
+
+    for each in columns.sessions if columns.findings else columns.sessions[1:]:
+        _line(each.sentence, "" if each.verdict == SAME else "yellow")
+
+
+def _draw_drift(found: list[dict[str, Any]], plot: Path) -> None:
+    from bci_adapt.results.figures.drift import drift_figure
+    from bci_adapt.results.figures.run import save
+
+    save(drift_figure(found), plot)
 
 
 def _say_drift(found: list[dict[str, Any]], settings: Any, plot: Path | None) -> None:

@@ -135,13 +135,11 @@ def compare(
         or a decoder of this package. Each is copied, trained and run in this process, on the same bins as the others,
         with the first seed. What it raises is raised here.
     bin_s : width of a bin; None: that of the sessions, or `BIN_S` for recordings.
-    stream_s : adaptation stream of each target, at most half of it.
-    label_delay_s : how late labels become known.
+    stream_s, label_delay_s : adaptation stream of each target, at most half of it; how late labels become known.
     cells : networks; tanh and gru when None, tanh alone with `quick`.
     seeds : number of seeds of the networks; 3 when None, 1 with `quick`.
     quick : a first look: one small network, no sweeps of the labels.
-    by, missing : what makes two channels the same one, and what happens to one that not every session has, as in
-        `bci_adapt.match`.
+    by, missing : what makes two channels the same one, and what happens to others, as in `bci_adapt.match`.
     axes : which axes of a variable are decoded, by name: ``{"emg": ["FCR", "ECU"]}``, or ``{"emg": ["common"]}`` for
         those that all sessions have.
     workers : processes; None for as many as there are processors, 0 for this one.
@@ -157,8 +155,9 @@ def compare(
     )
     own = [_present(name, decoder) for name, decoder in (decoders or {}).items()]
     _tell_unaware(own, label_delay_s)
+    width_s = width_of(sessions) if bin_s is None else bin_s
     config = compare_config(
-        [_file_of(session) for session in sessions], target, bin_s=width_of(sessions) if bin_s is None else bin_s,
+        [_file_of(session) for session in sessions], target, bin_s=width_s,
         stream_s=stream_s, label_delay_s=label_delay_s, cells=",".join(cells) if cells else None, seeds=seeds,
         quick=quick, by=by, missing=missing, axes=axes or {}, workers=workers,
     )  # fmt: skip

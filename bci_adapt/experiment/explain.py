@@ -114,17 +114,9 @@ def explain(
     config = config.model_copy(update={"controls": ControlSection(), "sweeps": SweepSection(arms=())})
     lock = run_folder / "sessions.lock.toml"
     prepared, _ = prepare_sessions(
-        config,
-        [*config.pairs, *config.continual],
-        workers=workers,
-        progress=progress,
-        say=say,
-        note=note,
-        lock=lock if lock.is_file() else None,
-        offline=offline,
-        verify=verify,
-        sure=sure,
-    )
+        config, [*config.pairs, *config.continual], workers=workers, progress=progress, say=say, note=note,
+        lock=lock if lock.is_file() else None, offline=offline, verify=verify, sure=sure,
+    )  # fmt: skip
     found = _find(pair, prepared.pairs(config.pairs))
     recorded = {each["session_id"]: each.get("source_sha256", "") for each in manifest.sessions}
     for name in (*found.sources, found.target):

@@ -86,15 +86,7 @@ def pretrain(
         for files that are something else, in another order, given twice, of other bins, axes or units, or without the
         target.
     """
-    paths = [Path(file) for file in files]
-    if not paths:
-        raise InputError("pretrain takes at least one session")
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise InputError("pretrain: one file is given twice")
-    sessions = []
-    for path in paths:
-        say(f"reading {path.name}")
-        sessions.append(opened(path, bin_s, unobserved=unobserved))
+    sessions = _opened([Path(file) for file in files], bin_s, unobserved, say)
     names = [each.strip() for each in target.split(",")]
     if others := [name for name in axes if name not in names]:
         raise InputError(f"axes: {unknown(others[0], names, 'target')}")
@@ -138,6 +130,26 @@ def _require_one_kind(sessions: Sequence[xr.Dataset], names: Sequence[str]) -> N
         latest = start or latest
 
 
+def _opened(paths: Sequence[Path], bin_s: float | None, unobserved: str | None, say: Say) -> list[xr.Dataset]:
+    """The sessions to train on; `InputError` where there is none, or one file is given twice."""
+    if not paths:
+        raise InputError("pretrain takes at least one session")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InputError("pretrain: one file is given twice")
+    sessions = []
+    for path in paths:
+        say(f"reading {path.name}")
+        sessions.append(opened(path, bin_s, unobserved=unobserved))
+    return sessions
+
+
+def _bins_between(every_s: float, bin_s: float) -> int:
+    """Bins from one checkpoint to the next."""
+    if (n_bins := whole_bins(every_s, bin_s)) < 1:
+        raise InputError(f"every_s: expected at least a bin between two checkpoints, got {every_s:g} s")
+    return n_bins
+
+
 def adapt(
     decoder_file: Path | str,
     session_file: Path | str,
@@ -173,12 +185,9 @@ def adapt(
         raise InputError(f"stream_s must be positive, got {stream_s}")
     pieces, kept = Pieces(session, decoder, missing), None
     if checkpoint is not None:
-        piece_bins = whole_bins(every_s, float(session.attrs["bin_s"]))
-        if piece_bins < 1:
-            raise InputError(f"every_s: expected at least a bin between two checkpoints, got {every_s:g} s")
         asked = {"decoder": file_digest(decoder_file), "session": file_digest(session_file)}
         asked |= {"stream_s": stream_s, "missing": missing, "matched_by": by, "version": __version__}
-        kept = Checkpoint(Path(checkpoint), piece_bins, asked)
+        kept = Checkpoint(Path(checkpoint), _bins_between(every_s, float(session.attrs["bin_s"])), asked)
     whose = columns.judged(decoder, session, keep=True)
     for text in whose.findings:
         note(text)
