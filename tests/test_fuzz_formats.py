@@ -99,7 +99,8 @@ def of_analysis(path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(analysis, "analyse", again)
-        return analysis.analysis_of(path.parent, None, None).model_dump_json()
+        manifest = read_manifest(path.parent / MANIFEST)
+        return analysis.analysis_of(path.parent, None, manifest).model_dump_json()
 
 
 def of_arrays(path):

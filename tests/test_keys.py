@@ -257,7 +257,7 @@ def keys(tmp_path_factory, worker_id) -> dict[str, dict[str, str]]:
     """Keys and digests by what they are of, as they are and in every copy; once, whichever processes test them."""
     base = tmp_path_factory.getbasetemp()
     stored = (base if worker_id == "master" else base.parent) / "keys.json"
-    with portalocker.Lock(stored.with_suffix(".lock")):
+    with portalocker.Lock(stored.with_suffix(".lock"), timeout=900):
         if not stored.exists():
             stored.write_text(json.dumps(_computed(tmp_path_factory.mktemp("copies"))), encoding="utf-8")
         return json.loads(stored.read_text(encoding="utf-8"))
