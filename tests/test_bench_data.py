@@ -116,6 +116,12 @@ def test_command(call, monkeypatch, found):
     code, out, _ = call("bench", "data", "--quick")
     assert code == 0
     assert "waveforms touched" in out
+    full = {**found, "size": {**found["size"], "quick": False}}
+    monkeypatch.setattr(bench_data, "data", lambda quick, say: full)
+    code, out, _ = call("bench", "data")
+    assert code == 0
+    assert " met " in out
+    assert "[/]" not in out, "markup is printed as it is written"
 
 
 # --------------------------------------------------------------------------- what makes preparation fast

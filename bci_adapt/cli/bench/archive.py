@@ -31,6 +31,7 @@ from bci_adapt.archive.download import digests_of
 from bci_adapt.archive.lock import ETAG, SHA256, Asset
 from bci_adapt.archive.sources.dandi import Dandi
 from bci_adapt.archive.sources.folder import Folder
+from bci_adapt.cli.bench import judged
 from bci_adapt.cli.bench.loopback import DANDISET, VERSION, serving
 from bci_adapt.cli.bench.measuring import clock
 
@@ -192,6 +193,6 @@ def table_of(found: dict[str, Any]) -> Table:
     for heading in ("aim", "value", "limit", ""):
         table.add_column(heading, justify="right" if heading in ("value", "limit") else "left")
     for row in found["aims"]:
-        verdict = "not judged" if found["quick"] else "[green]met[/]" if row["met"] else "[red]not met[/]"
+        verdict = "not judged" if found["quick"] else judged("met" if row["met"] else "not met", row["met"])
         table.add_row(row["aim"], f"{row['value']:.2f}", f"≤ {row['limit']:g}", verdict)
     return table

@@ -35,6 +35,7 @@ import h5py
 import numpy as np
 import xarray as xr
 
+from bci_adapt.cli.bench import judged
 from bci_adapt.cli.bench.measuring import clock, forget_peak, processes, resident, traced_peak
 from bci_adapt.data import nwb, simulate
 from bci_adapt.data.nwb import ELECTRODES, TRIALS
@@ -324,8 +325,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
     for heading in ("aim", "value", "limit", ""):
         aims.add_column(heading, justify="right" if heading in ("value", "limit") else "left")
     for row in found["aims"]:
-        verdict = "[green]met[/]" if row["met"] else "[red]not met[/]"
-        verdict = "not judged" if size["quick"] else verdict
+        verdict = "not judged" if size["quick"] else judged("met" if row["met"] else "not met", row["met"])
         limit = f"{'≤' if row['at_most'] else '≥'} {row['limit']:g}"
         aims.add_row(row["aim"], f"{row['value']:.2f}", limit, verdict)
     return [times, aims]

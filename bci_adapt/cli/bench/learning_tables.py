@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bci_adapt.cli.bench import judged
 from bci_adapt.cli.bench.rivals import JAX, TORCH
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 
 def tables(rows: list[dict[str, Any]]) -> list[Table]:
@@ -43,12 +45,9 @@ def _table(kind: str, columns: tuple[str, ...]) -> Table:
     return table
 
 
-def _judged(text: str, value: float, aim: float | None, at_most: bool = False) -> str:
+def _judged(text: str, value: float, aim: float | None, at_most: bool = False) -> str | Text:
     """Coloured by whether the value meets its aim."""
-    if aim is None:
-        return text
-    met = value <= aim if at_most else value >= aim
-    return f"[green]{text}[/]" if met else f"[red]{text}[/]"
+    return text if aim is None else judged(text, value <= aim if at_most else value >= aim)
 
 
 def _speeds(kind: str, rows: list[dict[str, Any]]) -> Table:
