@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import warnings
 from dataclasses import fields
 from pathlib import Path
 
@@ -27,13 +28,14 @@ from bci_adapt.experiment.jobs import adapt, fit, score
 from bci_adapt.experiment.pairs import Pair, choose_pairs, match_channels, require_source, unscorable, unusable_halves
 from bci_adapt.experiment.preparing import open_source, prepare_sessions
 from bci_adapt.experiment.run import run_experiment
+from bci_adapt.experiment.run_folder import tell_what_is_damaged
 from bci_adapt.ground.jobs import Job
 from bci_adapt.learning.credit.base import rules
 from bci_adapt.learning.optimizers import optimizers
 from bci_adapt.results import report
 from bci_adapt.results.analysis import analyse
 from bci_adapt.results.arms import Arms
-from bci_adapt.results.manifest import read_manifest
+from bci_adapt.results.manifest import Manifest, read_manifest
 from bci_adapt.results.report import comparisons
 from bci_adapt.results.summary import leak, summarise
 from bci_adapt.results.table import read_results
@@ -1080,3 +1082,24 @@ def test_a_declared_comparison_names_arms_of_the_run(tiny, setting, message):
     assert load_config(tiny, settings).primary.cell == "tanh"
     with pytest.raises(InputError, match=message):
         load_config(tiny, [*settings, setting])
+
+
+def test_a_run_names_what_of_its_folder_is_damaged_before_it_is_written_again(tmp_path):
+    def written():
+        (tmp_path / "results.nc").write_bytes(b"scores")
+        (tmp_path / "manifest.json").write_text(Manifest(name="x").of_files(tmp_path, ["results.nc"]).text())
+
+    def told():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            tell_what_is_damaged(tmp_path)
+        return [str(each.message).removeprefix(f"{tmp_path}/") for each in caught]
+
+    assert told() == [], "there is none yet"
+    written()
+    assert told() == []
+    (tmp_path / "results.nc").write_bytes(b"scorez")
+    assert told() == ["results.nc: damaged since it was written; it is written again"]
+    written()
+    (tmp_path / "manifest.json").write_text((tmp_path / "manifest.json").read_text().replace('"x"', '"y"'))
+    assert told() == ["manifest.json: damaged since it was written; it is written again"]

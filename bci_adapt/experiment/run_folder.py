@@ -26,7 +26,8 @@ from bci_adapt.experiment.preparing import Prepared
 from bci_adapt.experiment.tuned import Tuned
 from bci_adapt.ground.engine import Outcome
 from bci_adapt.ground.jobs import Job
-from bci_adapt.ground.storage import write_text
+from bci_adapt.ground.seals import tell_damaged
+from bci_adapt.ground.storage import file_digest, write_text
 from bci_adapt.ground.version import __version__
 from bci_adapt.results.manifest import MANIFEST, RESULTS, Manifest, read_manifest
 
@@ -182,6 +183,7 @@ def write_run(folder: Path, ran: Ran, manifest: Manifest, beside: Sequence[Path]
     from bci_adapt.results.report import render_report
     from bci_adapt.results.table import long_table, write_results
 
+    tell_what_is_damaged(folder)
     config, scored = ran.config, [job for job in ran.scores if job.is_done]
     asked = [arm for arm in config.arms if isinstance(arm, ArmSection)]
     records = {kind: _records(scored, kind) for kind in KINDS}
@@ -201,6 +203,20 @@ def write_run(folder: Path, ran: Ran, manifest: Manifest, beside: Sequence[Path]
     write_text(folder / MANIFEST, manifest.text())
     render_report(folder)
     return manifest
+
+
+def tell_what_is_damaged(folder: Path) -> None:
+    """Name what a run's folder holds and is not as it was written, before it is written again."""
+    if not (folder / MANIFEST).is_file():
+        return
+    try:
+        earlier = read_manifest(folder / MANIFEST)
+    except InputError:
+        tell_damaged(folder / MANIFEST, "it is written again")
+        return
+    for name, digest in earlier.files.items():
+        if (folder / name).is_file() and file_digest(folder / name) != digest:
+            tell_damaged(folder / name, "it is written again")
 
 
 def _described(ran: Ran) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 
 from bci_adapt.errors import InputError
 from bci_adapt.ground import statistics
+from bci_adapt.ground.seals import tell_damaged
 from bci_adapt.ground.storage import file_digest, write_text
 from bci_adapt.results import points, studies, summary
 from bci_adapt.results.arms import Arms
@@ -375,10 +376,14 @@ def analysis_of(folder: Path, stored: Results, manifest: Manifest) -> Analysis:
         raise InputError(f"{path}: expected a file, it is a folder; remove it, the analysis is then made again")
     try:
         known = Analysis.model_validate_json(path.read_text(encoding="utf-8"))
-        if known.digest == digest and known.content == own_digest(known):
+        if known.content != own_digest(known):
+            tell_damaged(path, "it is made again")
+        elif known.digest == digest:
             return known
-    except (OSError, UnicodeDecodeError, ValidationError):  # there is none, or one of another version
+    except OSError:  # there is none
         pass
+    except (UnicodeDecodeError, ValidationError):
+        tell_damaged(path, "or made by another version; it is made again")
     made = analyse(stored, manifest, digest)
     made = made.model_copy(update={"content": own_digest(made)})
     write_text(path, made.model_dump_json(indent=1))
