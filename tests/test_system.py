@@ -4,11 +4,13 @@ import errno
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 from bci_adapt.errors import InputError
-from bci_adapt.ground.said import refused
+from bci_adapt.ground.said import printable_warnings, refused
+from bci_adapt.ground.seals import DamagedWarning
 from bci_adapt.ground.storage import atomic_path, refusal, write_text
 
 
@@ -96,3 +98,15 @@ def test_too_few_open_files_for_worker_processes_is_one_sentence(monkeypatch):
     outer = RuntimeError("Nanny failed to start.")
     outer.__cause__ = inner
     assert "too many files are open" in pools._cause(outer)
+
+
+def test_what_was_damaged_and_is_mended_is_a_note():
+    with printable_warnings():
+        note, other = (
+            warnings.formatwarning(f"a\x1b[2Jb.nc: {kind.__name__}", kind, "code.py", 7, "")
+            for kind in (DamagedWarning, UserWarning)
+        )
+    assert note.startswith("note: a")
+    assert note.endswith("b.nc: DamagedWarning\n")
+    assert "code.py:7: UserWarning: a" in other
+    assert "\x1b" not in note + other

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
+from bci_adapt.ground.seals import DamagedWarning
 from bci_adapt.ground.storage import refusal
 from bci_adapt.ground.text import printable
 
@@ -22,11 +25,13 @@ _BODIES: list[Callable[..., str]] = []
 
 @contextlib.contextmanager
 def printable_warnings() -> Iterator[None]:
-    """Show every warning of the body without control characters: names and notes in them come from files."""
+    """Show every warning of the body without control characters: names and notes in them come from files. What was
+    damaged and is mended is a note, without the line of code that found it.
+    """
     with _LOCK:
         usual = _BODIES[0] if _BODIES else warnings.formatwarning
         _BODIES.append(usual)
-        warnings.formatwarning = lambda *told, **more: printable(usual(*told, **more), MOST)
+        warnings.formatwarning = functools.partial(_formatted, usual)
     try:
         yield
     finally:
@@ -34,6 +39,12 @@ def printable_warnings() -> Iterator[None]:
             _BODIES.pop()
             if not _BODIES:
                 warnings.formatwarning = usual
+
+
+def _formatted(usual: Callable[..., str], message: Any, category: type[Warning], *told: Any, **more: Any) -> str:
+    if issubclass(category, DamagedWarning):
+        return printable(f"note: {message}\n", MOST)
+    return printable(usual(message, category, *told, **more), MOST)
 
 
 def refused(error: BaseException) -> str | None:
