@@ -23,6 +23,7 @@ _PUBLIC = {
     "match": "bci_adapt.data.matching",
     "compare": "bci_adapt.experiment.comparing",
     "evaluate": "bci_adapt.protocol.evaluation",
+    "live": "bci_adapt.live",
     "recommended": "bci_adapt.decoders.recommendation",
     "load": "bci_adapt.decoders.base",
     "Decoder": "bci_adapt.decoders.base",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:  # the same names for a type checker, which then knows what is
     from bci_adapt.decoders.wiener import WienerDecoder as WienerDecoder
     from bci_adapt.errors import InputError as InputError
     from bci_adapt.experiment.comparing import compare as compare
+    from bci_adapt.live.decoder import live as live
     from bci_adapt.metrics import pearson as pearson
     from bci_adapt.metrics import pearson_axes as pearson_axes
     from bci_adapt.metrics import r2 as r2
@@ -82,7 +84,8 @@ else:
             raise AttributeError(f"module 'bci_adapt' has no attribute {name!r}")
         from importlib import import_module
 
-        return getattr(import_module(_PUBLIC[name]), name)
+        found = import_module(_PUBLIC[name])
+        return found if _PUBLIC[name] == f"{__name__}.{name}" else getattr(found, name)
 
 
 def __dir__() -> list[str]:

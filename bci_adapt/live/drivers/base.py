@@ -1,0 +1,107 @@
+"""Decoders driven bin by bin, prediction and learning apart, in arrays that are made once.
+
+A driver leads one fitted decoder through a session as `Decoder.adapt` would, but takes each label when it comes, not
+with its bin:
+
+    driver.forward(counts, observed, reset)    # bin 0, 1, 2 …: its prediction
+    driver.give(i, label)                      # the label of bin i has come
+    driver.overdue(i)                          # bin i waits for its label no longer
+    driver.work()                              # learn from what is due by the end of the last bin
+
+The label of bin i is learned from at the end of bin max(i + delay, the last bin when it came), after those of the bins
+before it: what `adapt` does with the same ``arrives``. Whether `work` is called once after a bin or often is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bci_adapt.decoders.base import Decoder
+from bci_adapt.decoders.inputs import Bins
+from bci_adapt.decoders.timing import delay_bins
+
+
+class Driver:
+    """One decoder, driven. `wait` is how many bins after its own a label is waited for, at least the decoder's delay.
+
+    Attributes
+    ----------
+    bin : how many bins have been predicted.
+    holds_statistics : whether the running statistics of the inputs stand still.
+    label_mean, label_scale : (n_outputs,) the scale of the labels in training.
+    """
+
+    learns = True
+
+    def __init__(self, decoder: Any, wait: int) -> None:
+        self.decoder, self.wait = decoder, wait
+        self.delay = delay_bins(decoder.label_delay_s, decoder.bin_s_) if self.learns else 0
+        self.bin, self.holds_statistics = 0, False
+        self.label_mean = np.asarray(getattr(decoder, "label_mean_", np.zeros(decoder.n_outputs_)))
+        self.label_scale = np.asarray(getattr(decoder, "label_scale_", np.ones(decoder.n_outputs_)))
+
+    def forward(self, counts: np.ndarray, observed: bool, reset: bool) -> np.ndarray:
+        """Predict the next bin of `counts` (n_channels,), raw and finite; returns (n_outputs,), which the next call
+        overwrites. With `reset` it is the first bin of a segment.
+        """
+        raise NotImplementedError
+
+    def give(self, i: int, y: np.ndarray) -> None:
+        """The label (n_outputs,) of bin i, NaN where it is missing: once for a bin, observed, that still waits."""
+
+    def overdue(self, i: int) -> None:
+        """Bin i, if it still waits, waits no longer: nothing is learned from it."""
+
+    def work(self) -> None:
+        """Learn from what is due by the end of the last bin."""
+
+    def forget(self) -> None:
+        """Labels that wait to be learned from are not: their bins count as without."""
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """All that learning moves, by name, as it is (no copies): what a roll-back brings back."""
+        return {}
+
+    def restore(self, kept: Mapping[str, np.ndarray]) -> None:
+        """Bring back a copy of `weights`. The next bin must be a segment's first."""
+
+    def sync(self) -> Decoder:
+        """The decoder, standing where its driver does, to be saved."""
+        return self.decoder
+
+    def place(self) -> dict[str, Any]:
+        """Where a driver stands beside its decoder, as JSON can hold it."""
+        return {"bin": self.bin}
+
+    def go_on(self, place: Mapping[str, Any]) -> None:
+        """Stand at a `place` that another driver of the same decoder gave."""
+        self.bin = int(place["bin"])
+
+    def _arrival(self, i: int) -> int:
+        return max(i + self.delay, self.bin - 1)
+
+
+class FixedDriver(Driver):
+    """Drives a decoder that learns from no label: its statistics run, its weights stay."""
+
+    learns = False
+
+    def forward(self, counts: np.ndarray, observed: bool, reset: bool) -> np.ndarray:
+        """See `Driver.forward`."""
+        decoder = self.decoder
+        held = {name: value for name, value in vars(decoder).items() if name.startswith("running_")}
+        predicted = decoder._partial_fit(bins_of(decoder, counts, observed, reset), None)[0]
+        if self.holds_statistics:
+            vars(decoder).update(held)
+        self.bin += 1
+        return predicted
+
+
+def bins_of(decoder: Decoder, counts: np.ndarray, observed: bool, reset: bool) -> Bins:
+    """One bin as decoders take it, without a label."""
+    X = np.where(observed, counts, 0.0)[None]
+    none = np.zeros((1, decoder.n_outputs_))
+    return decoder._featured(Bins(X, none, none, np.array([observed]), np.array([reset])))
