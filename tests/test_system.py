@@ -6,12 +6,19 @@ import subprocess
 import sys
 import warnings
 
+import numpy as np
+import psutil
 import pytest
 
 from bci_adapt.errors import InputError
 from bci_adapt.ground.said import printable_warnings, refused
 from bci_adapt.ground.seals import DamagedWarning
 from bci_adapt.ground.storage import atomic_path, refusal, write_text
+from bci_adapt.learning import online
+from bci_adapt.learning.backends import compiled
+from bci_adapt.learning.cells.base import Network, cell
+from bci_adapt.learning.credit.base import rule
+from bci_adapt.learning.optimizers import optimizer
 
 
 @pytest.mark.parametrize(
@@ -55,6 +62,30 @@ def test_a_library_that_finds_no_memory_is_told_as_memory():
     assert "too many files" in refused(OSError(errno.EMFILE, "Too many open files"))
     assert refused(ImportError("No module named 'torch'")) is None
     assert refused(ValueError("failed to map segment")) is None
+    worded_anew = OSError("Could not find/load shared object file 'libllvmlite.so'")
+    assert refused(worded_anew) is None
+    worded_anew.__context__ = OSError("libllvmlite.so: failed to map segment from shared object")
+    assert "not enough memory" in refused(worded_anew)
+
+
+def test_a_loop_is_not_compiled_where_the_compiler_would_end_the_process(monkeypatch):
+    resource = pytest.importorskip("resource")
+    network = Network(cell("tanh"), 2, 2, 2)
+    learner = online.Learner(network, rule("immediate"), optimizer("rmsprop"))
+    state, limit = online.start(learner, *network.initial_weights(0)), [0]
+
+    def adapt():
+        return online.run(state, np.zeros((2, 2)), np.full((2, 2), 0.5))
+
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (limit[0], resource.RLIM_INFINITY))
+    monkeypatch.setattr(compiled, "_compiled", {})
+    limit[0] = psutil.Process().memory_info().vms + (100 << 20)
+    with pytest.raises(InputError, match=r"compiling .* needs 128 MB of address space, .* leaves \d+ MB: raise it"):
+        adapt()
+    limit[0] = resource.RLIM_INFINITY
+    adapt()
+    limit[0] = 1  # what is compiled needs none
+    adapt()
 
 
 @pytest.mark.parametrize("blocked", ["", "sessions"])

@@ -51,5 +51,7 @@ def refused(error: BaseException) -> str | None:
     """What to do about an error of the operating system (`refusal`), or about a library that found no memory to be
     loaded into; None for other errors.
     """
-    no_memory = isinstance(error, ImportError) and re.search(r"map segment|allocate memory", str(error))
-    return refusal(MemoryError() if no_memory else error)
+    for each in (error, error.__context__):  # llvmlite words what the loader said anew
+        if isinstance(each, ImportError | OSError) and re.search(r"map segment|allocate memory", str(each)):
+            return refusal(MemoryError())
+    return refusal(error)

@@ -19,12 +19,16 @@ import numpy as np
 
 from bci_adapt.errors import InputError
 from bci_adapt.ground.arrays import read_npz
+from bci_adapt.ground.room import require_room
 from bci_adapt.ground.storage import atomic_path
 from bci_adapt.learning.backends import loop as kernel
 from bci_adapt.learning.backends.compiled import bound_loop
 from bci_adapt.learning.cells.base import Network
 from bci_adapt.learning.credit.base import Net, Ring
 from bci_adapt.learning.learner import Learner, State
+
+COMPILING = 128 << 20
+"""Bytes of address space for compiling a loop, which takes 50 to 90 MB: LLVM ends the process that has too few."""
 
 
 def start(
@@ -254,6 +258,8 @@ def _run_kernel(
         compiled=learner.backend == "compiled",
         boundscheck=learner.boundscheck,
     )
+    if learner.backend == "compiled" and not getattr(function, "signatures", True):  # not compiled, or loaded, yet
+        require_room(COMPILING, "compiling the loop of a network")
     learning = _learning(learner)
     decay, blocks = np.array([learner.average or 0.0]), network.blocks
     for s in range(len(predictions)):

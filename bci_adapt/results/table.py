@@ -24,7 +24,7 @@ import pandas as pd
 
 from bci_adapt.errors import InputError
 from bci_adapt.ground.arrays import digest_of_arrays
-from bci_adapt.ground.guarded import call
+from bci_adapt.ground.guarded import call, warm_up
 from bci_adapt.ground.netcdf import require_plain
 from bci_adapt.ground.storage import atomic_path, write_netcdf
 from bci_adapt.ground.text import clean
@@ -247,6 +247,7 @@ def read_results(path: Path) -> Results:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected the results.nc of a run")
+    warm_up(f"{__name__}:_warmed_up")
     with tempfile.TemporaryDirectory(prefix="bci-adapt-") as folder:
         attrs = call(f"{__name__}:_unpacked", path, folder=folder)
         with np.load(Path(folder) / "arrays.npz", allow_pickle=False) as stored:
@@ -290,6 +291,12 @@ def _digest(tables: Mapping[str, Frame], attrs: Mapping[str, Any]) -> str:
             values = table[name].to_numpy()
             arrays[f"{kind}/{name}"] = padded(values) if SCHEMAS[kind].get(str(name)) is list else values
     return digest_of_arrays(json.loads(json.dumps(dict(attrs))), arrays)
+
+
+def _warmed_up() -> None:
+    """In the reader, once: import what else each child would for itself."""
+    import h5netcdf  # noqa: F401
+    import xarray  # noqa: F401
 
 
 def _unpacked(path: Path, folder: str) -> dict[str, Any]:
