@@ -66,7 +66,7 @@ if TYPE_CHECKING:  # the same names for a type checker, which then knows what is
     from bci_adapt.decoders.wiener import WienerDecoder as WienerDecoder
     from bci_adapt.errors import InputError as InputError
     from bci_adapt.experiment.comparing import compare as compare
-    from bci_adapt.live.decoder import live as live
+    from bci_adapt.live.opening import live as live
     from bci_adapt.metrics import pearson as pearson
     from bci_adapt.metrics import pearson_axes as pearson_axes
     from bci_adapt.metrics import r2 as r2

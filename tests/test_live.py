@@ -1,11 +1,14 @@
 """The live decoder: what `adapt` does, bit for bit, from labels and bins that come as they come."""
 
+import json
+
 import numpy as np
 import pytest
-from test_decoders import SMALL, arrays_of, copy_of, recording, same
+from test_decoders import SMALL, arrays_of, copy_of, recording, same, smooth_movement
 
 import bci_adapt as ba
 from bci_adapt.errors import InputError
+from bci_adapt.live.log import Event, replay
 
 DELAY = 4  # bins, of SMALL
 KINDS = {
@@ -206,7 +209,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(fitted, name, tmp_path):
         led(each, X, y, times + 50.0, comes, range(200))
     assert same(arrays_of(live.decoder), arrays_of(again.decoder))
     assert ba.load(tmp_path / "live.npz").get_params() == fitted[name].get_params()
-    with pytest.raises(InputError, match=r"live\.npz: wait_s: this session waits (0.4|None) s for labels, got 2"):
+    with pytest.raises(InputError, match=r"live\.npz: wait_s: this session was begun with (0.4|None), got 2"):
         ba.live(tmp_path / "live.npz", wait_s=2.0)
     (tmp_path / "live.npz").write_bytes((tmp_path / "live.npz").read_bytes()[:-200])
     with pytest.raises(InputError, match=r"live\.npz"):
@@ -244,21 +247,21 @@ class TestModes:
         times, comes = stamps(len(X)), orders(len(X))["with the bin"]
         live, straight = ba.live(fitted[name]), ba.live(fitted[name])
         led(live, X, y, times, comes, range(100))
-        live.mark("good")
+        live.mark("noon")
         kept = {key: each.copy() for key, each in live._driver.weights().items()}
         led(live, X, y, times, comes, range(100, 200))
         assert not all(np.array_equal(each, kept[key]) for key, each in live._driver.weights().items())
-        live.roll_back("good")
+        live.roll_back("noon")
         assert all(np.array_equal(each, kept[key]) for key, each in live._driver.weights().items())
-        live.roll_back()
+        live.roll_back("start")
         # From the start it is a decoder that has seen the inputs but learned nothing.
         straight.pause()
         led(straight, X, y, times, comes, range(200))
         straight.resume()
-        straight._restarts, straight._first = True, 200
+        straight._back("start")
         one, two = (led(each, X, y, times, comes, range(200, 400)) for each in (live, straight))
         assert np.array_equal(one, two)
-        with pytest.raises(InputError, match="roll_back: expected one of start, good, got lunch"):
+        with pytest.raises(InputError, match="roll_back: expected one of start, good, noon, got lunch"):
             live.roll_back("lunch")
 
     def test_warm_up_moves_nothing(self, fitted):
@@ -299,3 +302,172 @@ def test_doors(fitted):
         ba.live(kalman)
     with pytest.raises(InputError, match="fit it"):
         ba.live(ba.OnlineDecoder(**SMALL))
+
+
+class TestGuards:
+    N = 300
+
+    def stream(self, live, broken=None, after=150):
+        """Lead `live` through a day, `broken` after so many bins; returns predictions and modes."""
+        X, y, _ = recording(self.N, seed=1, gap=False)
+        times, out, modes = stamps(self.N), [], []
+        for t in range(self.N):
+            if t == after and broken is not None:
+                broken(live)
+            if t >= DELAY:
+                live.learn(y[t - DELAY], times[t - DELAY])
+            out.append(live.predict(X[t], times[t]))
+            modes.append(live.mode)
+        return np.array(out), modes
+
+    @pytest.mark.parametrize("name", ["network", "turns", "stacked"])
+    def test_a_learning_rate_that_diverges_is_stopped_within_a_second(self, name, tmp_path):
+        """1,000 instead of .01: without guards it predicts what no hand can do, and nobody is told."""
+        wild = KINDS[name]().set_params(learning_rate=1e3).fit(*recording())
+        free, live = ba.live(wild, guards=None), ba.live(wild, log=tmp_path / "log")
+        limit = 10.0 * wild.label_scale_
+        out, _ = self.stream(free)
+        assert np.abs(out - wild.label_mean_).max() > 10 * limit.max()
+        out, modes = self.stream(live)
+        assert (np.abs(out - wild.label_mean_) <= limit).all()
+        assert "stopped" in modes[: DELAY + 1 + 20]
+        assert live.stopped_by["guard"] in ("range", "update")
+        assert live.labels["used"] < 25 < live.labels["held"]
+        start = ba.live(wild)
+        assert live.weights_digest == start.weights_digest
+        assert json.loads((tmp_path / "log").read_text().splitlines()[2])["what"] == "guard"
+
+    def test_weights_that_were_good_for_long_enough_come_back(self, fitted):
+        def wild(live):
+            for calls in live._driver._calls.values():
+                for call in calls:
+                    call[4].now_W[:] = call[4].now_C[:] = 1e3
+
+        live = ba.live(fitted["network"], guards={"good_s": 1.0})
+        kept = {}
+
+        def learning(live):
+            kept["good"] = {key: each.copy() for key, each in live._moments._kept["good"].items()}
+            kept["start"] = live._moments._kept["start"]
+            wild(live)
+
+        _, modes = self.stream(live, learning)
+        assert modes[149] == "learning"
+        assert "stopped" in modes[150:171]
+        weights = live._driver.weights()
+        assert all(np.array_equal(weights[key], each) for key, each in kept["good"].items())
+        assert not np.array_equal(weights["W"], kept["start"]["W"])
+
+    def test_predictions_that_are_far_off_are_an_error(self, fitted):
+        def overdone(live):
+            live._driver.arrays["mean_C"] *= 15.0
+
+        live = ba.live(fitted["network"], guards={"error_s": 2.0, "range": None})
+        self.stream(live, overdone)
+        assert (live.mode, live.stopped_by["guard"]) == ("stopped", "error")
+        live.resume()
+        assert (live.mode, live.stopped_by, live.state["error"]) == ("learning", {}, None)
+
+    def test_a_decoder_that_is_right_is_left_alone(self, fitted):
+        for name in KINDS:
+            live = ba.live(fitted[name])
+            _, modes = self.stream(live)
+            assert set(modes) == {"learning"}, (name, live.stopped_by)
+
+    def test_a_canary_sings_where_labels_reach_predictions_otherwise(self):
+        """A bias that follows labels at once and needs no neuron; and one whose labels come too late for that."""
+        y, counts = smooth_movement(900, 5)
+        X = counts(np.random.default_rng(2).standard_normal((2, 5)))
+        bias = {"learns": ("output_bias",), "learning_rate": 0.2, "average": None}
+        for more, delay_s, sings in ((bias, 0.0, True), (bias, 1.0, False), ({}, 0.2, False)):
+            constants = SMALL | {"n_updates": 60, "label_delay_s": delay_s} | more
+            decoder = ba.OnlineDecoder(**constants).fit(X[:400], y[:400])
+            live = ba.live(decoder, canary=True, guards={"canary_s": 10.0, "error": None, "update": None})
+            for t in range(400, len(X)):
+                live.predict(X[t], 0.05 * t)
+                live.learn(y[t - round(delay_s / 0.05)], 0.05 * t - delay_s)
+            assert (live.stopped_by.get("guard") == "canary") == sings, (more, delay_s, live.state)
+
+    def test_doors(self, fitted):
+        with pytest.raises(InputError, match="guards: error: expected a number above 0, got -1"):
+            ba.live(fitted["network"], guards={"error": -1})
+        with pytest.raises(InputError, match=r"guards: .*unexpected.*known: error, error_s"):
+            ba.live(fitted["network"], guards={"speed": 1})
+
+
+class TestLog:
+    def events(self, n=200):
+        X, y, reset = recording(300, seed=1)
+        times = stamps(n, reset[:n])
+        for t in range(n):
+            if t >= DELAY and t % 7:
+                yield Event("label", y[t - DELAY], times[t - DELAY])
+            if t % 13 == 0:
+                yield Event("label", y[0], times[0] - 50.0)
+            yield Event("bin", X[t], times[t])
+            if t % 29 == 0:
+                yield Event("bin", X[0], times[t] - 3.0)
+
+    def used(self, live, tmp_path, cut=None):
+        """A session with things done by hand; of a log that is cut off, what is left."""
+        doings = {50: live.pause, 60: live.resume, 90: lambda: live.mark("noon"), 130: live.freeze, 140: live.resume}
+        doings |= {170: lambda: live.roll_back("noon"), 180: lambda: live.checkpoint(tmp_path / "on.npz")}
+        for number, event in enumerate(self.events()):
+            (live.predict if event.kind == "bin" else live.learn)(event.values, event.time_s)
+            doings.get(number, lambda: None)()
+            if number == cut:
+                break
+
+    @pytest.mark.parametrize("name", ["network", "stacked"])
+    def test_replays_to_the_same_weights(self, fitted, name, tmp_path):
+        live = ba.live(fitted[name], wait_s=0.4, canary=True, log=tmp_path / "log.jsonl")
+        self.used(live, tmp_path)
+        digest = live.weights_digest
+        live.close()
+        fitted[name].save(tmp_path / "decoder.npz")
+        again = replay(tmp_path / "log.jsonl", tmp_path / "decoder.npz", self.events())
+        assert again.weights_digest == digest
+        assert again.state == live.state
+        entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+        told = {"paused", "resumed", "marked", "frozen", "rolled back", "checkpoint", "refused", "label left", "closed"}
+        assert told < {entry["what"] for entry in entries}
+        on = ba.live(tmp_path / "on.npz", log=tmp_path / "second.jsonl")
+        rest = list(self.events())[181:]
+        for event in rest:
+            (on.predict if event.kind == "bin" else on.learn)(event.values, event.time_s)
+        on.close()
+        assert on.weights_digest == digest
+        assert replay(tmp_path / "second.jsonl", tmp_path / "on.npz", rest).weights_digest == digest
+
+    def test_a_guard_fires_again_at_the_same_bin(self, tmp_path):
+        wild = KINDS["network"]().set_params(learning_rate=1e3).fit(*recording())
+        live = ba.live(wild, log=tmp_path / "log")
+        self.used(live, tmp_path)
+        live.close()
+        assert replay(tmp_path / "log", wild, self.events()).weights_digest == live.weights_digest
+        assert (tmp_path / "log").read_text().count('"guard"') >= 2
+
+    def test_a_log_of_something_else_is_told_at_its_line(self, fitted, tmp_path):
+        live = ba.live(fitted["network"], log=tmp_path / "log")
+        self.used(live, tmp_path, cut=150)
+        lines = (tmp_path / "log").read_text().splitlines(keepends=True)
+        # The power failed: what is left is replayed.
+        (tmp_path / "cut").write_text("".join(lines)[:-20])
+        assert replay(tmp_path / "cut", fitted["network"], self.events()).events <= live.events
+        with pytest.raises(InputError, match=r"log: line 1: the log says .*weights.* another decoder"):
+            replay(tmp_path / "log", fitted["turns"], self.events())
+        with pytest.raises(InputError, match="the stream ends after 20 events"):
+            replay(tmp_path / "log", fitted["network"], list(self.events())[:20])
+        other = [event._replace(values=event.values * 0.5) for event in self.events()]
+        (tmp_path / "less").write_text("".join(line for line in lines if "resumed" not in line))
+        with pytest.raises(InputError, match=r"line [0-9]+: "):
+            replay(tmp_path / "less", fitted["network"], self.events())
+        live.close()
+        with pytest.raises(InputError, match="its replay came to"):
+            replay(tmp_path / "log", fitted["network"], other)
+        with pytest.raises(InputError, match="expected a new file for the log, this is there"):
+            ba.live(fitted["network"], log=tmp_path / "log")
+        for text, message in (("", "begins with no start"), ("{]\n", "line 1: expected JSON"), ("[1]\n", "line 1: ")):
+            (tmp_path / "bad").write_text(text)
+            with pytest.raises(InputError, match=message):
+                replay(tmp_path / "bad", fitted["network"], [])

@@ -11,8 +11,8 @@ class _Callable(ModuleType):
     """This package is also the function that its name promises: ``bci_adapt.live(decoder)``."""
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """See `bci_adapt.live.decoder.live`."""
-        from bci_adapt.live.decoder import live
+        """See `bci_adapt.live.opening.live`."""
+        from bci_adapt.live.opening import live
 
         return live(*arguments, **named)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,24 @@ import numpy as np
 
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.errors import InputError
+from bci_adapt.ground.arrays import digest_of_arrays
+from bci_adapt.ground.storage import json_safe
 from bci_adapt.ground.text import clean
 from bci_adapt.live import clock as clocks
 from bci_adapt.live import standing
 from bci_adapt.live.drivers import driver_of
+from bci_adapt.live.guards import CANARY, ERROR, RANGE, UPDATE, Canary, Guards, Watch
+from bci_adapt.live.moments import CANDIDATE, GOOD, START, Moments
 
 LEARNING, PAUSED, FROZEN, STOPPED = "learning", "paused", "frozen", "stopped"
 """What a live decoder does: learns; predicts, its input statistics going on; predicts, nothing moving; as paused, by a
 guard."""
-START = "start"
+PERIOD_S = 60.0  # between two lines of the log that sum up
 _USED, _MISSING, _HELD = "used", "missing", "held"
-_COUNTED = ("bins", "unobserved", "unusable", "segments", clocks.REPEATED, clocks.EARLY, clocks.NO_TIME)
+_COUNTED = ("bins", "unobserved", "unusable", "held", "segments", clocks.REPEATED, clocks.EARLY, clocks.NO_TIME)
 _OF_LABELS = (_USED, _MISSING, _HELD, "gone", "ahead", "no bin", "no time", "not observed", "duplicate")
 
-_SMALL = "shown", "stamps", "open"
+_PLAIN = "mode", "stopped_by", "bins", "labels", "events", "_first", "_restarts", "_refusing", "_leaving"
 
 
 class LiveDecoder:
@@ -40,30 +45,40 @@ class LiveDecoder:
 
     Attributes
     ----------
+    stopped_by : why it is ``stopped``: {"guard": its name, "value": what was found, "limit": what is allowed}, or {}.
     mode : ``learning``, ``paused``, ``frozen`` or ``stopped``.
     bins : {what: how many} of the bins that came: ``bins`` predicted, of them ``unobserved`` (NaN) and ``unusable``
-        (negative or infinite counts), ``segments`` begun, and refused ones by reason (``repeated``, ``early``, ``no
+        (negative or infinite counts) and ``held`` (the prediction was out of range, the one before it was shown),
+        ``segments`` begun, and refused ones by reason (``repeated``, ``early``, ``no
         time``).
     labels : {what: how many} of the labels: ``used``; ``missing`` (all NaN: none will come); ``held`` (not learning);
         ``gone`` (its bin waits no longer); ``ahead`` (its bin is still to come); ``no bin`` (none has this time);
         ``no time``; ``not observed`` (its bin had no neurons); ``duplicate``.
     """
 
-    def __init__(self, decoder: Decoder, wait_s: float | None = None) -> None:
+    def __init__(self, decoder: Decoder, wait_s: float | None, guards: Guards | None, canary: Decoder | None) -> None:
         self._driver = driver_of(decoder, wait_s)
         self.n_inputs, self.n_outputs = decoder.n_features_in_, decoder.n_outputs_
-        self.bin_s, self.wait_s = decoder.bin_s_, wait_s
+        self.bin_s, self.wait_s, self.guards = decoder.bin_s_, wait_s, guards
         self._clock = clocks.Clock(decoder.bin_s_)
         self.mode = LEARNING
+        self.stopped_by: dict[str, Any] = {}
         self.bins: dict[str, int] = dict.fromkeys(_COUNTED, 0)
         self.labels: dict[str, int] = dict.fromkeys(_OF_LABELS, 0)
         self.events = 0
-        self._counts, self._shown = np.zeros(self.n_inputs), np.zeros(self.n_outputs)
         n = self._driver.wait + 2  # bins that may still be given a label, and the next
-        self._stamps, self._open = np.zeros(n), np.zeros(n, np.int8)
+        self._counts, self._shown = np.zeros(self.n_inputs), np.zeros(self.n_outputs)
+        self._stamps, self._open, self._said = np.zeros(n), np.zeros(n, np.int8), np.zeros((n, self.n_outputs))
         self._first, self._restarts = 0, False
-        self._moments: dict[str, dict[str, np.ndarray]] = {}
-        self.mark(START)
+        self._moments = Moments(self._driver)
+        rules = guards or Guards(error=None, update=None, range=None)
+        self._watch = Watch(rules, self._driver, self.bin_s)
+        self._good_bins = max(1, round(rules.good_s / self.bin_s))
+        self._canary = None if canary is None else Canary(driver_of(canary, wait_s), rules, self.bin_s)
+        self._canary_said = np.zeros_like(self._said)
+        self._period = max(1, round(PERIOD_S / self.bin_s))
+        self._log: Any = None  # a `Log`, or what a replay holds to one
+        self._refusing = self._leaving = ""
 
     # -- bins and labels -------------------------------------------------------------------------------------------
 
@@ -93,20 +108,69 @@ class LiveDecoder:
         verdict = self._clock.meet(time_s)
         if verdict not in (clocks.NEXT, clocks.GAP):
             self.bins[verdict] += 1
+            if verdict != self._refusing:
+                self._refusing = verdict
+                self._note("refused", why=verdict, stamp_s=time_s)
             return self._shown.copy()
-        driver = self._driver
-        driver.overdue(driver.bin - 1 - driver.wait)
-        driver.work()
+        self._refusing = ""
+        self._end_bin()
         observed = self._observed(row)
         reset = verdict == clocks.GAP or self._restarts
         if reset:
-            self.bins["segments"] += 1
-            self._first, self._restarts = driver.bin, False
-        at = driver.bin % len(self._stamps)
+            self._begin_segment()
+        driver, n = self._driver, len(self._stamps)
+        at = driver.bin % n
         self._stamps[at], self._open[at] = self._clock.last_s if time_s is None else time_s, observed
         self.bins["bins"] += 1
-        self._shown[:] = driver.forward(self._counts, observed, reset)
+        predicted = driver.forward(self._counts, observed, reset)
+        self._said[at] = predicted
+        if self._canary is not None:
+            self._canary_said[at] = self._canary.forward(self._counts, observed, reset)
+        self._show(predicted)
         return self._shown.copy()
+
+    def _end_bin(self) -> None:
+        """Learn what is to be learned by the end of the last bin, and look what that has come to."""
+        driver = self._driver
+        driver.overdue(driver.bin - 1 - driver.wait)
+        driver.work()
+        if self.mode == LEARNING and driver.learns:
+            if self._watch.moves_too_far():
+                self._stop(UPDATE, self._watch.update_size, self._watch.guards.update)
+            elif self._moments.look(self._good_bins):
+                self._note("good")
+        if self._log is not None and driver.bin and driver.bin % self._period == 0:
+            self._note("so far", bins=dict(self.bins), labels=dict(self.labels))
+
+    def _begin_segment(self) -> None:
+        self.bins["segments"] += 1
+        self._first, self._restarts = self._driver.bin, False
+        self._note("segment")
+
+    def _show(self, predicted: np.ndarray) -> None:
+        """Show a prediction, or, where it is out of range, go on showing the one before."""
+        if self._watch.in_range(predicted):
+            self._shown[:] = predicted
+            return
+        self.bins["held"] += 1
+        if self.mode == LEARNING:
+            self._stop(RANGE, self._watch.far(predicted), self._watch.guards.range)
+
+    def _stop(self, guard: str, value: float, limit: float | None) -> None:
+        """A guard has fired: learn no more, and go back to the last good weights."""
+        self.mode, self.stopped_by = STOPPED, {"guard": guard, "value": value, "limit": limit}
+        self._note("guard", **self.stopped_by)
+        self._back(GOOD)
+
+    def _back(self, to: str) -> None:
+        self._moments.bring_back(to)
+        self._watch.begin_anew()
+        self._restarts, self._first = True, self._driver.bin
+
+    def _note(self, what: str, **facts: Any) -> None:
+        if self._log is not None:
+            at = {"event": self.events, "bin": self._driver.bin, "time_s": self._clock.last_s}
+            self._log.write({"what": what, **at, **facts})
 
     def _row(self, values: Any, n: int, what: str) -> np.ndarray:
         if type(values) is np.ndarray and values.shape == (n,) and values.dtype.kind in "fiu":
@@ -156,6 +220,11 @@ class LiveDecoder:
         self.events += 1
         what = self._taught(row, time_s)
         self.labels[what] += 1
+        leaving = "" if what in (_USED, _MISSING) else what
+        if leaving != self._leaving:
+            self._leaving = leaving
+            if leaving:
+                self._note("label left", why=leaving, stamp_s=time_s)
         return what
 
     def _taught(self, row: np.ndarray, time_s: float) -> str:
@@ -170,7 +239,24 @@ class LiveDecoder:
         y = np.where(np.isfinite(row), row, np.nan)
         self._driver.give(i, y)
         self._driver.work()
-        return _USED if np.isfinite(y).any() else _MISSING
+        if self._canary is not None:
+            self._canary.driver.give(i, y)
+        if not np.isfinite(y).any():
+            return _MISSING
+        self._judge(i % len(self._open), y)
+        return _USED
+
+    def _judge(self, at: int, y: np.ndarray) -> None:
+        """Hold what was predicted against its label."""
+        watch, label = self._watch, y.tolist()
+        error = watch.squared_error(self._said[at].tolist(), label)
+        if watch.errs(error, label):
+            self._stop(ERROR, watch.relative_error, watch.guards.error)
+        elif self._canary is not None:
+            own = watch.squared_error(self._canary_said[at].tolist(), label)
+            scaled = ((y - self._driver.label_mean) / self._driver.label_scale).tolist()
+            if self._canary.sings(own, error, scaled):
+                self._stop(CANARY, self._canary.error.mean, self._canary.decoders.mean)
 
     def _bin_of(self, time_s: float) -> tuple[int, str]:
         """The bin that a stamp is of, or why there is none that waits for a label."""
@@ -202,73 +288,126 @@ class LiveDecoder:
     def _hold(self, mode: str) -> None:
         self.events += 1
         self._driver.forget()
+        if self._canary is not None:
+            self._canary.driver.forget()
         self._driver.holds_statistics = mode == FROZEN
         self.mode = mode
+        self._note(mode, by="hand")
 
     def resume(self) -> None:
-        """Learn again, from labels that come from now on."""
+        """Learn again, from labels that come from now on; guards begin anew."""
         self.events += 1
         self._driver.holds_statistics = False
-        self.mode = LEARNING
+        self.mode, self.stopped_by = LEARNING, {}
+        self._watch.begin_anew()
+        self._moments.begin_anew()
+        self._note("resumed", by="hand")
 
     def mark(self, name: str) -> None:
-        """Keep the weights of this moment under a `name`, to `roll_back` to."""
-        self._moments[name] = {key: each.copy() for key, each in self._driver.weights().items()}
+        """Keep the weights of this moment under a `name`, to `roll_back` to. `InputError` for a name that is taken by
+        what every live decoder keeps.
+        """
+        if name in (START, GOOD, CANDIDATE):
+            raise InputError(f"mark: expected a name of your own, got {name}, which is kept without asking")
+        self.events += 1
+        self._moments.keep(name)
+        self._note("marked", by="hand", name=name)
 
-    def roll_back(self, to: str = START) -> None:
-        """Bring back the weights of a moment that was marked, and what learning remembered with them; ``start``, the
-        first bin, is always there. Labels that wait are not used, and the next bin begins a new segment: both belong to
-        other weights.
+    def roll_back(self, to: str = GOOD) -> None:
+        """Bring back the weights of a moment, and what learning remembered with them: ``good``, the last weights that
+        were followed by some seconds without a guard, ``start``, the first bin, or one that was marked. Labels that
+        wait are not used, and the next bin begins a new segment: both belong to other weights.
 
         Raises
         ------
         InputError
             for a name that was not marked.
         """
-        if to not in self._moments:
-            raise InputError(f"roll_back: expected one of {', '.join(map(clean, self._moments))}, got {clean(to)}")
+        self._moments.require(to)
         self.events += 1
-        self._driver.forget()
-        self._driver.restore(self._moments[to])
-        self._restarts = True
-        self._first = self._driver.bin
+        self._back(to)
+        self._note("rolled back", by="hand", to=to)
 
     @property
     def state(self) -> dict[str, Any]:
-        """What it does and has done, as JSON can hold it: `mode`, `bins`, `labels`, when the last bin ended
-        (``time_s``), and the moments that can be gone back to.
+        """What it does and has done, as JSON can hold it: `mode`, `stopped_by`, `bins`, `labels`, when the last bin
+        ended (``time_s``), the rolling ``error`` and ``update`` as the guards know them, the ``moments`` that can be
+        gone back to, and how many lines of the log could not be written (``log_lost``).
         """
         counted = {"bins": dict(self.bins), "labels": dict(self.labels)}
-        return {"mode": self.mode, "time_s": self._clock.last_s, **counted, "moments": list(self._moments)}
+        seen = {"error": self._watch.relative_error, "update": self._watch.update_size}
+        told = {"mode": self.mode, "stopped_by": dict(self.stopped_by), "time_s": self._clock.last_s}
+        lost = 0 if self._log is None else self._log.lost
+        return json_safe(told | counted | seen | {"moments": self._moments.names, "log_lost": lost})
 
     def checkpoint(self, path: Path | str) -> None:
         """Write where it stands to one file: `live` goes on from it bit for bit, and it is the file of a decoder as any
         other (`bci_adapt.load`). It is whole or, where it cannot be written, as it was, which is an `InputError`.
         """
-        moments = {f"{name}/{key}": each for name, kept in self._moments.items() for key, each in kept.items()}
-        small = {name: getattr(self, f"_{name}").tolist() for name in _SMALL}
-        counted = {"mode": self.mode, "bins": self.bins, "labels": self.labels, "events": self.events}
-        place = {
-            "wait_s": self.wait_s,
+        self._begin_checkpoint()
+        arrays = {f"moment/{name}": each for name, each in self._moments.arrays().items()}
+        if self._canary is not None:
+            own = self._canary.driver.sync()._fitted_arrays()
+            arrays |= {f"canary/{name}": each for name, each in own.items()}
+        standing.write(self._driver.sync(), self._place(), arrays, Path(path))
+
+    def _begin_checkpoint(self) -> None:
+        """What a checkpoint moves: the guard on updates looks from here on, as that of who goes on from it does."""
+        self.events += 1
+        self._watch.begin_updates()
+        self._note("checkpoint", by="hand", weights=self.weights_digest)
+
+    def _place(self) -> dict[str, Any]:
+        """Where it stands, as JSON can hold it."""
+        return {
+            "settings": self.settings,
             "driver": self._driver.place(),
             "clock": self._clock.place(),
-            "first": self._first,
-            "restarts": self._restarts,
-            "moments": list(self._moments),
+            "moments": self._moments.place(),
+            "watch": self._watch.place(),
+            "canary": None if self._canary is None else self._canary.place(),
+            "arrays": {name: getattr(self, f"_{name}").tolist() for name in self._small},
+            "plain": {name: getattr(self, name) for name in _PLAIN},
         }
-        standing.write(self._driver.sync(), place | counted | small, moments, Path(path))
 
     def _go_on(self, place: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         """Stand where a checkpoint was written."""
         self._driver.go_on(place["driver"])
         self._clock.go_on(place["clock"])
-        self.mode, self.bins, self.labels = place["mode"], dict(place["bins"]), dict(place["labels"])
-        self.events, self._first, self._restarts = place["events"], place["first"], place["restarts"]
+        kept = {name.removeprefix("moment/"): each for name, each in arrays.items() if name.startswith("moment/")}
+        self._moments.go_on(place["moments"], kept)
+        self._watch.go_on(place["watch"])
+        if self._canary is not None:
+            self._canary.go_on(place["canary"])
+        for name in self._small:
+            getattr(self, f"_{name}")[:] = place["arrays"][name]
+        for name in _PLAIN:
+            setattr(self, name, place["plain"][name])
         self._driver.holds_statistics = self.mode == FROZEN
-        for name in _SMALL:
-            getattr(self, f"_{name}")[:] = place[name]
-        for name in place["moments"]:
-            self._moments[name] = {key: arrays[f"{name}/{key}"] for key in self._driver.weights()}
+
+    @property
+    def _small(self) -> list[str]:
+        """Arrays of the bins that wait, which are few."""
+        own = ["shown", "stamps", "open", "said"]
+        return own if self._canary is None else [*own, "canary_said"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it was made, as JSON can hold it: `wait_s`, `guards` and `canary` of `live`."""
+        guards = None if self.guards is None else asdict(self.guards)
+        return {"wait_s": self.wait_s, "guards": guards, "canary": self._canary is not None}
+
+    @property
+    def weights_digest(self) -> str:
+        """SHA-256 of all that learning moves: two of them are equal where the weights are, bit for bit."""
+        return digest_of_arrays({}, self._driver.weights())
+
+    def close(self) -> None:
+        """End the log, with what the weights have come to; the decoder can still be asked."""
+        if self._log is not None:
+            self._note("closed", bins=dict(self.bins), labels=dict(self.labels), weights=self.weights_digest)
+            self._log.close()
+            self._log = None
 
     @property
     def decoder(self) -> Decoder:
@@ -279,46 +418,9 @@ class LiveDecoder:
         """Compile and allocate all that a bin needs, so that the first one takes no longer than others. Nothing moves:
         it is done on a copy.
         """
-        other = _begun(self.decoder, self.wait_s)
+        canary = None if self._canary is None else self.decoder
+        other = LiveDecoder(self.decoder, self.wait_s, self.guards, canary)
         label = np.asarray(self._driver.label_mean, float)
         for i in range(self._driver.delay + 60):
             other.predict(np.zeros(self.n_inputs), i * self.bin_s)
             other.learn(label, (i - self._driver.delay) * self.bin_s)
-
-
-def live(decoder: Decoder | str | Path, wait_s: float | None = None) -> LiveDecoder:
-    """A decoder that is fed bin by bin: at the start of a session, or where a checkpoint of one was written.
-
-    Parameters
-    ----------
-    decoder : a fitted decoder, which stays as it is, the file of one, or a file that `LiveDecoder.checkpoint` wrote. To
-        begin a new session with a checkpoint: ``live(load(file))``.
-    wait_s : how long after its bin a label is waited for (s), at least the decoder's label delay, which is taken when
-        None (of a checkpoint: its own). Labels are learned from in the order of their bins; longer, a label may come
-        later, but one that never comes holds up those behind it for as long.
-
-    Raises
-    ------
-    InputError
-        for a file that is no decoder, a decoder that cannot be taught label by label, a wait that is too short, and one
-        that is not the checkpoint's.
-    """
-    if not isinstance(decoder, str | Path):
-        return _begun(copy.deepcopy(decoder), wait_s)
-    led, place, arrays = standing.read(Path(decoder))
-    if place is None:
-        return _begun(led, wait_s)
-    if wait_s is not None and wait_s != place.get("wait_s"):
-        raise InputError(f"{decoder}: wait_s: this session waits {place.get('wait_s')} s for labels, got {wait_s}")
-    try:
-        made = LiveDecoder(led, place["wait_s"])
-        made._go_on(place, arrays)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        mend = f"begin anew with its decoder: ba.live(ba.load({str(decoder)!r}))"
-        raise InputError(f"{decoder}: where it stands cannot be read ({clean(repr(error))}): {mend}") from error
-    return made
-
-
-def _begun(decoder: Decoder, wait_s: float | None) -> LiveDecoder:
-    decoder.begin()
-    return LiveDecoder(decoder, wait_s)

@@ -31,7 +31,8 @@ class Driver:
     ----------
     bin : how many bins have been predicted.
     holds_statistics : whether the running statistics of the inputs stand still.
-    label_mean, label_scale : (n_outputs,) the scale of the labels in training.
+    label_mean, label_scale : (n_outputs,) the scale of the labels in training; 0 and infinite where the decoder does
+        not know it.
     """
 
     learns = True
@@ -41,7 +42,7 @@ class Driver:
         self.delay = delay_bins(decoder.label_delay_s, decoder.bin_s_) if self.learns else 0
         self.bin, self.holds_statistics = 0, False
         self.label_mean = np.asarray(getattr(decoder, "label_mean_", np.zeros(decoder.n_outputs_)))
-        self.label_scale = np.asarray(getattr(decoder, "label_scale_", np.ones(decoder.n_outputs_)))
+        self.label_scale = np.asarray(getattr(decoder, "label_scale_", np.full(decoder.n_outputs_, np.inf)))
 
     def forward(self, counts: np.ndarray, observed: bool, reset: bool) -> np.ndarray:
         """Predict the next bin of `counts` (n_channels,), raw and finite; returns (n_outputs,), which the next call
@@ -64,6 +65,10 @@ class Driver:
     def weights(self) -> dict[str, np.ndarray]:
         """All that learning moves, by name, as it is (no copies): what a roll-back brings back."""
         return {}
+
+    def watched(self) -> list[np.ndarray]:
+        """The weights whose updates a guard looks at: those that learn, as they are."""
+        return []
 
     def restore(self, kept: Mapping[str, np.ndarray]) -> None:
         """Bring back a copy of `weights`. The next bin must be a segment's first."""

@@ -64,6 +64,10 @@ class LinearDriver(Driver):
         """See `Driver.weights`."""
         return {"coef": self.decoder.coef_, "P": self.decoder.P_}
 
+    def watched(self) -> list[np.ndarray]:
+        """See `Driver.watched`."""
+        return [self.decoder.coef_]
+
     def restore(self, kept: Mapping[str, np.ndarray]) -> None:
         """See `Driver.restore`."""
         self.decoder.coef_, self.decoder.P_ = kept["coef"].copy(), kept["P"].copy()
@@ -132,6 +136,10 @@ class StackedDriver(Driver):
         own = {name: getattr(self.decoder, name) for name in ("evidence_", "products_", "weights_")}
         network, linear = self.parts
         return network.weights() | {f"linear_{name}": each for name, each in linear.weights().items()} | own
+
+    def watched(self) -> list[np.ndarray]:
+        """See `Driver.watched`."""
+        return [*self.parts[0].watched(), *self.parts[1].watched(), self.decoder.weights_]
 
     def restore(self, kept: Mapping[str, np.ndarray]) -> None:
         """See `Driver.restore`."""

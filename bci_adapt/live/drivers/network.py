@@ -195,6 +195,10 @@ class NetworkDriver(Driver):
         """See `Driver.weights`."""
         return {name: self.arrays[name] for name in _LEARNED} | {"updates": self.counters[:, kernel.UPDATES]}
 
+    def watched(self) -> list[np.ndarray]:
+        """See `Driver.watched`."""
+        return [self.arrays["W"], self.arrays["C"]]
+
     def restore(self, kept: Mapping[str, np.ndarray]) -> None:
         """See `Driver.restore`."""
         for name, array in self.weights().items():
