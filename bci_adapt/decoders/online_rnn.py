@@ -195,6 +195,10 @@ class OnlineDecoder(PretrainedDecoder):
     def _partial_fit(self, bins: Bins, arrives: Any) -> np.ndarray:
         bins, x = self._normalised(bins)
         known = arrival_bins(arrives, len(x), delay_bins(self.label_delay_s, self.bin_s_))
+        return self._unscaled(self._go_on(bins, x, known).mean(axis=0))
+
+    def _go_on(self, bins: Bins, x: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """Predict normalised bins `x` and learn; (n_members, n_bins, n_outputs) in the labels' scale."""
         predictions, self.state_ = run(
             self.state_,
             x,
@@ -205,7 +209,7 @@ class OnlineDecoder(PretrainedDecoder):
             bins.reset,
             in_place=True,
         )
-        return self._unscaled(predictions.mean(axis=0))
+        return predictions
 
     def _taught(self, weight: np.ndarray) -> np.ndarray:
         """Weights of labels (n_bins, n_outputs), or (n_members, n_bins, n_outputs) where not all teach every member."""

@@ -38,8 +38,8 @@ _NOT_NEGATIVE = Limit("a number, 0 or more")
 
 LIMITS: Mapping[str, Limit] = {
     **dict.fromkeys(("n_lags", "n_hidden", "n_members", "n_latents", "batch", "window_bins", "learn_every"), _COUNT),
-    **dict.fromkeys(("n_updates", "added_updates", "tune_updates", "lag_bins", "seed"), _WHOLE),
-    **dict.fromkeys(("align_every_s", "prior_s", "stream_s"), _SECONDS),
+    **dict.fromkeys(("n_updates", "added_updates", "tune_updates", "lag_bins", "seed", "replay"), _WHOLE),
+    **dict.fromkeys(("align_every_s", "prior_s", "stream_s", "replay_s"), _SECONDS),
     **dict.fromkeys(("memory_s", "weight_memory_s"), _MEMORY),
     "bin_s": _SECONDS_OR_NONE,
     "normaliser_s": _SECONDS_OR_NONE._replace(endless=True),

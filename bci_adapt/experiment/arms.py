@@ -351,7 +351,9 @@ def _by_decoder(config: Config, section: DecoderSection, cell: str, n_axes: Mapp
     if made_of:  # it starts from another decoder's training: what that has no parameter for is said when it becomes one
         from_ = decoder_class(made_of)().get_params()
         later |= {name: set_.pop(name) for name in list(set_) if name not in from_}
-    online = section.trained_on == SOURCE and not made_of
+        if "average" in section.told and "average" in set_:  # of the weights that adapt: their training has none
+            later["average"], set_["average"] = set_["average"], None
+    online = section.trained_on == SOURCE and (not made_of or decoder_class(section.decoder)().learns_online)
     taught = section.supervision == "true"
     return Arm(
         *(section.name, cell, section.decoder, section.trained_on, set_, later),
@@ -363,7 +365,7 @@ def _by_decoder(config: Config, section: DecoderSection, cell: str, n_axes: Mapp
         phases=(LEARNING if taught else ONLINE) if online else HELD_OUT,
         trained_as=made_of,
         checked=taught and online,
-        role="rival" if online or made_of else "ceiling",
+        role="rival" if section.trained_on == SOURCE else "ceiling",
         words=section.words,
         family=Family("network" if cell else "linear decoder", *_OWN_FAMILY),
         drawn=True,

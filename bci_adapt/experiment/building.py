@@ -444,7 +444,7 @@ class Builder:
         """Arms that come to the pair's target by way of the days `before`, with the weights those left them."""
         scored = _Scored()
         for arm in self.arms(pair):
-            if arm.name in arms and arm.learns and not arm.trained_as:
+            if arm.name in arms and arm.learns and "online" in arm.phases:
                 seed = arm.seeds[0]
                 job = self.adapt(arm, pair, seed, before=before, name=f"continual {arm.name}")
                 scored.add(job, self._columns(pair, arm, seed, study="continual"), ("online", "held_out"))
