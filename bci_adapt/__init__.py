@@ -29,6 +29,7 @@ _PUBLIC = {
     "Decoder": "bci_adapt.decoders.base",
     "OnlineDecoder": "bci_adapt.decoders.online_rnn",
     "FineTunedDecoder": "bci_adapt.decoders.fine_tuned",
+    "ReplayingDecoder": "bci_adapt.decoders.replaying",
     "StackedDecoder": "bci_adapt.decoders.stacked",
     "WienerDecoder": "bci_adapt.decoders.wiener",
     "RLSDecoder": "bci_adapt.decoders.rls",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:  # the same names for a type checker, which then knows what is
     from bci_adapt.decoders.persistence import PersistenceDecoder as PersistenceDecoder
     from bci_adapt.decoders.recommendation import recommended as recommended
     from bci_adapt.decoders.rls import RLSDecoder as RLSDecoder
+    from bci_adapt.decoders.replaying import ReplayingDecoder as ReplayingDecoder
     from bci_adapt.decoders.stacked import StackedDecoder as StackedDecoder
     from bci_adapt.decoders.wiener import WienerDecoder as WienerDecoder
     from bci_adapt.errors import InputError as InputError

@@ -17,7 +17,7 @@ N_BINS, N_CHANNELS, N_DAYS = 1000, 96, 40
 RAW_MB = N_BINS * N_CHANNELS * 2 / 1e6  # a day as it is stored: uint16
 # Counts as they are (1), for a network the same in float32 (2), and labels and flags, which are a tenth of them.
 MOST = 4.0
-SMALL = {name: {"n_hidden": 4, "n_updates": 2} for name in ("online_rnn", "fine_tuned", "stacked")}
+SMALL = {name: {"n_hidden": 4, "n_updates": 2} for name in ("online_rnn", "fine_tuned", "replaying", "stacked")}
 # Peak memory of a fork that fits a decoder, in MB: forks start with what their parent holds, alike for every one.
 FIT = """
 import json, os, resource, sys
