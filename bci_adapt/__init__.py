@@ -62,8 +62,8 @@ if TYPE_CHECKING:  # the same names for a type checker, which then knows what is
     from bci_adapt.decoders.online_rnn import OnlineDecoder as OnlineDecoder
     from bci_adapt.decoders.persistence import PersistenceDecoder as PersistenceDecoder
     from bci_adapt.decoders.recommendation import recommended as recommended
-    from bci_adapt.decoders.rls import RLSDecoder as RLSDecoder
     from bci_adapt.decoders.replaying import ReplayingDecoder as ReplayingDecoder
+    from bci_adapt.decoders.rls import RLSDecoder as RLSDecoder
     from bci_adapt.decoders.stacked import StackedDecoder as StackedDecoder
     from bci_adapt.decoders.wiener import WienerDecoder as WienerDecoder
     from bci_adapt.errors import InputError as InputError

@@ -119,13 +119,14 @@ def test_a_new_session_has_forgotten_the_one_before(network):
     decoder.begin()
     first = decoder.told_["replay_place"][0]
     decoder.partial_fit(X, y)
-    assert first == 100 + 160 and decoder.told_["replay_place"][2] >= first  # 100 bins of warming up
+    assert first == 100 + 160, "after 100 bins of warming up"
+    assert decoder.told_["replay_place"][2] >= first
 
 
 def test_doors(network):
     with pytest.raises(InputError, match="replay: expected a whole number, 0 or more, got -1"):
         ReplayingDecoder.of(network, replay=-1).begin()
-    with pytest.raises(InputError, match="replay_s: expected seconds, more than 0, got 0.0"):
+    with pytest.raises(InputError, match=r"replay_s: expected seconds, more than 0, got 0\.0"):
         ReplayingDecoder(**FIXED, replay_s=0.0).fit(*recording())
 
 
@@ -136,4 +137,5 @@ def test_as_an_arm_it_starts_from_the_training_that_the_other_networks_have():
     replaying, network = arms["replaying(average=0.99, replay=3, rule=window)"], arms["window4_rmsprop"]
     assert (replaying.trained_as, replaying.fit) == (network.decoder, network.fit)
     assert {**replaying.adapt}.items() >= {"average": 0.99, "replay": 3, "learning_rate": 5e-4}.items()
-    assert replaying.phases == network.phases and replaying.checked, "it has online scores, and a canary"
+    assert replaying.phases == network.phases, "it has online scores"
+    assert replaying.checked, "and a canary"
