@@ -14,6 +14,7 @@ from bci_adapt.cli import (  # noqa: F401
     drifting,
     experiments,
     fetching,
+    living,
     quality,
     recordings,
     reproducing,

@@ -26,7 +26,7 @@ from bci_adapt.ground.text import clean
 from bci_adapt.live import clock as clocks
 from bci_adapt.live import standing
 from bci_adapt.live.drivers import driver_of
-from bci_adapt.live.guards import CANARY, ERROR, RANGE, UPDATE, Canary, Guards, Watch
+from bci_adapt.live.guards import CANARY, ERROR, RANGE, UPDATE, Canary, Guards, Tally, Watch
 from bci_adapt.live.moments import CANDIDATE, GOOD, START, Moments
 
 LEARNING, PAUSED, FROZEN, STOPPED = "learning", "paused", "frozen", "stopped"
@@ -79,6 +79,7 @@ class LiveDecoder:
         self._period = max(1, round(PERIOD_S / self.bin_s))
         self._log: Any = None  # a `Log`, or what a replay holds to one
         self._refusing = self._leaving = ""
+        self._tally = Tally(self.n_outputs)
 
     # -- bins and labels -------------------------------------------------------------------------------------------
 
@@ -230,20 +231,21 @@ class LiveDecoder:
     def _taught(self, row: np.ndarray, time_s: float) -> str:
         if time_s is None or not np.isfinite(time_s):
             return "no time"
-        if self.mode != LEARNING or not self._driver.learns:
-            return _HELD
         i, why = self._bin_of(time_s)
         if why:
             return why
-        self._open[i % len(self._open)] = 2
-        y = np.where(np.isfinite(row), row, np.nan)
+        at, y = i % len(self._open), np.where(np.isfinite(row), row, np.nan)
+        self._open[at] = 2
+        self._tally.add(self._said[at].tolist(), y.tolist())
+        if self.mode != LEARNING or not self._driver.learns:
+            return _HELD
         self._driver.give(i, y)
         self._driver.work()
         if self._canary is not None:
             self._canary.driver.give(i, y)
         if not np.isfinite(y).any():
             return _MISSING
-        self._judge(i % len(self._open), y)
+        self._judge(at, y)
         return _USED
 
     def _judge(self, at: int, y: np.ndarray) -> None:
@@ -329,6 +331,19 @@ class LiveDecoder:
         self._note("rolled back", by="hand", to=to)
 
     @property
+    def fed(self) -> int:
+        """How many bins and labels it was given, whatever became of them."""
+        refused = sum(self.bins[why] for why in (clocks.REPEATED, clocks.EARLY, clocks.NO_TIME))
+        return self.bins["bins"] + refused + sum(self.labels.values())
+
+    @property
+    def score(self) -> float | None:
+        """Variance-weighted R² over the labels that came for bins that waited, learned from or not: each was predicted
+        before its label. None before labels vary.
+        """
+        return self._tally.r2
+
+    @property
     def state(self) -> dict[str, Any]:
         """What it does and has done, as JSON can hold it: `mode`, `stopped_by`, `bins`, `labels`, when the last bin
         ended (``time_s``), the rolling ``error`` and ``update`` as the guards know them, the ``moments`` that can be
@@ -365,6 +380,7 @@ class LiveDecoder:
             "clock": self._clock.place(),
             "moments": self._moments.place(),
             "watch": self._watch.place(),
+            "tally": self._tally.sums,
             "canary": None if self._canary is None else self._canary.place(),
             "arrays": {name: getattr(self, f"_{name}").tolist() for name in self._small},
             "plain": {name: getattr(self, name) for name in _PLAIN},
@@ -377,6 +393,7 @@ class LiveDecoder:
         kept = {name.removeprefix("moment/"): each for name, each in arrays.items() if name.startswith("moment/")}
         self._moments.go_on(place["moments"], kept)
         self._watch.go_on(place["watch"])
+        self._tally.sums = [list(map(float, each)) for each in place["tally"]]
         if self._canary is not None:
             self._canary.go_on(place["canary"])
         for name in self._small:

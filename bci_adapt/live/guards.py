@@ -106,6 +106,29 @@ class Spread:
             each.go_on(own)
 
 
+class Tally:
+    """How well labels were predicted over the whole session: variance-weighted R², as `bci_adapt.metrics.r2`."""
+
+    def __init__(self, n_outputs: int) -> None:
+        self.sums = [[0.0, 0.0, 0.0, 0.0] for _ in range(n_outputs)]  # labels; their mean; squares about it; of errors
+
+    def add(self, prediction: list[float], label: list[float]) -> None:
+        """One more label, NaN where an output has none, and what was predicted before it."""
+        for own, value, wanted in zip(self.sums, prediction, label, strict=True):
+            if wanted == wanted:
+                own[0] += 1.0
+                off = wanted - own[1]
+                own[1] += off / own[0]
+                own[2] += off * (wanted - own[1])
+                own[3] += (value - wanted) ** 2
+
+    @property
+    def r2(self) -> float | None:
+        """1 − errors / variance; None before labels vary."""
+        total = sum(own[2] for own in self.sums)
+        return 1.0 - sum(own[3] for own in self.sums) / total if total > 0.0 else None
+
+
 class Watch:
     """The guards at work beside one driver."""
 

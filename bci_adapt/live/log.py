@@ -155,7 +155,14 @@ def _feed(led: Any, stream: Iterator[Event], path: Path | str, last: int) -> Non
     event = next(stream, None)
     if event is None:
         raise InputError(f"{path}: the stream ends after {led.events} events, the log goes to {last}: it is of another")
-    (led.predict if event.kind == "bin" else led.learn)(event.values, event.time_s)
+    if event.kind not in ("bin", "label"):
+        return  # what was done by hand stands in the log
+    before = led.events
+    try:
+        (led.predict if event.kind == "bin" else led.learn)(event.values, event.time_s)
+    except InputError:
+        if led.events != before:  # else it was refused then, too
+            raise
 
 
 def _done_by_hand(led: Any, path: Path | str, entry: Mapping[str, Any]) -> None:

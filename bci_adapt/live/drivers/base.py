@@ -21,7 +21,7 @@ import numpy as np
 
 from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.inputs import Bins
-from bci_adapt.decoders.timing import delay_bins
+from bci_adapt.decoders.timing import LABEL_DELAY_S, delay_bins
 
 
 class Driver:
@@ -39,7 +39,7 @@ class Driver:
 
     def __init__(self, decoder: Any, wait: int) -> None:
         self.decoder, self.wait = decoder, wait
-        self.delay = delay_bins(decoder.label_delay_s, decoder.bin_s_) if self.learns else 0
+        self.delay = delay_bins(getattr(decoder, "label_delay_s", LABEL_DELAY_S), decoder.bin_s_)
         self.bin, self.holds_statistics = 0, False
         self.label_mean = np.asarray(getattr(decoder, "label_mean_", np.zeros(decoder.n_outputs_)))
         self.label_scale = np.asarray(getattr(decoder, "label_scale_", np.full(decoder.n_outputs_, np.inf)))
