@@ -8,6 +8,8 @@ from test_decoders import SMALL, arrays_of, copy_of, recording, same, smooth_mov
 
 import bci_adapt as ba
 from bci_adapt.errors import InputError
+from bci_adapt.learning.normaliser import Normaliser
+from bci_adapt.live.drivers.compiled import small
 from bci_adapt.live.log import Event, replay
 
 DELAY = 4  # bins, of SMALL
@@ -471,3 +473,24 @@ class TestLog:
             (tmp_path / "bad").write_text(text)
             with pytest.raises(InputError, match=message):
                 replay(tmp_path / "bad", fitted["network"], [])
+
+
+@pytest.mark.parametrize("constant", [20.0, np.inf])
+@pytest.mark.parametrize("power", [False, True])
+def test_the_compiled_normaliser_is_the_normaliser_bit_for_bit(constant, power):
+    rng = np.random.default_rng(0)
+    X, scale = rng.poisson(3.0, (50, 7)).astype(float), rng.uniform(0.5, 2.0, 7)
+    X[[3, 9, 20], [1, 2, 3]] = np.nan, -1.0, np.inf
+    observed = np.isfinite(X).all(axis=1) & (X >= 0).all(axis=1)
+    plain = np.where(observed[:, None], X, 0.0)
+    start = Normaliser.fit(rng.uniform(size=(30, 7)), None, constant)
+    expected, after = start.apply(plain / scale if power else np.sqrt(plain), observed)
+    mean, variance, out = start.mean.copy(), start.variance.copy(), np.zeros(7)
+    alpha = float(-np.expm1(-1.0 / constant))
+    for t, row in enumerate(X):
+        moves = constant < np.inf
+        took = small().enter(row.copy(), not power, scale, mean, variance, alpha, 1.0 - alpha, moves, out)
+        assert took == observed[t]
+        assert not took or np.array_equal(out, expected[t])
+    assert np.array_equal(mean, after.mean)
+    assert np.array_equal(variance, after.variance)

@@ -11,6 +11,7 @@ On the same stream it predicts and learns what `Decoder.adapt` does, bit for bit
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +39,7 @@ _COUNTED = ("bins", "unobserved", "unusable", "held", "segments", clocks.REPEATE
 _OF_LABELS = (_USED, _MISSING, _HELD, "gone", "ahead", "no bin", "no time", "not observed", "duplicate")
 
 _PLAIN = "mode", "stopped_by", "bins", "labels", "events", "_first", "_restarts", "_refusing", "_leaving"
+_PLAIN += ("_stamps", "_open", "_said", "_canary_said")
 
 
 class LiveDecoder:
@@ -66,16 +68,16 @@ class LiveDecoder:
         self.bins: dict[str, int] = dict.fromkeys(_COUNTED, 0)
         self.labels: dict[str, int] = dict.fromkeys(_OF_LABELS, 0)
         self.events = 0
-        n = self._driver.wait + 2  # bins that may still be given a label, and the next
-        self._counts, self._shown = np.zeros(self.n_inputs), np.zeros(self.n_outputs)
-        self._stamps, self._open, self._said = np.zeros(n), np.zeros(n, np.int8), np.zeros((n, self.n_outputs))
+        self._counts, self._label, self._shown = (np.zeros(k) for k in (self.n_inputs, self.n_outputs, self.n_outputs))
+        n = self._n = self._driver.wait + 2  # bins that may still be given a label, and the next
+        self._stamps, self._open = [0.0] * n, [0] * n
+        self._said, self._canary_said = ([[0.0] * self.n_outputs] * n for _ in range(2))
         self._first, self._restarts = 0, False
         self._moments = Moments(self._driver)
         rules = guards or Guards(error=None, update=None, range=None)
         self._watch = Watch(rules, self._driver, self.bin_s)
         self._good_bins = max(1, round(rules.good_s / self.bin_s))
         self._canary = None if canary is None else Canary(driver_of(canary, wait_s), rules, self.bin_s)
-        self._canary_said = np.zeros_like(self._said)
         self._period = max(1, round(PERIOD_S / self.bin_s))
         self._log: Any = None  # a `Log`, or what a replay holds to one
         self._refusing = self._leaving = ""
@@ -105,6 +107,7 @@ class LiveDecoder:
             for counts of another shape, or what is no numbers.
         """
         row = self._row(counts, self.n_inputs, "counts")
+        time_s = self._stamp(time_s)
         self.events += 1
         verdict = self._clock.meet(time_s)
         if verdict not in (clocks.NEXT, clocks.GAP):
@@ -115,19 +118,22 @@ class LiveDecoder:
             return self._shown.copy()
         self._refusing = ""
         self._end_bin()
-        observed = self._observed(row)
         reset = verdict == clocks.GAP or self._restarts
         if reset:
             self._begin_segment()
-        driver, n = self._driver, len(self._stamps)
-        at = driver.bin % n
-        self._stamps[at], self._open[at] = self._clock.last_s if time_s is None else time_s, observed
+        driver = self._driver
+        at = driver.bin % self._n
+        self._counts[:] = row
+        predicted = driver.forward(self._counts, reset)
         self.bins["bins"] += 1
-        predicted = driver.forward(self._counts, observed, reset)
-        self._said[at] = predicted
+        self._stamps[at] = self._clock.last_s if time_s is None else time_s
+        self._open[at], self._said[at] = int(driver.observed), predicted.tolist()
+        if not driver.observed:
+            usable = np.isnan(self._counts) | (np.isfinite(self._counts) & (self._counts >= 0.0))
+            self.bins["unobserved" if usable.all() else "unusable"] += 1
         if self._canary is not None:
-            self._canary_said[at] = self._canary.forward(self._counts, observed, reset)
-        self._show(predicted)
+            self._canary_said[at] = self._canary.forward(self._counts, reset).tolist()
+        self._show(predicted, self._said[at])
         return self._shown.copy()
 
     def _end_bin(self) -> None:
@@ -148,9 +154,9 @@ class LiveDecoder:
         self._first, self._restarts = self._driver.bin, False
         self._note("segment")
 
-    def _show(self, predicted: np.ndarray) -> None:
+    def _show(self, predicted: np.ndarray, values: list[float]) -> None:
         """Show a prediction, or, where it is out of range, go on showing the one before."""
-        if self._watch.in_range(predicted):
+        if self._watch.in_range(values):
             self._shown[:] = predicted
             return
         self.bins["held"] += 1
@@ -186,15 +192,13 @@ class LiveDecoder:
             raise InputError(f"{what}: expected ({n},), one bin in the decoder's order, got {row.shape}")
         return row
 
-    def _observed(self, row: np.ndarray) -> bool:
-        """Take over the counts of a bin; whether they are such."""
-        self._counts[:] = row
-        # Comparisons with NaN are false.
-        if np.minimum.reduce(self._counts) >= 0.0 and np.maximum.reduce(self._counts) < np.inf:
-            return True
-        usable = np.isnan(self._counts) | (np.isfinite(self._counts) & (self._counts >= 0.0))
-        self.bins["unobserved" if usable.all() else "unusable"] += 1
-        return False
+    def _stamp(self, time_s: Any) -> float | None:
+        if time_s is None or type(time_s) is float:
+            return time_s
+        try:
+            return float(time_s)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"time_s: expected seconds, got {type(time_s).__name__}: {clean(error)}") from error
 
     def learn(self, label: Any, time_s: float) -> str:
         """Learn from the label of the bin that ended at `time_s`, or is within half a bin of it.
@@ -218,6 +222,7 @@ class LiveDecoder:
             for a label of another shape, or what is no numbers.
         """
         row = self._row(label, self.n_outputs, "label")
+        time_s = self._stamp(time_s)
         self.events += 1
         what = self._taught(row, time_s)
         self.labels[what] += 1
@@ -228,52 +233,57 @@ class LiveDecoder:
                 self._note("label left", why=leaving, stamp_s=time_s)
         return what
 
-    def _taught(self, row: np.ndarray, time_s: float) -> str:
-        if time_s is None or not np.isfinite(time_s):
+    def _taught(self, row: np.ndarray, time_s: float | None) -> str:
+        if time_s is None or not math.isfinite(time_s):
             return "no time"
         i, why = self._bin_of(time_s)
         if why:
             return why
-        at, y = i % len(self._open), np.where(np.isfinite(row), row, np.nan)
+        at, label = i % self._n, row.tolist()
+        if not all(map(math.isfinite, label)):
+            label = [value if math.isfinite(value) else math.nan for value in label]
         self._open[at] = 2
-        self._tally.add(self._said[at].tolist(), y.tolist())
-        if self.mode != LEARNING or not self._driver.learns:
+        self._tally.add(self._said[at], label)
+        driver, canary = self._driver, self._canary
+        if self.mode != LEARNING or not driver.learns:
             return _HELD
-        self._driver.give(i, y)
-        self._driver.work()
-        if self._canary is not None:
-            self._canary.driver.give(i, y)
-        if not np.isfinite(y).any():
+        self._label[:] = label
+        driver.give(i, self._label)
+        driver.work()
+        if canary is not None:
+            canary.driver.give(i, self._label)
+        if all(value != value for value in label):
             return _MISSING
-        self._judge(at, y)
+        self._judge(self._said[at], self._canary_said[at], label)
         return _USED
 
-    def _judge(self, at: int, y: np.ndarray) -> None:
+    def _judge(self, said: list[float], canary_said: list[float], label: list[float]) -> None:
         """Hold what was predicted against its label."""
-        watch, label = self._watch, y.tolist()
-        error = watch.squared_error(self._said[at].tolist(), label)
+        watch = self._watch
+        error = watch.squared_error(said, label)
         if watch.errs(error, label):
             self._stop(ERROR, watch.relative_error, watch.guards.error)
         elif self._canary is not None:
-            own = watch.squared_error(self._canary_said[at].tolist(), label)
-            scaled = ((y - self._driver.label_mean) / self._driver.label_scale).tolist()
+            own = watch.squared_error(canary_said, label)
+            scaled = ((self._label - self._driver.label_mean) / self._driver.label_scale).tolist()
             if self._canary.sings(own, error, scaled):
                 self._stop(CANARY, self._canary.error.mean, self._canary.decoders.mean)
 
     def _bin_of(self, time_s: float) -> tuple[int, str]:
         """The bin that a stamp is of, or why there is none that waits for a label."""
-        last, n = self._driver.bin - 1, len(self._stamps)
-        if last < 0 or time_s > self._stamps[last % n] + 0.5 * self.bin_s:
+        last, n, stamps, half = self._driver.bin - 1, self._n, self._stamps, 0.5 * self.bin_s
+        if last < 0 or time_s > stamps[last % n] + half:
             return -1, "ahead"
         oldest = max(self._first, last - self._driver.wait, 0)
-        if last < oldest or time_s < self._stamps[oldest % n] - 0.5 * self.bin_s:
+        if last < oldest or time_s < stamps[oldest % n] - half:
             return -1, "gone"
-        near = last - round((self._stamps[last % n] - time_s) / self.bin_s)
-        within = range(max(oldest, near - 2), min(last, near + 2) + 1)
-        i = min(within, key=lambda each: abs(self._stamps[each % n] - time_s), default=-1)
-        if i < 0 or abs(self._stamps[i % n] - time_s) > 0.5 * self.bin_s:
-            return -1, "no bin"
-        return i, ("not observed", "", "duplicate")[self._open[i % n]]
+        near = min(max(last - round((stamps[last % n] - time_s) / self.bin_s), oldest), last)
+        if abs(stamps[near % n] - time_s) > 0.5 * half:  # stamps tremble: a neighbour may be nearer
+            within = range(max(oldest, near - 2), min(last, near + 2) + 1)
+            near = min(within, key=lambda each: abs(stamps[each % n] - time_s))
+            if abs(stamps[near % n] - time_s) > half:
+                return -1, "no bin"
+        return near, ("not observed", "", "duplicate")[self._open[near % n]]
 
     # -- what it does ----------------------------------------------------------------------------------------------
 
@@ -382,7 +392,7 @@ class LiveDecoder:
             "watch": self._watch.place(),
             "tally": self._tally.sums,
             "canary": None if self._canary is None else self._canary.place(),
-            "arrays": {name: getattr(self, f"_{name}").tolist() for name in self._small},
+            "shown": self._shown.tolist(),
             "plain": {name: getattr(self, name) for name in _PLAIN},
         }
 
@@ -396,17 +406,10 @@ class LiveDecoder:
         self._tally.sums = [list(map(float, each)) for each in place["tally"]]
         if self._canary is not None:
             self._canary.go_on(place["canary"])
-        for name in self._small:
-            getattr(self, f"_{name}")[:] = place["arrays"][name]
+        self._shown[:] = place["shown"]
         for name in _PLAIN:
             setattr(self, name, place["plain"][name])
         self._driver.holds_statistics = self.mode == FROZEN
-
-    @property
-    def _small(self) -> list[str]:
-        """Arrays of the bins that wait, which are few."""
-        own = ["shown", "stamps", "open", "said"]
-        return own if self._canary is None else [*own, "canary_said"]
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from bci_adapt.errors import InputError
 from bci_adapt.live.drivers import Driver
 
 RANGE, UPDATE, ERROR, CANARY = "range", "update", "error", "canary"
+_INFINITE = (math.inf, -math.inf)
 _PARTS = 10  # of a second, in each of which a part of the weights is looked at
 _CANARY_SAYS = 0.2  # share of the labels' variance that a canary explains by chance
 _AS_WELL = 0.5  # share of what the decoder explains that a canary may not
@@ -142,10 +143,10 @@ class Watch:
         self._parts = max(1, round(1.0 / bin_s / self._every))
         self.begin_updates()
 
-    def in_range(self, prediction: np.ndarray) -> bool:
-        """Whether a prediction (n_outputs,) is finite and within its range."""
-        for value, low, high in zip(prediction.tolist(), self._low, self._high, strict=True):
-            if not low <= value <= high or value in (math.inf, -math.inf):
+    def in_range(self, prediction: list[float]) -> bool:
+        """Whether a prediction is finite and within its range."""
+        for value, low, high in zip(prediction, self._low, self._high, strict=True):
+            if not low <= value <= high or value in _INFINITE:
                 return False
         return True
 
@@ -234,13 +235,13 @@ class Canary:
         self._guards, self._bin_s, n = guards, bin_s, guards.canary_s / bin_s
         self.error, self.decoders, self._spread = Rolling(n), Rolling(n), Spread(driver.decoder.n_outputs_, n)
 
-    def forward(self, counts: np.ndarray, observed: bool, reset: bool) -> np.ndarray:
+    def forward(self, counts: np.ndarray, reset: bool) -> np.ndarray:
         """Its prediction (n_outputs,) of a bin of counts."""
         self._counts[:] = counts
         self._random.shuffle(self._counts)
         self.driver.overdue(self.driver.bin - 1 - self.driver.wait)
         self.driver.work()
-        return self.driver.forward(self._counts, observed, reset)
+        return self.driver.forward(self._counts, reset)
 
     def sings(self, own: float, decoders: float, label: list[float]) -> bool:
         """Take in the squared errors of both, and the scaled label; whether the canary explains as much."""

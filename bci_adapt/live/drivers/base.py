@@ -3,7 +3,7 @@
 A driver leads one fitted decoder through a session as `Decoder.adapt` would, but takes each label when it comes, not
 with its bin:
 
-    driver.forward(counts, observed, reset)    # bin 0, 1, 2 …: its prediction
+    driver.forward(counts, reset)              # bin 0, 1, 2 …: its prediction
     driver.give(i, label)                      # the label of bin i has come
     driver.overdue(i)                          # bin i waits for its label no longer
     driver.work()                              # learn from what is due by the end of the last bin
@@ -30,6 +30,7 @@ class Driver:
     Attributes
     ----------
     bin : how many bins have been predicted.
+    observed : whether the last one was.
     holds_statistics : whether the running statistics of the inputs stand still.
     label_mean, label_scale : (n_outputs,) the scale of the labels in training; 0 and infinite where the decoder does
         not know it.
@@ -40,13 +41,14 @@ class Driver:
     def __init__(self, decoder: Any, wait: int) -> None:
         self.decoder, self.wait = decoder, wait
         self.delay = delay_bins(getattr(decoder, "label_delay_s", LABEL_DELAY_S), decoder.bin_s_)
-        self.bin, self.holds_statistics = 0, False
+        self.bin, self.observed, self.holds_statistics = 0, False, False
         self.label_mean = np.asarray(getattr(decoder, "label_mean_", np.zeros(decoder.n_outputs_)))
         self.label_scale = np.asarray(getattr(decoder, "label_scale_", np.full(decoder.n_outputs_, np.inf)))
 
-    def forward(self, counts: np.ndarray, observed: bool, reset: bool) -> np.ndarray:
-        """Predict the next bin of `counts` (n_channels,), raw and finite; returns (n_outputs,), which the next call
-        overwrites. With `reset` it is the first bin of a segment.
+    def forward(self, counts: np.ndarray, reset: bool) -> np.ndarray:
+        """Predict the next bin of `counts` (n_channels,), floats, raw; returns (n_outputs,), which the next call
+        overwrites. With `reset` it is the first bin of a segment. A bin with any that is negative or not finite was not
+        `observed`.
         """
         raise NotImplementedError
 
@@ -85,6 +87,13 @@ class Driver:
         """Stand at a `place` that another driver of the same decoder gave."""
         self.bin = int(place["bin"])
 
+    def _bins(self, counts: np.ndarray, reset: bool) -> Bins:
+        """One bin as decoders take it, without a label."""
+        # Comparisons with NaN are false.
+        self.observed = bool(np.minimum.reduce(counts) >= 0.0 and np.maximum.reduce(counts) < np.inf)
+        X, none = np.where(self.observed, counts, 0.0)[None], np.zeros((1, self.decoder.n_outputs_))
+        return self.decoder._featured(Bins(X, none, none, np.array([self.observed]), np.array([reset])))
+
     def _arrival(self, i: int) -> int:
         return max(i + self.delay, self.bin - 1)
 
@@ -94,19 +103,12 @@ class FixedDriver(Driver):
 
     learns = False
 
-    def forward(self, counts: np.ndarray, observed: bool, reset: bool) -> np.ndarray:
+    def forward(self, counts: np.ndarray, reset: bool) -> np.ndarray:
         """See `Driver.forward`."""
         decoder = self.decoder
         held = {name: value for name, value in vars(decoder).items() if name.startswith("running_")}
-        predicted = decoder._partial_fit(bins_of(decoder, counts, observed, reset), None)[0]
+        predicted = decoder._partial_fit(self._bins(counts, reset), None)[0]
         if self.holds_statistics:
             vars(decoder).update(held)
         self.bin += 1
         return predicted
-
-
-def bins_of(decoder: Decoder, counts: np.ndarray, observed: bool, reset: bool) -> Bins:
-    """One bin as decoders take it, without a label."""
-    X = np.where(observed, counts, 0.0)[None]
-    none = np.zeros((1, decoder.n_outputs_))
-    return decoder._featured(Bins(X, none, none, np.array([observed]), np.array([reset])))

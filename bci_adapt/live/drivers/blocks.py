@@ -11,7 +11,7 @@ from bci_adapt.decoders.base import Decoder
 from bci_adapt.decoders.rls import RLSDecoder
 from bci_adapt.decoders.stacked import StackedDecoder
 from bci_adapt.decoders.timing import delay_bins
-from bci_adapt.live.drivers.base import Driver, bins_of
+from bci_adapt.live.drivers.base import Driver
 from bci_adapt.live.drivers.network import NetworkDriver
 
 
@@ -25,17 +25,17 @@ class LinearDriver(Driver):
         self._queue = _Queue(decoder, ("waiting_features_", "waiting_labels_"))
         self.block = max(1, delay_bins(decoder.update_every_s, decoder.bin_s_))
 
-    def forward(self, counts: np.ndarray, observed: bool, reset: bool) -> np.ndarray:
+    def forward(self, counts: np.ndarray, reset: bool) -> np.ndarray:
         """See `Driver.forward`."""
         decoder = self.decoder
         if reset:
             self._queue.clear()
-        features, running, past = decoder._features(bins_of(decoder, counts, observed, reset), continuing=True)
+        features, running, past = decoder._features(self._bins(counts, reset), continuing=True)
         if self.holds_statistics:
             running = type(running)(decoder.running_mean_, decoder.running_variance_, running.time_constant_bins)
         decoder._go_on(running, past)
-        row = features[0] if observed else np.full(features.shape[1], np.nan)
-        self._queue.add((row, np.full(self.decoder.n_outputs_, np.nan)), self._first_due(observed))
+        row = features[0] if self.observed else np.full(features.shape[1], np.nan)
+        self._queue.add((row, np.full(self.decoder.n_outputs_, np.nan)), self._first_due(self.observed))
         self.bin += 1
         return (features @ decoder.coef_)[0]
 
@@ -94,16 +94,17 @@ class StackedDriver(Driver):
         self._queue = _Queue(decoder, ("waiting_pairs_", "waiting_y_"))
         self.block = max(1, delay_bins(decoder.update_every_s, decoder.bin_s_))
 
-    def forward(self, counts: np.ndarray, observed: bool, reset: bool) -> np.ndarray:
+    def forward(self, counts: np.ndarray, reset: bool) -> np.ndarray:
         """See `Driver.forward`."""
         decoder, (network, linear) = self.decoder, self.parts
         network.holds_statistics = linear.holds_statistics = self.holds_statistics
         if reset:
             self._queue.clear()
-        alone = network.forward(counts, observed, reset)[None]
-        pairs = decoder._pairs(alone, linear.forward(counts, observed, reset)[None])
-        row = pairs[0] if observed else np.full(pairs.shape[1:], np.nan)
-        self._queue.add((row, np.full(decoder.n_outputs_, np.nan)), linear._first_due(observed) - 1)
+        alone = network.forward(counts, reset)[None]
+        pairs = decoder._pairs(alone, linear.forward(counts, reset)[None])
+        self.observed = network.observed
+        row = pairs[0] if self.observed else np.full(pairs.shape[1:], np.nan)
+        self._queue.add((row, np.full(decoder.n_outputs_, np.nan)), linear._first_due(self.observed) - 1)
         self.bin += 1
         return decoder._weighed(pairs, alone)[0]
 

@@ -8,7 +8,7 @@ one call of `run` does, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ from bci_adapt.learning.backends import loop as kernel
 from bci_adapt.learning.backends.compiled import bound_loop
 from bci_adapt.learning.credit.base import Net, Ring
 from bci_adapt.learning.learner import State
-from bci_adapt.learning.normaliser import FLOOR, Normaliser
+from bci_adapt.learning.normaliser import Normaliser
 from bci_adapt.live.drivers.base import Driver
+from bci_adapt.live.drivers.compiled import machine_code, small
 
 _LEARNED = ("W", "C", "mean_W", "mean_C", "opt_W", "opt_C", "opt_groups")
 
@@ -45,17 +46,19 @@ class NetworkDriver(Driver):
         self.arrays, self.counters, self.length = arrays, arrays["counters"], arrays["ring_z"].shape[1]
         self.cap, self.left = learner.max_updates_per_bin, 0
         self.base = int(self.counters[0, kernel.BIN])
-        self._records = np.full(wait + 2, -1, np.int64)
-        self._waits = np.zeros(wait + 2, bool)
+        self._records, self._waits = [-1] * (wait + 2), [False] * (wait + 2)
+        self._advances, self._members = learner.rule.advances, decoder.n_members
         S, m, M = len(arrays["W"]), decoder.n_features_in_, decoder.n_outputs_
         self.features, self.weight = np.zeros((1, m)), np.zeros((1, M))
-        self.observed, self.reset, self.predictions = np.zeros(1, bool), np.zeros(1, bool), np.zeros((S, 1, M))
+        self._observed, self._reset, self.predictions = np.zeros(1, bool), np.zeros(1, bool), np.zeros((S, 1, M))
         self._mean, self.prediction, self._last = np.zeros(M), np.zeros(M), np.zeros((S, 1, M))
         self._bind(learner)
         self._bind_statistics()
 
     def _bind(self, learner: Any) -> None:
         """The arguments of the loop: for a prediction, and for learning, of every member."""
+        from numba import typeof
+
         arrays, network = self.arrays, learner.network
         S, m, M = self.predictions.shape[0], self.features.shape[1], self.prediction.shape[0]
         learning = online._learning(learner)
@@ -64,7 +67,7 @@ class NetworkDriver(Driver):
         none = np.zeros((1, M))
         arrives = np.array([self.wait + 1])
         streams = {
-            "forward": kernel.Stream(self.features, none, self.weight, arrives, self.observed, self.reset),
+            "forward": kernel.Stream(self.features, none, self.weight, arrives, self._observed, self._reset),
             "work": kernel.Stream(np.zeros((1, m)), none, none, arrives, np.zeros(1, bool), np.zeros(1, bool)),
         }
         decay, blocks = np.array([learner.average or 0.0]), network.blocks
@@ -90,28 +93,31 @@ class NetworkDriver(Driver):
                     )
                 )
         function = bound_loop(network.cell, learner.rule, learner.optimizer, learner.loss)
-        self._loop = machine_code(function, self._calls["forward"][0])
+        self._loop = machine_code(function, tuple(typeof(each) for each in self._calls["forward"][0]))
 
     def _bind_statistics(self) -> None:
         running: Normaliser = self.decoder.running_
         self.mean, self.variance = running.mean.copy(), running.variance.copy()
         scale = self.decoder.metadata_.get("power_scale")
-        self._scale = None if scale is None else np.asarray(scale)
+        self._rooted, self._scale = scale is None, np.ones(len(self.mean)) if scale is None else np.array(scale, float)
         self._moves = bool(np.isfinite(running.time_constant_bins))
-        self._alpha = -np.expm1(-1.0 / running.time_constant_bins)
+        self._alpha = float(-np.expm1(-1.0 / running.time_constant_bins))
         self._keep = 1.0 - self._alpha
-        m = len(self.mean)
-        self._raw, self._room = np.zeros(m), np.zeros(m)
+        self._small = small()
 
-    def forward(self, counts: np.ndarray, observed: bool, reset: bool) -> np.ndarray:
+    def forward(self, counts: np.ndarray, reset: bool) -> np.ndarray:
         """See `Driver.forward`."""
-        self._enter(counts, observed)
+        observed = self._enter(counts)
+        if not observed:
+            self.features[0] = 0.0
         reset |= self.decoder._fresh_session
         self.decoder._fresh_session = False
-        self.observed[0], self.reset[0] = observed, reset
+        self.observed = self._observed[0] = observed
+        self._reset[0] = reset
+        n = self.wait + 2
         if reset:
-            self._waits[:] = False
-        at = self.bin % len(self._waits)
+            self._waits = [False] * n
+        at = self.bin % n
         self._records[at], self._waits[at] = self.counters[0, kernel.RECORDS], observed
         for call in self._calls["forward"]:
             self._loop(*call)
@@ -123,68 +129,57 @@ class NetworkDriver(Driver):
         np.multiply(self._mean, self.label_scale, out=self.prediction)
         return np.add(self.prediction, self.label_mean, out=self.prediction)
 
-    def _enter(self, counts: np.ndarray, observed: bool) -> None:
-        """Features of the bin, normalised; each step is that of `Normaliser.apply`, in arrays that are there."""
-        out, raw, room = self.features[0], self._raw, self._room
-        if not observed:
-            out[:] = 0.0
-            return
-        if self._scale is None:
-            np.sqrt(counts, out=raw)
-        else:
-            np.divide(counts, self._scale, out=raw)
-        np.subtract(raw, self.mean, out=out)
-        np.add(self.variance, FLOOR**2, out=room)
-        np.sqrt(room, out=room)
-        if not self._moves or self.holds_statistics:
-            np.divide(out, room, out=out)
-            return
-        # v ← α keep (x − m)² + keep v needs x − m, which `out` still is.
-        np.divide(out, room, out=room)
-        np.multiply(out, out, out=out)
-        np.multiply(out, self._keep, out=out)
-        np.multiply(out, self._alpha, out=out)
-        np.multiply(self.variance, self._keep, out=self.variance)
-        np.add(out, self.variance, out=self.variance)
-        out[:] = room
-        np.multiply(raw, self._alpha, out=raw)
-        np.multiply(self.mean, self._keep, out=self.mean)
-        np.add(raw, self.mean, out=self.mean)
+    def _enter(self, counts: np.ndarray) -> bool:
+        """Features of the bin, normalised; whether it was observed."""
+        moves = self._moves and not self.holds_statistics
+        return self._small.enter(
+            counts, self._rooted, self._scale, self.mean, self.variance, self._alpha, self._keep, moves,
+            self.features[0],
+        )  # fmt: skip
 
     def give(self, i: int, y: np.ndarray) -> None:
         """See `Driver.give`."""
-        at = i % len(self._waits)
+        at = i % (self.wait + 2)
         if not self._waits[at]:
             return
         self._waits[at] = False
-        slot, known, ring = self._records[at] % self.length, np.isfinite(y), self.arrays
-        label = (y - self.label_mean) / self.label_scale
-        ring["ring_label"][:, slot] = np.where(known, label, 0.0)
-        ring["ring_weight"][:, slot] = known
-        ring["ring_weight"][~self.decoder._learns(np.array([self.base + i]))[:, 0], slot] = 0.0
-        ring["ring_arrives"][:, slot] = self.base + self._arrival(i)
+        slot, ring = int(self._records[at]) % self.length, self.arrays
+        turn, between = divmod(self.base + i, self.decoder.learn_every)
+        member = turn % self._members if self.decoder.take_turns else -1
+        if between:
+            member = self._members  # a label that teaches nobody
+        self._small.take(
+            ring["ring_label"], ring["ring_weight"], ring["ring_arrives"], slot, y, self.label_mean, self.label_scale,
+            member, self.base + self._arrival(i),
+        )  # fmt: skip
 
     def overdue(self, i: int) -> None:
         """See `Driver.overdue`."""
-        at = i % len(self._waits)
+        at = i % (self.wait + 2)
         if i >= 0 and self._waits[at]:
             self._waits[at] = False
-            slot = self._records[at] % self.length
-            self.arrays["ring_arrives"][:, slot] = self.base + self.bin - 1
+            self.arrays["ring_arrives"][:, int(self._records[at]) % self.length] = self.base + self.bin - 1
 
     def work(self) -> None:
         """See `Driver.work`; no more records than a bin may."""
         counters = self.counters
-        before = int(counters[0, kernel.PROCESSED])
-        if not self.left or before == counters[0, kernel.RECORDS]:
-            return
-        if self.arrays["ring_arrives"][0, before % self.length] > self.base + self.bin - 1:
+        before, made = counters[0, kernel.PROCESSED].item(), counters[0, kernel.RECORDS].item()
+        while self.left and before < made:
+            slot = before % self.length
+            if self.arrays["ring_arrives"][0, slot] > self.base + self.bin - 1:
+                return
+            if self._advances or self.arrays["ring_weight"][:, slot].any():
+                break
+            # A record without a label, which the loop would pass over.
+            before, self.left = before + 1, self.left - 1
+            counters[:, kernel.PROCESSED] = before
+        else:
             return
         counters[:, kernel.BIN] -= 1  # the loop counts the bin, in which it predicts nothing, once more
         self._flags["work"][2] = self.left
         for call in self._calls["work"]:
             self._loop(*call)
-        self.left -= int(counters[0, kernel.PROCESSED]) - before
+        self.left -= counters[0, kernel.PROCESSED].item() - before
 
     def forget(self) -> None:
         """See `Driver.forget`."""
@@ -212,24 +207,11 @@ class NetworkDriver(Driver):
 
     def place(self) -> dict[str, Any]:
         """See `Driver.place`."""
-        own = {"records": self._records.tolist(), "waits": self._waits.tolist()}
+        own = {"records": list(map(int, self._records)), "waits": list(map(bool, self._waits))}
         return {"bin": self.bin, "base": self.base, "left": self.left, **own}
 
     def go_on(self, place: Mapping[str, Any]) -> None:
         """See `Driver.go_on`."""
         super().go_on(place)
         self.base, self.left = int(place["base"]), int(place["left"])
-        self._records[:], self._waits[:] = place["records"], place["waits"]
-
-
-def machine_code(function: Any, arguments: tuple) -> Callable[..., Any]:
-    """The compiled loop for arguments of exactly these types, without the search for it that each call makes; the
-    function itself where it is not compiled.
-    """
-    if not hasattr(function, "compile"):
-        return function
-    from numba import typeof
-
-    types = tuple(typeof(each) for each in arguments)
-    function.compile(types)
-    return function.overloads[types].entry_point
+        self._records, self._waits = list(place["records"]), list(place["waits"])
