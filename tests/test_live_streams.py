@@ -2,6 +2,7 @@
 
 import io
 import json
+import runpy
 import sys
 
 import numpy as np
@@ -202,3 +203,21 @@ def test_a_checkpoint_in_the_middle_goes_on(folder, expected, call, tmp_path):
     assert np.array_equal(rest, expected[1][-len(rest) :])
     assert 500 < len(rest) < 900
     assert same(arrays_of(ba.load(tmp_path / "half.npz")), arrays_of(live.decoder))
+
+
+def test_the_pipeline_runs_as_it_stands(folder, request, monkeypatch, capsys, tmp_path):
+    script = request.config.rootpath / "pipelines" / "live_replay.py"
+    arguments = [str(folder / "decoder.npz"), str(folder / "tue.nc"), "--log", str(tmp_path / "log")]
+    monkeypatch.setattr(sys, "argv", [script.name, *arguments])
+    runpy.run_path(str(script), run_name="__main__")
+    assert "1200 bins, " in capsys.readouterr().out
+    assert lines(tmp_path / "log")[-1]["what"] == "closed"
+
+
+def test_the_bench_measures_what_it_says(call):
+    code, said, _ = call("bench", "live", "--quick", "--bins", "300", "--json", "-")
+    rows = json.loads(said)
+    assert (code, [row["labels"] for row in rows]) == (0, [False, True])
+    for row in rows:
+        assert row["empty_p50_us"] < row["p50_us"] <= row["p95_us"] <= row["p99_us"] <= row["max_us"]
+        assert row["overhead"] == pytest.approx(row["p50_us"] / row["long_us"] - 1.0)

@@ -39,6 +39,26 @@ def bench_learning(
             print_line(JAX_HINT)
 
 
+@bench.command("live")
+def bench_live(
+    n_bins: Annotated[int, typer.Option("--bins", min=100, help="Bins of each decoder.")] = 1_000_000,
+    quick: Annotated[bool, typer.Option(help="A tiny network: a check that it works, not a figure.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Latency of a live bin, predicted alone and with its label, beside an empty call and the same bins in one call.
+
+    Example: [cyan]bci-adapt bench live --bins 20000 --json live.json[/]
+    """
+    from bci_adapt.cli.bench.live import measure, table
+
+    with progress(json_file == "-") as bar:
+        rows = measure(n_bins, quick, teller(bar, "measuring"))
+    if json_file is not None:
+        write_json(json_file, rows)
+    if json_file != "-":
+        out.print(table(rows))
+
+
 @bench.command("data")
 def bench_data(
     quick: Annotated[bool, typer.Option(help="A tiny file: a check that it works, not a figure.")] = False,

@@ -23,9 +23,14 @@ class Clock:
         self.last_s: float | None = None
         self._behind, self._behind_s = 0, 0.0
 
+    @property
+    def now_s(self) -> float:
+        """When the last bin ended; 0 before the first."""
+        return 0.0 if self.last_s is None else self.last_s
+
     def next_s(self) -> float:
         """When the next bin is expected to end."""
-        return (0.0 if self.last_s is None else self.last_s) + self.bin_s
+        return self.now_s + self.bin_s
 
     def meet(self, time_s: float | None) -> str:
         """What a bin stamped `time_s` is, None for one without a stamp, which is the next: `NEXT`, `GAP` (also of the

@@ -126,7 +126,7 @@ class LiveDecoder:
         self._counts[:] = row
         predicted = driver.forward(self._counts, reset)
         self.bins["bins"] += 1
-        self._stamps[at] = self._clock.last_s if time_s is None else time_s
+        self._stamps[at] = self._clock.now_s if time_s is None else time_s
         self._open[at], self._said[at] = int(driver.observed), predicted.tolist()
         if not driver.observed:
             usable = np.isnan(self._counts) | (np.isfinite(self._counts) & (self._counts >= 0.0))
@@ -222,15 +222,15 @@ class LiveDecoder:
             for a label of another shape, or what is no numbers.
         """
         row = self._row(label, self.n_outputs, "label")
-        time_s = self._stamp(time_s)
+        stamp_s = self._stamp(time_s)
         self.events += 1
-        what = self._taught(row, time_s)
+        what = self._taught(row, stamp_s)
         self.labels[what] += 1
         leaving = "" if what in (_USED, _MISSING) else what
         if leaving != self._leaving:
             self._leaving = leaving
             if leaving:
-                self._note("label left", why=leaving, stamp_s=time_s)
+                self._note("label left", why=leaving, stamp_s=stamp_s)
         return what
 
     def _taught(self, row: np.ndarray, time_s: float | None) -> str:

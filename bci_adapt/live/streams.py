@@ -68,7 +68,7 @@ def replayed(arrays: Arrays, label_delay_s: float | None = None, labels: str = "
         if arrays.in_trial is None:
             raise InputError(f"{arrays.session_id}: --labels trial_end needs trials with a beginning and an end")
         comes = np.maximum(arrays.trial_end, comes)
-    has: np.ndarray = np.isfinite(arrays.y).any(axis=1) if labels != "none" else np.zeros(n, bool)
+    has = np.asarray(np.isfinite(arrays.y).any(axis=1)) if labels != "none" else np.zeros(n, bool)
     order = np.argsort(comes, kind="stable")
     at = 0
     for t in range(n):
