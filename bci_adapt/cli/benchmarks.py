@@ -45,7 +45,7 @@ def bench_live(
     quick: Annotated[bool, typer.Option(help="A tiny network: a check that it works, not a figure.")] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Latency of a live bin, predicted alone and with its label, beside an empty call and the same bins in one call.
+    """Latency of a live bin, predicted alone and with its label, beside an empty call and the same bins in long calls.
 
     Example: [cyan]bci-adapt bench live --bins 20000 --json live.json[/]
     """

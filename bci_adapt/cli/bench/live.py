@@ -16,7 +16,7 @@ from bci_adapt.live.serving import collected_once
 
 BIN_S, N_OUTPUTS = 0.02, 2
 _DISTINCT = 400  # bins that come again and again
-_LONG = 4000  # bins of one call of `adapt`
+_CALLS = 25  # of as many bins each
 _QUICK = ("tanh", 8, 1)
 
 
@@ -30,7 +30,7 @@ def cases(quick: bool) -> list[tuple[str, int, int, int]]:
 
 def measure(n_bins: int, quick: bool = False, say: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
     """A row for each decoder, and each of predicting alone and with labels: percentiles in µs over `n_bins` bins
-    (`p50_us` …), of an empty call (`empty_…`), the mean of one long call (`long_us`), `overhead` (the median above the
+    (`p50_us` …), of an empty call (`empty_…`), the mean of a long call (`long_us`), `overhead` (the median above the
     long call, as a share of it), and how often garbage was collected (`collections`).
     """
     rows = []
@@ -86,14 +86,14 @@ def _timed(call: Callable[[int], None], n: int) -> np.ndarray:
 
 
 def _long(decoder: OnlineDecoder, X: np.ndarray, Y: np.ndarray | None) -> float:
-    """µs a bin of one call of `adapt`, the faster of two."""
-    repeated = [None if each is None else np.tile(each, (_LONG // _DISTINCT, 1)) for each in (X, Y)]
+    """µs a bin of long calls: the median of `_CALLS`, which one that the machine interrupts does not move."""
+    decoder.adapt(X, Y)
     took = []
-    for _ in range(2):
+    for _ in range(_CALLS):
         begin = time.perf_counter()
-        decoder.adapt(*repeated)
-        took.append(1e6 * (time.perf_counter() - begin) / _LONG)
-    return min(took)
+        decoder.partial_fit(X, Y)
+        took.append(1e6 * (time.perf_counter() - begin) / len(X))
+    return float(np.median(took))
 
 
 def _percentiles(prefix: str, us: np.ndarray) -> dict[str, float]:
