@@ -31,6 +31,7 @@ _PUBLIC = {
     "FineTunedDecoder": "bci_adapt.decoders.fine_tuned",
     "ReplayingDecoder": "bci_adapt.decoders.replaying",
     "StackedDecoder": "bci_adapt.decoders.stacked",
+    "ReadInDecoder": "bci_adapt.decoders.read_in",
     "WienerDecoder": "bci_adapt.decoders.wiener",
     "RLSDecoder": "bci_adapt.decoders.rls",
     "KalmanDecoder": "bci_adapt.decoders.kalman",
@@ -61,6 +62,7 @@ if TYPE_CHECKING:  # the same names for a type checker, which then knows what is
     from bci_adapt.decoders.kalman import KalmanDecoder as KalmanDecoder
     from bci_adapt.decoders.online_rnn import OnlineDecoder as OnlineDecoder
     from bci_adapt.decoders.persistence import PersistenceDecoder as PersistenceDecoder
+    from bci_adapt.decoders.read_in import ReadInDecoder as ReadInDecoder
     from bci_adapt.decoders.recommendation import recommended as recommended
     from bci_adapt.decoders.replaying import ReplayingDecoder as ReplayingDecoder
     from bci_adapt.decoders.rls import RLSDecoder as RLSDecoder
