@@ -156,6 +156,51 @@ def test_an_edit_changes_the_keys_of_the_jobs_that_run_it_and_no_other(toy, edit
     assert (job(modules=modules).key != before) is changes
 
 
+def test_imports_are_found_in_every_kind_of_statement(tmp_path):
+    source = tmp_path / "work.py"
+    source.write_text(
+        dedent("""
+        import toy.a
+        if x:
+            import toy.b
+        else:
+            import toy.c
+        try:
+            import toy.d
+        except ImportError:
+            import toy.e
+        finally:
+            import toy.f
+        with x as y:
+            for z in y:
+                while z:
+                    import toy.g
+        match x:
+            case 1:
+                import toy.h
+        class Kind:
+            from toy import i
+            def method(self):
+                import toy.j
+                return open("table.toml"), "work.py", "two words.toml"
+        if TYPE_CHECKING:
+            import toy.k
+        """)
+    )
+    found = jobs._source_at(source, 0, 0, "toy.work")
+    assert found.imported - {"toy"} == {f"toy.{name}" for name in "abcdefghij"}
+    assert found.imported_at_once == found.imported - {"toy.j"}
+    assert found.named == {"table.toml"}
+
+
+def test_a_key_is_the_digest_of_its_recipe(toy, tmp_path):
+    (tmp_path / "raw").write_text("raw")
+    first = job("first", number=-0.0, text="\u00e9\ud800", many=(1, [None, True]), nested={"b": 1e300, "a": 2})
+    second = job("second", inputs={"of": first, "raw": tmp_path / "raw"}, versions={"none": None})
+    for each in (first, second):
+        assert each.key == jobs.digest(each.recipe)
+
+
 def test_keys_follow_contents_and_nothing_else(toy, tmp_path, monkeypatch):
     raw, copy, other = tmp_path / "raw.nwb", tmp_path / "elsewhere" / "copy.nwb", tmp_path / "other.nwb"
     copy.parent.mkdir()

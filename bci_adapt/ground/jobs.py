@@ -75,23 +75,34 @@ class Job:
         """
         return {
             "function": self.function,
-            "sources": sources(self.function, self.modules),
-            "versions": library_versions() | dict(self.versions) if self.versions else library_versions(),
+            "sources": self._sources,
+            "versions": library_versions() | dict(self.versions),
             "parameters": json.loads(_canonical(self.parameters)),
-            "inputs": {
-                name: value.key if isinstance(value, Job) else f"sha256:{_content(Path(value).absolute(), self.label)}"
-                for name, value in self.inputs.items()
-            },
+            "inputs": self._input_keys,
+        }
+
+    @cached_property
+    def _sources(self) -> dict[str, str]:
+        return sources(self.function, self.modules)
+
+    @cached_property
+    def _input_keys(self) -> dict[str, str]:
+        return {
+            name: value.key if isinstance(value, Job) else f"sha256:{_content(Path(value).absolute(), self.label)}"
+            for name, value in self.inputs.items()
         }
 
     @cached_property
     def key(self) -> str:
         """SHA-256 of the recipe, in hexadecimal."""
-        # Thousands of jobs share their sources: their part of the text is made once.
-        texts = {name: _shared_text(value) if name == "sources" else _canonical(value)
-                 for name, value in self.recipe.items()}  # fmt: skip
-        text = ",".join(f"{json.dumps(name)}:{texts[name]}" for name in sorted(texts))
-        return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
+        # Written as `_canonical` writes the recipe: what thousands of jobs share is made into text once.
+        versions = _versions_text(tuple((library_versions() | dict(self.versions)).items()))
+        text = (
+            f'{{"function":{json.dumps(self.function)},"inputs":{_canonical(self._input_keys)},"parameters":'
+            f'{_canonical(self.parameters)},"sources":{_shared_text(self._sources)},'
+            f'"versions":{versions}}}'
+        )
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
     def key_of_any_release(self) -> str:
@@ -128,7 +139,10 @@ def _given_root(given: str) -> Path:
 
 def _canonical(value: Any) -> str:
     """JSON with sorted keys, no spaces and no NaN: equal contents give equal text."""
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(_plain(value))
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
@@ -151,12 +165,14 @@ def _shared_text(found: dict[str, str]) -> str:
 
 def code_digest_of(found: dict[str, str]) -> str:
     """SHA-256 of `sources` and the installed versions."""
-    return hashlib.sha256(f"[{_shared_text(found)},{_versions_text()}]".encode()).hexdigest()
+    return hashlib.sha256(
+        f"[{_shared_text(found)},{_versions_text(tuple(library_versions().items()))}]".encode()
+    ).hexdigest()
 
 
 @cache
-def _versions_text() -> str:
-    return _canonical(library_versions())
+def _versions_text(versions: tuple[tuple[str, str | None], ...]) -> str:
+    return _canonical(dict(versions))
 
 
 def digest(value: Any) -> str:
@@ -343,6 +359,9 @@ class _Source(NamedTuple):
     named: frozenset[str]
 
 
+_FILE_NAME = re.compile(r"""["']([\w-]+(?:\.[\w-]+)*\.(?!py["'])[\w-]+)["']""")
+
+
 @cache
 def _source_at(path: Path, size: int, modified_ns: int, module: str) -> _Source:
     """What a source file holds, remembered for as long as its size and time of change stay the same."""
@@ -350,22 +369,22 @@ def _source_at(path: Path, size: int, modified_ns: int, module: str) -> _Source:
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     imported: set[str] = set()
     at_once: set[str] = set()
-    named: set[str] = set()
-    pending: list[tuple[ast.AST, bool]] = [(ast.parse(text, filename=str(path)), False)]
-    while pending:
+    tree = ast.parse(text, filename=str(path))
+    pending: list[tuple[ast.AST, bool]] = [(each, False) for each in tree.body]
+    while pending:  # statements; there are none inside an expression
         node, inside = pending.pop()
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             pending += [(each, inside) for each in node.orelse]  # the body is never run
             continue
-        inside = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        pending += [(each, inside) for each in ast.iter_child_nodes(node)]
         names = _imported_by(node, package)
         imported |= names
         if not inside:
             at_once |= names
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            named |= set(re.findall(r"\A[\w-]+(?:\.[\w-]+)*\.(?!py\Z)[\w-]+\Z", node.value))
-    return _Source(hashlib.sha256(text).hexdigest(), frozenset(imported), frozenset(at_once), frozenset(named))
+        inside = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+            pending += [(each, inside) for each in getattr(node, part, ())]
+    named = frozenset(_FILE_NAME.findall(text.decode("utf-8", "replace")))
+    return _Source(hashlib.sha256(text).hexdigest(), frozenset(imported), frozenset(at_once), named)
 
 
 def _imported_by(node: ast.AST, package: str) -> set[str]:

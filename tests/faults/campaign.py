@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -103,6 +103,7 @@ class Campaign:
         """Count one fault of a scene; `why` says what was lost, empty where nothing was."""
         self.tried[scene] += 1
         self.survived[scene] += not why
+        print(f"{scene}: {faults}: {why or 'survived'}", file=sys.stderr, flush=True)
         if why:
             self.lost.append(f"{scene}: {faults}: {why}")
 
@@ -306,13 +307,11 @@ def killed_workers(campaign: Campaign, times: int) -> None:
         cache = campaign.cache("harmed")
         process = campaign.start(cache, *scene.arguments(campaign, cache))
         time.sleep(campaign.random.uniform(1.0, 9.0))
-        victims = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        victim = campaign.random.choice(victims) if victims else None
-        if victim is not None:
-            words = " ".join(victim.cmdline())[-60:]
-            victim.kill()
+        found = _others(process)
+        victim, words = campaign.random.choice(found) if found else (process, "")
+        victim.kill()
         said = process.communicate()[0]
-        if victim is None:
+        if not found:
             continue
         tried += 1
         if process.returncode not in (0, 1) or "Traceback" in said:
@@ -320,6 +319,16 @@ def killed_workers(campaign: Campaign, times: int) -> None:
         else:
             why = campaign.loss(scene, cache, expected)
         campaign.note("kill -9 of one process of a run", words, why)
+
+
+def _others(first: subprocess.Popen) -> list[tuple[psutil.Process, str]]:
+    """The processes that a command has started, with their command lines; none where one has just ended. Python's
+    tracker of shared memory is left alone: without it a run ends well, and Python prints tracebacks of its own.
+    """
+    with suppress(psutil.Error):
+        found = [(each, " ".join(each.cmdline())) for each in psutil.Process(first.pid).children(recursive=True)]
+        return [(each, words[-60:]) for each, words in found if "resource_tracker" not in words]
+    return []
 
 
 SCHEDULER = """
