@@ -15,7 +15,9 @@ from bci_adapt.data.same_columns.fingerprints import of_counts, summed
 from bci_adapt.data.same_columns.packing import packed, unpacked
 from bci_adapt.data.session_files import write_session
 from bci_adapt.errors import InputError
+from bci_adapt.experiment.config import parse_config
 from bci_adapt.experiment.jobs import columns as columns_job
+from bci_adapt.experiment.preparing import prepare_sessions
 from bci_adapt.live import columns as remembered
 from bci_adapt.results.manifest import Manifest
 from bci_adapt.results.report import comparisons
@@ -248,3 +250,37 @@ def test_of_real_sessions_the_one_of_other_columns_is_named_and_no_other():
     odd = next(each for each in told if each.verdict == FOREIGN)
     assert odd.best is not None
     assert odd.best.kept < 0.15 < min(each.best.kept for each in told if each.verdict == SAME and each.best)
+
+
+def test_a_run_keeps_drops_or_refuses_sessions_of_foreign_columns(tmp_path, monkeypatch):
+    monkeypatch.setenv("BCI_ADAPT_CACHE", str(tmp_path / "cache"))
+    (days := tmp_path / "days").mkdir()
+    for seed in range(4):
+        counts = day(seed, animal=7 * (seed == 2))
+        moves = np.random.default_rng(seed).normal(size=(len(counts), 2))
+        written = ba.session(
+            counts=counts, target=moves, target_units="cm/s", bin_s=BIN_S, channels=[f"e{i}" for i in range(M)]
+        )
+        write_session(written.assign_attrs(session_id=f"s{seed}", subject="S"), days / f"s{seed}.nc")
+
+    def prepared(foreign, **pair):
+        pairs = [pair or {"source": "earlier", "targets": [2, 3, 4]}]
+        raw = {"name": "x", "source": {"kind": "folder", "path": str(days)}, "pairs": pairs, "bin_s": BIN_S}
+        raw |= {"stream_s": 60.0, "min_held_out_s": 30.0, "identity": {"foreign": foreign}}
+        raw["arms"] = [{"rule": "immediate", "optimizer": "rmsprop"}]
+        config = parse_config(raw, "x")
+        found, pairs = prepare_sessions(config, config.pairs, workers=0)
+        return {pair.target: pair.sources for pair in pairs}, found.unscorable(pairs, config)
+
+    every, reasons = prepared("keep")
+    assert every["s3"] == ("s0", "s1", "s2")
+    assert not any(reasons.values())
+    every, reasons = prepared("drop")
+    assert every["s3"] == ("s0", "s1")
+    told = {pair.target: why for pair, why in reasons.items() if why}
+    assert [*told] == ["s2"]
+    assert "the columns of this session are not those of the others" in told["s2"]
+    with pytest.raises(InputError, match=r"identity\.foreign = refuse: s2: the columns of this session are not"):
+        prepared("refuse")
+    with pytest.raises(InputError, match=r"identity\.foreign = drop: s2: .*leave these sessions out"):
+        prepared("drop", source=["s0", "s1", "s2"], targets=["s3"])

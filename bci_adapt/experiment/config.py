@@ -99,6 +99,15 @@ class FilesSource(Section):
     paths: Annotated[tuple[str, ...], Field(min_length=1), Unlike]
 
 
+class IdentitySection(Section):
+    """What is done with a session whose columns, by the counts alone, are not those of the others
+    (`bci_adapt.data.same_columns`): told and kept (``keep``), taken out before any score, as a target and as one of the
+    ``earlier`` days (``drop``), or nothing is run (``refuse``). Columns that differ in part are told.
+    """
+
+    foreign: Literal["keep", "drop", "refuse"] = "keep"
+
+
 def _as_list(value: Any) -> Any:
     return (value,) if isinstance(value, int | str) else value
 
@@ -288,6 +297,7 @@ class Config(Section):
     controls: ControlSection = ControlSection()
     channels: ChannelSection = ChannelSection()
     thresholds: ThresholdSection = ThresholdSection()
+    identity: IdentitySection = IdentitySection()
     arms: tuple[Asked, ...]
 
     @property

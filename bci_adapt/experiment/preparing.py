@@ -11,7 +11,7 @@ from typing import Any
 from bci_adapt.archive.sources.base import Source
 from bci_adapt.errors import InputError
 from bci_adapt.experiment.building import Builder
-from bci_adapt.experiment.common_jobs import axes_job, prepare_job
+from bci_adapt.experiment.common_jobs import axes_job, columns_job, prepare_job
 from bci_adapt.experiment.config import EARLIER, Config, DandiSource, FilesSource, PairSection, SimulatedSource
 from bci_adapt.experiment.pairs import Channels, Pair, choose_pairs, match_channels, unscorable
 from bci_adapt.experiment.tuned import Tuned
@@ -62,7 +62,8 @@ def open_source(
 class Prepared:
     """The prepared sessions of an experiment: jobs, sessions and what is said of them, by id; which meet; and which are
     `unfit` to be one of the earlier days that a config asks for all of, with the reason; `columns` says of each whether
-    its columns are those of the others, once that was asked.
+    its columns are those of the others, once that was asked; `foreign` says of which they are not, where the config
+    leaves these out.
     """
 
     session_ids: list[str]
@@ -76,6 +77,7 @@ class Prepared:
     matched: dict[tuple[str, ...], Channels] = field(default_factory=dict)
     targets: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
     columns: list[dict[str, Any]] = field(default_factory=list)
+    foreign: dict[str, str] = field(default_factory=dict)
 
     @property
     def in_trial(self) -> bool:
@@ -85,6 +87,13 @@ class Prepared:
     def pairs(self, sections: Sequence[PairSection]) -> list[Pair]:
         """The pairs that sections of the config name."""
         return choose_pairs(sections, self.session_ids, self.unfit)
+
+    def unscorable(self, pairs: Sequence[Pair], config: Config) -> dict[Pair, str]:
+        """Why the target of each pair gives no score; empty where it does."""
+        return {
+            pair: self.foreign.get(pair.target) or unscorable(self.sessions[pair.target], config, self.in_trial)
+            for pair in pairs
+        }
 
     def builders(self, config: Config, known: dict[str, Job], tuned: Tuned | None) -> dict[tuple[str, ...], Builder]:
         """A builder for each group of sources, whose sessions share its channels with all of their targets."""
@@ -147,12 +156,41 @@ def prepare_sessions(
     if any(section.source == (EARLIER,) for section in sections):
         judged = {name: unscorable(each, config, prepared.in_trial) for name, each in sessions.items()}
         prepared.unfit |= {name: reason for name, reason in judged.items() if reason}
+    if config.identity.foreign != "keep":
+        options = {"workers": workers, "scheduler": scheduler, "progress": progress}
+        _without_foreign(config, prepared, sections, execute([columns_job(config, jobs)], **options))
     pairs = prepared.pairs(sections)
     for pair in pairs:
         prepared.targets.setdefault(pair.sources, []).append(pair.target)
     for sources, targets in prepared.targets.items():
         prepared.matched[sources] = match_channels(config, sources, targets, sessions)
     return prepared, pairs
+
+
+def _without_foreign(config: Config, prepared: Prepared, sections: Sequence[PairSection], outcome: Outcome) -> None:
+    """Take sessions of foreign columns out of the earlier days and say why they are no targets; `InputError` where the
+    config refuses them, or names one as a source.
+    """
+    refuse_failures(outcome)
+    told = json.loads(columns_job(config, prepared.jobs).path.read_text(encoding="utf-8"))["sessions"]
+    found = {
+        name: each["sentence"]
+        for name, each in zip(prepared.jobs, told, strict=False)  # nothing is told of sessions that do not meet
+        if each["verdict"] == "foreign"
+    }
+    named = {name for section in sections if section.source != (EARLIER,) for name in _sources(section, prepared)}
+    refused = [text for name, text in found.items() if config.identity.foreign == "refuse" or name in named]
+    if refused:
+        raise InputError(
+            f"identity.foreign = {config.identity.foreign}: {'; '.join(refused)}; leave these sessions out of the "
+            'pairs, or keep them (identity.foreign = "keep")'
+        )
+    prepared.foreign |= found
+    prepared.unfit |= found
+
+
+def _sources(section: PairSection, prepared: Prepared) -> set[str]:
+    return {name for pair in choose_pairs([section], prepared.session_ids) for name in pair.sources}
 
 
 def _choose_axes(asked: Mapping[str, Sequence[str]], jobs: dict[str, Job], sessions: dict[str, Any]) -> list[str]:

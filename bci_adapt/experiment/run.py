@@ -16,7 +16,7 @@ from bci_adapt.experiment.building import Builder
 from bci_adapt.experiment.common_jobs import columns_job
 from bci_adapt.experiment.config import Config, ContinualSection
 from bci_adapt.experiment.foreign import Foreign
-from bci_adapt.experiment.pairs import Pair, require_source, unscorable, unusable_halves
+from bci_adapt.experiment.pairs import Pair, require_source, unusable_halves
 from bci_adapt.experiment.preparing import Prepared, prepare_sessions, refuse_failures
 from bci_adapt.experiment.run_folder import Plan, Ran, manifest_of, manifest_of_shard, write_run
 from bci_adapt.experiment.tuned import read_tuned
@@ -73,7 +73,7 @@ def run_experiment(
     )
     judged = _whose_columns(config, prepared, options, note)
     _refuse_names(config, foreign)
-    reasons = {pair: unscorable(prepared.sessions[pair.target], config, prepared.in_trial) for pair in pairs}
+    reasons = prepared.unscorable(pairs, config)
     for name in dict.fromkeys(name for pair in pairs if not reasons[pair] for name in pair.sources):
         require_source(prepared.sessions[name], config)
     builders = prepared.builders(config, {}, values)
@@ -195,7 +195,9 @@ def _continual(
 
 def _digest(ran: Ran) -> str:
     """What a run's folder is named by: what was asked for, and of which contents, wherever the recordings lie."""
-    unused = {"axes": True} if ran.config.axes is None else {}  # a config that names none is called as it was
+    # A config without these is called as it was before there were any.
+    unused = {"axes": True} if ran.config.axes is None else {}
+    unused |= {"identity": True} if ran.config.identity.foreign == "keep" else {}
     asked = ran.config.model_dump(mode="json", exclude={"source": {"path", "paths"}, **unused})
     jobs = [*ran.prepared.jobs.values(), *ran.plan.jobs(), *ran.plan.costs.values()]
     return hashlib.sha256(json.dumps([asked, sorted(job.key for job in jobs)]).encode()).hexdigest()[:10]

@@ -14,7 +14,7 @@ from bci_adapt.experiment.arm import Arm, described
 from bci_adapt.experiment.building import Builder
 from bci_adapt.experiment.config import Config
 from bci_adapt.experiment.job_results import ScoreRows, read_json
-from bci_adapt.experiment.pairs import Pair, require_source, unscorable
+from bci_adapt.experiment.pairs import Pair, require_source
 from bci_adapt.experiment.preparing import prepare_sessions
 from bci_adapt.experiment.tuned import choose, tuned_text
 from bci_adapt.ground.engine import Progress, Workplace, execute
@@ -120,7 +120,7 @@ def tune(
     prepared, pairs = prepare_sessions(
         config, section.pairs, **options, say=say, note=note, lock=lock, offline=offline, verify=verify, sure=sure
     )
-    reasons = {pair: unscorable(prepared.sessions[pair.target], config, prepared.in_trial) for pair in pairs}
+    reasons = prepared.unscorable(pairs, config)
     usable = [pair for pair in pairs if not reasons[pair]]
     if len({pair.target for pair in usable}) < 2:
         why = "; ".join(filter(None, reasons.values()))
