@@ -165,6 +165,7 @@ def bench_identity(
         typer.Option("--data", metavar="FOLDER", help="Recordings of one animal; several may be given."),
     ] = None,
     n_seeds: Annotated[int, typer.Option("--seeds", min=0, help="Simulated animals beside them.")] = 2,
+    undo: Annotated[bool, typer.Option("--undo", help="Measure instead how much of a mixed wiring is found.")] = False,
     json_file: JsonFile = None,
 ) -> None:
     """How often the check of columns is wrong: on all pairs of days, on simulated months, with columns mixed up, by
@@ -172,15 +173,20 @@ def bench_identity(
 
     Example: [cyan]bci-adapt bench identity --data monkey_s/ --data monkey_i/ --json identity.json[/]
     """
+    from bci_adapt.cli.bench import wirings
     from bci_adapt.cli.bench.identity import MINUTES, identity, months, read, text
     from bci_adapt.ground.storage import json_safe
 
     with progress(json_file == "-") as bar:
         say = teller(bar, "measuring")
-        animals = {folder.name: read(folder, say) for folder in data or ()}
-        animals |= {f"simulated {seed}": months(seed, MINUTES[-1]) for seed in range(n_seeds)}
-        found = identity(animals, say)
+        if undo:
+            rows = wirings.wirings({folder.name: wirings.sessions_of(folder, say) for folder in data or ()}, say)
+            found, told = {"wirings": rows}, wirings.text(rows)
+        else:
+            animals = {folder.name: read(folder, say) for folder in data or ()}
+            found = identity(animals | {f"simulated {seed}": months(seed, MINUTES[-1]) for seed in range(n_seeds)}, say)
+            told = text(found)
     if json_file is not None:
         write_json(json_file, json_safe(found))
     if json_file != "-":
-        print(text(found))
+        print(told)
