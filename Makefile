@@ -1,6 +1,6 @@
 # make run   set up, simulate three days of recordings, run the cross-session experiment, write its report
 # make test  set up, then linters, types, import directions and every test
-# make test-slurm  a run on a real Slurm cluster of this machine (root; apt install slurm-wlm munge), else skipped
+# make test-slurm  a run on a real Slurm cluster of this machine (root; installs slurm-wlm and munge where missing), else skipped
 # make fuzz  2,000 damaged files of every format that is read
 # make faults  kills, full disks, damaged files, four runs at once: what was stored survives (an hour)
 

@@ -1,11 +1,19 @@
 #!/bin/bash
-# usage: with_slurm.sh COMMAND …   runs COMMAND beside a Slurm cluster of this one machine (Debian: apt install
-# slurm-wlm munge), which it starts as root in a temporary folder and stops again. Exit code 77: Slurm is not installed.
+# usage: with_slurm.sh COMMAND …   runs COMMAND beside a Slurm cluster of this one machine, which it starts as root in a
+# temporary folder and stops again. Where Slurm is missing it is installed first (Debian: slurm-wlm, munge). Exit code 77:
+# it cannot be.
 set -u
-for each in munged slurmctld slurmd sbatch; do
-  PATH=$PATH:/usr/sbin command -v $each >/dev/null || { echo "skipped: $each is not installed (apt install slurm-wlm munge)"; exit 77; }
-done
+missing() {
+  for each in munged slurmctld slurmd sbatch; do
+    PATH=$PATH:/usr/sbin command -v $each >/dev/null || { echo $each; return; }
+  done
+}
 [ "$(id -u)" = 0 ] || { echo "skipped: the daemons of Slurm need root"; exit 77; }
+if [ -n "$(missing)" ] && command -v apt-get >/dev/null; then
+  echo "installing slurm-wlm and munge"
+  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes slurm-wlm munge; } >/dev/null 2>&1
+fi
+[ -z "$(missing)" ] || { echo "skipped: $(missing) is not installed and could not be (apt install slurm-wlm munge)"; exit 77; }
 PATH=$PATH:/usr/sbin
 folder=$(mktemp -d /tmp/slurm.XXXXXX)
 chmod 755 "$folder"
