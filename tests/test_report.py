@@ -203,13 +203,27 @@ def test_words_about_linear_decoders_and_the_leader(changes, title, phrase):
 
 def test_words_call_nothing_clear_on_one_day_and_skip_absent_arms():
     text = said(study(1, metrics=("r2",)), "The tanh network")
-    assert "made no clear difference" in text
+    assert "one day is too few to decide" in text
+    assert "no clear difference" not in text
     assert not re.search("raised|lowered|better|worse|helped|hurt", text)
     rows = study(3, 1, metrics=("r2",))
     two = few(rows, "frozen", "rls")
     assert said(two, "The GRU network").startswith("Frozen as trained")
     assert "normaliser" not in said(two, "The GRU network")
     assert plain_words(stored(rows.iloc[:0])) == []
+
+
+def test_no_clear_difference_is_said_only_where_the_interval_includes_zero():
+    rows = few(study(2, 1, metrics=("r2",), normaliser={"tanh": 0.5}, frozen={"tanh": 0.3}), "frozen", "normaliser")
+    raised = rows["arm"] == "normaliser"
+    day = rows["target"] == rows["target"].iloc[0]
+    level = rows.assign(value=rows["value"] + np.where(raised & day, -0.4, 0.0))
+    assert "made no clear difference" in said(level, "The tanh network"), "+.2 and −.2"
+    uneven = rows.assign(value=rows["value"] + np.where(raised & day, 0.4, 0.0))
+    text = said(uneven, "The tanh network")
+    assert "2 days are too few to decide" in text, "+.2 and +.6"
+    assert "no clear difference" not in text
+    assert "raised this to" in said(rows, "The tanh network"), "+.2 twice"
 
 
 SECTIONS = {

@@ -29,8 +29,9 @@ SMALLEST_DENOMINATOR, SMALLEST_CEILING = 0.05, 0.10
 class Comparison(NamedTuple):
     """Two arms on the same pairs: both means, their difference (first − second), its exact sign-flip p, and a verdict.
 
-    `sign` is +1 or −1 where the interval of the difference excludes 0, else 0: no clear difference. Below
-    `FEW_DAYS` target days Student's interval of the daily differences must exclude 0 too.
+    `sign` is +1 or −1 where the interval of the difference excludes 0, else 0. Below `FEW_DAYS` target days Student's
+    interval of the daily differences must exclude 0 too; where only that includes it, and on a single day, which has no
+    interval, the comparison is `undecided`, and no word is said of who is ahead or level.
     """
 
     first: float
@@ -38,6 +39,16 @@ class Comparison(NamedTuple):
     difference: Interval
     p: float
     sign: int
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the days are too few to call it a difference or none."""
+        return is_undecided(self.sign, self.difference.low, self.difference.high)
+
+
+def is_undecided(sign: int, low: float, high: float) -> bool:
+    """`Comparison.undecided`, of its stored parts."""
+    return not sign and not low <= 0.0 <= high
 
 
 def coded(rows: Frame) -> Frame:

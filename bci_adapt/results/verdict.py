@@ -19,8 +19,8 @@ from bci_adapt.results.table import Results, cell_label, number
 def plain_words(stored: Results, variable: str = "velocity") -> list[dict[str, Any]]:
     """Held-out findings in words: ``[{title, sentences: [str, …]}, …]``, every number and comparative from the rows.
 
-    A difference is called one only where the interval of its paired bootstrap over target days excludes zero; else the
-    sentence says "no clear difference".
+    A difference is called one only where the interval of its paired bootstrap over target days excludes zero, and "no
+    clear difference" where it includes zero; of days that are too few to decide (`Comparison`) neither is said.
     """
     tell = _Teller(stored, variable)
     networks = [cell for cell in tell.cells if cell]
@@ -85,11 +85,20 @@ class _Teller:
         if both is None:
             return
         change = score_text(both.difference._asdict())
+        change = change if change.startswith(("−", "–")) else f"+{change}"
+        if both.undecided:
+            yield (
+                f"{number(both.first)} of {self.who(first)} against {number(both.second)} of {self.who(second)} "
+                f"({change}): {self.days(both.difference.n)} too few to decide."
+            )
+            return
         yield {1: ahead, -1: behind, 0: level}[both.sign].format(
-            first=number(both.first),
-            second=number(both.second),
-            change=change if change.startswith(("−", "–")) else f"+{change}",
+            first=number(both.first), second=number(both.second), change=change
         )
+
+    @staticmethod
+    def days(n: int) -> str:
+        return f"{n} days are" if n > 1 else "one day is"
 
     def who(self, key: Key) -> str:
         return f"{self.arms.label(key[0])} ({cell_label(key[1])})"

@@ -125,7 +125,7 @@ def _difference(first: StoredRun, other: StoredRun, name: str, arm: str, cell: s
         Cell(signed(change.mean, change.low, change.high, 3), "strong" if found.sign else ""),
         str(change.n),
         probability(found.p),
-        "" if found.sign else "no clear difference",
+        "" if found.sign else "too few days to decide" if found.undecided else "no clear difference",
     ]
 
 

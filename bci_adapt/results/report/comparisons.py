@@ -11,6 +11,7 @@ import pandas as pd
 from bci_adapt.results.figures import studies as figures_study
 from bci_adapt.results.figures.drift import short_names
 from bci_adapt.results.manifest import Manifest
+from bci_adapt.results.recovery import is_undecided
 from bci_adapt.results.report.blocks import Cell, Column, Fold, Points, Section, Table, Text, blocks_of, numbers, words
 from bci_adapt.results.report.run import StoredRun, figure_text, plural, probability, signed
 from bci_adapt.results.table import Frame, cell_label, number
@@ -119,6 +120,8 @@ def comparisons(run: StoredRun) -> Section:
 def _primary_words(run: StoredRun, entry: Mapping[str, Any]) -> Text:
     first, second = run.who(entry["first"], entry["first_cell"]), run.who(entry["second"], entry["second_cell"])
     verdict = {1: "is clearly ahead of", -1: "is clearly behind", 0: "shows no clear difference from"}[entry["sign"]]
+    if is_undecided(entry["sign"], entry["low"], entry["high"]):
+        verdict = "has too few days to be compared with"
     days, margin = entry["n_targets"], f"{entry['margin']:g}"
     text = (
         f"{first} {verdict} {second}: {number(entry['first_mean'])} against {number(entry['second_mean'])}, "

@@ -162,8 +162,7 @@ def verdict(run: StoredRun) -> Section:
                 "Scores are variance-weighted R², held out. Brackets are 95 % intervals over target days; those "
                 "after a "
                 "signed number are intervals of the paired difference. A difference whose interval includes zero is "
-                "called no clear difference, as is one on a single target day, or on fewer than five days that "
-                "disagree "
+                "called no clear difference. A single target day decides nothing, nor do fewer than five that disagree "
                 "in size.",
                 kind="fine",
             )
