@@ -28,7 +28,7 @@ def label_features(
     filled, known = np.zeros_like(labels), np.zeros(n, bool)
     first, last = (np.searchsorted(stretch, stretch, side=side) for side in ("left", "right"))
     for begin in np.unique(first):
-        rows = np.arange(begin, last[begin])
+        rows = np.arange(int(begin), int(last[begin]))
         near = np.ones(len(rows), bool)
         for output in range(labels.shape[1]):
             told = rows[np.isfinite(labels[rows, output])]

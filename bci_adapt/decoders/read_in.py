@@ -124,7 +124,7 @@ class ReadInDecoder(OnlineDecoder):
 
     def _encoding(self, sessions: Sequence[Bins]) -> np.ndarray:
         """B, (n_label_features, n_channels): what normalised counts are in the mean, from features of the labels."""
-        gram, products = 0.0, 0.0
+        gram, products = np.zeros(()), np.zeros(())
         last = range(max(0, len(sessions) - N_DAYS), len(sessions))
         for bins in OneByOne(lambda day: sessions[day], last):
             x = Normaliser.fit(bins.X, bins.observed).apply(bins.X, bins.observed)[0]
@@ -278,7 +278,7 @@ class ReadInDecoder(OnlineDecoder):
     def _learn_shares(self, pairs: np.ndarray, labels: np.ndarray) -> None:
         """Errors of both predictions (n, 2, n_outputs), and the shares that make their sum best."""
         errors = pairs - labels[:, None]
-        told = np.isfinite(errors).all(axis=1)
+        told = np.asarray(np.isfinite(errors).all(axis=1))
         if not told.any():
             return
         errors = np.where(told[:, None], errors, 0.0)
