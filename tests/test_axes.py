@@ -24,6 +24,7 @@ from bci_adapt.experiment.comparing import compare_config
 from bci_adapt.experiment.config import parse_config
 from bci_adapt.experiment.explain import explain
 from bci_adapt.experiment.jobs import counterfactual
+from bci_adapt.experiment.pairs import unscorable
 from bci_adapt.experiment.preparing import prepare_sessions
 from bci_adapt.experiment.run import run_experiment
 from bci_adapt.live import adapting
@@ -154,7 +155,7 @@ def test_a_source_whose_muscle_never_moves_is_refused_with_the_way_out(days, tmp
     chosen = config(files, axes={"emg": ["FCR", "FDS"]})
     prepared, pairs = prepare_sessions(chosen, chosen.pairs, workers=0)
     running.require_source(prepared.sessions["day0"], chosen)
-    assert running.unscorable(prepared.sessions[pairs[0].target], chosen) == ""
+    assert unscorable(prepared.sessions[pairs[0].target], chosen) == ""
 
 
 def test_compare_takes_axes_and_what_is_done_with_bins_that_a_unit_misses(days):

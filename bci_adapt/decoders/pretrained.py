@@ -281,14 +281,19 @@ class PretrainedDecoder(Decoder):
         if any(key in _RUNNING or key.startswith(_STATE) for key in arrays):
             require_arrays(_RUNNING, self._lengths(), arrays, self.name)
             online = {key.removeprefix(_STATE): value for key, value in arrays.items() if key.startswith(_STATE)}
-            for name, each in online.items():
-                if each.dtype.kind == "f" and not np.isfinite(each).all():
-                    raise InputError(f"{name}: expected finite numbers, got others: its weights have diverged")
+            require_finite(online)
             self.state_ = adopt(self._learner(), online, "the stored decoder")
             self.running_ = replace(
                 self._normaliser(), mean=arrays["running_mean"], variance=arrays["running_variance"]
             )
             self._fresh_session = bool(arrays["fresh_session"])
+
+
+def require_finite(state: Mapping[str, np.ndarray]) -> None:
+    """`InputError`, naming the array, for numbers of a learner's state that are not finite."""
+    for name, each in state.items():
+        if each.dtype.kind == "f" and not np.isfinite(each).all():
+            raise InputError(f"{name}: expected finite numbers, got others: its weights have diverged")
 
 
 def _joined(members: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

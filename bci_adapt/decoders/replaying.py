@@ -9,8 +9,10 @@ import numpy as np
 
 from bci_adapt.decoders.inputs import Bins
 from bci_adapt.decoders.online_rnn import SMALL, OnlineDecoder
+from bci_adapt.decoders.pretrained import require_finite
 from bci_adapt.decoders.settings import require_numbers
 from bci_adapt.decoders.stored import Form, require_arrays
+from bci_adapt.errors import InputError
 from bci_adapt.learning.backends import loop as kernel
 from bci_adapt.learning.online import State, adopt, run, start
 
@@ -101,7 +103,7 @@ class ReplayingDecoder(OnlineDecoder):
             "replay_place": np.array([self._now, self._now, self._now, 0], np.int64),
         }
         fresh = start(self.state_.learner, self.state_.arrays["W"], self.state_.arrays["C"]).arrays
-        self.own_ = {name: fresh[name] for name in fresh if name in _OWN or name.startswith("ring_")}
+        self.own_ = {name: each for name, each in fresh.items() if _is_own(name)}
 
     @property
     def _kept(self) -> int:
@@ -214,5 +216,14 @@ class ReplayingDecoder(OnlineDecoder):
             require_arrays(_TOLD, self._lengths(), arrays, self.name)
             self.told_ = {name: np.require(arrays[name], requirements=["C", "W"]) for name in _TOLD}
             own = {name.removeprefix(_PREFIX): each for name, each in arrays.items() if name.startswith(_PREFIX)}
+            if missing := sorted({name for name in self.state_.arrays if _is_own(name)} - set(own)):
+                named = ", ".join(_PREFIX + name for name in missing)
+                raise InputError(f"arrays missing from a stored {self.name} decoder: {named}")
+            require_finite(own)
             whole = adopt(self._learner(), self.state_.arrays | own, "the stored decoder's replay")
-            self.own_ = {name: whole.arrays[name] for name in whole.arrays if name in _OWN or name.startswith("ring_")}
+            self.own_ = {name: each for name, each in whole.arrays.items() if _is_own(name)}
+
+
+def _is_own(name: str) -> bool:
+    """Whether an array of a learner's state is the replay's own, beside the one of the session itself."""
+    return name in _OWN or name.startswith("ring_")
