@@ -220,7 +220,10 @@ class PretrainedDecoder(Decoder):
         x, self.running_ = self.running_.apply(bins.X, bins.observed)
         return bins, x
 
-    def _predict(self, bins: Bins, continuing: bool) -> np.ndarray:
+    def _predicting(self, continuing: bool) -> tuple[State, Normaliser]:
+        """A state of its own that predicts by the weights as they are, and statistics; from where the session stands
+        where it goes on.
+        """
         adapted = hasattr(self, "state_")
         W, C = self.state_.predictor() if adapted else self.start_weights_
         hidden = self.state_.predictor_hidden() if adapted and continuing else None
@@ -229,6 +232,10 @@ class PretrainedDecoder(Decoder):
         if adapted and continuing:
             output = "mean_output" if self.state_.learner.average is not None else "output"
             state.arrays["output"][:] = self.state_.arrays[output]
+        return state, running
+
+    def _predict(self, bins: Bins, continuing: bool) -> np.ndarray:
+        state, running = self._predicting(continuing)
         predictions = []
         for begin in range(0, max(len(bins.X), 1), BLOCK):
             X, observed, reset = (each[begin : begin + BLOCK] for each in (bins.X, bins.observed, bins.reset))

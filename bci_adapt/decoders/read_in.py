@@ -10,12 +10,11 @@ import numpy as np
 from bci_adapt.decoders.inputs import Bins
 from bci_adapt.decoders.label_features import label_features, variables_of
 from bci_adapt.decoders.online_rnn import SMALL, OnlineDecoder
-from bci_adapt.decoders.pretrained import PretrainedDecoder
 from bci_adapt.decoders.stored import Form
 from bci_adapt.decoders.timing import arrival_bins, delay_bins
 from bci_adapt.ground.one_by_one import OneByOne
 from bci_adapt.learning.normaliser import FLOOR, Normaliser
-from bci_adapt.learning.online import run, start
+from bci_adapt.learning.online import run
 
 WINDOW_S, SPACING_S = 0.5, 0.125
 """Labels this long before and after a bin, and how far apart they are taken, say what the network's inputs are then."""
@@ -316,14 +315,7 @@ class ReadInDecoder(OnlineDecoder):
         return regression @ (directions / np.maximum(shrunk, LEAST_SHRUNK)) @ directions.T
 
     def _predict(self, bins: Bins, continuing: bool) -> np.ndarray:
-        adapted = hasattr(self, "state_")
-        W, C = self.state_.predictor() if adapted else self.start_weights_
-        hidden = self.state_.predictor_hidden() if adapted and continuing else None
-        running = self.running_ if adapted else self._normaliser()
-        state = start(PretrainedDecoder._learner(self), W, C, hidden)
-        if adapted and continuing:
-            output = "mean_output" if self.state_.learner.average is not None else "output"
-            state.arrays["output"][:] = self.state_.arrays[output]
+        state, running = self._predicting(continuing)
         own = self.own_sums_, self.own_bins_, self.own_mean_, self.own_variance_
         sums, n, mean, variance = own if continuing else (np.zeros_like(self.own_sums_), 0.0, *own[2:])
         predictions, at, passed = [np.zeros((0, self.n_outputs_))], 0, int(self.session_bins_) if continuing else 0
