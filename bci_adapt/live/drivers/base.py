@@ -14,6 +14,7 @@ before it: what `adapt` does with the same ``arrives``. Whether `work` is called
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ from bci_adapt.decoders.inputs import Bins
 from bci_adapt.decoders.timing import LABEL_DELAY_S, delay_bins
 
 
-class Driver:
+class Driver(ABC):
     """One decoder, driven. `wait` is how many bins after its own a label is waited for, at least the decoder's delay.
 
     Attributes
@@ -45,33 +46,38 @@ class Driver:
         self.label_mean = np.asarray(getattr(decoder, "label_mean_", np.zeros(decoder.n_outputs_)))
         self.label_scale = np.asarray(getattr(decoder, "label_scale_", np.full(decoder.n_outputs_, np.inf)))
 
+    @abstractmethod
     def forward(self, counts: np.ndarray, reset: bool) -> np.ndarray:
         """Predict the next bin of `counts` (n_channels,), floats, raw; returns (n_outputs,), which the next call
         overwrites. With `reset` it is the first bin of a segment. A bin with any that is negative or not finite was not
         `observed`.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def give(self, i: int, y: np.ndarray) -> None:
         """The label (n_outputs,) of bin i, NaN where it is missing: once for a bin, observed, that still waits."""
 
+    @abstractmethod
     def overdue(self, i: int) -> None:
         """Bin i, if it still waits, waits no longer: nothing is learned from it."""
 
+    @abstractmethod
     def work(self) -> None:
         """Learn from what is due by the end of the last bin."""
 
+    @abstractmethod
     def forget(self) -> None:
         """Labels that wait to be learned from are not: their bins count as without."""
 
+    @abstractmethod
     def weights(self) -> dict[str, np.ndarray]:
         """All that learning moves, by name, as it is (no copies): what a roll-back brings back."""
-        return {}
 
+    @abstractmethod
     def watched(self) -> list[np.ndarray]:
         """The weights whose updates a guard looks at: those that learn, as they are."""
-        return []
 
+    @abstractmethod
     def restore(self, kept: Mapping[str, np.ndarray]) -> None:
         """Bring back a copy of `weights`. The next bin must be a segment's first."""
 
@@ -112,3 +118,26 @@ class FixedDriver(Driver):
             vars(decoder).update(held)
         self.bin += 1
         return predicted
+
+    def give(self, i: int, y: np.ndarray) -> None:
+        """A label teaches nothing."""
+
+    def overdue(self, i: int) -> None:
+        """No bin waits."""
+
+    def work(self) -> None:
+        """There is nothing to learn."""
+
+    def forget(self) -> None:
+        """Nothing waits."""
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """None moves."""
+        return {}
+
+    def watched(self) -> list[np.ndarray]:
+        """None moves."""
+        return []
+
+    def restore(self, kept: Mapping[str, np.ndarray]) -> None:
+        """None has moved."""
